@@ -88,7 +88,7 @@ impl Plugin for Bridge {
         let valid = request.valid_attachments()?;
         block_on(async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
-            let leftover = |alias: &Alias| {
+            let leftover = |alias: &Alias<'_>| {
                 let attachment = (alias.container_id.to_owned(), alias.ifname.to_owned());
                 alias.network == request.network && !valid.contains(&attachment)
             };
