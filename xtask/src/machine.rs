@@ -23,9 +23,9 @@ use serde::{Deserialize, Serialize};
 
 /// A part that dies at once is started again after this, doubled each time.
 const RESTART_FIRST: Duration = Duration::from_millis(100);
-const RESTART_MOST: Duration = Duration::from_secs(10);
+const RESTART_MOST: Duration = Duration::from_secs(2);
 /// A part that ran this long starts over with the first delay.
-const RESTART_FORGET: Duration = Duration::from_secs(10);
+const RESTART_FORGET: Duration = Duration::from_secs(2);
 
 /// Everything that the machine needs to know; `up` writes it to `machine.json` in the node's folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,7 +42,7 @@ fn the_agent_dies_under_load_and_its_successor_adopts_the_pods() {
         let found = kubectl.get("endpoints/hello", "{.subsets[0].addresses[*].ip}");
         if found.split_whitespace().count() == 3 { Ok(()) } else { Err(found) }
     });
-    let load = Load::start(&kubectl, "load", &format!("{address}:80"), 12);
+    let load = Load::start(&kubectl, "load", &format!("{address}:80"), 25);
     let writer = "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.1; done";
     kubectl.run(&[
         "run",
