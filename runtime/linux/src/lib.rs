@@ -1,1 +1,10 @@
-//! Not built yet.
+//! Safe wrappers around the Linux kernel for the node's crates; all raw system calls live here.
+//!
+//! Every error carries the name of the call and its object. Nothing here decides, retries or logs.
+#![expect(unsafe_code, reason = "raw system calls live in this crate and nowhere else")]
+
+mod error;
+
+pub mod pty;
+
+pub use error::Error;
