@@ -5,6 +5,13 @@
 
 mod error;
 
+pub mod cgroup;
+pub mod fds;
+pub mod interface;
+pub mod memfd;
+pub mod mount;
+pub mod process;
 pub mod pty;
+pub mod scm;
 
 pub use error::Error;
