@@ -35,3 +35,16 @@ pub fn close_on_exec_from(first: u32) -> Result<(), Error> {
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result < 0 { Err(Error::last("close_range", first)) } else { Ok(()) }
 }
+
+/// Closes every descriptor from `first` on: for a forked process that goes on without anything of its parent's.
+///
+/// # Safety
+/// Nothing that runs afterwards in this process may use an owner of one of the descriptors.
+///
+/// # Errors
+/// The kernel's.
+pub unsafe fn close_from(first: u32) -> Result<(), Error> {
+    // SAFETY: the caller promises that no owner of a closed descriptor is used again.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    if result < 0 { Err(Error::last("close_range", first)) } else { Ok(()) }
+}

@@ -7,10 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::Error;
 
@@ -85,23 +82,6 @@ pub fn tmpfs(target: &Path, options: &str) -> Result<(), Error> {
         .map_err(|errno| Error::new("mount tmpfs on", target.display(), errno))
 }
 
-/// A tmpfs that is mounted nowhere yet; it lives as long as the descriptor or a mount of it.
-///
-/// # Errors
-/// The kernel's.
-pub fn detached_tmpfs(size_bytes: u64, mode: u32) -> Result<OwnedFd, Error> {
-    let failed = |call| move |errno| Error::new(call, "tmpfs", errno);
-    let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("fsopen"))?;
-    rustix::mount::fsconfig_set_string(&context, "size", size_bytes.to_string())
-        .map_err(failed("fsconfig"))?;
-    rustix::mount::fsconfig_set_string(&context, "mode", format!("{mode:o}")).map_err(failed("fsconfig"))?;
-    rustix::mount::fsconfig_create(&context).map_err(failed("fsconfig"))?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("fsmount"))
-}
-
 /// A detached copy of the mount tree at a path. It stays in the peer group of what it was copied from.
 ///
 /// # Errors
@@ -110,17 +90,6 @@ pub fn clone_tree(path: &Path) -> Result<OwnedFd, Error> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     rustix::mount::open_tree(CWD, path, flags).map_err(|errno| Error::new("open_tree", path.display(), errno))
-}
-
-/// A detached copy of the mount that a descriptor of [`clone_tree`] or [`detached_tmpfs`] stands for.
-///
-/// # Errors
-/// The kernel's; EINVAL before Linux 6.15 for a detached mount of another mount namespace.
-pub fn clone_detached(tree: impl AsFd) -> Result<OwnedFd, Error> {
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    rustix::mount::open_tree(tree, "", flags)
-        .map_err(|errno| Error::new("open_tree", "detached mount", errno))
 }
 
 /// Mounts a detached tree at a path.

@@ -28,14 +28,36 @@ pub struct ForkOptions<'a> {
     pub namespaces: u64,
 }
 
+/// Proof that the process had one thread when it was asked; whoever holds it starts none.
+#[derive(Clone, Copy, Debug)]
+pub struct SingleThreaded(());
+
+impl SingleThreaded {
+    /// Asks /proc.
+    ///
+    /// # Errors
+    /// EDEADLK when there are more threads.
+    pub fn verify() -> Result<SingleThreaded, Error> {
+        match thread_count()? {
+            1 => Ok(SingleThreaded(())),
+            count => Err(Error::new(
+                "fork",
+                format_args!("process with {count} threads"),
+                rustix::io::Errno::DEADLK,
+            )),
+        }
+    }
+}
+
 /// Runs `child` in a forked process, which exits with the code that it returns, and gives the pid and a pidfd to the caller.
 ///
 /// # Errors
-/// The kernel's; EDEADLK when the caller has more than one thread.
-pub fn fork(options: ForkOptions<'_>, child: impl FnOnce() -> i32) -> Result<(i32, OwnedFd), Error> {
-    if thread_count()? != 1 {
-        return Err(Error::new("clone3", "threaded process", rustix::io::Errno::DEADLK));
-    }
+/// The kernel's.
+pub fn fork(
+    _proof: SingleThreaded,
+    options: ForkOptions<'_>,
+    child: impl FnOnce() -> i32,
+) -> Result<(i32, OwnedFd), Error> {
     let mut pidfd: libc::c_int = -1;
     let mut flags = options.namespaces | libc::CLONE_PIDFD as u64;
     if options.sibling {
@@ -51,7 +73,7 @@ pub fn fork(options: ForkOptions<'_>, child: impl FnOnce() -> i32) -> Result<(i3
     arguments.pidfd = &raw mut pidfd as u64;
     // A sibling takes its exit signal from the caller's own parent and must not name one.
     arguments.exit_signal = if options.sibling { 0 } else { libc::SIGCHLD as u64 };
-    // SAFETY: without CLONE_VM this is a fork; the process has one thread (checked above), so no lock can be held by another one; the arguments
+    // SAFETY: without CLONE_VM this is a fork; the process has one thread (the proof says so), so no lock can be held by another one; the arguments
     // outlive the call.
     let pid = unsafe {
         libc::syscall(libc::SYS_clone3, &raw mut arguments, std::mem::size_of::<libc::clone_args>())

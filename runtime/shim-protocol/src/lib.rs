@@ -15,6 +15,10 @@ pub use frame::{FrameError, MAX_FRAME_BYTES, encode, take_frame};
 
 /// Version of the protocol.
 pub const VERSION: u32 = 1;
+/// Size of a pod's /dev/shm in bytes, as containerd has it.
+pub const SHM_BYTES: u64 = 64 * 1024 * 1024;
+/// The descriptor under which libcontainer finds a pid namespace that the pod's containers share.
+pub const PID_NAMESPACE_FD: i32 = 100;
 /// First argument of a shim's command line, by which a runtime finds shims without any file.
 pub const PROGRAM: &str = "orlop-shim";
 
@@ -56,8 +60,8 @@ pub struct ShimConfig {
     /// Kernel parameters, `net.ipv4.ip_forward` to `1`.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
-    /// Size of the shared /dev/shm.
-    pub shm_bytes: u64,
+    /// Where the pod's /dev/shm is mounted; `None`: the node's is used.
+    pub shm: Option<PathBuf>,
 }
 
 /// A request and the number that its answer will carry.
@@ -87,8 +91,10 @@ pub enum Request {
     },
     /// Kill what is left of a container, remove its control groups and forget it.
     Delete {
-        /// Which.
+        /// Which; it need not be known any more.
         container: String,
+        /// Its control group.
+        cgroup: String,
     },
     /// Run a process in a container. Without a terminal, the descriptors of the wanted streams come with the frame, in order.
     Exec(Box<ExecProcess>),
@@ -165,22 +171,13 @@ pub struct RootFs {
     pub work: PathBuf,
 }
 
-/// A mount made in the container's mount namespace at a path of its bundle.
+/// A tree of the host that is mounted at a path of the bundle, for the container's mount namespace only, and keeps its propagation both ways.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Staged {
     /// What.
-    pub source: StagedSource,
-    /// Directory that exists.
+    pub source: PathBuf,
+    /// Directory or file that exists.
     pub target: PathBuf,
-}
-
-/// What is staged.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum StagedSource {
-    /// The pod's shared memory.
-    Shm,
-    /// A tree of the host that keeps its propagation both ways.
-    Shared(PathBuf),
 }
 
 /// Limits in the units of the control group files. See `linux::cgroup::Limits`.

@@ -15,7 +15,7 @@ fn start_time_survives_odd_names() {
 fn a_threaded_process_is_not_forked() {
     let (send, receive) = std::sync::mpsc::channel::<()>();
     let other = std::thread::spawn(move || receive.recv());
-    let error = fork(ForkOptions::default(), || 0).unwrap_err();
+    let error = SingleThreaded::verify().unwrap_err();
     assert_eq!(error.errno(), Some(libc::EDEADLK));
     drop(send);
     let _ = other.join();
