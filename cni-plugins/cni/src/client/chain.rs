@@ -164,7 +164,12 @@ impl Chain<'_> {
     }
 
     fn failed(&self, plugin: &PluginConfig, verb: Verb, error: crate::exec::ExecError) -> Error {
-        Error::Plugin { plugin: plugin.plugin_type.clone(), network: self.network.name.clone(), verb, error }
+        Error::Plugin {
+            plugin: plugin.plugin_type.clone(),
+            network: self.network.name.clone(),
+            verb,
+            error: Box::new(error),
+        }
     }
 
     /// The plugin's own object with the keys that the runtime adds.
