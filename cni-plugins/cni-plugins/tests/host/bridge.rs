@@ -104,9 +104,9 @@ fn check_notices_what_was_changed() {
         inside.del_address(link.index, address).await.expect("it is deleted");
     });
     assert!(message(&config).contains("Failed to match addr 10.97.0.2/24"), "{}", message(&config));
+    let port = host_links().into_iter().find(|link| link.is_kind("veth")).expect("the port");
     block_on(async {
         let host = Netlink::open().expect("a socket");
-        let port = host_links().into_iter().find(|link| link.is_kind("veth")).expect("the port");
         let change = LinkChange { master: Some(None), ..LinkChange::default() };
         host.change_link(port.index, &change).await.expect("it leaves the bridge");
     });
