@@ -198,8 +198,9 @@ fn many_at_once_get_different_addresses() {
     let node = Node::new();
     let config = node.config("1.0.0");
     let containers: Vec<Container> = (0..16).map(|index| Container::new(&format!("c{index}"))).collect();
+    let config = &config;
     let results: Vec<Value> = std::thread::scope(|scope| {
-        let adding: Vec<_> = containers.iter().map(|c| scope.spawn(|| add(&config, c))).collect();
+        let adding: Vec<_> = containers.iter().map(|c| scope.spawn(move || add(config, c))).collect();
         adding.into_iter().map(|thread| thread.join().expect("an attachment")).collect()
     });
     let addresses: std::collections::BTreeSet<IpAddr> =
@@ -208,7 +209,7 @@ fn many_at_once_get_different_addresses() {
     containers[0].talks_to(Some(&containers[15]), address(&results[15], 0));
     std::thread::scope(|scope| {
         for container in &containers {
-            scope.spawn(|| del(&config, container));
+            scope.spawn(move || del(config, container));
         }
     });
     assert_eq!(node.leases(), Vec::<String>::new());

@@ -194,14 +194,21 @@ pub fn host_links() -> Vec<Link> {
     block_on(async { Netlink::open().expect("a socket").links().await.expect("the links") })
 }
 
+/// Link-local and multicast, which the kernel adds in its own time.
+fn is_automatic(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_multicast())
+}
+
 /// Numbers that the kernel hands out (indexes) are replaced by names.
 async fn state(netlink: &Netlink) -> Vec<String> {
     let links = netlink.links().await.expect("the links");
     let name = |index: u32| {
         links.iter().find(|link| link.index == index).map_or_else(|| "?".to_owned(), |link| link.name.clone())
     };
-    let addresses = netlink.addresses(None).await.expect("the addresses");
-    let routes = netlink.routes().await.expect("the routes");
+    let mut addresses = netlink.addresses(None).await.expect("the addresses");
+    let mut routes = netlink.routes().await.expect("the routes");
+    addresses.retain(|address| !is_automatic(address.network.ip()));
+    routes.retain(|route| !is_automatic(route.destination.ip()));
     let mut lines: Vec<String> = links
         .iter()
         .map(|link| format!("link {} up {} mtu {} {:?}", link.name, link.up, link.mtu, link.alias))
