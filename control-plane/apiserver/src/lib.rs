@@ -3,5 +3,13 @@
 //! Input: options, a data directory and requests. Output: the Kubernetes API. It runs no controller and no scheduler;
 //! those are clients of it, in the crate `controllers`.
 
+pub mod cache;
+pub mod error;
+pub mod kinds;
+pub mod names;
+pub mod object;
 pub mod pki;
+pub mod quantity;
+pub mod schema;
+pub mod selectors;
 pub mod storage;

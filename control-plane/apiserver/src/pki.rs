@@ -13,8 +13,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -37,7 +37,9 @@ pub enum PkiError {
     Make { name: String, source: rcgen::Error },
     #[error("subject alternative name {value:?}: not a DNS name or an IP address")]
     Name { value: String },
-    #[error("server address unknown: start the server once with this data directory, or pass --server https://ADDRESS:PORT")]
+    #[error(
+        "server address unknown: start the server once with this data directory, or pass --server https://ADDRESS:PORT"
+    )]
     NoServerAddress,
 }
 
@@ -55,7 +57,8 @@ impl Credentials {
         let chain = CertificateDer::pem_slice_iter(self.certificate.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| broken(error.to_string()))?;
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|error| broken(error.to_string()))?;
+        let key =
+            PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|error| broken(error.to_string()))?;
         Ok((chain, key))
     }
 }
@@ -175,7 +178,8 @@ impl Pki {
         let certificate_path = self.directory.join(format!("{stem}.crt"));
         let key_path = self.directory.join(format!("{stem}.key"));
         if certificate_path.exists() && key_path.exists() {
-            let kept = Credentials { certificate: files::read(&certificate_path)?, key: files::read(&key_path)? };
+            let kept =
+                Credentials { certificate: files::read(&certificate_path)?, key: files::read(&key_path)? };
             if covers(&certificate_path, &kept, leaf.names)? {
                 return Ok(kept);
             }
@@ -190,7 +194,8 @@ impl Pki {
         let failed = |source| PkiError::Make { name: leaf.common_name.to_owned(), source };
         let mut params = CertificateParams::default();
         params.distinguished_name = subject(leaf.common_name, leaf.organization);
-        params.subject_alt_names = leaf.names.iter().map(|name| alternative_name(name)).collect::<Result<_, _>>()?;
+        params.subject_alt_names =
+            leaf.names.iter().map(|name| alternative_name(name)).collect::<Result<_, _>>()?;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![leaf.usage.clone()];
@@ -239,7 +244,8 @@ pub fn write_node_credentials(pki: &Pki, request: &NodeCredentials<'_>) -> Resul
     let client = pki.client(Identity::Node(request.node))?;
     let serving = pki.kubelet_server(request.node, request.address)?;
     let user = format!("system:node:{}", request.node);
-    let kubeconfig = Kubeconfig { server: request.server, ca: pki.ca_certificate(), user: &user, client: &client };
+    let kubeconfig =
+        Kubeconfig { server: request.server, ca: pki.ca_certificate(), user: &user, client: &client };
     files::write_atomically(&request.out.join("kubelet.key"), serving.key.as_bytes())?;
     files::write_atomically(&request.out.join("kubelet.crt"), serving.certificate.as_bytes())?;
     files::write_atomically(&request.out.join("client-ca.crt"), pki.ca_certificate().as_bytes())?;
@@ -300,7 +306,8 @@ fn covers(path: &Path, kept: &Credentials, names: &[String]) -> Result<bool, Pki
     let broken = |reason: String| PkiError::Parse { path: path.to_owned(), reason };
     let (chain, _) = kept.der().map_err(|error| broken(error.to_string()))?;
     let first = chain.first().ok_or_else(|| broken("no certificate in it".into()))?;
-    let (_, parsed) = x509_parser::parse_x509_certificate(first).map_err(|error| broken(error.to_string()))?;
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(first).map_err(|error| broken(error.to_string()))?;
     let mut present = BTreeSet::new();
     if let Ok(Some(extension)) = parsed.subject_alternative_name() {
         for name in &extension.value.general_names {

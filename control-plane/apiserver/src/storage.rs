@@ -50,9 +50,15 @@ pub struct Compare {
 /// One write of a transaction. Each takes a revision of its own, in order.
 #[derive(Clone, Debug)]
 pub enum Write {
-    Put { key: Key, value: Bytes },
+    Put {
+        key: Key,
+        value: Bytes,
+    },
     /// Deletes the key; `last` is the object's final state, kept for watchers.
-    Delete { key: Key, last: Bytes },
+    Delete {
+        key: Key,
+        last: Bytes,
+    },
 }
 
 impl Write {

@@ -26,7 +26,8 @@ fn server_certificate_is_made_again_when_a_name_is_new() {
     assert!(names.contains(&"kubernetes.default.svc".to_owned()) && names.contains(&"10.96.0.1".to_owned()));
     let first = pki.server(&names).unwrap();
     assert_eq!(first.key, pki.server(&names).unwrap().key);
-    let more = server_names("10.1.2.3".parse().unwrap(), "10.96.0.1".parse().unwrap(), &["edge.example".into()]);
+    let more =
+        server_names("10.1.2.3".parse().unwrap(), "10.96.0.1".parse().unwrap(), &["edge.example".into()]);
     assert_ne!(first.key, pki.server(&more).unwrap().key);
 }
 

@@ -68,9 +68,12 @@ pub struct EmbeddedStore {
 
 /// Opens or creates the store at `path` and reads everything in it. A file left by an unclean stop is repaired.
 pub fn open(path: &Path, history_limit: usize) -> Result<Opened, OpenError> {
-    let failed = |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
-    let database =
-        Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path).map_err(|error| failed(error.into()))?;
+    let failed =
+        |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
+    let database = Database::builder()
+        .set_cache_size(PAGE_CACHE_BYTES)
+        .create(path)
+        .map_err(|error| failed(error.into()))?;
     create_tables(&database).map_err(failed)?;
     let mut writer = Writer {
         database,
@@ -120,12 +123,14 @@ fn create_tables(database: &Database) -> Result<(), redb::Error> {
 
 fn read_meta(database: &Database) -> Result<(Revision, Revision), redb::Error> {
     let table = database.begin_read()?.open_table(META)?;
-    let number = |name: &str| -> Result<u64, redb::Error> { Ok(table.get(name)?.map_or(0, |value| value.value())) };
+    let number =
+        |name: &str| -> Result<u64, redb::Error> { Ok(table.get(name)?.map_or(0, |value| value.value())) };
     Ok((number(REVISION)?, number(COMPACTED)?))
 }
 
 fn read_all(database: &Database, path: &Path) -> Result<Vec<Change>, OpenError> {
-    let failed = |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
+    let failed =
+        |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
     let table = database
         .begin_read()
         .map_err(|error| failed(error.into()))?
@@ -256,7 +261,10 @@ impl Writer {
             Expect::Absent => at.is_some(),
             Expect::At(revision) => at != Some(revision),
         };
-        let failed = transaction.compares.iter().find(|compare| differs(&compare.expect, self.index.get(&compare.key)));
+        let failed = transaction
+            .compares
+            .iter()
+            .find(|compare| differs(&compare.expect, self.index.get(&compare.key)));
         failed.map(|compare| compare.key.clone())
     }
 

@@ -18,11 +18,16 @@ fn start(path: &Path, history: usize) -> (EmbeddedStore, Loaded, Arc<Mutex<Vec<C
     let loaded = std::mem::take(&mut opened.loaded);
     let seen: Arc<Mutex<Vec<Change>>> = Arc::default();
     let sink = seen.clone();
-    let store = opened.start(Box::new(move |changes| sink.lock().unwrap().extend_from_slice(changes))).unwrap();
+    let store =
+        opened.start(Box::new(move |changes| sink.lock().unwrap().extend_from_slice(changes))).unwrap();
     (store, loaded, seen)
 }
 
-async fn commit(store: &EmbeddedStore, compares: Vec<Compare>, writes: Vec<Write>) -> Result<Revision, StorageError> {
+async fn commit(
+    store: &EmbeddedStore,
+    compares: Vec<Compare>,
+    writes: Vec<Write>,
+) -> Result<Revision, StorageError> {
     store.commit(Transaction { compares, writes }).await
 }
 
@@ -52,7 +57,9 @@ async fn a_reopened_store_has_its_state_and_a_bounded_history() {
         for n in 0..50u64 {
             commit(&store, vec![], vec![put(&key(n % 5), &n.to_string())]).await.unwrap();
         }
-        commit(&store, vec![], vec![Write::Delete { key: key(0), last: Bytes::from_static(b"45") }]).await.unwrap();
+        commit(&store, vec![], vec![Write::Delete { key: key(0), last: Bytes::from_static(b"45") }])
+            .await
+            .unwrap();
     }
     // The writer thread ends after the store is dropped; the file's lock says when.
     let opened = loop {
@@ -109,7 +116,9 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
         let mut seen = 0;
         for line in lines {
             let Ok(line) = line else { break };
-            let Some(number) = line.strip_prefix("ack ").and_then(|n| n.parse::<u64>().ok()) else { continue };
+            let Some(number) = line.strip_prefix("ack ").and_then(|n| n.parse::<u64>().ok()) else {
+                continue;
+            };
             acknowledged = acknowledged.max(number);
             seen += 1;
             if seen == wanted {
