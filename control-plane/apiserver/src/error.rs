@@ -224,6 +224,15 @@ impl ApiError {
         ApiError::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
     }
 
+    pub fn too_large_message(message: String) -> Self {
+        ApiError::new(413, "RequestEntityTooLarge", message)
+    }
+
+    /// A patch that is well formed but cannot be applied.
+    pub fn unprocessable(message: impl Into<String>) -> Self {
+        ApiError::new(422, "Invalid", message)
+    }
+
     pub fn unsupported_media_type(supported: &str) -> Self {
         let message = format!(
             "the body of the request was in an unknown format - accepted media types include: {supported}"

@@ -3,11 +3,14 @@
 //! Input: options, a data directory and requests. Output: the Kubernetes API. It runs no controller and no scheduler;
 //! those are clients of it, in the crate `controllers`.
 
+pub mod allocators;
+pub mod auth;
 pub mod cache;
 pub mod error;
 pub mod kinds;
 pub mod names;
 pub mod object;
+pub mod patch;
 pub mod pki;
 pub mod quantity;
 pub mod schema;
