@@ -4,10 +4,14 @@
 //! those are clients of it, in the crate `controllers`.
 
 pub mod allocators;
+pub mod api;
 pub mod auth;
+pub mod bootstrap;
 pub mod cache;
 pub mod error;
+pub mod http;
 pub mod kinds;
+pub mod kubelet;
 pub mod names;
 pub mod object;
 pub mod patch;
@@ -16,3 +20,4 @@ pub mod quantity;
 pub mod schema;
 pub mod selectors;
 pub mod storage;
+pub mod verbs;
