@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -22,6 +23,7 @@ use crate::options::Context;
 use crate::pods;
 use crate::queue::{Queue, QueueOptions};
 use crate::store::{Change, WriteMark};
+use crate::taints;
 use crate::worker::{Outcome, drive};
 
 pub mod plan;
@@ -32,10 +34,8 @@ use plan::{LABEL_MANAGED_BY, MANAGED_BY, Plan, View};
 
 /// The name under which events come from this controller.
 pub const COMPONENT: &str = "endpoint-slice-controller";
-/// The label that says where a node stands.
-pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// How long own writes may stay unseen before the cache is trusted anyway.
-const WRITES_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+const WRITES_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What is remembered of a Service between passes.
 #[derive(Default)]
@@ -43,7 +43,7 @@ struct Memory {
     triggers: TriggerTimes,
     written: Vec<WriteMark>,
     deleted: Vec<(ObjectKey, Option<String>)>,
-    since: Option<std::time::Instant>,
+    since: Option<Instant>,
 }
 
 pub struct Controller {
@@ -132,9 +132,8 @@ impl Controller {
                 continue;
             }
             let found = self.context.caches.nodes.get(&ObjectKey::cluster(node));
-            let zone = found.and_then(|found| found.metadata.labels.as_ref()?.get(LABEL_ZONE).cloned());
-            if let Some(zone) = zone {
-                zones.insert(node.to_owned(), zone);
+            if let Some(zone) = found.as_deref().and_then(taints::zone) {
+                zones.insert(node.to_owned(), zone.to_owned());
             }
         }
         zones
@@ -196,7 +195,7 @@ impl Controller {
         self.memory_mut(|all| {
             let memory = all.entry(key.clone()).or_default();
             memory.written.push(mark);
-            memory.since = Some(std::time::Instant::now());
+            memory.since = Some(Instant::now());
         });
     }
 
@@ -205,7 +204,7 @@ impl Controller {
         self.memory_mut(|all| {
             let memory = all.entry(key.clone()).or_default();
             memory.deleted.push(entry);
-            memory.since = Some(std::time::Instant::now());
+            memory.since = Some(Instant::now());
         });
     }
 }
