@@ -2,6 +2,7 @@
 //!
 //! Without a subcommand it serves until SIGTERM or SIGINT; `node-credentials` writes what a node needs to join.
 
+mod controllers;
 mod options;
 
 use std::process::ExitCode;
@@ -22,6 +23,10 @@ const WORKERS: usize = 2;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // One TLS provider for the server and its clients.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was installed before");
+    }
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match cli.command {
         Some(Command::NodeCredentials(arguments)) => node_credentials(&arguments),
@@ -49,13 +54,17 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
         let running = bootstrap::start(&options.server, stop.clone()).await?;
         println!("listening on {}", running.url);
+        let clients = crate::controllers::options(&options, &running).await?;
+        let mut controllers = tokio::spawn(crate::controllers::run(clients, stop.clone()));
         // Both may be dropped: a signal is only waited for once.
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            ended = &mut controllers => return ended.context("run the controllers")?,
         }
         tracing::info!("stopping");
         stop.cancel();
+        controllers.await.context("stop the controllers")??;
         running.stopped().await;
         Ok(())
     })
