@@ -1,6 +1,6 @@
 //! `bridge` with `host-local`: results, packets, switches, CHECK, failures.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use linux::netlink::{LinkChange, Netlink};
 use serde_json::{Value, json};
@@ -58,6 +58,33 @@ fn containers_reach_each_other_and_the_host() {
     assert_eq!(node.leases(), Vec::<String>::new());
     assert_eq!((a.state(), b.state()), before);
     assert!(!host_links().iter().any(|link| link.is_kind("veth")));
+}
+
+#[test]
+fn a_reused_address_is_announced() {
+    let node = Node::new();
+    let mut config = node.config("1.0.0");
+    config["runtimeConfig"] = json!({"ips": ["10.97.0.10", "fd97::10"]});
+    let (old, new, witness) = (Container::new("old"), Container::new("new"), Container::new("witness"));
+    let addresses = ["10.97.0.10", "fd97::10"].map(|text| text.parse::<IpAddr>().expect(text));
+    add(&config, &old);
+    add(&node.config("1.0.0"), &witness);
+    for address in addresses {
+        witness.talks_to(Some(&old), address);
+    }
+    del(&config, &old);
+    let result = add(&config, &new);
+    let mac = result["interfaces"][2]["mac"].as_str().unwrap_or_default();
+    // The witness sends nothing: it learns of the new owner because that one says so.
+    for address in addresses {
+        harness::wait::until("the announcement", Duration::from_secs(5), || {
+            let known = witness.neighbour(address).map(|mac| mac.to_string());
+            if known.as_deref() == Some(mac) { Ok(()) } else { Err(format!("{address} is at {known:?}")) }
+        });
+    }
+    for container in [&new, &witness] {
+        del(&config, container);
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use linux::{
-    netlink::{Link, Netlink},
+    netlink::{Link, MacAddress, Netlink},
     netns::{self, Netns},
 };
 use serde_json::{Value, json};
@@ -85,6 +85,15 @@ impl Container {
             let netlink = Netlink::open_in(&self.netns).expect("a socket");
             netlink.find_link(name).await.expect("an answer")
         })
+    }
+
+    /// Where the container believes an address to be.
+    pub fn neighbour(&self, address: IpAddr) -> Option<MacAddress> {
+        let known = block_on(async {
+            let netlink = Netlink::open_in(&self.netns).expect("a socket");
+            netlink.neighbours().await.expect("the neighbours")
+        });
+        known.into_iter().find(|neighbour| neighbour.address == address)?.mac
     }
 
     pub fn state(&self) -> Vec<String> {

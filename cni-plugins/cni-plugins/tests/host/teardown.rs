@@ -1,9 +1,13 @@
 //! What is left of attachments whose runtime lost them: DEL without a namespace, GC, STATUS.
 
-use linux::netns;
+use cni_plugins::bridge::{port_name, unfinished_group};
+use linux::{
+    netlink::{LinkChange, Netlink},
+    netns,
+};
 use serde_json::{Value, json};
 
-use super::node::{Call, Container, Node, host_links};
+use super::node::{Call, Container, Node, block_on, host_links};
 
 fn ports() -> Vec<String> {
     let links = host_links().into_iter().filter(|link| link.is_kind("veth"));
@@ -48,4 +52,32 @@ fn gc_keeps_valid_attachments_only() {
     assert!(lost.link("eth0").is_none());
     assert_eq!(Call::new("STATUS", &config, &keep).run("bridge"), Ok(Value::Null));
     assert_eq!(Call::new("DEL", &config, &keep).run("bridge"), Ok(Value::Null));
+}
+
+#[test]
+fn gc_removes_what_a_killed_add_left() {
+    let node = Node::new();
+    let mut config = node.config("1.1.0");
+    let a = Container::new("a");
+    Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
+    let port = host_links().into_iter().find(|link| link.is_kind("veth")).expect("the port");
+    assert_eq!((port.name, port.group), (port_name("pods", "a", "eth0"), 0));
+    // As it was before it got its alias.
+    block_on(async {
+        let change = LinkChange {
+            alias: Some(String::new()),
+            group: Some(unfinished_group("pods")),
+            ..LinkChange::default()
+        };
+        let host = Netlink::open().expect("a socket");
+        host.change_link(port.index, &change).await.expect("a change");
+    });
+    let mut gc = |valid: Value| {
+        config["cni.dev/valid-attachments"] = valid;
+        assert_eq!(Call::new("GC", &config, &a).run("bridge"), Ok(Value::Null));
+        ports().len()
+    };
+    assert_eq!(gc(json!([{"containerID": "a", "ifname": "eth0"}])), 1);
+    assert_eq!(gc(json!([])), 0);
+    assert_eq!(node.leases(), Vec::<String>::new());
 }
