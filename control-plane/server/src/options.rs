@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use apiserver::bootstrap::Options;
 use clap::{Args, Parser, Subcommand};
+use ipnetwork::IpNetwork;
 
 /// The Orlop control plane: API server, scheduler and controllers.
 #[derive(Debug, Parser)]
@@ -79,7 +80,7 @@ pub struct NodeCredentialsArguments {
 #[derive(Debug)]
 pub struct ServeOptions {
     pub server: Options,
-    pub cluster_cidr: String,
+    pub cluster_cidr: IpNetwork,
     pub node_monitor_grace_period: Duration,
 }
 
@@ -94,9 +95,10 @@ impl ServeArguments {
         let service_range = range.parse().with_context(|| {
             format!("--service-cluster-ip-range {range:?}: expected an IPv4 CIDR like 10.96.0.0/16")
         })?;
-        self.cluster_cidr.parse::<CidrCheck>().map_err(|()| {
-            anyhow::anyhow!("--cluster-cidr {:?}: expected a CIDR like 10.244.0.0/16", self.cluster_cidr)
-        })?;
+        let cidr = &self.cluster_cidr;
+        let cluster_cidr = cidr
+            .parse()
+            .with_context(|| format!("--cluster-cidr {cidr:?}: expected a CIDR like 10.244.0.0/16"))?;
         let server = Options {
             data_dir,
             bind: SocketAddr::new(self.bind_address, self.secure_port),
@@ -107,23 +109,9 @@ impl ServeArguments {
         };
         Ok(ServeOptions {
             server,
-            cluster_cidr: self.cluster_cidr.clone(),
+            cluster_cidr,
             node_monitor_grace_period: duration(&self.node_monitor_grace_period)?,
         })
-    }
-}
-
-/// Only says whether a text is a CIDR.
-struct CidrCheck;
-
-impl std::str::FromStr for CidrCheck {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (address, prefix) = text.split_once('/').ok_or(())?;
-        let address: IpAddr = address.parse().map_err(|_| ())?;
-        let prefix: u8 = prefix.parse().map_err(|_| ())?;
-        if prefix <= if address.is_ipv4() { 32 } else { 128 } { Ok(CidrCheck) } else { Err(()) }
     }
 }
 
