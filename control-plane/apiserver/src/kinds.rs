@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::cache::FieldValues;
 use crate::error::{FieldError, Resource};
+use crate::schema::protobuf::Numbers;
 use crate::schema::{Schemas, TypeId, source};
 
 pub use print::{Column, priority_of};
@@ -151,6 +152,7 @@ pub const REVIEWS: &[Review] = &[
 pub struct Registry {
     pub kinds: &'static [Kind],
     pub schemas: Schemas,
+    pub numbers: Numbers,
     types: HashMap<&'static str, TypeId>,
 }
 
@@ -176,7 +178,8 @@ impl Registry {
         let types = names
             .map(|name| Ok((name, schemas.find(name).ok_or(MissingType { name })?)))
             .collect::<Result<_, MissingType>>()?;
-        Ok(Registry { kinds: rows::KINDS, schemas, types })
+        let numbers = Numbers::build(&schemas);
+        Ok(Registry { kinds: rows::KINDS, schemas, numbers, types })
     }
 
     /// The compiled type of a name that `build` checked.

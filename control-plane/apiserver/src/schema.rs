@@ -6,6 +6,7 @@
 
 pub mod decode;
 mod facts;
+pub mod protobuf;
 pub mod source;
 
 use std::collections::HashMap;

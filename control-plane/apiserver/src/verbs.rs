@@ -17,7 +17,7 @@ use crate::auth::User;
 use crate::error::ApiError;
 use crate::kinds::Kind;
 
-pub use body::{FieldValidation, decode_options};
+pub use body::{FieldValidation, decode_options, decode_review};
 pub use delete::DeleteOptions;
 
 /// Lost races of one request, at most.

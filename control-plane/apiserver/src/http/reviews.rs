@@ -8,7 +8,7 @@ use crate::auth::{self, Attributes};
 use crate::error::ApiError;
 use crate::kinds::{Review, VERBS, api_version};
 use crate::object::text;
-use crate::schema::decode;
+use crate::verbs::decode_review;
 
 impl Call<'_> {
     pub(super) async fn review(self, review: &'static Review) -> Result<Response<Body>, ApiError> {
@@ -17,12 +17,7 @@ impl Call<'_> {
         }
         let Call { api, user, request, .. } = self;
         let bytes = read_body(request).await?;
-        let (mut body, _) = decode::parse(&bytes)
-            .map_err(|error| ApiError::bad_request(format!("decode {}: {error}", review.kind)))?;
-        if let Some(root) = api.registry.type_of(review.type_name) {
-            decode::conform(&api.registry.schemas, root, &mut body)
-                .map_err(|error| ApiError::bad_request(format!("decode {}: {error}", review.kind)))?;
-        }
+        let body = decode_review(api, review, &bytes)?;
         let status = match review.kind {
             "SelfSubjectReview" => json!({"userInfo": {"username": user.name, "groups": user.groups}}),
             "SelfSubjectRulesReview" => rules(user),

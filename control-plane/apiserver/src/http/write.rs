@@ -7,6 +7,7 @@ use super::{Body, Call, add_warnings, content_type, read_body};
 use crate::error::ApiError;
 use crate::kinds::Kind;
 use crate::patch::{PATCH_MEDIA_TYPES, PatchType};
+use crate::schema::protobuf;
 use crate::verbs::{DeleteOptions, FieldValidation, Target, WriteOptions, decode_options};
 
 impl Call<'_> {
@@ -18,8 +19,8 @@ impl Call<'_> {
             return self.remove(kind, &media).await;
         }
         let patch = if self.verb == "patch" { Some(patch_type(&media)?) } else { None };
-        if patch.is_none() && !matches!(media.as_str(), "" | "application/json") {
-            return Err(ApiError::unsupported_media_type("application/json"));
+        if patch.is_none() {
+            check_media(&media)?;
         }
         let Call { api, user, route, verb, request, .. } = self;
         let bytes = read_body(request).await?;
@@ -45,9 +46,7 @@ impl Call<'_> {
     }
 
     async fn remove(self, kind: &'static Kind, media: &str) -> Result<Response<Body>, ApiError> {
-        if !matches!(media, "" | "application/json") {
-            return Err(ApiError::unsupported_media_type("application/json"));
-        }
+        check_media(media)?;
         let form = self.form()?;
         let filter = self.filter(kind)?;
         let Call { api, user, route, verb, query, request, .. } = self;
@@ -83,6 +82,14 @@ impl Call<'_> {
             field_validation: FieldValidation::parse(self.query.get("fieldValidation"))?,
         })
     }
+}
+
+/// Bodies are JSON or protobuf; which of the two, their first bytes say.
+fn check_media(media: &str) -> Result<(), ApiError> {
+    if matches!(media, "" | "application/json" | protobuf::MEDIA_TYPE) {
+        return Ok(());
+    }
+    Err(ApiError::unsupported_media_type("application/json, application/vnd.kubernetes.protobuf"))
 }
 
 fn patch_type(media: &str) -> Result<PatchType, ApiError> {

@@ -9,7 +9,7 @@ use crate::api::Api;
 use crate::error::ApiError;
 use crate::kinds::{self, Registry, api_version};
 use crate::object::text;
-use crate::schema::decode;
+use crate::schema::{decode, protobuf};
 
 /// The query parameter of that name; the default is upstream's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub(super) fn decode(
     bytes: &[u8],
     validation: FieldValidation,
 ) -> Result<(Value, Vec<String>), ApiError> {
-    let (mut value, mut problems) = decode::parse(bytes).map_err(|error| expected.cannot(error))?;
+    let (mut value, mut problems) = parse(registry, expected, bytes)?;
     check_kind(&mut value, expected)?;
     problems.extend(conform(registry, expected, &mut value)?);
     match validation {
@@ -67,6 +67,20 @@ pub(super) fn decode(
         FieldValidation::Ignore => Ok((value, Vec::new())),
         _ => Ok((value, problems)),
     }
+}
+
+/// A body is protobuf when it starts with protobuf's magic bytes, which no JSON does.
+fn parse(
+    registry: &Registry,
+    expected: Expected<'_>,
+    bytes: &[u8],
+) -> Result<(Value, Vec<String>), ApiError> {
+    if !bytes.starts_with(protobuf::MAGIC) {
+        return decode::parse(bytes).map_err(|error| expected.cannot(error));
+    }
+    let Some(root) = registry.type_of(expected.type_name) else { return Err(ApiError::no_such_path()) };
+    let value = protobuf::decode(&registry.schemas, &registry.numbers, root, bytes);
+    Ok((value.map_err(|error| expected.cannot(error))?, Vec::new()))
 }
 
 /// Checks against the schema; gives the strict problems.
@@ -112,14 +126,25 @@ pub fn decode_options(api: &Api, bytes: &[u8]) -> Result<Value, ApiError> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Value::Object(serde_json::Map::new()));
     }
-    let (mut value, _) = decode::parse(bytes)
-        .map_err(|error| ApiError::bad_request(format!("decode DeleteOptions: {error}")))?;
+    let (mut value, _) = parse(&api.registry, OPTIONS, bytes)?;
     if !matches!(text(&value, "/kind"), "" | "DeleteOptions") {
         let message = "the object provided is unrecognized (must be of type DeleteOptions)";
         return Err(ApiError::bad_request(message));
     }
-    let expected =
-        Expected { group: "", version: "v1", kind: "DeleteOptions", type_name: kinds::DELETE_OPTIONS };
-    conform(&api.registry, expected, &mut value)?;
+    conform(&api.registry, OPTIONS, &mut value)?;
     Ok(value)
+}
+
+const OPTIONS: Expected<'static> =
+    Expected { group: "", version: "v1", kind: "DeleteOptions", type_name: kinds::DELETE_OPTIONS };
+
+/// The body of a review.
+pub fn decode_review(api: &Api, review: &kinds::Review, bytes: &[u8]) -> Result<Value, ApiError> {
+    let expected = Expected {
+        group: review.group,
+        version: review.version,
+        kind: review.kind,
+        type_name: review.type_name,
+    };
+    decode(&api.registry, expected, bytes, FieldValidation::Ignore).map(|(value, _)| value)
 }
