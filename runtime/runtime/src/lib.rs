@@ -13,6 +13,9 @@ pub mod image;
 pub mod sandbox;
 pub mod streams;
 
+mod files;
+mod images;
+
 mod runtime;
 
 pub use config::{Config, Endpoint, Registries, RegistryHost};
