@@ -10,6 +10,8 @@ pub mod fds;
 pub mod interface;
 pub mod memfd;
 pub mod mount;
+pub mod netlink;
+pub mod netns;
 pub mod process;
 pub mod pty;
 pub mod scm;
