@@ -15,6 +15,9 @@ pub mod streams;
 
 mod files;
 mod images;
+mod network;
+mod shims;
+mod spec;
 
 mod runtime;
 

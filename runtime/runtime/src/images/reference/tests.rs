@@ -26,7 +26,6 @@ fn nonsense_is_refused() {
         ":",
         "/",
         "a//b",
-        
         "Busybox",
         "a:b:c/d:",
         "a@sha256:12",
