@@ -134,13 +134,9 @@ impl LogStream {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        if (own.dev(), own.ino()) != (named.dev(), named.ino()) {
-            return File::open(&self.path).await.map(Some);
-        }
-        if own.len() < self.file.stream_position().await? {
-            self.file.seek(SeekFrom::Start(0)).await?;
-        }
-        Ok(None)
+        let replaced = (own.dev(), own.ino()) != (named.dev(), named.ino());
+        let cut_short = own.len() < self.file.stream_position().await?;
+        if replaced || cut_short { File::open(&self.path).await.map(Some) } else { Ok(None) }
     }
 }
 

@@ -96,7 +96,7 @@ pub fn ports(query: &str) -> Result<Vec<u16>, Invalid> {
     let mut ports = Vec::new();
     for (_, value) in pairs(query).filter(|(key, _)| key == "port" || key == "ports") {
         for text in value.split(',') {
-            let port = text.trim().parse().ok().filter(|port| *port != 0);
+            let port = text.trim().parse::<u16>().ok().filter(|port| *port != 0);
             ports.push(port.ok_or_else(|| Invalid(format!("unable to parse \"{text}\" as a port")))?);
         }
     }
@@ -112,7 +112,7 @@ fn truth(value: &str) -> bool {
 }
 
 fn count(key: &str, value: &str, least: u64) -> Result<u64, Invalid> {
-    let number = value.parse().ok().filter(|number| *number >= least);
+    let number = value.parse::<u64>().ok().filter(|number| *number >= least);
     number.ok_or_else(|| {
         Invalid(format!("{key}: Invalid value: \"{value}\": must be a number from {least} on"))
     })
