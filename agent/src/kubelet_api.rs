@@ -41,6 +41,8 @@ use crate::services::Dataplane;
 use crate::settings::Settings;
 use identity::Caller;
 
+pub use metrics::DATAPLANE_COUNTERS;
+
 /// Connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 512;
 /// A client that does not finish its handshake or its headers in this time is let go.

@@ -28,7 +28,7 @@ pub const DATAPLANE_COUNTERS: &[(u32, &str)] = &[
 pub fn render(context: &Context) -> String {
     let mut page = Page::default();
     page.family("kubelet_node_name", "gauge", "The node's name. The count is always 1.");
-    page.sample("kubelet_node_name", &[("node", &context.settings.node_name)], 1);
+    page.sample("kubelet_node_name", &[("node", context.settings.node_name.as_str())], 1);
     page.family("kubernetes_build_info", "gauge", "Versions of Kubernetes and of this program.");
     page.sample("kubernetes_build_info", &[("git_version", KUBELET_VERSION), ("orlop_version", VERSION)], 1);
     runtime_metrics(&mut page, &context.runtime.list());
@@ -68,7 +68,7 @@ fn dataplane_counters(page: &mut Page, counters: &[u64]) {
     page.family("orlop_dataplane_events_total", "counter", "What the BPF programs did, by kind.");
     for (number, name) in DATAPLANE_COUNTERS {
         if let Some(count) = counters.get(*number as usize) {
-            page.sample("orlop_dataplane_events_total", &[("kind", name)], count);
+            page.sample("orlop_dataplane_events_total", &[("kind", *name)], count);
         }
     }
 }
@@ -86,9 +86,10 @@ impl Page {
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         let shown: Vec<String> =
             labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
-        match shown.is_empty() {
-            true => self.line(format_args!("{name} {value}")),
-            false => self.line(format_args!("{name}{{{}}} {value}", shown.join(","))),
+        if shown.is_empty() {
+            self.line(format_args!("{name} {value}"));
+        } else {
+            self.line(format_args!("{name}{{{}}} {value}", shown.join(",")));
         }
     }
 
