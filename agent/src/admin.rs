@@ -45,7 +45,7 @@ impl Question {
 
     /// Its name on the wire.
     pub fn as_str(self) -> &'static str {
-        Self::ALL.iter().find(|(question, _)| *question == self).map_or("", |(_, name)| name)
+        Self::ALL.iter().find(|(question, _)| *question == self).map_or("", |(_, name)| *name)
     }
 
     fn parse(name: &str) -> Option<Self> {
@@ -63,7 +63,7 @@ pub struct Context {
 
 /// Why the socket does not come up.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {path}", path = path.display())]
+#[error("{operation} {path}")]
 pub struct Error {
     operation: &'static str,
     path: PathBuf,
@@ -181,7 +181,7 @@ pub fn ask(socket: &Path, question: Question) -> Result<Value, AskError> {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    #[error("{operation} {path}: is orlop-agent running on this node?", path = path.display())]
+    #[error("{operation} {path}: is orlop-agent running on this node?")]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("the agent's answer is not JSON")]
     Malformed { source: serde_json::Error },

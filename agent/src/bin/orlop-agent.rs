@@ -105,7 +105,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     let dataplane = open_dataplane(&settings, &uplinks)?;
     let recorder = Recorder::start(client.clone(), settings.node_name.clone(), shutdown.clone());
 
-    let tasks = Tasks::new();
+    let mut tasks = Tasks::new();
     let (network_state, network_receiver) = watch::channel(network::initial_state(&settings));
     let (own_node, node_tasks) = node::start(node::Context {
         client: client.clone(),

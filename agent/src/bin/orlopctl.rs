@@ -110,7 +110,7 @@ fn table(columns: &[Column], rows: &[Value]) -> String {
         .collect();
     let line = |line: &Vec<String>| {
         let padded: Vec<String> =
-            line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            line.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
         format!("{}\n", padded.join("   ").trim_end())
     };
     lines.iter().map(line).collect()
