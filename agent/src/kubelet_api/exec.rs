@@ -26,7 +26,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::Context;
 use super::channels::{self, Ending, Input, Protocol};
-use super::handler::{Answer, text};
+use super::handler::{Answer, not_found, text};
 use super::query::{self, StreamOptions};
 use super::route::Target;
 use super::websocket::{self, Receiver, Sender, Socket};
@@ -90,7 +90,7 @@ fn running_container(context: &Context, target: &Target) -> Result<ContainerRef,
             let message = format!("container {} is not running", container.name);
             Err(text(StatusCode::BAD_REQUEST, message))
         }
-        Err(error) => Err(text(StatusCode::NOT_FOUND, error.to_string())),
+        Err(error) => Err(not_found(&error)),
     }
 }
 

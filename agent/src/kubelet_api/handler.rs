@@ -19,6 +19,7 @@ use super::identity::Caller;
 use super::log_stream::{Exit, LogStream, QUEUE_CHUNKS};
 use super::route::{NoRoute, Route, Target};
 use super::{Context, exec, metrics, port_forward, query, stats};
+use crate::pods::LookupError;
 
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 pub type Answer = Response<Body>;
@@ -81,13 +82,10 @@ async fn container_logs(context: Context, target: &Target, query: Option<&str>) 
     let name = Some(target.container.as_str());
     let container = match context.pods.container(&target.namespace, &target.pod, name, options.previous) {
         Ok(container) => container,
-        Err(error) => return text(StatusCode::BAD_REQUEST, error.to_string()),
+        Err(error) => return not_found(&error),
     };
-    let exit = options.follow.then(|| Exit {
-        runtime: context.runtime.clone(),
-        events,
-        container: container.id.clone(),
-        exited: !container.running,
+    let exit = options.follow.then(|| {
+        Exit::of_container(context.runtime.clone(), events, container.id.clone(), container.running)
     });
     match LogStream::open(&container.log_path, options, exit).await {
         Ok(stream) => {
@@ -103,6 +101,15 @@ async fn container_logs(context: Context, target: &Target, query: Option<&str>) 
             text(StatusCode::INTERNAL_SERVER_ERROR, message)
         }
     }
+}
+
+/// Why there is no such container, in the kubelet's words and with its code.
+pub fn not_found(error: &LookupError) -> Answer {
+    let status = match error {
+        LookupError::NoPod { .. } => StatusCode::NOT_FOUND,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    text(status, error.to_string())
 }
 
 /// A text that ends with the body.

@@ -10,6 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use runtime::{ContainerId, ContainerState, Event, Events, Runtime};
 use tokio::fs::File;
@@ -48,11 +50,9 @@ struct Follow {
 
 /// When the container's log is complete.
 pub struct Exit {
-    pub runtime: Runtime,
-    /// Subscribed before the container's state was looked at, so that no exit is missed.
-    pub events: Events,
-    pub container: ContainerId,
-    pub exited: bool,
+    exited: bool,
+    /// Resolves at the exit; not polled again afterwards.
+    exit: BoxFuture<'static, ()>,
 }
 
 /// tokio asks for `AsRawFd`, which the wrapper of nix does not have.
@@ -151,18 +151,32 @@ impl Follow {
 }
 
 impl Exit {
-    /// Waits for the exit. Cancel safe: events are taken one by one, and the answer is kept in `exited`.
-    async fn wait(&mut self) {
-        while !self.exited {
-            match self.events.recv().await {
-                Some(Event::ContainerExited { container, .. }) => self.exited = container == self.container,
-                Some(Event::Lagged | Event::SandboxGone { .. }) => {
-                    let status = self.runtime.container_status(&self.container);
-                    self.exited = status.is_none_or(|status| status.state != ContainerState::Running);
+    /// Of a container of the runtime. `events` must have been subscribed to before `running` was looked at.
+    pub fn of_container(runtime: Runtime, mut events: Events, container: ContainerId, running: bool) -> Self {
+        let exit = async move {
+            loop {
+                let exited = match events.recv().await {
+                    Some(Event::ContainerExited { container: exited, .. }) => exited == container,
+                    Some(Event::Lagged | Event::SandboxGone { .. }) => {
+                        let status = runtime.container_status(&container);
+                        status.is_none_or(|status| status.state != ContainerState::Running)
+                    }
+                    Some(_) => false,
+                    None => true,
+                };
+                if exited {
+                    return;
                 }
-                Some(_) => {}
-                None => self.exited = true,
             }
+        };
+        Self { exited: !running, exit: exit.boxed() }
+    }
+
+    /// Waits for the exit. Cancel safe: the future keeps its place.
+    async fn wait(&mut self) {
+        if !self.exited {
+            (&mut self.exit).await;
+            self.exited = true;
         }
     }
 }

@@ -1,11 +1,19 @@
+use std::fs::OpenOptions;
 use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::fs::File;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::super::log_format::Filter;
 use super::super::query::LogOptions;
-use super::{Lines, LogStream, MAX_LINE_BYTES, QUEUE_CHUNKS, READ_BYTES, tail_start};
+use super::{Chunk, Exit, Lines, LogStream, MAX_LINE_BYTES, QUEUE_CHUNKS, READ_BYTES, tail_start};
+
+/// Far longer than anything here takes.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 async fn read(content: &str, options: LogOptions) -> String {
     let dir = tempfile::tempdir().expect("temporary folder");
@@ -79,4 +87,75 @@ fn a_line_that_is_too_long_is_left_out_and_the_next_is_not() {
     lines.feed(b"tail of it\n1970-01-01T00:00:00Z stdout F ne", &mut out);
     lines.feed(b"xt\n", &mut out);
     assert_eq!(String::from_utf8(out).expect("text"), "next\n");
+}
+
+fn append(path: &Path, text: &str) {
+    let mut file = OpenOptions::new().create(true).append(true).open(path).expect("open");
+    writeln!(file, "1970-01-01T00:00:00Z stdout F {text}").expect("write");
+}
+
+async fn expect(chunks: &mut mpsc::Receiver<Chunk>, expected: &str) {
+    let mut read = String::new();
+    while read.len() < expected.len() {
+        let chunk =
+            timeout(DEADLINE, chunks.recv()).await.expect("in time").expect("more").expect("no error");
+        read.push_str(std::str::from_utf8(&chunk).expect("text"));
+    }
+    assert_eq!(read, expected);
+}
+
+#[tokio::test]
+async fn following_sees_new_lines_a_rotation_and_the_exit() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let path = dir.path().join("0.log");
+    append(&path, "before");
+    let (exit_now, exited) = oneshot::channel::<()>();
+    let exit = Exit { exited: false, exit: exited.map(|_| ()).boxed() };
+    let options = LogOptions { follow: true, ..LogOptions::default() };
+    let stream = LogStream::open(&path, options, Some(exit)).await.expect("open");
+    let (sender, mut chunks) = mpsc::channel(QUEUE_CHUNKS);
+    let following = tokio::spawn(stream.run(sender));
+
+    expect(&mut chunks, "before\n").await;
+    append(&path, "after");
+    expect(&mut chunks, "after\n").await;
+    // Rotated: the last line of the old file and the first of the new one both arrive.
+    std::fs::rename(&path, dir.path().join("0.log.1")).expect("rename");
+    append(&dir.path().join("0.log.1"), "late");
+    append(&path, "fresh");
+    expect(&mut chunks, "late\nfresh\n").await;
+
+    append(&path, "last");
+    exit_now.send(()).expect("followed");
+    expect(&mut chunks, "last\n").await;
+    assert!(timeout(DEADLINE, chunks.recv()).await.expect("in time").is_none());
+    timeout(DEADLINE, following).await.expect("in time").expect("task");
+}
+
+#[tokio::test]
+async fn following_ends_when_the_caller_goes_away() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let path = dir.path().join("0.log");
+    append(&path, "one");
+    let exit = Exit { exited: false, exit: std::future::pending().boxed() };
+    let options = LogOptions { follow: true, ..LogOptions::default() };
+    let stream = LogStream::open(&path, options, Some(exit)).await.expect("open");
+    let (sender, chunks) = mpsc::channel(QUEUE_CHUNKS);
+    let following = tokio::spawn(stream.run(sender));
+    drop(chunks);
+    timeout(DEADLINE, following).await.expect("in time").expect("task");
+}
+
+#[tokio::test]
+async fn the_log_of_an_exited_container_ends_although_it_is_followed() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let path = dir.path().join("0.log");
+    append(&path, "all");
+    let exit = Exit { exited: true, exit: std::future::pending().boxed() };
+    let options = LogOptions { follow: true, ..LogOptions::default() };
+    let stream = LogStream::open(&path, options, Some(exit)).await.expect("open");
+    let (sender, mut chunks) = mpsc::channel(QUEUE_CHUNKS);
+    tokio::spawn(stream.run(sender));
+    expect(&mut chunks, "all\n").await;
+    assert!(timeout(DEADLINE, chunks.recv()).await.expect("in time").is_none());
 }
