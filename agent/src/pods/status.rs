@@ -60,7 +60,8 @@ pub fn status(observed: &Observed, ending: Option<&Ending>, waiting: &Waiting, n
         close(&mut init_statuses, &mut statuses);
     }
     let phase = match ending {
-        Some(ending) if ended || !ending.reason.is_empty() => ending.phase,
+        // The end is reported only once nothing runs any more; what was reported stays.
+        Some(ending) if ended || old.phase.as_deref() == Some(ending.phase) => ending.phase,
         _ => phase(observed, &init_statuses, &statuses, ended),
     };
     status.phase = Some(phase.into());
