@@ -306,8 +306,10 @@ impl Observed {
             let never_started = newest.status.started_at == 0 && !newest.is_over();
             return if never_started { newest.restarts() } else { newest.restarts() + 1 };
         }
-        let before = self.reported(name).filter(|status| status.container_id.is_some());
-        before.map_or(0, |status| u32::try_from(status.restart_count).unwrap_or(0) + 1)
+        self.reported(name).map_or(0, |status| {
+            let count = u32::try_from(status.restart_count).unwrap_or(0);
+            if status.container_id.is_some() { count + 1 } else { count }
+        })
     }
 
     /// Whether the startup probe of a running container is through.

@@ -213,8 +213,11 @@ fn terminated_state(record: &Record) -> ContainerState {
 /// The runtime knows nothing about the container: the report of before is all there is.
 fn fill_from_report(status: &mut ContainerStatus, observed: &Observed) {
     let Some(reported) = observed.reported(&status.name) else { return };
-    let Some(id) = reported.container_id.clone() else { return };
     status.restart_count = reported.restart_count;
+    let Some(id) = reported.container_id.clone() else {
+        status.last_state.clone_from(&reported.last_state);
+        return;
+    };
     status.image_id.clone_from(&reported.image_id);
     let state = reported.state.clone().unwrap_or_default();
     if state.terminated.is_some() {
