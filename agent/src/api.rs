@@ -20,14 +20,14 @@ const BACKOFF_FACTOR: u32 = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("read kubeconfig {path}")]
-    Kubeconfig { path: PathBuf, source: KubeconfigError },
+    Kubeconfig { path: PathBuf, source: Box<KubeconfigError> },
     #[error("make a client from kubeconfig {path}")]
     Client { path: PathBuf, source: Box<kube::Error> },
 }
 
 /// A client with the identity of `kubeconfig`.
 pub async fn client(kubeconfig: &Path) -> Result<kube::Client, ClientError> {
-    let failed = |source| ClientError::Kubeconfig { path: kubeconfig.to_owned(), source };
+    let failed = |source| ClientError::Kubeconfig { path: kubeconfig.to_owned(), source: Box::new(source) };
     let file = Kubeconfig::read_from(kubeconfig).map_err(failed)?;
     let options = KubeConfigOptions::default();
     let mut config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(failed)?;

@@ -157,7 +157,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, conte
         async move { Ok::<_, Infallible>(handler::answer(context, &caller, request).await) }
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer::default())
+        .timer(TokioTimer::new())
         .header_read_timeout(HANDSHAKE_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();

@@ -142,7 +142,8 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         recorder,
         settings: settings.clone(),
         shutdown: shutdown.clone(),
-    });
+    })
+    .context("start the management of pods")?;
     let socket = admin::bind(&settings.admin_socket())?;
     let questions =
         admin::Context { runtime: runtime.clone(), dataplane: dataplane.clone(), shutdown: shutdown.clone() };

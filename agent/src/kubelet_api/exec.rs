@@ -51,7 +51,7 @@ pub fn exec(context: Context, target: &Target, request: Request<Incoming>) -> An
     }
     let container = match running_container(&context, target) {
         Ok(container) => container,
-        Err(answer) => return answer,
+        Err(answer) => return *answer,
     };
     websocket::upgrade(request, move |socket, protocol| async move {
         let StreamOptions { command, stdin, stdout, stderr, tty } = options.clone();
@@ -68,7 +68,7 @@ pub fn attach(context: Context, target: &Target, request: Request<Incoming>) -> 
     };
     let container = match running_container(&context, target) {
         Ok(container) => container,
-        Err(answer) => return answer,
+        Err(answer) => return *answer,
     };
     if options.tty && !container.tty {
         let message = format!("container {} does not have a terminal", container.name);
@@ -82,15 +82,15 @@ pub fn attach(context: Context, target: &Target, request: Request<Incoming>) -> 
     })
 }
 
-fn running_container(context: &Context, target: &Target) -> Result<ContainerRef, Answer> {
+fn running_container(context: &Context, target: &Target) -> Result<ContainerRef, Box<Answer>> {
     let name = Some(target.container.as_str());
     match context.pods.container(&target.namespace, &target.pod, name, false) {
         Ok(container) if container.running => Ok(container),
         Ok(container) => {
             let message = format!("container {} is not running", container.name);
-            Err(text(StatusCode::BAD_REQUEST, message))
+            Err(Box::new(text(StatusCode::BAD_REQUEST, message)))
         }
-        Err(error) => Err(not_found(&error)),
+        Err(error) => Err(Box::new(not_found(&error))),
     }
 }
 

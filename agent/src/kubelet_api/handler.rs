@@ -105,10 +105,7 @@ async fn container_logs(context: Context, target: &Target, query: Option<&str>) 
 
 /// Why there is no such container, in the kubelet's words and with its code.
 pub fn not_found(error: &LookupError) -> Answer {
-    let status = match error {
-        LookupError::NoPod { .. } => StatusCode::NOT_FOUND,
-        _ => StatusCode::BAD_REQUEST,
-    };
+    let status = if error.is_not_found() { StatusCode::NOT_FOUND } else { StatusCode::BAD_REQUEST };
     text(status, error.to_string())
 }
 

@@ -7,13 +7,14 @@ use std::future::Future;
 
 use futures::stream::{SplitSink, SplitStream};
 use http::header::{
-    CONNECTION, HeaderMap, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    CONNECTION, HeaderMap, HeaderName, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::sync::Semaphore;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -24,8 +25,12 @@ use super::handler::{Answer, text};
 
 /// Largest message that a client may send; kubectl sends 32 KiB.
 const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Streams at a time: each has buffers and, for an exec, a process.
+const MAX_STREAMS: usize = 256;
 /// Buffers per direction and connection.
 const BUFFER_BYTES: usize = 32 * 1024;
+
+static STREAMS: Semaphore = Semaphore::const_new(MAX_STREAMS);
 
 pub type Socket = WebSocketStream<TokioIo<Upgraded>>;
 pub type Sender = SplitSink<Socket, Message>;
@@ -49,6 +54,12 @@ where
         Ok(agreement) => agreement,
         Err(sentence) => return text(StatusCode::BAD_REQUEST, sentence),
     };
+    let Ok(slot) = STREAMS.try_acquire() else {
+        return text(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!("{MAX_STREAMS} streams are open, try again later"),
+        );
+    };
     let upgraded = hyper::upgrade::on(&mut request);
     let protocol = agreement.protocol;
     tokio::spawn(async move {
@@ -64,6 +75,7 @@ where
             }
             Err(error) => tracing::debug!(%error, "upgrade of a stream request"),
         }
+        drop(slot);
     });
     let answer = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -75,8 +87,8 @@ where
 }
 
 fn agree(headers: &HeaderMap) -> Result<Agreement, &'static str> {
-    let said = |name| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    let contains = |name, wanted: &str| {
+    let said = |name: HeaderName| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    let contains = |name: HeaderName, wanted: &str| {
         said(name).flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(wanted))
     };
     if contains(UPGRADE, "SPDY/3.1") {
