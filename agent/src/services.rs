@@ -65,7 +65,8 @@ impl Cache {
     /// Resolves once all Services have been seen. Cancel safe.
     pub async fn synced(&self) {
         // An error means that the task has ended, and with it the agent.
-        let _ended = self.synced.clone().wait_for(|synced| *synced).await;
+        let mut synced = self.synced.clone();
+        let _ended = synced.wait_for(|synced| *synced).await;
     }
 }
 
