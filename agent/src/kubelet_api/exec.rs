@@ -39,6 +39,8 @@ const FRAME_BYTES: usize = 32 * 1024;
 const QUEUE_FRAMES: usize = 4;
 /// How long the last frames may take to reach a client.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to answer the close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs a command in a container.
 pub fn exec(context: Context, target: &Target, request: Request<Incoming>) -> Answer {
@@ -101,14 +103,14 @@ async fn serve(
     options: &StreamOptions,
     session: impl Future<Output = Result<ExecSession, runtime::Error>>,
 ) {
-    let (sink, source) = socket.split();
+    let (sink, mut source) = socket.split();
     let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
     let mut writing = pin!(write_frames(sink, queue));
     let ending = match session.await {
         Ok(session) => {
             // Dropping an unfinished future drops its streams, which is how the other side learns of the end.
             tokio::select! {
-                ending = stream(session, source, protocol, options, frames.clone()) => ending,
+                ending = stream(session, &mut source, protocol, options, frames.clone()) => ending,
                 () = &mut writing => None,
             }
         }
@@ -126,13 +128,20 @@ async fn serve(
     };
     if timeout(ENDING_TIMEOUT, futures::future::join(last, writing)).await.is_err() {
         tracing::debug!("a client did not take the end of its stream in time");
+        return;
+    }
+    // The client answers the close frame when it has read everything before it. Dropping the connection earlier could cost
+    // it the status.
+    let answered = async { while let Some(Ok(_)) = source.next().await {} };
+    if timeout(CLOSE_TIMEOUT, answered).await.is_err() {
+        tracing::debug!("a client did not answer the close frame in time");
     }
 }
 
 /// Copies both ways. `None`: the client ended it.
 async fn stream<'a>(
     mut session: ExecSession,
-    source: Receiver,
+    source: &mut Receiver,
     protocol: Protocol,
     options: &'a StreamOptions,
     frames: mpsc::Sender<Message>,
@@ -198,7 +207,7 @@ async fn copy_output(stream: Option<ReadStream>, channel: u8, frames: &mpsc::Sen
 
 /// Returns when the client has closed the connection or is gone.
 async fn read_frames(
-    mut source: Receiver,
+    source: &mut Receiver,
     protocol: Protocol,
     mut stdin: Option<WriteStream>,
     resizer: Option<Resizer>,

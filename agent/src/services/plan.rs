@@ -5,8 +5,8 @@
 //! An address and port that two Services claim belongs to the older one (then to the lower name), whatever the order in
 //! which they became known; the other one is reported.
 
+use core::net::{Ipv4Addr, SocketAddrV4};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use dataplane::{Frontend, Protocol};
