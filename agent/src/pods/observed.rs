@@ -277,7 +277,7 @@ impl Observed {
     }
 
     /// Records of a container, oldest first.
-    pub fn records_of<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a Record> {
+    pub fn records_of<'a>(&'a self, name: &str) -> impl DoubleEndedIterator<Item = &'a Record> {
         self.records.iter().filter(move |record| record.name() == name)
     }
 

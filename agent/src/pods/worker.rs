@@ -146,6 +146,8 @@ impl Worker {
             wake_at: None,
         };
         worker.take_snapshot(begin.sandboxes, begin.containers);
+        // Others, and the next admission, see the pod from now on.
+        worker.registry.put(&worker.observed);
         worker
     }
 
@@ -187,6 +189,9 @@ impl Worker {
         }
         self.site.objects.release(self.names().uid);
         self.registry.remove(self.names().uid);
+        if let Err(error) = execute::forget(self.site.clone(), self.observed.pod.clone()).await {
+            tracing::warn!(pod = self.observed.pod_text(), error, "remove the pod's folder");
+        }
     }
 
     fn names(&self) -> Names<'_> {
@@ -324,9 +329,9 @@ impl Worker {
             .observed
             .records
             .iter()
-            .any(|record| record.is_running() && record.status.id == report.state.container);
+            .any(|record| record.is_running() && record.status.id == report.container);
         if running {
-            self.observed.probes.insert(report.name, report.state);
+            report.apply(&mut self.observed.probes);
         }
     }
 
