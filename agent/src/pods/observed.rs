@@ -13,6 +13,9 @@ use runtime::{ContainerId, ContainerState, ContainerStatus, SandboxState, Sandbo
 use super::backoff::Backoff;
 use super::labels;
 
+#[cfg(test)]
+pub mod fixtures;
+
 /// A container that the runtime has, or had until we removed it.
 #[derive(Clone, Debug)]
 pub struct Record {

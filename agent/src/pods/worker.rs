@@ -40,6 +40,8 @@ pub const INBOX: usize = 256;
 const PROBE_REPORTS: usize = 64;
 /// Passes in a row without waiting, when a pass changed the snapshot by itself.
 const PASSES: usize = 16;
+/// When the removal of a control group that is still in use is tried again.
+const CGROUP_RETRY: SignedDuration = SignedDuration::from_millis(250);
 /// Records of a container that are kept: the newest, and the one before it.
 const RECORDS_PER_CONTAINER: usize = 2;
 
@@ -660,8 +662,13 @@ impl Worker {
                 }
             }
             Done::CgroupRemoved(result) => {
-                self.observed.cleanup_retry_at = None;
-                self.observed.cgroup_removed |= self.cleaned("remove control group", result);
+                // The runtime may still be taking the last of its own groups away: that is soon over.
+                self.observed.cleanup_retry_at =
+                    result.is_err().then(|| after(Timestamp::now(), CGROUP_RETRY));
+                if let Err(error) = &result {
+                    tracing::debug!(pod = self.observed.pod_text(), error, "remove control group");
+                }
+                self.observed.cgroup_removed |= result.is_ok();
             }
             Done::Status(end) => self.writer.finish(end),
             Done::ObjectDeleted(result) => {
