@@ -21,6 +21,7 @@ use super::images::{self, ImageFailure, chain};
 use super::objects::{Key, Kind, Object};
 use super::observed::StartFailure;
 use super::plan::StopCause;
+use super::resources::Qos;
 use super::sandbox::{self, Names};
 use super::site::Site;
 use super::{hooks, resources, volumes};
@@ -213,7 +214,7 @@ async fn container_config(
         Ok(None) => return Err(format!("image \"{reference}\" is not present any more")),
         Err(error) => return Err(chain(&error)),
     };
-    let objects = load(site, Names::of(pod).namespace, volumes::container_keys(pod, container)).await?;
+    let objects = load(site, Names::of(pod).namespace, volumes::container_keys(container)).await?;
     site.services.synced().await;
     let links = pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
     let names = Names::of(pod);
@@ -235,9 +236,9 @@ async fn container_config(
     };
     let mounts = {
         let (site, pod, container) = (site.clone(), pod.clone(), container.clone());
-        let (pod_ips, files, restarts) = (pod_ips.clone(), files.clone(), start.restarts);
+        let (pod_ips, files) = (pod_ips.clone(), files.clone());
         blocking(move || {
-            let mut mounts = volumes::mounts(&site, &pod, &container, restarts, &expand)?;
+            let mut mounts = volumes::mounts(&site, &pod, &container, &expand)?;
             files.write(&site, &pod, &container, &pod_ips, &mut mounts)?;
             Ok(mounts)
         })
@@ -391,13 +392,25 @@ pub async fn stop_container(site: Arc<Site>, pod: Arc<Pod>, stop: Stop) -> Resul
 /// The kernel's, in words.
 pub async fn remove_cgroup(site: Arc<Site>, pod: Arc<Pod>) -> Result<(), String> {
     blocking(move || {
-        let no_spec = PodSpec::default();
-        let class = resources::qos(pod.spec.as_ref().unwrap_or(&no_spec));
-        let path = resources::cgroup_path(&site.cgroup_parent, class, Names::of(&pod).uid);
-        let group = site.cgroups.group(&path).map_err(|error| chain(&error))?;
-        group.remove().map_err(|error| chain(&error))
+        // Of a pod that the API no longer has nobody knows the class.
+        for class in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
+            let path = resources::cgroup_path(&site.cgroup_parent, class, Names::of(&pod).uid);
+            let group = site.cgroups.group(&path).map_err(|error| chain(&error))?;
+            if group.exists() {
+                group.remove().map_err(|error| chain(&error))?;
+            }
+        }
+        Ok(())
     })
     .await
+}
+
+/// Removes what the node still keeps for a pod whose end is complete: its folder and its logs.
+///
+/// # Errors
+/// What could not be removed, in words.
+pub async fn forget(site: Arc<Site>, pod: Arc<Pod>) -> Result<(), String> {
+    blocking(move || volumes::forget(&site, &pod)).await
 }
 
 /// Deletes the API object, when it still is this very pod. Fine when it is gone.
@@ -405,6 +418,8 @@ pub async fn remove_cgroup(site: Arc<Site>, pod: Arc<Pod>) -> Result<(), String>
 /// # Errors
 /// The API server's, in words.
 pub async fn delete_object(site: Arc<Site>, pod: Arc<Pod>) -> Result<(), String> {
+    // The object is deleted last: while it is there, an agent that starts again finds what is left to do.
+    forget(site.clone(), pod.clone()).await?;
     let names = Names::of(&pod);
     let params = DeleteParams {
         grace_period_seconds: Some(0),

@@ -13,6 +13,9 @@ use runtime::{ContainerId, ContainerState, ContainerStatus, SandboxState, Sandbo
 use super::backoff::Backoff;
 use super::labels;
 
+#[cfg(test)]
+pub mod fixtures;
+
 /// A container that the runtime has, or had until we removed it.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -277,7 +280,7 @@ impl Observed {
     }
 
     /// Records of a container, oldest first.
-    pub fn records_of<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a Record> {
+    pub fn records_of<'a>(&'a self, name: &str) -> impl DoubleEndedIterator<Item = &'a Record> {
         self.records.iter().filter(move |record| record.name() == name)
     }
 

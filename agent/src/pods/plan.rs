@@ -145,8 +145,13 @@ pub type Waiting = BTreeMap<String, (String, String)>;
 /// Decides what to do for a pod.
 pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let ending = ending(observed, now);
-    let mut pass =
-        Pass { observed, now, actions: Vec::new(), waiting: Waiting::new(), wake_at: deadline(observed, now) };
+    let mut pass = Pass {
+        observed,
+        now,
+        actions: Vec::new(),
+        waiting: Waiting::new(),
+        wake_at: deadline(observed, now),
+    };
     if observed.is_deleting() {
         pass.end(grace(observed));
         pass.delete();
@@ -193,7 +198,9 @@ fn natural_end(observed: &Observed) -> Option<Ending> {
         return None;
     }
     let regular = spec.init_containers.iter().flatten().filter(|init| !resources::is_sidecar(init));
-    if policy == "Never" && regular.into_iter().any(|init| exit_code(observed, &init.name).is_some_and(|c| c != 0)) {
+    if policy == "Never"
+        && regular.into_iter().any(|init| exit_code(observed, &init.name).is_some_and(|c| c != 0))
+    {
         return end("Failed");
     }
     let lost = policy == "Never"
@@ -355,16 +362,17 @@ impl<'a> Pass<'a> {
         }
         match observed.current(name) {
             Some(record) if record.is_running() => self.watch_over(container, record),
-            Some(record) if record.is_live() => self.actions.push(Action::RemoveContainer {
-                container: name.into(),
-                id: record.status.id.clone(),
-            }),
+            Some(record) if record.is_live() => self
+                .actions
+                .push(Action::RemoveContainer { container: name.into(), id: record.status.id.clone() }),
             Some(record) if record.removed && !record.is_over() => self.start(container, sandbox, None),
             Some(record) if restarts(policy, record) => self.restart(container, sandbox, record),
             Some(_) => {}
             None => match observed.newest(name).filter(|record| record.is_over()) {
                 // In a new sandbox what succeeded is not repeated, but for init containers and where it is to run always.
-                Some(record) if self.is_init(name) => self.start(container, sandbox, Some(record.finished_at())),
+                Some(record) if self.is_init(name) => {
+                    self.start(container, sandbox, Some(record.finished_at()))
+                }
                 Some(record) if restarts(policy, record) => self.restart(container, sandbox, record),
                 Some(_) => {}
                 None => self.start(container, sandbox, None),
@@ -457,7 +465,10 @@ impl<'a> Pass<'a> {
         let backs_off = matches!(reason, "ErrImagePull" | "RegistryUnavailable");
         let text = if backs_off && shown_until <= self.now {
             let image = container.image.as_deref().unwrap_or_default();
-            ("ImagePullBackOff".to_owned(), format!("Back-off pulling image \"{image}\": {reason}: {message}"))
+            (
+                "ImagePullBackOff".to_owned(),
+                format!("Back-off pulling image \"{image}\": {reason}: {message}"),
+            )
         } else {
             (reason.to_owned(), message.to_owned())
         };

@@ -193,7 +193,7 @@ impl Probes {
         let sandbox = observed.sandboxes.last();
         let ip = sandbox.and_then(|sandbox| sandbox.status.ips.first()).or(observed.node.ips.first());
         let id = record.status.id.clone();
-        let loop_ = Loop {
+        let probing = Loop {
             site: self.site.clone(),
             pod: self.pod.clone(),
             started_at: timestamp(record.status.started_at),
@@ -205,7 +205,7 @@ impl Probes {
             probe,
             kind,
         };
-        let handle = tokio::spawn(loop_.run()).abort_handle();
+        let handle = tokio::spawn(probing.run()).abort_handle();
         self.tasks.insert(key, Task { container: id, handle });
     }
 }

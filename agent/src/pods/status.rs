@@ -66,8 +66,7 @@ pub fn status(observed: &Observed, ending: Option<&Ending>, waiting: &Waiting, n
     };
     status.phase = Some(phase.into());
     addresses(observed, &old, &mut status);
-    status.conditions =
-        Some(conditions::conditions(observed, &old, phase, &init_statuses, &statuses, now));
+    status.conditions = Some(conditions::conditions(observed, &old, phase, &init_statuses, &statuses, now));
     status.init_container_statuses = (!init_statuses.is_empty()).then_some(init_statuses);
     status.container_statuses = (!statuses.is_empty()).then_some(statuses);
     status
@@ -125,7 +124,8 @@ fn container_status(
     }
     if status.state.is_none() {
         let has_init = observed.spec().init_containers.as_ref().is_some_and(|inits| !inits.is_empty());
-        status.state = Some(waiting_state(if has_init { "PodInitializing" } else { "ContainerCreating" }, ""));
+        status.state =
+            Some(waiting_state(if has_init { "PodInitializing" } else { "ContainerCreating" }, ""));
     }
     status.last_state.get_or_insert_default();
     status
@@ -167,7 +167,8 @@ fn fill_from_record(
         }
         RuntimeState::Exited | RuntimeState::Unknown => Some(terminated_state(record)),
     };
-    let before = observed.records_of(name).rev().skip_while(|other| other.status.id != record.status.id).nth(1);
+    let before =
+        observed.records_of(name).rev().skip_while(|other| other.status.id != record.status.id).nth(1);
     status.last_state = match before {
         Some(before) if before.is_over() => Some(terminated_state(before)),
         _ => reported_last_state(observed, name, record),
@@ -183,7 +184,8 @@ fn reported_last_state(observed: &Observed, name: &str, record: &Record) -> Opti
     let state = reported.state.clone().filter(|state| state.terminated.is_some());
     // Not the end of the very container that the status is about.
     state.or_else(|| reported.last_state.clone()).filter(|state| {
-        state.terminated.as_ref().and_then(|t| t.container_id.as_deref()) != Some(container_id(record).as_str())
+        state.terminated.as_ref().and_then(|t| t.container_id.as_deref())
+            != Some(container_id(record).as_str())
     })
 }
 
@@ -258,11 +260,10 @@ fn close(inits: &mut [ContainerStatus], statuses: &mut [ContainerStatus]) {
         if over {
             return;
         }
-        status.state = status
-            .last_state
-            .take()
-            .filter(|state| state.terminated.is_some())
-            .or_else(|| Some(lost(None, "The container could not be located when the pod was terminated")));
+        status.state =
+            status.last_state.take().filter(|state| state.terminated.is_some()).or_else(|| {
+                Some(lost(None, "The container could not be located when the pod was terminated"))
+            });
         status.last_state = Some(ContainerState::default());
         status.started = Some(false);
     };
@@ -353,7 +354,11 @@ fn phase(
         Counts { waiting: 1.., .. } => "Pending",
         Counts { running: 1.., unknown: 0, .. } if !ended => "Running",
         Counts { stopped: 1.., unknown: 0, .. } if ended => {
-            if all_succeeded { "Succeeded" } else { "Failed" }
+            if all_succeeded {
+                "Succeeded"
+            } else {
+                "Failed"
+            }
         }
         Counts { stopped: 1.., unknown: 0, .. } => match policy {
             "Always" => "Running",

@@ -40,6 +40,8 @@ pub const INBOX: usize = 256;
 const PROBE_REPORTS: usize = 64;
 /// Passes in a row without waiting, when a pass changed the snapshot by itself.
 const PASSES: usize = 16;
+/// When the removal of a control group that is still in use is tried again.
+const CGROUP_RETRY: SignedDuration = SignedDuration::from_millis(250);
 /// Records of a container that are kept: the newest, and the one before it.
 const RECORDS_PER_CONTAINER: usize = 2;
 
@@ -146,6 +148,8 @@ impl Worker {
             wake_at: None,
         };
         worker.take_snapshot(begin.sandboxes, begin.containers);
+        // Others, and the next admission, see the pod from now on.
+        worker.registry.put(&worker.observed);
         worker
     }
 
@@ -187,6 +191,9 @@ impl Worker {
         }
         self.site.objects.release(self.names().uid);
         self.registry.remove(self.names().uid);
+        if let Err(error) = execute::forget(self.site.clone(), self.observed.pod.clone()).await {
+            tracing::warn!(pod = self.observed.pod_text(), error, "remove the pod's folder");
+        }
     }
 
     fn names(&self) -> Names<'_> {
@@ -324,9 +331,9 @@ impl Worker {
             .observed
             .records
             .iter()
-            .any(|record| record.is_running() && record.status.id == report.state.container);
+            .any(|record| record.is_running() && record.status.id == report.container);
         if running {
-            self.observed.probes.insert(report.name, report.state);
+            report.apply(&mut self.observed.probes);
         }
     }
 
@@ -655,8 +662,13 @@ impl Worker {
                 }
             }
             Done::CgroupRemoved(result) => {
-                self.observed.cleanup_retry_at = None;
-                self.observed.cgroup_removed |= self.cleaned("remove control group", result);
+                // The runtime may still be taking the last of its own groups away: that is soon over.
+                self.observed.cleanup_retry_at =
+                    result.is_err().then(|| after(Timestamp::now(), CGROUP_RETRY));
+                if let Err(error) = &result {
+                    tracing::debug!(pod = self.observed.pod_text(), error, "remove control group");
+                }
+                self.observed.cgroup_removed |= result.is_ok();
             }
             Done::Status(end) => self.writer.finish(end),
             Done::ObjectDeleted(result) => {

@@ -127,8 +127,13 @@ fn port(wanted: &IntOrString, container: &Container) -> Result<u16, String> {
             .map(|port| port.container_port)
             .or_else(|| name.parse().ok()),
     };
-    let number =
-        number.ok_or_else(|| format!("couldn't find port: {wanted:?} in container {}", container.name))?;
+    let number = number.ok_or_else(|| {
+        let text = match wanted {
+            IntOrString::Int(number) => number.to_string(),
+            IntOrString::String(name) => name.clone(),
+        };
+        format!("couldn't find port: {text} in container {}", container.name)
+    })?;
     u16::try_from(number)
         .ok()
         .filter(|port| *port > 0)

@@ -45,13 +45,8 @@ pub fn conditions(
         Some(_) => Verdict::holds(),
         None => Verdict::fails("", String::new()),
     };
-    let own = [
-        network,
-        initialized(observed, phase, inits, statuses),
-        ready,
-        containers_ready,
-        Verdict::holds(),
-    ];
+    let own =
+        [network, initialized(observed, phase, inits, statuses), ready, containers_ready, Verdict::holds()];
     let generation = observed.pod.metadata.generation;
     let own = OWN.into_iter().zip(own).map(|(kind, verdict)| condition(old, kind, verdict, generation, now));
     own.chain(foreign(old)).collect()
@@ -113,16 +108,16 @@ fn initialized(
     if running {
         return Verdict::holds();
     }
-    let incomplete: Vec<&str> = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .zip(inits)
-        .filter(|(container, status)| {
-            if resources::is_sidecar(container) { status.started != Some(true) } else { !status.ready }
-        })
-        .map(|(container, _)| container.name.as_str())
-        .collect();
+    let incomplete: Vec<&str> =
+        spec.init_containers
+            .iter()
+            .flatten()
+            .zip(inits)
+            .filter(|(container, status)| {
+                if resources::is_sidecar(container) { status.started != Some(true) } else { !status.ready }
+            })
+            .map(|(container, _)| container.name.as_str())
+            .collect();
     if incomplete.is_empty() {
         return Verdict::holds();
     }
@@ -151,11 +146,8 @@ fn containers_ready(
         .zip(inits)
         .filter(|(container, _)| resources::is_sidecar(container))
         .map(|(_, status)| status);
-    let unready: Vec<&str> = sidecars
-        .chain(statuses)
-        .filter(|status| !status.ready)
-        .map(|status| status.name.as_str())
-        .collect();
+    let unready: Vec<&str> =
+        sidecars.chain(statuses).filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
     if unready.is_empty() {
         return Verdict::holds();
     }
