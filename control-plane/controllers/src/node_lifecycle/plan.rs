@@ -88,7 +88,7 @@ pub fn plan(view: &View<'_>) -> Plan {
     plan.conditions = Some(current.clone()).filter(|current| current != stored);
     let own = view.node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
     let wanted = taints(view, &current, &own);
-    plan.evicts = wanted.iter().any(|taint| is_eviction(taint)) && !own.iter().any(is_eviction);
+    plan.evicts = wanted.iter().any(is_eviction) && !own.iter().any(is_eviction);
     let waits = plan.unready && !wanted.iter().any(is_eviction);
     plan.taints = Some(wanted).filter(|wanted| *wanted != own);
     if waits {
