@@ -2,20 +2,19 @@
 //!
 //! Without a subcommand it serves until SIGTERM or SIGINT; `node-credentials` writes what a node needs to join.
 
-mod controllers;
 mod options;
 
 use std::process::ExitCode;
 
 use anyhow::Context;
-use apiserver::bootstrap;
-use apiserver::pki::{self, NodeCredentials, Pki};
+use apiserver::bootstrap::{self, Running};
+use apiserver::pki::{self, Identity, NodeCredentials, Pki};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use options::{Cli, Command, NodeCredentialsArguments, ServeArguments};
+use options::{Cli, Command, NodeCredentialsArguments, ServeArguments, ServeOptions};
 
 /// Worker threads of the runtime: the server waits far more than it computes.
 const WORKERS: usize = 2;
@@ -23,10 +22,6 @@ const WORKERS: usize = 2;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // One TLS provider for the server and its clients.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        tracing::debug!("a TLS provider was installed before");
-    }
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match cli.command {
         Some(Command::NodeCredentials(arguments)) => node_credentials(&arguments),
@@ -54,20 +49,42 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
         let running = bootstrap::start(&options.server, stop.clone()).await?;
         println!("listening on {}", running.url);
-        let clients = crate::controllers::options(&options, &running).await?;
-        let mut controllers = tokio::spawn(crate::controllers::run(clients, stop.clone()));
+        let controllers = controllers::run(controller_options(&running, &options).await?, stop.clone());
+        let controllers = tokio::spawn(controllers);
         // Both may be dropped: a signal is only waited for once.
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            ended = &mut controllers => return ended.context("run the controllers")?,
         }
         tracing::info!("stopping");
         stop.cancel();
-        controllers.await.context("stop the controllers")??;
+        // Within the drain of the server's connections the controllers finish what they write.
         running.stopped().await;
-        Ok(())
+        controllers.await.context("stop the controllers")?.context("run the controllers")
     })
+}
+
+/// The controllers are clients like any other: they get identities and a URL, nothing of the server's insides.
+async fn controller_options(
+    running: &Running,
+    options: &ServeOptions,
+) -> anyhow::Result<controllers::Options> {
+    let scheduler = client(&running.kubeconfig(Identity::Scheduler, "system:kube-scheduler")?).await?;
+    let manager =
+        client(&running.kubeconfig(Identity::Controllers, "system:kube-controller-manager")?).await?;
+    let ca = running.pki.ca_certificate().to_owned();
+    let mut result = controllers::Options::new(scheduler, manager, options.cluster_cidr, ca);
+    result.node_monitor_grace_period = options.node_monitor_grace_period;
+    Ok(result)
+}
+
+async fn client(kubeconfig: &str) -> anyhow::Result<kube::Client> {
+    let file =
+        kube::config::Kubeconfig::from_yaml(kubeconfig).context("read the kubeconfig of a controller")?;
+    let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
+        .await
+        .context("read the kubeconfig of a controller")?;
+    kube::Client::try_from(config).context("make the client of a controller")
 }
 
 fn node_credentials(arguments: &NodeCredentialsArguments) -> anyhow::Result<()> {

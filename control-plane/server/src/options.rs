@@ -95,9 +95,10 @@ impl ServeArguments {
         let service_range = range.parse().with_context(|| {
             format!("--service-cluster-ip-range {range:?}: expected an IPv4 CIDR like 10.96.0.0/16")
         })?;
-        let cluster_cidr = self.cluster_cidr.parse().with_context(|| {
-            format!("--cluster-cidr {:?}: expected a CIDR like 10.244.0.0/16", self.cluster_cidr)
-        })?;
+        let cidr = &self.cluster_cidr;
+        let cluster_cidr = cidr
+            .parse()
+            .with_context(|| format!("--cluster-cidr {cidr:?}: expected a CIDR like 10.244.0.0/16"))?;
         let server = Options {
             data_dir,
             bind: SocketAddr::new(self.bind_address, self.secure_port),
