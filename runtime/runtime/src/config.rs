@@ -151,6 +151,10 @@ impl Config {
         self.netns_dir().join(sandbox)
     }
 
+    pub(crate) fn shm_path(&self, sandbox: &str) -> PathBuf {
+        self.state.join("shm").join(sandbox)
+    }
+
     /// libcontainer's own root directory.
     pub(crate) fn oci_dir(&self) -> PathBuf {
         self.state.join("oci")

@@ -13,6 +13,12 @@ pub mod image;
 pub mod sandbox;
 pub mod streams;
 
+mod files;
+mod images;
+mod network;
+mod shims;
+mod spec;
+
 mod runtime;
 
 pub use config::{Config, Endpoint, Registries, RegistryHost};

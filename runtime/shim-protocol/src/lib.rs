@@ -144,6 +144,8 @@ pub struct StartContainer {
     pub devices: Option<Vec<DeviceRule>>,
     /// oom_score_adj.
     pub oom_score_adj: Option<i32>,
+    /// Working directory of its process; made in the container when it is missing, as runc does.
+    pub cwd: PathBuf,
     /// Wants a terminal.
     pub tty: bool,
     /// Keep stdin open.
@@ -292,6 +294,13 @@ pub enum FailureKind {
 /// Unasked messages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ShimEvent {
+    /// A container runs; also sent to clients that did not ask for its start.
+    Started {
+        /// Which.
+        container: String,
+        /// Its record.
+        record: Record,
+    },
     /// A container ended; its log is written and its record durable.
     Exited {
         /// Which.

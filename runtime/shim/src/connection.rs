@@ -91,11 +91,6 @@ impl Connection {
         Ok(self.fds.drain(..count).collect())
     }
 
-    /// Whether it may be told about events.
-    pub fn is_greeted(&self) -> bool {
-        self.greeted
-    }
-
     /// Queues a message and sends what can be sent.
     pub fn send(&mut self, message: &impl Serialize, fds: Vec<OwnedFd>) -> Result<()> {
         let bytes = shim_protocol::encode(message)?;

@@ -350,9 +350,11 @@ impl Keeper {
             eprintln!("record the start of {}: {error}", container.id);
         }
         let started_at = container.record.started_at;
+        let event = ShimEvent::Started { container: container.id.clone(), record: container.record.clone() };
         if let Some(caller) = caller {
             self.answer(caller, Ok(Answer::Started { pid, started_at, warnings }), Vec::new());
         }
+        self.tell(event);
         self.claim(pid);
     }
 

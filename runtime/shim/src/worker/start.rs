@@ -141,8 +141,33 @@ fn arrange_mounts(request: &StartContainer, cgroup_root: &Path) -> Result<()> {
         Overlay { lower: root.lower.clone(), upper: Some(root.upper.clone()), work: Some(root.work.clone()) };
     linux::mount::overlay(&overlay, &request.bundle.join("rootfs"))?;
     rustix::process::chdir("/").context("leave the layers")?;
+    make_directory(&request.bundle.join("rootfs"), &request.cwd)?;
     for (tree, target) in staged {
         linux::mount::attach_tree(&tree, target)?;
+    }
+    Ok(())
+}
+
+/// Makes a directory inside the root file system, through the image's own symbolic links but never out of it.
+fn make_directory(root: &Path, wanted: &Path) -> Result<()> {
+    use rustix::fs::{Mode, OFlags, ResolveFlags};
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut current = rustix::fs::open(root, flags, Mode::empty()).context("open the root file system")?;
+    let root = current.try_clone().context("open the root file system")?;
+    let mut path = PathBuf::new();
+    for part in wanted.components() {
+        let std::path::Component::Normal(name) = part else { continue };
+        path.push(name);
+        let open = || rustix::fs::openat2(&root, &path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+        current = match open() {
+            Err(rustix::io::Errno::NOENT) => {
+                rustix::fs::mkdirat(&current, name, Mode::from_bits_truncate(0o755))
+                    .with_context(|| format!("make working directory {}", wanted.display()))?;
+                open()
+            }
+            other => other,
+        }
+        .with_context(|| format!("open working directory {}", wanted.display()))?;
     }
     Ok(())
 }
