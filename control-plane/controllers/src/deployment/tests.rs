@@ -150,8 +150,8 @@ impl Cluster {
 
     fn settle(&mut self) -> usize {
         for round in 1..200 {
-            let decided = self.pass();
             self.tick(1);
+            let decided = self.pass();
             if decided.actions.is_empty() && decided.status.is_none() {
                 return round;
             }
