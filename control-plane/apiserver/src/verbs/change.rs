@@ -213,8 +213,8 @@ pub(super) fn settle(kind: &Kind, part: Part, old: &Value, mut new: Value) -> Re
     system_fields(kind, old, &mut new)?;
     match part {
         Part::Main => {
-            (kind.prepare_update)(&mut new, old);
             (kind.default)(&mut new);
+            (kind.prepare_update)(&mut new, old);
         }
         Part::Status => new = with_status(kind, old, &new),
         Part::Finalize => new = with_finalizers(old, &new),
