@@ -83,6 +83,11 @@ impl Entry {
         object::decode(self.revision, &self.tail)
     }
 
+    /// The bytes as they are stored.
+    pub fn tail(&self) -> Bytes {
+        self.tail.clone()
+    }
+
     pub fn size(&self) -> usize {
         self.tail.len()
     }

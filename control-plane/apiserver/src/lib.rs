@@ -9,6 +9,7 @@ pub mod auth;
 pub mod bootstrap;
 pub mod cache;
 pub mod error;
+pub mod expiry;
 pub mod http;
 pub mod kinds;
 pub mod kubelet;

@@ -111,6 +111,10 @@ impl Storage for EmbeddedStore {
             answered.await.map_err(|_| StorageError::Closed)?
         })
     }
+
+    fn closed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.requests.closed())
+    }
 }
 
 fn create_tables(database: &Database) -> Result<(), redb::Error> {
