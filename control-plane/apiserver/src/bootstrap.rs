@@ -43,7 +43,7 @@ pub enum StartError {
     Pki(#[from] PkiError),
     #[error(transparent)]
     Tls(#[from] TlsError),
-    #[error("listen on {address}: {source}")]
+    #[error("listen on {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Store(#[from] embedded::OpenError),
@@ -51,7 +51,7 @@ pub enum StartError {
     Registry(#[from] MissingType),
     #[error("service range {range}: too small, the first address is the API server's")]
     ServiceRange { range: Ipv4Network },
-    #[error("make {object}: {source}")]
+    #[error("make {object}")]
     Object { object: String, source: ApiError },
 }
 

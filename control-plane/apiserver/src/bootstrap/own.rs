@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,9 @@ use crate::verbs::{Target, WriteOptions};
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 /// The kinds of the objects named `kubernetes`.
 const KINDS: &[&str] = &["services", "endpoints", "endpointslices"];
+
+const RESTORE_TRIES: usize = 10;
+const RESTORE_DELAY: Duration = Duration::from_millis(50);
 
 /// The server itself, when it makes objects.
 pub(super) fn masters() -> User {
@@ -77,10 +81,25 @@ impl OwnObjects {
                 deleted = self.deleted() => deleted,
                 () = stop.cancelled() => return,
             };
-            if deleted && let Err(error) = self.ensure_all().await {
-                tracing::warn!(%error, "make the objects of the server again");
+            if deleted {
+                self.restore().await;
             }
         }
+    }
+
+    /// The address of a deleted Service is given back a moment after the deletion is seen, hence the tries.
+    async fn restore(&self) {
+        for _ in 0..RESTORE_TRIES {
+            match self.ensure_all().await {
+                Ok(()) => return,
+                Err(error) => {
+                    let error = &error as &(dyn std::error::Error + 'static);
+                    tracing::debug!(error, "make the objects of the server again");
+                }
+            }
+            tokio::time::sleep(RESTORE_DELAY).await;
+        }
+        tracing::warn!("the objects of the server could not be made again");
     }
 
     /// Waits for a deletion of one of the objects; false when a watch fell behind or could not start.

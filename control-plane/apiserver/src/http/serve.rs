@@ -35,7 +35,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Why TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("configure TLS: {source}")]
+    #[error("configure TLS")]
     Rustls { source: rustls::Error },
     #[error("configure TLS: client certificates: {reason}")]
     Verifier { reason: String },
