@@ -13,6 +13,7 @@ pub mod expiry;
 pub mod http;
 pub mod kinds;
 pub mod kubelet;
+pub mod metrics;
 pub mod names;
 pub mod object;
 pub mod patch;
