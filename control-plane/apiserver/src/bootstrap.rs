@@ -3,19 +3,19 @@
 //! Input: validated options. Output: a running server, or the first error. The port is bound before the store is
 //! opened, so a port in use changes nothing on disk but the certificates.
 
+mod own;
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnetwork::Ipv4Network;
-use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::allocators::Allocators;
 use crate::api::Api;
-use crate::auth::User;
 use crate::cache::{Cache, Filter, Page};
 use crate::error::ApiError;
 use crate::http::serve::{self, TlsError};
@@ -23,7 +23,7 @@ use crate::kinds::{MissingType, Registry};
 use crate::kubelet::KubeletClient;
 use crate::pki::{self, Identity, Kubeconfig, Pki, PkiError};
 use crate::storage::embedded;
-use crate::verbs::{Target, WriteOptions};
+use own::{OwnObjects, masters};
 
 /// How to run a server.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub enum StartError {
     Pki(#[from] PkiError),
     #[error(transparent)]
     Tls(#[from] TlsError),
-    #[error("listen on {address}: {source}")]
+    #[error("listen on {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Store(#[from] embedded::OpenError),
@@ -51,7 +51,7 @@ pub enum StartError {
     Registry(#[from] MissingType),
     #[error("service range {range}: too small, the first address is the API server's")]
     ServiceRange { range: Ipv4Network },
-    #[error("make {object}: {source}")]
+    #[error("make {object}")]
     Object { object: String, source: ApiError },
 }
 
@@ -71,6 +71,11 @@ impl Running {
         if let Err(error) = self.task.await {
             tracing::error!(%error, "server task");
         }
+    }
+
+    /// Waits until the store has failed: the server can then only be started again.
+    pub async fn store_failed(&self) {
+        self.api.store.closed().await;
     }
 
     /// A kubeconfig file's text for one of the control plane's identities.
@@ -96,10 +101,16 @@ pub async fn start(options: &Options, stop: CancellationToken) -> Result<Running
     let tls = serve::server_config(&pki.server(&names)?, pki.ca_certificate())?;
     let kubelet = serve::client_config(&pki.client(Identity::ServerToKubelet)?, pki.ca_certificate())?;
     let api = open_api(options, KubeletClient::new(kubelet))?;
-    let bootstrap = Bootstrap { api: &api, user: masters() };
-    bootstrap.namespaces().await?;
-    bootstrap.kubernetes_service(service_address.into(), options.advertise, address.port()).await?;
+    let own = OwnObjects {
+        api: api.clone(),
+        user: masters(),
+        service_address: service_address.into(),
+        endpoint: SocketAddr::new(options.advertise, address.port()),
+    };
+    own.ensure_all().await?;
+    tokio::spawn(own.keep(stop.clone()));
     let url = format!("https://{}", SocketAddr::new(options.advertise, address.port()));
+    tokio::spawn(crate::expiry::run(api.clone(), stop.clone()));
     let task = tokio::spawn(serve::serve(listener, tls, api.clone(), stop));
     let running = Running { address, url, api, pki, task };
     write_kubeconfigs(&options.data_dir, &running)?;
@@ -126,90 +137,4 @@ fn write_kubeconfigs(data_dir: &Path, running: &Running) -> Result<(), PkiError>
     pki::remember_server_url(data_dir, &running.url)?;
     let admin = running.kubeconfig(Identity::Admin, "kubernetes-admin")?;
     pki::write_private_file(&data_dir.join("admin.kubeconfig"), &admin)
-}
-
-/// The server itself, when it makes objects.
-fn masters() -> User {
-    User { name: "system:apiserver".into(), groups: vec!["system:masters".into()] }
-}
-
-/// The namespaces of every cluster.
-const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
-
-struct Bootstrap<'a> {
-    api: &'a Arc<Api>,
-    user: User,
-}
-
-impl Bootstrap<'_> {
-    async fn namespaces(&self) -> Result<(), StartError> {
-        for name in NAMESPACES {
-            let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-            self.ensure("", "v1", "namespaces", "", namespace, |_, _| false).await?;
-        }
-        Ok(())
-    }
-
-    /// The Service `kubernetes` with its endpoint: this server.
-    async fn kubernetes_service(
-        &self,
-        cluster: IpAddr,
-        advertise: IpAddr,
-        port: u16,
-    ) -> Result<(), StartError> {
-        let metadata =
-            |labels: Value| json!({"name": "kubernetes", "namespace": "default", "labels": labels});
-        let service = json!({"apiVersion": "v1", "kind": "Service",
-            "metadata": metadata(json!({"component": "apiserver", "provider": "kubernetes"})),
-            "spec": {"clusterIP": cluster.to_string(), "clusterIPs": [cluster.to_string()], "type": "ClusterIP",
-                "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]}});
-        let ports = |new: &Value, old: &Value| new["spec"]["ports"] != old["spec"]["ports"];
-        self.ensure("", "v1", "services", "default", service, ports).await?;
-        let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints",
-            "metadata": metadata(json!({"endpointslice.kubernetes.io/skip-mirror": "true"})),
-            "subsets": [{"addresses": [{"ip": advertise.to_string()}],
-                "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]});
-        self.ensure("", "v1", "endpoints", "default", endpoints, |new, old| new["subsets"] != old["subsets"])
-            .await?;
-        let family = if advertise.is_ipv4() { "IPv4" } else { "IPv6" };
-        let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": metadata(json!({"kubernetes.io/service-name": "kubernetes"})), "addressType": family,
-            "endpoints": [{"addresses": [advertise.to_string()], "conditions": {"ready": true}}],
-            "ports": [{"name": "https", "port": port, "protocol": "TCP"}]});
-        let differs =
-            |new: &Value, old: &Value| new["endpoints"] != old["endpoints"] || new["ports"] != old["ports"];
-        self.ensure("discovery.k8s.io", "v1", "endpointslices", "default", slice, differs).await
-    }
-
-    /// Creates the object, or updates it when `differs` says so (of the wanted and the stored one).
-    async fn ensure(
-        &self,
-        group: &str,
-        version: &str,
-        plural: &str,
-        namespace: &str,
-        object: Value,
-        differs: impl Fn(&Value, &Value) -> bool,
-    ) -> Result<(), StartError> {
-        let name = crate::object::name(&object).to_owned();
-        let failed = |source| StartError::Object { object: format!("{plural} {namespace}/{name}"), source };
-        let Some(kind) = self.api.registry.find(group, version, plural) else {
-            return Err(failed(ApiError::no_such_path()));
-        };
-        let target = Target { kind, namespace, name: &name, user: &self.user };
-        match self.api.find(kind, namespace, &name) {
-            Ok(stored) if differs(&object, &stored.value()) => {
-                let bytes = object.to_string();
-                self.api
-                    .update(target, "", bytes.as_bytes(), WriteOptions::default())
-                    .await
-                    .map_err(failed)?;
-            }
-            Ok(_) => {}
-            Err(_) => {
-                self.api.create_decoded(target, object, false).await.map_err(failed)?;
-            }
-        }
-        Ok(())
-    }
 }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use parking::RwLock;
 use tokio::sync::mpsc;
 
+use crate::metrics::{Gauges, Metrics};
 use crate::object;
 use crate::selectors::{FieldSelector, LabelSelector};
 use crate::storage::{Change, Key, Loaded, Revision, Write};
@@ -81,6 +82,11 @@ impl Entry {
 
     pub fn value(&self) -> serde_json::Value {
         object::decode(self.revision, &self.tail)
+    }
+
+    /// The bytes as they are stored.
+    pub fn tail(&self) -> Bytes {
+        self.tail.clone()
     }
 
     pub fn size(&self) -> usize {
@@ -238,6 +244,7 @@ pub struct Watch {
 /// The cache; shared by all requests.
 pub struct Cache {
     world: RwLock<World>,
+    pub metrics: Metrics,
 }
 
 impl Cache {
@@ -256,18 +263,31 @@ impl Cache {
         for change in &loaded.base {
             world.restore(change);
         }
+        let metrics = Metrics::default();
         for change in &loaded.history {
-            world.apply(change);
+            world.apply(change, &metrics);
         }
         world.revision = loaded.revision;
-        Cache { world: RwLock::new(world) }
+        Cache { world: RwLock::new(world), metrics: Metrics::default() }
     }
 
     /// Takes over changes; called by the store, in revision order.
     pub fn apply(&self, changes: &[Change]) {
         let mut world = self.world.write();
         for change in changes {
-            world.apply(change);
+            world.apply(change, &self.metrics);
+        }
+    }
+
+    /// Sizes, for metrics.
+    pub fn gauges(&self) -> Gauges {
+        let world = self.world.read();
+        let mut kinds: Vec<_> = world.kinds.iter().collect();
+        kinds.sort_by_key(|(name, _)| **name);
+        Gauges {
+            revision: world.revision,
+            objects: kinds.iter().map(|(name, kind)| (**name, kind.objects.len())).collect(),
+            watchers: kinds.iter().map(|(name, kind)| (**name, kind.watchers.len())).collect(),
         }
     }
 
@@ -340,15 +360,15 @@ impl World {
         }
     }
 
-    fn apply(&mut self, change: &Change) {
+    fn apply(&mut self, change: &Change, metrics: &Metrics) {
         self.revision = change.revision;
         let Some(kind) = self.kinds.get_mut(change.write.key().parts().0) else { return };
-        kind.apply(change);
+        kind.apply(change, metrics);
     }
 }
 
 impl KindCache {
-    fn apply(&mut self, change: &Change) {
+    fn apply(&mut self, change: &Change, metrics: &Metrics) {
         let (key, tail, deleted) = match &change.write {
             Write::Put { key, value } => (key, value, false),
             Write::Delete { key, last } => (key, last, true),
@@ -361,7 +381,11 @@ impl KindCache {
             let Some(event) = recorded.seen_through(&watcher.filter) else {
                 return !watcher.events.is_closed();
             };
-            watcher.events.try_send(event).is_ok()
+            let sent = watcher.events.try_send(event);
+            if matches!(sent, Err(mpsc::error::TrySendError::Full(_))) {
+                Metrics::add(&metrics.terminated_watchers);
+            }
+            sent.is_ok()
         });
         self.window_bytes += recorded.entry.size();
         self.window.push_back(recorded);
@@ -370,6 +394,7 @@ impl KindCache {
         {
             let Some(oldest) = self.window.pop_front() else { break };
             self.window_bytes -= oldest.entry.size();
+            Metrics::add(&metrics.window_evictions);
             self.complete_after = oldest.entry.revision;
         }
     }

@@ -147,6 +147,9 @@ async fn dispatch(
         return Ok(response);
     }
     let user = user.ok_or_else(ApiError::unauthorized)?;
+    if path == "/metrics" {
+        return metrics(api, user, path);
+    }
     match route::parse(path) {
         Some(Route::Document(_)) if request.method() != Method::GET && request.method() != Method::HEAD => {
             Err(ApiError::method_not_allowed())
@@ -155,6 +158,15 @@ async fn dispatch(
         Some(Route::Resource(route)) => resource(api, user, route, request).await,
         None => Err(ApiError::no_such_path()),
     }
+}
+
+/// For administrators, as any other path without a rule.
+fn metrics(api: &Api, user: &User, path: &str) -> Result<Response<Body>, ApiError> {
+    if !user.is_in("system:masters") {
+        return Err(ApiError::forbidden_path(path, &user.name, "get"));
+    }
+    let text = api.cache.metrics.render(&api.cache.gauges());
+    Ok(respond(200, "text/plain; version=0.0.4; charset=utf-8", text))
 }
 
 /// The endpoints that are open to everybody.
@@ -182,8 +194,13 @@ async fn resource(
         let resource = crate::error::Resource { group: &attributes.group, name: &attributes.resource };
         return Err(ApiError::forbidden(resource, &attributes.name, &reason));
     }
-    let request = Call { api, user, route, query, verb: attributes.verb, request };
-    request.run().await
+    let known =
+        api.registry.find(&route.group, &route.version, &route.resource).map_or("", |kind| kind.plural);
+    let verb = attributes.verb;
+    let result = Call { api, user, route, query, verb, request }.run().await;
+    let code = result.as_ref().map_or_else(|error| error.code, |response| response.status().as_u16());
+    api.cache.metrics.count_request(verb, known, code);
+    result
 }
 
 /// One authorized request for a resource.

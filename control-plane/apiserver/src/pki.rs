@@ -29,11 +29,11 @@ const LEAF_LIFETIME: time::Duration = time::Duration::days(3650);
 /// Why a certificate could not be read or made.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
-    #[error("{operation} {path}: {source}", path = path.display())]
+    #[error("{operation} {path}", path = path.display())]
     File { operation: &'static str, path: PathBuf, source: std::io::Error },
     #[error("parse {path}: {reason}; move the file away to have a new one made", path = path.display())]
     Parse { path: PathBuf, reason: String },
-    #[error("make certificate {name}: {source}")]
+    #[error("make certificate {name}")]
     Make { name: String, source: rcgen::Error },
     #[error("subject alternative name {value:?}: not a DNS name or an IP address")]
     Name { value: String },

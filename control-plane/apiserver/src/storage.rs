@@ -113,4 +113,7 @@ pub trait Storage: Send + Sync + 'static {
     /// Runs one transaction. The answer is the revision of its last write; it comes after the change is durable and
     /// has been given to the sink.
     fn commit(&self, transaction: Transaction) -> BoxFuture<'_, Result<Revision, StorageError>>;
+
+    /// Ends when the store no longer takes writes, because one of its commits failed.
+    fn closed(&self) -> BoxFuture<'_, ()>;
 }

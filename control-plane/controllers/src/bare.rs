@@ -87,7 +87,11 @@ impl ServedKind {
 
 /// Asks the API server which kinds it serves, each in its preferred version.
 pub async fn discover(client: &Client) -> Result<Vec<ServedKind>, kube::Error> {
-    let discovery = Discovery::new(client.clone()).run_aggregated().await?;
+    let discovery = match Discovery::new(client.clone()).run_aggregated().await {
+        Ok(discovery) => discovery,
+        // Older servers know only one request per group.
+        Err(_) => Discovery::new(client.clone()).run().await?,
+    };
     let mut kinds = Vec::new();
     for group in discovery.groups_alphabetical() {
         for (resource, capabilities) in group.recommended_resources() {

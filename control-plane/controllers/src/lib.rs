@@ -110,7 +110,7 @@ type Starter = Box<dyn FnOnce(&TaskTracker, &CancellationToken) + Send>;
 macro_rules! starter {
     ($name:literal, $controller:expr) => {{
         let controller = $controller;
-        let starter: Starter = Box::new(move |tasks, shutdown| {
+        let starter: Starter = Box::new(move |tasks: &TaskTracker, shutdown: &CancellationToken| {
             let stop = shutdown.clone();
             let start = move || controller.clone().run(stop.clone());
             tasks.spawn(supervise($name, shutdown.clone(), start));

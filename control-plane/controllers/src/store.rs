@@ -161,15 +161,17 @@ where
 
     /// Takes one event of the watch.
     pub fn apply(&self, event: Event<K>) {
+        let listed = matches!(event, Event::InitDone);
         let changes = self.take_event(event);
-        if changes.is_empty() {
-            return;
-        }
         let handlers = self.handlers.read().unwrap_or_else(PoisonError::into_inner);
         for change in &changes {
             for handler in handlers.iter() {
                 handler(change);
             }
+        }
+        if listed {
+            // Only now: who waits for the list may rely on every handler having seen it.
+            self.synced.send_replace(true);
         }
     }
 
@@ -190,8 +192,6 @@ where
             Event::InitDone => {
                 let changes = state.replace(&self.indexers);
                 state.lists_done = state.lists_started;
-                drop(state);
-                self.synced.send_replace(true);
                 changes
             }
             Event::Apply(object) => {

@@ -50,11 +50,15 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         let running = bootstrap::start(&options.server, stop.clone()).await?;
         println!("listening on {}", running.url);
         let controllers = controllers::run(controller_options(&running, &options).await?, stop.clone());
-        let controllers = tokio::spawn(controllers);
-        // Both may be dropped: a signal is only waited for once.
+        let mut controllers = tokio::spawn(controllers);
+        // All may be dropped: each is waited for once, and what it says stays true.
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            () = running.store_failed() => anyhow::bail!("the store failed; its error is above"),
+            ended = &mut controllers => {
+                return ended.context("run the controllers")?.context("run the controllers");
+            }
         }
         tracing::info!("stopping");
         stop.cancel();

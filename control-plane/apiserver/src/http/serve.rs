@@ -28,6 +28,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_CONNECTIONS: usize = 4096;
 /// Streams of one h2 connection, at most (upstream's limit).
 const MAX_STREAMS: u32 = 250;
+/// A peer that vanished without a word is noticed after these two.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const DRAIN: Duration = Duration::from_secs(2);
 /// After an error of accept (no file descriptors, for example).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -35,7 +38,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Why TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("configure TLS: {source}")]
+    #[error("configure TLS")]
     Rustls { source: rustls::Error },
     #[error("configure TLS: client certificates: {reason}")]
     Verifier { reason: String },
@@ -141,7 +144,9 @@ async fn connection(
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
+    let mut http2 = builder.http2();
+    http2.timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
+    http2.keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {

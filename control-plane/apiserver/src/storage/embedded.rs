@@ -41,11 +41,11 @@ pub const DEFAULT_HISTORY_LIMIT: usize = 10_000;
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("open store {path}: {source}", path = path.display())]
+    #[error("open store {path}", path = path.display())]
     Database { path: PathBuf, source: Box<redb::Error> },
     #[error("open store {path}: record {revision} does not parse", path = path.display())]
     Record { path: PathBuf, revision: Revision },
-    #[error("open store {path}: start the writer thread: {source}", path = path.display())]
+    #[error("open store {path}: start the writer thread", path = path.display())]
     Thread { path: PathBuf, source: std::io::Error },
 }
 
@@ -110,6 +110,10 @@ impl Storage for EmbeddedStore {
             self.requests.send(request).await.map_err(|_| StorageError::Closed)?;
             answered.await.map_err(|_| StorageError::Closed)?
         })
+    }
+
+    fn closed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.requests.closed())
     }
 }
 

@@ -12,6 +12,7 @@ use super::{FieldValidation, MAX_RACES, Target, WriteOptions, Written, race_lost
 use crate::api::Api;
 use crate::error::{ApiError, FieldError};
 use crate::kinds::{self, Kind};
+use crate::metrics::Metrics;
 use crate::object::{self, child, text};
 use crate::patch::{self, PatchType};
 use crate::storage::{Compare, Expect, StorageError, Transaction, Write};
@@ -194,7 +195,7 @@ impl Api {
                     return Ok(answer(new, revision));
                 }
                 // Again from the newest state, where a client that named the old revision is refused.
-                Err(StorageError::Conflict { .. }) => {}
+                Err(StorageError::Conflict { .. }) => Metrics::add(&self.cache.metrics.conflicts),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -213,8 +214,8 @@ pub(super) fn settle(kind: &Kind, part: Part, old: &Value, mut new: Value) -> Re
     system_fields(kind, old, &mut new)?;
     match part {
         Part::Main => {
-            (kind.prepare_update)(&mut new, old);
             (kind.default)(&mut new);
+            (kind.prepare_update)(&mut new, old);
         }
         Part::Status => new = with_status(kind, old, &new),
         Part::Finalize => new = with_finalizers(old, &new),

@@ -61,8 +61,8 @@ impl Api {
         let kind = target.kind;
         let generated = generate_name(&mut object);
         system_fields(kind, &mut object);
-        (kind.prepare_create)(&mut object);
         (kind.default)(&mut object);
+        (kind.prepare_create)(&mut object);
         admit(&target, &object)?;
         let mut errors = kinds::validate_metadata(kind, &object);
         errors.extend((kind.validate)(&object));

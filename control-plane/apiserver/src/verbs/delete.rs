@@ -14,6 +14,7 @@ use crate::api::Api;
 use crate::cache::{Filter, Page};
 use crate::error::ApiError;
 use crate::kinds::Kind;
+use crate::metrics::Metrics;
 use crate::object::{self, child, text};
 use crate::storage::{Compare, Expect, StorageError, Transaction, Write};
 
@@ -124,7 +125,7 @@ impl Api {
                     set_revision(&mut new, revision);
                     return Ok(answer(kind, new, remove));
                 }
-                Err(StorageError::Conflict { .. }) => {}
+                Err(StorageError::Conflict { .. }) => Metrics::add(&self.cache.metrics.conflicts),
                 Err(error) => return Err(error.into()),
             }
         }

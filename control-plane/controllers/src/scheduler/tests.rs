@@ -18,7 +18,7 @@ use super::cluster::Cluster;
 use super::filter::{Check, matches_term};
 use super::plan::{Decision, plan};
 use super::queue::{Change, LEFTOVER_AFTER, Waiting};
-use super::resources::request;
+use super::resources::{Resources, request};
 use crate::key::ObjectKey;
 
 fn amounts(list: &[(&str, &str)]) -> std::collections::BTreeMap<String, Quantity> {
@@ -155,7 +155,7 @@ fn a_binding_that_the_cache_does_not_show_keeps_its_room() {
     placed.status = Some(PodStatus { phase: Some("Succeeded".into()), ..PodStatus::default() });
     cluster.set_pod(&placed);
     assert_eq!(chosen(&pod("other", &[("cpu", "1")]), &cluster), "one");
-    assert_eq!(cluster.node("one").unwrap().requested, Default::default());
+    assert_eq!(cluster.node("one").unwrap().requested, Resources::default());
 }
 
 #[test]
