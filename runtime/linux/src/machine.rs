@@ -9,7 +9,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MsFlags, mount};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 
 #[cfg(test)]
@@ -257,6 +258,8 @@ pub fn mount_system(hierarchies: &[Hierarchy]) -> Result<()> {
     mount_at("", "/", "", MsFlags::MS_REC | MsFlags::MS_PRIVATE, "")?;
     let strict = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount_at("proc", "/proc", "proc", strict, "")?;
+    // Not over the host's: its control groups would stay in the mount table under ours, and who reads the table would find both.
+    detach("/sys")?;
     mount_at("sysfs", "/sys", "sysfs", strict, "")?;
     mount_at("bpf", "/sys/fs/bpf", "bpf", strict, "mode=700")?;
     if Path::new("/dev/mqueue").is_dir() {
@@ -281,6 +284,14 @@ pub fn mount_system(hierarchies: &[Hierarchy]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Takes a mount and everything on it out of this mount namespace. Fine when nothing is mounted there.
+fn detach(path: &str) -> Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Err(errno) => Err(Error::Io { operation: "unmount", path: path.into(), source: errno.into() }),
+    }
 }
 
 /// Gives this mount namespace a writable view of `folder` of its own: an overlay whose changes go to `upper`.
