@@ -180,7 +180,7 @@ fn agent_part(dist: &Path) -> Part {
         path(dist.join("cni")),
         "--cluster-cidr".into(),
         POD_CIDR.into(),
-        "--image-archives".into(),
+        "--image-archives-dir".into(),
         path(images::folder()),
     ];
     Part { name: "agent".into(), command, environment: Vec::new() }

@@ -222,7 +222,7 @@ impl Keeper {
     /// Collects every child that ended: first processes of containers, exec'd processes, workers, and orphans that nobody asks about.
     fn reap(&mut self) {
         while let Ok(Some(_)) = self.signals.read_signal() {}
-        while let Ok(Some((pid, status))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             self.ended(pid.as_raw_nonzero().get(), exit_code(status));
         }
     }

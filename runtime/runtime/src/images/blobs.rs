@@ -124,11 +124,6 @@ pub fn read(root: &Path, digest: &str) -> Result<Vec<u8>, ImageError> {
     Ok(bytes)
 }
 
-/// Removes one. Fine when it is gone.
-pub fn remove(root: &Path, digest: &str) {
-    let _ = fs::remove_file(path(root, digest));
-}
-
 /// Removes what an earlier process did not finish.
 pub fn remove_partial(root: &Path) {
     for entry in entries(root) {

@@ -253,7 +253,9 @@ impl Layer {
         let attributes = attributes(entry)?;
         let header = entry.header();
         let id = |value: u64| u32::try_from(value).ok().filter(|id| *id != u32::MAX);
-        let (Some(uid), Some(gid)) = (id(header.uid()?), id(header.gid()?)) else {
+        let (Some(uid), Some(gid)) =
+            (id(owner(header.uid(), &header.as_old().uid)?), id(owner(header.gid(), &header.as_old().gid)?))
+        else {
             return Err(invalid(format!("{}: owner is out of range", path.display())));
         };
         let (mode, time) = (header.mode()?, header.mtime()?);
@@ -296,6 +298,11 @@ impl Layer {
         }
         Ok(())
     }
+}
+
+/// A number of a header; a field that was never filled in is 0.
+fn owner(parsed: io::Result<u64>, raw: &[u8]) -> io::Result<u64> {
+    if raw.iter().all(|byte| matches!(byte, 0 | b' ')) { Ok(0) } else { parsed }
 }
 
 fn descriptor_path(fd: BorrowedFd<'_>) -> PathBuf {

@@ -160,7 +160,9 @@ impl Runtime {
         let _layers = self.0.store.hold(image.layers.clone());
         make_directories(directory)?;
         let staged = stage(&config, directory)?;
-        let spec = self.make_spec(&pod, &config, &image, &staged, id)?;
+        let cgroup = format!("{}/{id}", pod.config.linux.cgroup_parent.trim_end_matches('/'));
+        let mut spec = self.make_spec(&pod, &config, &image, &staged, id)?;
+        spec["linux"]["cgroupsPath"] = cgroup.as_str().into();
         let text = serde_json::to_vec(&spec).unwrap_or_default();
         std::fs::write(directory.join("config.json"), text).map_err(io("write config.json"))?;
         let signal = image.config.config().as_ref().and_then(|config| config.stop_signal().clone());
@@ -171,7 +173,7 @@ impl Runtime {
             image_id: image.id.clone(),
             image_ref: image.reference.clone(),
             layers: image.layers,
-            cgroup: format!("{}/{id}", pod.config.linux.cgroup_parent.trim_end_matches('/')),
+            cgroup,
             stop_signal: signal.unwrap_or_default(),
             config,
         };

@@ -134,7 +134,7 @@ fn arrange_mounts(request: &StartContainer, cgroup_root: &Path) -> Result<()> {
         .map(|staged| Ok((linux::mount::clone_tree(&staged.source)?, &staged.target)))
         .collect::<Result<Vec<(OwnedFd, &PathBuf)>>>()?;
     linux::mount::set_propagation(Path::new("/"), Propagation::SlaveRecursive)?;
-    linux::mount::tmpfs(cgroup_root, "mode=0555,size=4k,nr_inodes=1,ro")?;
+    hide_cgroups(cgroup_root)?;
     let root = &request.rootfs;
     rustix::process::chdir(&root.directory).with_context(|| format!("enter {}", root.directory.display()))?;
     let overlay =
@@ -146,6 +146,16 @@ fn arrange_mounts(request: &StartContainer, cgroup_root: &Path) -> Result<()> {
         linux::mount::attach_tree(&tree, target)?;
     }
     Ok(())
+}
+
+/// A covered mount would still be in the mount table, where libcontainer looks: they are taken off, the innermost first, in this mount namespace.
+fn hide_cgroups(cgroup_root: &Path) -> Result<()> {
+    let is_cgroup =
+        |entry: &linux::mount::MountEntry| matches!(entry.filesystem.as_str(), "cgroup" | "cgroup2");
+    for entry in linux::mount::table()?.into_iter().rev().filter(is_cgroup) {
+        linux::mount::detach(&entry.mount_point)?;
+    }
+    Ok(linux::mount::tmpfs(cgroup_root, "mode=0555,size=4k,nr_inodes=1,ro")?)
 }
 
 /// Makes a directory inside the root file system, through the image's own symbolic links but never out of it.
