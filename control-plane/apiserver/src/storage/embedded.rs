@@ -70,6 +70,7 @@ pub struct EmbeddedStore {
 pub fn open(path: &Path, history_limit: usize) -> Result<Opened, OpenError> {
     let failed =
         |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
+    make_private(path).map_err(|error| failed(redb::Error::Io(error)))?;
     let database = Database::builder()
         .set_cache_size(PAGE_CACHE_BYTES)
         .create(path)
@@ -115,6 +116,19 @@ impl Storage for EmbeddedStore {
     fn closed(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.requests.closed())
     }
+}
+
+/// Secrets are in it: only the owner may read it. An empty file becomes a new database.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))
 }
 
 fn create_tables(database: &Database) -> Result<(), redb::Error> {
