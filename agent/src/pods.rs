@@ -201,6 +201,7 @@ impl Handle {
     /// Resolves once the first full list of pods has been taken over. Cancel safe.
     pub async fn synced(&self) {
         // An error means that the task has ended, and with it the agent.
-        let _ended = self.synced.clone().wait_for(|synced| *synced).await;
+        let mut synced = self.synced.clone();
+        let _ended = synced.wait_for(|synced| *synced).await;
     }
 }

@@ -31,8 +31,12 @@ pub struct Options {
 }
 
 impl Options {
+    pub fn profile(debug: bool) -> Self {
+        Self { debug }
+    }
+
     pub fn for_tests() -> Self {
-        Self { debug: true }
+        Self::profile(true)
     }
 }
 

@@ -6,10 +6,14 @@ mod build_ebpf;
 mod ci;
 mod debian;
 mod dist;
+mod down;
+mod images;
+mod machine;
 mod process;
 mod setup;
 mod test;
 mod tidy;
+mod up;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +30,10 @@ enum Command {
     Setup,
     /// Build the BPF object that the load balancer embeds.
     BuildEbpf,
+    /// Start a cluster on this machine and wait until it is Ready.
+    Up(up::Options),
+    /// Stop the cluster and leave nothing behind.
+    Down,
     /// Run the tests that this machine can run, or one tier.
     Test(test::Options),
     /// Run every check that a change must pass.
@@ -34,6 +42,11 @@ enum Command {
     Tidy,
     /// Assemble target/dist: executables, CNI plugins.
     Dist(dist::Options),
+    /// Build the test images.
+    Images,
+    /// A stage of a node's machine; `up` calls it.
+    #[command(hide = true, subcommand)]
+    Machine(machine::Stage),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -44,5 +57,9 @@ fn main() -> anyhow::Result<()> {
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),
         Command::Dist(options) => dist::run(&options).map(drop),
+        Command::Up(options) => up::run(&options),
+        Command::Down => down::run(),
+        Command::Images => images::run().map(drop),
+        Command::Machine(stage) => machine::run(&stage),
     }
 }

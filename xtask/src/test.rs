@@ -14,7 +14,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build_ebpf, dist, process};
+use crate::{build_ebpf, dist, down, images, process, up};
 use tally::Tally;
 
 #[derive(clap::Args)]
@@ -90,13 +90,44 @@ pub fn run(options: &Options) -> Result<()> {
             tally.skip(format!("tier {} ({}): needs root", tier.number, tier.name));
             continue;
         }
-        tally.add(run_tier(tier, options)?);
+        tally.add(if tier.number == 4 { run_cluster_tier(tier, options)? } else { run_tier(tier, options)? });
     }
     tally.print();
     if tally.failed > 0 {
         bail!("{} tests failed", tally.failed);
     }
     Ok(())
+}
+
+/// The tests start the cluster. Afterwards it is stopped, and that nothing is left on the machine is one more test.
+fn run_cluster_tier(tier: &Tier, options: &Options) -> Result<Tally> {
+    if up::folder().exists() {
+        bail!("a cluster is up, and the cluster tests start their own: run `cargo xtask down` first");
+    }
+    images::run()?;
+    let leaks = harness_binary("leaks")?;
+    let saved = process::target().join("before-up");
+    process::run(Command::new(&leaks).arg("save").arg(&saved))?;
+    let tally = run_tier(tier, options);
+    if tally.as_ref().is_ok_and(|tally| tally.failed > 0) {
+        keep_logs();
+    }
+    down::run()?;
+    let mut tally = tally?;
+    match process::run(Command::new(&leaks).arg("compare").arg(&saved)) {
+        Ok(()) => tally.passed += 1,
+        Err(_) => tally.failed += 1,
+    }
+    Ok(tally)
+}
+
+/// The logs of a failed run stay in `target/up-logs`.
+fn keep_logs() {
+    let mut copy = Command::new("cp");
+    copy.args(["-rT"]).arg(up::node_folder().join("logs")).arg(process::target().join("up-logs"));
+    if let Err(error) = process::run(&mut copy) {
+        eprintln!("keep the logs: {error:#}");
+    }
 }
 
 fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
@@ -141,10 +172,14 @@ fn filter(tier: &Tier, options: &Options) -> String {
 
 /// Builds the runner of the private tiers.
 fn private_host() -> Result<PathBuf> {
+    harness_binary("private-host")
+}
+
+fn harness_binary(name: &str) -> Result<PathBuf> {
     let mut build = process::cargo();
-    build.args(["build", "--quiet", "--package", "harness", "--bin", "private-host"]);
-    process::run_quietly("building private-host", &mut build)?;
-    Ok(process::target().join("debug/private-host"))
+    build.args(["build", "--quiet", "--package", "harness", "--bin", name]);
+    process::run_quietly(&format!("building {name}"), &mut build)?;
+    Ok(process::target().join("debug").join(name))
 }
 
 /// Whether cargo and nextest can be started at all, with a clear sentence if not.

@@ -285,12 +285,12 @@ impl Observed {
     }
 
     /// The newest record of a container.
-    pub fn newest(&self, name: &str) -> Option<&Record> {
+    pub fn newest<'a>(&'a self, name: &'a str) -> Option<&'a Record> {
         self.records_of(name).next_back()
     }
 
     /// The newest record of a container in the sandbox that is ready.
-    pub fn current(&self, name: &str) -> Option<&Record> {
+    pub fn current<'a>(&'a self, name: &'a str) -> Option<&'a Record> {
         let sandbox = self.ready_sandbox()?;
         self.records_of(name).rev().find(|record| record.status.sandbox == sandbox.status.id)
     }

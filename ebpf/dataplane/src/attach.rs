@@ -99,7 +99,7 @@ pub fn open(options: &Options) -> Result<Maps, OpenError> {
     })?;
     let mut loader = EbpfLoader::new();
     for name in PINNED_MAPS {
-        loader.map_pin_path(*name, pins.join(name));
+        loader.map_pin_path(name, pins.join(name));
     }
     let mut programs = loader.load(OBJECT).map_err(OpenError::Load)?;
     let mut wanted = HashSet::new();

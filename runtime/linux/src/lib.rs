@@ -1,3 +1,21 @@
-//! Safe wrappers of the Linux interfaces that Orlop uses. All raw system calls of the workspace live here.
+//! Safe wrappers around the Linux kernel for the node's crates; all raw system calls live here.
+//!
+//! Takes plain values and returns plain values or errors that carry the name of the call and its object. Nothing here decides what
+//! should exist, retries or logs.
+#![expect(unsafe_code, reason = "raw system calls live in this crate and nowhere else")]
 
+mod error;
+
+pub mod cgroup;
+pub mod fds;
+pub mod interface;
 pub mod machine;
+pub mod memfd;
+pub mod mount;
+pub mod netlink;
+pub mod netns;
+pub mod process;
+pub mod pty;
+pub mod scm;
+
+pub use error::Error;

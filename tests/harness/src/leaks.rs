@@ -54,6 +54,16 @@ impl Snapshot {
         Ok(Self(found))
     }
 
+    /// One line for each thing.
+    pub fn to_text(&self) -> String {
+        self.0.iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    /// The snapshot that [`Self::to_text`] wrote.
+    pub fn from_text(text: &str) -> Self {
+        Self(text.lines().map(str::to_owned).collect())
+    }
+
     /// What `after` has that `self` did not have, and what is missing.
     pub fn leaks(&self, after: &Self) -> Vec<String> {
         let added = after.0.difference(&self.0).map(|line| format!("+ {line}"));

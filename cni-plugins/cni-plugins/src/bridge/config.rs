@@ -1,0 +1,131 @@
+//! The configuration of `bridge`: the reference plugin's keys, checked.
+//!
+//! Keys that need what is not built yet (VLAN filtering, spoof checks) or what belongs to the node's agent
+//! (masquerading) are refused with the key and its value, rather than ignored.
+
+use cni::{
+    Dns, ErrorReply, code,
+    json::{JsonError, Object},
+};
+use linux::netlink::{BridgePortOptions, MacAddress};
+
+use crate::{
+    delegate,
+    plugin::{Request, decoding},
+};
+
+const DEFAULT_BRIDGE: &str = "cni0";
+
+/// What to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Config {
+    pub(super) bridge: String,
+    /// The bridge carries the gateway addresses.
+    pub(super) is_gateway: bool,
+    pub(super) is_default_gateway: bool,
+    /// Replaces other addresses of the bridge.
+    pub(super) force_address: bool,
+    /// Of the bridge when it is made, and of both ends of the link.
+    pub(super) mtu: Option<u32>,
+    pub(super) promiscuous: bool,
+    pub(super) port: BridgePortOptions,
+    pub(super) enable_dad: bool,
+    /// The container's end stays down.
+    pub(super) disable_container_interface: bool,
+    pub(super) mac: Option<MacAddress>,
+    pub(super) dns: Dns,
+    /// None for a network without addresses.
+    pub(super) ipam: Option<String>,
+}
+
+impl Config {
+    pub(super) fn read(request: &Request) -> Result<Self, ErrorReply> {
+        let root = request.root();
+        refuse_unsupported(&root)?;
+        let switch = |key: &str| -> Result<bool, ErrorReply> {
+            Ok(root.boolean(key).map_err(decoding)?.unwrap_or(false))
+        };
+        let bridge = root.string("bridge").map_err(decoding)?.filter(|name| !name.is_empty());
+        let bridge = bridge.unwrap_or(DEFAULT_BRIDGE).to_owned();
+        cni::interface_name(&bridge)
+            .map_err(|error| ErrorReply::config(format!("key \"bridge\": {error}")))?;
+        let is_default_gateway = switch("isDefaultGateway")?;
+        let config = Self {
+            bridge,
+            is_gateway: switch("isGateway")? || is_default_gateway,
+            is_default_gateway,
+            force_address: switch("forceAddress")?,
+            mtu: root.number::<u32>("mtu").map_err(decoding)?.filter(|mtu| *mtu > 0),
+            promiscuous: switch("promiscMode")?,
+            port: BridgePortOptions { hairpin: switch("hairpinMode")?, isolated: switch("portIsolation")? },
+            enable_dad: switch("enabledad")?,
+            disable_container_interface: switch("disableContainerInterface")?,
+            mac: mac(request, &root)?,
+            dns: Dns::read(&root).map_err(decoding)?,
+            ipam: delegate::ipam_type(request)?,
+        };
+        config.check()
+    }
+
+    fn check(self) -> Result<Self, ErrorReply> {
+        if self.ipam.is_some() && self.disable_container_interface {
+            let message = "cannot use IPAM when DisableContainerInterface flag is set";
+            return Err(ErrorReply::config(message));
+        }
+        if self.port.hairpin && self.promiscuous {
+            let message = "cannot set hairpin mode and promiscuous mode at the same time";
+            return Err(ErrorReply::config(message));
+        }
+        Ok(self)
+    }
+}
+
+fn refuse_unsupported(root: &Object<'_>) -> Result<(), ErrorReply> {
+    let vlan = root.number::<i64>("vlan").map_err(decoding)?.unwrap_or(0);
+    if !(0..=4094).contains(&vlan) {
+        let message = format!("invalid VLAN ID {vlan} (must be between 0 and 4094)");
+        return Err(ErrorReply::config(message));
+    }
+    let trunk = !root.array("vlanTrunk").map_err(decoding)?.is_empty();
+    let on =
+        |key: &str| -> Result<bool, ErrorReply> { Ok(root.boolean(key).map_err(decoding)?.unwrap_or(false)) };
+    for (key, is_set, why) in [
+        ("vlan", vlan != 0, "VLAN filtering is not supported yet"),
+        ("vlanTrunk", trunk, "VLAN filtering is not supported yet"),
+        ("macspoofchk", on("macspoofchk")?, "MAC spoof checking is not supported yet"),
+        (
+            "ipMasq",
+            on("ipMasq")?,
+            "the node's agent masquerades what pods send out of the node: remove the key",
+        ),
+    ] {
+        if is_set {
+            let value = root.value(key).cloned().unwrap_or_default();
+            let message = format!("unsupported field {key:?}: {value}");
+            return Err(ErrorReply::new(code::UNSUPPORTED_FIELD, message).with_details(why));
+        }
+    }
+    Ok(())
+}
+
+/// The hardware address of the container's end: of `CNI_ARGS`, overruled by `args.cni.mac`, overruled by
+/// `runtimeConfig.mac`.
+fn mac(request: &Request, root: &Object<'_>) -> Result<Option<MacAddress>, ErrorReply> {
+    let args = request.args(&["MAC"])?;
+    let of = |parent: &Object<'_>| -> Result<Option<String>, JsonError> {
+        Ok(parent.string("mac")?.filter(|mac| !mac.is_empty()).map(str::to_owned))
+    };
+    let mut wanted = args.get("MAC").filter(|mac| !mac.is_empty()).map(str::to_owned);
+    if let Some(args) = root.object("args").map_err(decoding)?
+        && let Some(cni) = args.object("cni").map_err(decoding)?
+    {
+        wanted = of(&cni).map_err(decoding)?.or(wanted);
+    }
+    if let Some(runtime) = root.object("runtimeConfig").map_err(decoding)? {
+        wanted = of(&runtime).map_err(decoding)?.or(wanted);
+    }
+    wanted.map(|text| text.parse().map_err(ErrorReply::config)).transpose()
+}
+
+#[cfg(test)]
+mod tests;

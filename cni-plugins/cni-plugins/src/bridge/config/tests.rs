@@ -1,0 +1,77 @@
+//! Tables for `bridge`'s configuration.
+
+use cni::{Version, exec::Verb};
+use serde_json::{Value, json};
+
+use super::Config;
+use crate::plugin::Request;
+
+fn read(args: &str, mut config: Value) -> Result<Config, cni::ErrorReply> {
+    config["name"] = json!("pods");
+    let stdin = config.to_string().into_bytes();
+    Config::read(&Request {
+        verb: Verb::Add,
+        container_id: "abc".to_owned(),
+        netns: None,
+        ifname: "eth0".to_owned(),
+        raw_args: args.to_owned(),
+        path: Vec::new(),
+        network: "pods".to_owned(),
+        version: Version::V1_0_0,
+        config: cni::json::parse_object(&stdin).expect("an object"),
+        stdin,
+    })
+}
+
+#[test]
+fn defaults_are_those_of_the_reference() {
+    let config = read("", json!({})).expect("a configuration");
+    assert_eq!(config.bridge, "cni0");
+    assert!(!config.is_gateway && !config.port.hairpin && !config.enable_dad && config.ipam.is_none());
+    assert_eq!((config.mtu, config.mac), (None, None));
+}
+
+#[test]
+fn a_default_gateway_is_a_gateway() {
+    let config = read("", json!({"isDefaultGateway": true, "mtu": 0, "ipam": {"type": "host-local"}}));
+    let config = config.expect("a configuration");
+    assert!(config.is_gateway && config.is_default_gateway);
+    assert_eq!((config.mtu, config.ipam.as_deref()), (None, Some("host-local")));
+}
+
+#[test]
+fn the_runtimes_hardware_address_wins() {
+    let mac =
+        |args: &str, config: Value| read(args, config).map(|config| config.mac.map(|mac| mac.to_string()));
+    let some = |text: &str| Ok(Some(text.to_owned()));
+    let all =
+        json!({"args": {"cni": {"mac": "02:00:00:00:00:02"}}, "runtimeConfig": {"mac": "02:00:00:00:00:03"}});
+    assert_eq!(mac("MAC=02:00:00:00:00:01", json!({})), some("02:00:00:00:00:01"));
+    assert_eq!(
+        mac("MAC=02:00:00:00:00:01", json!({"args": {"cni": {"mac": "02:00:00:00:00:02"}}})),
+        some("02:00:00:00:00:02")
+    );
+    assert_eq!(mac("MAC=02:00:00:00:00:01", all), some("02:00:00:00:00:03"));
+}
+
+#[test]
+fn impossible_configurations_say_why() {
+    for (config, code, message) in [
+        (json!({"vlan": 100}), 2, r#"unsupported field "vlan": 100"#),
+        (json!({"vlan": 5000}), 7, "invalid VLAN ID 5000"),
+        (json!({"vlanTrunk": [{"id": 1}]}), 2, r#"unsupported field "vlanTrunk""#),
+        (json!({"macspoofchk": true}), 2, r#"unsupported field "macspoofchk": true"#),
+        (json!({"ipMasq": true}), 2, r#"unsupported field "ipMasq": true; the node's agent masquerades"#),
+        (json!({"hairpinMode": true, "promiscMode": true}), 7, "hairpin mode and promiscuous mode"),
+        (json!({"disableContainerInterface": true, "ipam": {"type": "x"}}), 7, "cannot use IPAM"),
+        (json!({"bridge": "a/b"}), 7, r#"key "bridge": invalid interface name "a/b""#),
+        (json!({"mtu": "big"}), 6, r#"key "mtu": expected a whole number, found "big""#),
+        (json!({"mtu": -1}), 6, r#"key "mtu": -1 is out of range"#),
+        (json!({"isGateway": "yes"}), 6, r#"key "isGateway": expected true or false"#),
+        (json!({"runtimeConfig": {"mac": "zz"}}), 7, r#"invalid hardware address "zz""#),
+    ] {
+        let error = read("", config).expect_err(message);
+        assert_eq!(error.code, code, "{error}");
+        assert!(error.to_string().contains(message), "{error}");
+    }
+}

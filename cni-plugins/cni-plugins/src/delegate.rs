@@ -1,0 +1,63 @@
+//! Delegation to an IPAM plugin, by execution, as the specification says: same environment, same configuration.
+
+use std::ffi::OsString;
+
+use cni::{
+    AddResult, ErrorReply, code,
+    exec::{Call, DEFAULT_TIME_LIMIT, ExecError, Verb, find_plugin},
+};
+
+use crate::plugin::{Request, decoding};
+
+/// The plugin that `ipam.type` names; none for a network without addresses.
+pub(crate) fn ipam_type(request: &Request) -> Result<Option<String>, ErrorReply> {
+    let Some(ipam) = request.root().object("ipam").map_err(decoding)? else { return Ok(None) };
+    let named = ipam.string("type").map_err(decoding)?;
+    Ok(named.filter(|name| !name.is_empty()).map(str::to_owned))
+}
+
+/// Asks the IPAM plugin for addresses.
+pub(crate) async fn add(request: &Request, ipam: &str) -> Result<AddResult, ErrorReply> {
+    let document = call(request, ipam, Verb::Add).await?;
+    let document = document.ok_or_else(|| {
+        ErrorReply::new(code::DECODING_FAILURE, format!("IPAM plugin {ipam:?} printed no result"))
+    })?;
+    AddResult::from_json(&document).map_err(|error| {
+        ErrorReply::new(code::DECODING_FAILURE, format!("result of IPAM plugin {ipam:?}: {error}"))
+    })
+}
+
+/// Runs any other verb of the IPAM plugin.
+pub(crate) async fn run(request: &Request, ipam: &str, verb: Verb) -> Result<(), ErrorReply> {
+    call(request, ipam, verb).await.map(|_| ())
+}
+
+async fn call(
+    request: &Request,
+    ipam: &str,
+    verb: Verb,
+) -> Result<Option<serde_json::Map<String, serde_json::Value>>, ErrorReply> {
+    let plugin = find_plugin(ipam, &request.path).map_err(reply)?;
+    let netns = request.netns.clone().map(OsString::from).unwrap_or_default();
+    let call = Call {
+        plugin,
+        verb,
+        // `CNI_ARGS`, `CNI_PATH` and the rest are inherited.
+        env: vec![
+            ("CNI_CONTAINERID", request.container_id.clone().into()),
+            ("CNI_NETNS", netns),
+            ("CNI_IFNAME", request.ifname.clone().into()),
+        ],
+        config: request.stdin.clone(),
+        time_limit: DEFAULT_TIME_LIMIT,
+    };
+    call.run().await.map_err(reply)
+}
+
+/// What the IPAM plugin said is what the caller gets to read.
+fn reply(error: ExecError) -> ErrorReply {
+    match error.reply() {
+        Some(reply) => reply.clone(),
+        None => ErrorReply::internal(error),
+    }
+}

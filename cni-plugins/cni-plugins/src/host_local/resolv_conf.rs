@@ -1,0 +1,34 @@
+//! Reading a `resolv.conf` into the DNS part of a result.
+
+use std::{fs, io, path::Path};
+
+use cni::Dns;
+
+/// Reads the file.
+pub(super) fn read(path: &Path) -> io::Result<Dns> {
+    Ok(parse(&fs::read_to_string(path)?))
+}
+
+/// Lines of other keywords, comments and empty lines are passed over; the last `domain` wins.
+fn parse(text: &str) -> Dns {
+    let mut dns = Dns::default();
+    for line in text.lines().map(str::trim) {
+        if line.starts_with('#') || line.starts_with(';') {
+            continue;
+        }
+        let mut words = line.split_whitespace();
+        let keyword = words.next();
+        let mut values = words.map(str::to_owned);
+        match keyword {
+            Some("nameserver") => dns.nameservers.extend(values.take(1)),
+            Some("domain") => dns.domain = values.next_back().or(dns.domain),
+            Some("search") => dns.search.extend(values),
+            Some("options") => dns.options.extend(values),
+            _ => {}
+        }
+    }
+    dns
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! Layouts, path maths, file tables, and the device program's shape.
+
+use super::limits::v2_files;
+use super::*;
+use crate::mount::MountEntry;
+
+fn entry(point: &str, filesystem: &str, options: &str) -> MountEntry {
+    MountEntry {
+        root: "/".into(),
+        mount_point: point.into(),
+        filesystem: filesystem.into(),
+        super_options: options.into(),
+    }
+}
+
+fn hybrid() -> Layout {
+    let table = [
+        entry("/sys/fs/cgroup", "tmpfs", "rw,mode=755"),
+        entry("/sys/fs/cgroup/cpu,cpuacct", "cgroup", "rw,cpu,cpuacct"),
+        entry("/sys/fs/cgroup/systemd", "cgroup", "rw,xattr,release_agent=/x,name=systemd"),
+        entry("/sys/fs/cgroup/unified", "cgroup2", "rw,nsdelegate"),
+        entry("/elsewhere/memory", "cgroup", "rw,memory"),
+    ];
+    Layout::from_table(Path::new("/sys/fs/cgroup"), &table)
+}
+
+#[test]
+fn a_hybrid_machine_has_both() {
+    let layout = hybrid();
+    assert_eq!(layout.unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
+    let controllers: Vec<_> = layout.v1.iter().map(|hierarchy| hierarchy.controllers.join("+")).collect();
+    assert_eq!(controllers, ["cpu+cpuacct", "name=systemd"]);
+    let group = layout.group("/kubepods/pod1").unwrap();
+    let directories: Vec<_> = group.directories().map(|path| path.display().to_string()).collect();
+    assert_eq!(
+        directories,
+        [
+            "/sys/fs/cgroup/cpu,cpuacct/kubepods/pod1",
+            "/sys/fs/cgroup/systemd/kubepods/pod1",
+            "/sys/fs/cgroup/unified/kubepods/pod1"
+        ]
+    );
+}
+
+#[test]
+fn paths_do_not_leave_the_hierarchy() {
+    for path in ["", "/", "../x", "a/../../b", "./a"] {
+        assert_eq!(hybrid().group(path).unwrap_err().errno(), Some(libc::EINVAL), "{path}");
+    }
+}
+
+#[test]
+fn shares_become_weights() {
+    for (shares, weight) in
+        [(0, 0), (1, 1), (2, 1), (102, 17), (1024, 100), (262_144, 10_000), (u64::MAX, 10_000)]
+    {
+        assert_eq!(weight_from_shares(shares), weight, "{shares}");
+    }
+}
+
+#[test]
+fn limits_become_v2_files() {
+    let limits = Limits {
+        cpu_shares: Some(1024),
+        cpu_quota: Some(50_000),
+        memory: Some(100),
+        memory_and_swap: Some(150),
+        pids: Some(-1),
+        ..Limits::default()
+    };
+    let text: Vec<_> = v2_files(&limits).into_iter().map(|(file, value)| format!("{file}={value}")).collect();
+    assert_eq!(
+        text,
+        ["cpu.weight=100", "cpu.max=50000 100000", "memory.max=100", "memory.swap.max=50", "pids.max=max"]
+    );
+    assert!(v2_files(&Limits::default()).is_empty());
+}
+
+#[test]
+fn device_rules_in_v1_words() {
+    let null = DeviceRule {
+        kind: DeviceKind::Character,
+        major: Some(1),
+        minor: Some(3),
+        access: DeviceAccess { read: true, write: true, mknod: false },
+    };
+    assert_eq!(devices::v1_line(&null), "c 1:3 rw");
+    let all = DeviceRule { kind: DeviceKind::Any, major: None, minor: None, access: DeviceAccess::ALL };
+    assert_eq!(devices::v1_line(&all), "a *:* rwm");
+    assert_eq!(DeviceAccess::parse("rx"), None);
+    // Six instructions of preamble, two of refusal; a rule for everything adds only its verdict.
+    assert_eq!(devices::assemble(&[]).len(), 8);
+    assert_eq!(devices::assemble(&[all]).len(), 10);
+    assert_eq!(devices::assemble(&[null]).len(), 16);
+}

@@ -1,0 +1,123 @@
+//! rtnetlink: links, addresses, routes, neighbours, and notifications about them.
+//!
+//! Owns: one netlink socket per [`Netlink`], bound for good to the network namespace that it was opened in, whichever
+//! thread uses it. Inputs are plain values; outputs are plain values, and errors that name the operation and the
+//! object (`add veth "veth0123abcd": File exists (os error 17)`). It refuses to decide what should exist: one method
+//! is one request to the kernel, or one dump.
+//!
+//! Every method needs a tokio runtime with I/O enabled: a task on it serves the socket, and ends with the last clone
+//! of the handle.
+
+mod address;
+mod link;
+mod mac;
+mod neighbour;
+mod route;
+mod watch;
+
+use std::io;
+
+pub use address::{Address, AddressFlags, AddressScope, NewAddress};
+pub use link::{BridgeOptions, BridgePortOptions, Link, LinkChange, OperState, VethOptions, VethPeer};
+pub use mac::{InvalidMac, MacAddress};
+pub use neighbour::{FdbEntry, Neighbour};
+pub use route::{MAIN_TABLE, Route};
+pub use watch::{AddressWatch, LinkEvent, LinkWatch};
+
+use crate::netns::{self, Netns};
+
+/// What failed, on which object, and the kernel's answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("{operation} {object}: {error}")]
+    Kernel { operation: &'static str, object: String, error: io::Error },
+    #[error("find link {object}: no such link")]
+    NoLink { object: String },
+    #[error("{operation} {object}: {detail}")]
+    Protocol { operation: &'static str, object: String, detail: String },
+    #[error("{operation} {object}: not reached within {seconds} s")]
+    Deadline { operation: &'static str, object: String, seconds: u64 },
+    #[error("open netlink socket: {error}")]
+    Open { error: io::Error },
+    #[error("open netlink socket: {0}")]
+    Netns(netns::Error),
+}
+
+impl Error {
+    /// The kernel's error number, if it was the kernel that refused.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Kernel { error, .. } | Self::Open { error } => error.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    /// The object was there already.
+    pub fn is_exists(&self) -> bool {
+        self.errno() == Some(libc::EEXIST)
+    }
+
+    /// The object was not there (any more): what a teardown may take for success.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::NoLink { .. })
+            || matches!(self, Self::Netns(error) if error.is_gone())
+            || matches!(
+                self.errno(),
+                Some(libc::ENODEV | libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL | libc::ENXIO)
+            )
+    }
+}
+
+/// A netlink socket in one network namespace. Clones share the socket.
+#[derive(Debug, Clone)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+}
+
+impl Netlink {
+    /// Opens a socket in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub fn open() -> Result<Self, Error> {
+        let (connection, handle, _unsolicited) =
+            rtnetlink::new_connection().map_err(|error| Error::Open { error })?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Opens a socket in `netns`, for use from the calling thread's runtime. Blocks for the life of one short thread.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or the kernel refuses the socket.
+    pub fn open_in(netns: &Netns) -> Result<Self, Error> {
+        let runtime = current_runtime()?;
+        let opened = netns.run(|| {
+            let _reactor = runtime.enter();
+            rtnetlink::new_connection()
+        });
+        let (connection, handle, _unsolicited) =
+            opened.map_err(Error::Netns)?.map_err(|error| Error::Open { error })?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+}
+
+fn current_runtime() -> Result<tokio::runtime::Handle, Error> {
+    tokio::runtime::Handle::try_current().map_err(|error| Error::Open { error: io::Error::other(error) })
+}
+
+/// Names what was being done when the kernel said no.
+fn failed(operation: &'static str, object: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
+    let object = object.into();
+    move |error| match error {
+        rtnetlink::Error::NetlinkError(message) => {
+            Error::Kernel { operation, object, error: message.to_io() }
+        }
+        other => Error::Protocol { operation, object, detail: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Neighbours (ARP and NDP entries) and forwarding entries of bridges and VXLAN links.
+//!
+//! Owns the translation between neighbour messages and [`Neighbour`] and [`FdbEntry`].
+
+use std::net::IpAddr;
+
+use futures::TryStreamExt;
+use rtnetlink::packet_route::{
+    AddressFamily,
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+};
+
+use super::{Error, MacAddress, Netlink, failed};
+
+/// Who has which address on a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    pub link: u32,
+    pub address: IpAddr,
+    pub mac: Option<MacAddress>,
+    pub permanent: bool,
+}
+
+/// Where a bridge or a VXLAN link sends a hardware address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FdbEntry {
+    pub link: u32,
+    pub mac: MacAddress,
+    /// VXLAN only: the tunnel's other end.
+    pub remote: Option<IpAddr>,
+}
+
+impl Netlink {
+    /// The neighbour entries of both families.
+    ///
+    /// # Errors
+    /// When the dump fails.
+    pub async fn neighbours(&self) -> Result<Vec<Neighbour>, Error> {
+        let request = self.handle.neighbours().get();
+        let found = request.execute().try_filter_map(|message| async move { Ok(parse(&message)) });
+        found.try_collect().await.map_err(failed("list", "neighbours"))
+    }
+
+    /// Adds a permanent neighbour entry, in place of what is there.
+    ///
+    /// # Errors
+    /// `ENODEV` when the link is gone.
+    pub async fn replace_neighbour(&self, link: u32, address: IpAddr, mac: MacAddress) -> Result<(), Error> {
+        let request = self.handle.neighbours().add(link, address).link_layer_address(&mac.0).replace();
+        let object = format!("{address} on link index {link}");
+        request.execute().await.map_err(failed("replace neighbour", object))
+    }
+
+    /// Deletes a neighbour entry, permanent or learnt.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is none: see [`Error::is_gone`].
+    pub async fn del_neighbour(&self, link: u32, address: IpAddr) -> Result<(), Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = match address {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        message.header.ifindex = link;
+        message.attributes.push(NeighbourAttribute::Destination(address.into()));
+        let object = format!("{address} on link index {link}");
+        self.handle.neighbours().del(message).execute().await.map_err(failed("delete neighbour", object))
+    }
+
+    /// Adds a forwarding entry of the link itself (`bridge fdb replace … self permanent`).
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` when the link keeps no forwarding entries.
+    pub async fn replace_fdb(&self, entry: &FdbEntry) -> Result<(), Error> {
+        let mut request = self
+            .handle
+            .neighbours()
+            .add_bridge(entry.link, &entry.mac.0)
+            .flags(NeighbourFlags::Own)
+            .replace();
+        if let Some(remote) = entry.remote {
+            request.message_mut().attributes.push(NeighbourAttribute::Destination(remote.into()));
+        }
+        let object = format!("{} on link index {}", entry.mac, entry.link);
+        request.execute().await.map_err(failed("replace forwarding entry", object))
+    }
+
+    /// Deletes a forwarding entry of the link itself.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is none: see [`Error::is_gone`].
+    pub async fn del_fdb(&self, entry: &FdbEntry) -> Result<(), Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = entry.link;
+        message.header.flags = NeighbourFlags::Own;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(entry.mac.0.to_vec()));
+        if let Some(remote) = entry.remote {
+            message.attributes.push(NeighbourAttribute::Destination(remote.into()));
+        }
+        let object = format!("{} on link index {}", entry.mac, entry.link);
+        let request = self.handle.neighbours().del(message);
+        request.execute().await.map_err(failed("delete forwarding entry", object))
+    }
+}
+
+fn parse(message: &NeighbourMessage) -> Option<Neighbour> {
+    let mut address = None;
+    let mut mac = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(IpAddr::V4(*ip)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some(IpAddr::V6(*ip)),
+            NeighbourAttribute::LinkLayerAddress(octets) => {
+                mac = octets.as_slice().try_into().ok().map(MacAddress);
+            }
+            _ => {}
+        }
+    }
+    let permanent = message.header.state == NeighbourState::Permanent;
+    Some(Neighbour { link: message.header.ifindex, address: address?, mac, permanent })
+}

@@ -1,0 +1,114 @@
+//! Tables for the pure halves of the netlink module: parsing messages, and naming failures.
+
+use std::num::NonZeroI32;
+
+use ipnetwork::IpNetwork;
+use rtnetlink::packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressMessage},
+    link::{
+        InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage, State,
+    },
+    route::{RouteAttribute, RouteMessage, RouteMetric, RouteType},
+};
+
+use super::{MacAddress, OperState, address, failed, link, route};
+
+#[test]
+fn hardware_addresses_read_and_print() {
+    for (text, expected) in [
+        ("0a:58:0a:f4:00:05", Some([0x0a, 0x58, 0x0a, 0xf4, 0x00, 0x05])),
+        ("0A-58-0A-F4-00-05", Some([0x0a, 0x58, 0x0a, 0xf4, 0x00, 0x05])),
+        ("0a:58:0a:f4:00", None),
+        ("0a:58:0a:f4:00:05:06", None),
+        ("0a:58:0a:f4:00:5", None),
+        ("0a:58:0a:f4:00:+5", None),
+        ("", None),
+    ] {
+        assert_eq!(text.parse::<MacAddress>().ok(), expected.map(MacAddress), "{text:?}");
+    }
+    assert_eq!(MacAddress([0x0a, 0x58, 0, 1, 2, 255]).to_string(), "0a:58:00:01:02:ff");
+}
+
+#[test]
+fn a_bridge_port_is_read_with_its_switches() {
+    let mut message = LinkMessage::default();
+    message.header.index = 7;
+    message.header.flags = LinkFlags::Up;
+    message.attributes = vec![
+        LinkAttribute::IfName("veth01".to_owned()),
+        LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+        LinkAttribute::Mtu(1400),
+        LinkAttribute::OperState(State::LowerLayerDown),
+        LinkAttribute::Controller(3),
+        LinkAttribute::Link(2),
+        LinkAttribute::LinkNetNsId(4),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![
+                InfoBridgePort::HairpinMode(true),
+                InfoBridgePort::Isolated(false),
+            ])),
+        ]),
+    ];
+    let link = link::parse(&message);
+    assert_eq!((link.index, link.name.as_str(), link.mtu, link.up), (7, "veth01", 1400, true));
+    assert_eq!(link.mac, Some(MacAddress([2, 0, 0, 0, 0, 1])));
+    assert_eq!((link.master, link.peer, link.peer_netns), (Some(3), Some(2), Some(4)));
+    assert_eq!(link.oper_state, OperState::LowerLayerDown);
+    assert!(link.is_kind("veth"));
+    let port = link.bridge_port.expect("port data was given");
+    assert!(port.hairpin && !port.isolated);
+}
+
+#[test]
+fn a_hardware_address_of_odd_length_is_no_mac() {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::Address(vec![1, 2, 3, 4])];
+    assert_eq!(link::parse(&message).mac, None);
+}
+
+#[test]
+fn the_local_address_wins_over_the_peer() {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = 32;
+    message.header.index = 5;
+    let peer = "10.0.0.2".parse().expect("an address");
+    let local = "10.0.0.1".parse().expect("an address");
+    message.attributes = vec![AddressAttribute::Address(peer), AddressAttribute::Local(local)];
+    let parsed = address::parse(&message).expect("it has an address");
+    assert_eq!(parsed.network, "10.0.0.1/32".parse::<IpNetwork>().expect("a network"));
+    message.attributes.clear();
+    assert_eq!(address::parse(&message), None);
+}
+
+#[test]
+fn routes_are_read_with_their_metrics() {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet6;
+    message.header.kind = RouteType::Unicast;
+    message.header.table = 254;
+    message.attributes = vec![
+        RouteAttribute::Oif(2),
+        RouteAttribute::Priority(1024),
+        RouteAttribute::Metrics(vec![RouteMetric::Mtu(1280), RouteMetric::Advmss(1220)]),
+    ];
+    let parsed = route::parse(&message).expect("a unicast route");
+    assert_eq!(parsed.destination, "::/0".parse::<IpNetwork>().expect("a network"));
+    assert_eq!((parsed.link, parsed.priority), (Some(2), Some(1024)));
+    assert_eq!((parsed.mtu, parsed.advmss), (Some(1280), Some(1220)));
+    message.header.kind = RouteType::Local;
+    assert_eq!(route::parse(&message), None);
+}
+
+#[test]
+fn a_failure_names_operation_object_and_reason() {
+    let mut refusal = rtnetlink::packet_core::ErrorMessage::default();
+    refusal.code = NonZeroI32::new(-libc::EEXIST);
+    let error = failed("add veth", format!("{:?}", "veth0123abcd"))(rtnetlink::Error::NetlinkError(refusal));
+    assert_eq!(error.to_string(), r#"add veth "veth0123abcd": File exists (os error 17)"#);
+    assert!(error.is_exists() && !error.is_gone());
+}

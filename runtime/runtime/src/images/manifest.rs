@@ -1,0 +1,150 @@
+//! Manifests, indexes and configs: parsing them, and choosing the platform of this machine.
+
+use std::path::Path;
+
+use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Os};
+
+use super::{MAX_LAYERS, blobs, reference};
+use crate::error::ImageError;
+
+#[cfg(test)]
+mod tests;
+
+/// Indexes in indexes.
+const MAX_INDEX_DEPTH: usize = 3;
+
+/// A digest with what is behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// `sha256:…`
+    pub digest: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// An image as its manifest describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// What the name stands for: an index or a manifest.
+    pub target: Part,
+    /// All documents that lead from the target to the manifest, both included.
+    pub documents: Vec<String>,
+    /// The config.
+    pub config: Part,
+    /// Compressed layers, the lowest first.
+    pub layers: Vec<Part>,
+    /// Uncompressed digests, in the same order.
+    pub diff_ids: Vec<String>,
+    /// `User` of the config.
+    pub user: String,
+}
+
+impl Content {
+    /// Bytes of everything that a registry would send.
+    pub fn size(&self) -> u64 {
+        self.config.size + self.layers.iter().map(|layer| layer.size).sum::<u64>()
+    }
+}
+
+/// What a document is.
+pub enum Document {
+    /// A list of manifests.
+    Index(Box<ImageIndex>),
+    /// A manifest.
+    Manifest(Box<ImageManifest>),
+}
+
+fn malformed(name: &str, reason: impl std::fmt::Display) -> ImageError {
+    ImageError::Malformed { reference: name.into(), reason: reason.to_string() }
+}
+
+/// Tells index and manifest apart by their fields, as media types are optional in old documents.
+pub fn parse_document(name: &str, bytes: &[u8]) -> Result<Document, ImageError> {
+    let value: serde_json::Value =
+        serde_json::from_slice(bytes).map_err(|error| malformed(name, format_args!("manifest: {error}")))?;
+    if value.get("schemaVersion").and_then(serde_json::Value::as_u64) == Some(1) {
+        return Err(malformed(name, "manifest: docker schema 1 is not supported any more"));
+    }
+    if value.get("manifests").is_some() {
+        let index =
+            serde_json::from_value(value).map_err(|error| malformed(name, format_args!("index: {error}")))?;
+        return Ok(Document::Index(Box::new(index)));
+    }
+    let manifest: ImageManifest =
+        serde_json::from_value(value).map_err(|error| malformed(name, format_args!("manifest: {error}")))?;
+    if manifest.layers().len() > MAX_LAYERS {
+        let count = manifest.layers().len();
+        return Err(malformed(name, format_args!("manifest: {count} layers are more than {MAX_LAYERS}")));
+    }
+    Ok(Document::Manifest(Box::new(manifest)))
+}
+
+/// Parses a config.
+pub fn parse_config(name: &str, bytes: &[u8]) -> Result<ImageConfiguration, ImageError> {
+    serde_json::from_slice(bytes).map_err(|error| malformed(name, format_args!("image config: {error}")))
+}
+
+/// A descriptor's digest and size, when the digest is of a kind that we verify.
+pub fn part(name: &str, descriptor: &Descriptor) -> Result<Part, ImageError> {
+    let digest = descriptor.digest().to_string();
+    if !reference::is_digest(&digest) {
+        return Err(malformed(name, format_args!("digest \"{digest}\" is not sha256")));
+    }
+    Ok(Part { digest, size: descriptor.size() })
+}
+
+/// The entry of an index for this machine.
+pub fn choose(index: &ImageIndex) -> Option<&Descriptor> {
+    let arch = Arch::default();
+    let fits = |descriptor: &&Descriptor| match descriptor.platform() {
+        Some(platform) => *platform.os() == Os::Linux && *platform.architecture() == arch,
+        None => index.manifests().len() == 1,
+    };
+    index.manifests().iter().find(fits)
+}
+
+/// Follows a digest through the blobs that are here down to a manifest.
+pub fn resolve(root: &Path, name: &str, target: Part) -> Result<(Vec<String>, ImageManifest), ImageError> {
+    let mut documents = Vec::new();
+    let mut current = target;
+    for _ in 0..MAX_INDEX_DEPTH {
+        let bytes = blobs::read(root, &current.digest)?;
+        documents.push(current.digest);
+        match parse_document(name, &bytes)? {
+            Document::Manifest(manifest) => return Ok((documents, *manifest)),
+            Document::Index(index) => {
+                let entry =
+                    choose(&index).ok_or_else(|| ImageError::NoPlatform { reference: name.into() })?;
+                current = part(name, entry)?;
+            }
+        }
+    }
+    Err(malformed(name, format_args!("index: nested more than {MAX_INDEX_DEPTH} deep")))
+}
+
+/// Puts together what manifest and config say, when they fit.
+pub fn content(
+    name: &str,
+    target: Part,
+    documents: Vec<String>,
+    manifest: &ImageManifest,
+    config: &[u8],
+) -> Result<Content, ImageError> {
+    let parsed = parse_config(name, config)?;
+    let diff_ids = parsed.rootfs().diff_ids().clone();
+    if diff_ids.len() != manifest.layers().len() {
+        let (layers, ids) = (manifest.layers().len(), diff_ids.len());
+        return Err(malformed(name, format_args!("manifest has {layers} layers, config has {ids} diff ids")));
+    }
+    if let Some(odd) = diff_ids.iter().find(|diff_id| !reference::is_digest(diff_id)) {
+        return Err(malformed(name, format_args!("diff id \"{odd}\" is not sha256")));
+    }
+    Ok(Content {
+        target,
+        documents,
+        config: part(name, manifest.config())?,
+        layers: manifest.layers().iter().map(|layer| part(name, layer)).collect::<Result<_, _>>()?,
+        diff_ids,
+        user: parsed.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default(),
+    })
+}

@@ -1,0 +1,42 @@
+//! Indexes for several platforms, and documents that lie.
+
+use super::*;
+
+fn index(entries: &str) -> ImageIndex {
+    let text = format!(r#"{{"schemaVersion":2,"manifests":[{entries}]}}"#);
+    match parse_document("x", text.as_bytes()).unwrap() {
+        Document::Index(index) => *index,
+        Document::Manifest(_) => panic!("not an index"),
+    }
+}
+
+fn entry(digit: char, platform: &str) -> String {
+    let digest = digit.to_string().repeat(64);
+    format!(
+        r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:{digest}","size":1{platform}}}"#
+    )
+}
+
+#[test]
+fn the_entry_for_this_machine_is_chosen() {
+    let ours = Arch::default();
+    let other = if ours == Arch::Amd64 { "arm64" } else { "amd64" };
+    let platform = |arch: &str, os: &str| format!(r#","platform":{{"architecture":"{arch}","os":"{os}"}}"#);
+    let entries = [
+        entry('a', &platform("unknown", "unknown")),
+        entry('b', &platform(other, "linux")),
+        entry('c', &platform(&ours.to_string(), "windows")),
+        entry('d', &platform(&ours.to_string(), "linux")),
+    ];
+    let chosen = choose(&index(&entries.join(","))).unwrap().digest().to_string();
+    assert_eq!(chosen, format!("sha256:{}", "d".repeat(64)));
+    assert!(choose(&index(&entries[..3].join(","))).is_none());
+    assert!(choose(&index(&entry('e', ""))).is_some());
+}
+
+#[test]
+fn documents_that_are_not_manifests() {
+    for text in ["", "[]", "{}", r#"{"schemaVersion":1}"#, r#"{"schemaVersion":2,"manifests":7}"#] {
+        assert!(matches!(parse_document("x", text.as_bytes()), Err(ImageError::Malformed { .. })), "{text}");
+    }
+}

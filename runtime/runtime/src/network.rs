@@ -1,0 +1,105 @@
+//! The pod's network: CNI's ADD and DEL for `eth0` of a sandbox, with the words that Kubernetes users know.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use cni::args::CniArgs;
+use cni::{Attachment, Client, Options};
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::sandbox::SandboxConfig;
+
+/// Name of the link inside, as everywhere in Kubernetes.
+const INTERFACE: &str = "eth0";
+
+/// Connects sandboxes.
+#[derive(Debug)]
+pub(crate) struct PodNetwork {
+    client: Client,
+}
+
+impl PodNetwork {
+    /// For the directories of a configuration.
+    pub fn new(config: &Config) -> PodNetwork {
+        let options = Options {
+            conf_dir: config.cni_conf_dir.clone(),
+            bin_dirs: config.cni_bin_dirs.clone(),
+            cache_dir: config.cni_cache_dir.clone(),
+            ..Options::default()
+        };
+        PodNetwork { client: Client::new(options) }
+    }
+
+    /// Whether there is a network to connect to.
+    pub async fn status(&self) -> Result<(), Error> {
+        self.client.network().map_err(|error| Error::CniNotInitialized { reason: error.to_string() })?;
+        self.client.status().await.map_err(|error| Error::CniNotInitialized { reason: error.to_string() })
+    }
+
+    /// Connects a sandbox; its addresses, the primary one first.
+    pub async fn add(&self, id: &str, config: &SandboxConfig, netns: &Path) -> Result<Vec<IpAddr>, Error> {
+        self.client.network().map_err(|error| Error::CniNotInitialized { reason: error.to_string() })?;
+        let attachment = attachment(id, config, Some(netns))?;
+        let result = self.client.add(&attachment).await.map_err(|error| network_error(id, &error))?;
+        let inside = |ip: &&cni::IpConfig| match ip.interface.and_then(|index| result.interfaces.get(index)) {
+            Some(interface) => interface.sandbox.is_some(),
+            None => true,
+        };
+        Ok(result.ips.iter().filter(inside).map(|ip| ip.address.ip()).collect())
+    }
+
+    /// Disconnects a sandbox. Succeeds when nothing is left.
+    pub async fn del(&self, id: &str, config: &SandboxConfig, netns: &Path) -> Result<(), Error> {
+        let netns = netns.exists().then_some(netns);
+        let attachment = attachment(id, config, netns)?;
+        match self.client.del(&attachment).await {
+            Ok(()) | Err(cni::Error::NoNetwork { .. }) => Ok(()),
+            Err(error) => Err(network_error(id, &error)),
+        }
+    }
+}
+
+fn network_error(id: &str, error: &cni::Error) -> Error {
+    Error::Network { sandbox: id.into(), reason: error.to_string() }
+}
+
+fn attachment(id: &str, config: &SandboxConfig, netns: Option<&Path>) -> Result<Attachment, Error> {
+    let text = format!(
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={id};K8S_POD_UID={}",
+        config.namespace, config.name, config.uid
+    );
+    let args = CniArgs::parse(&text)
+        .map_err(|error| Error::InvalidArgument { field: "metadata".into(), reason: error.to_string() })?;
+    let mut capability_args = Map::new();
+    let mappings: Vec<Value> = config
+        .port_mappings
+        .iter()
+        .filter(|mapping| mapping.host_port > 0)
+        .map(|mapping| {
+            json!({
+                "hostPort": mapping.host_port,
+                "containerPort": mapping.container_port,
+                "protocol": mapping.protocol,
+                "hostIP": mapping.host_ip,
+            })
+        })
+        .collect();
+    if !mappings.is_empty() {
+        capability_args.insert("portMappings".into(), mappings.into());
+    }
+    if let Some(dns) = &config.dns {
+        capability_args.insert(
+            "dns".into(),
+            json!({ "servers": dns.servers, "searches": dns.searches, "options": dns.options }),
+        );
+    }
+    Ok(Attachment {
+        container_id: id.into(),
+        netns: netns.map(Into::into),
+        ifname: INTERFACE.into(),
+        args,
+        capability_args,
+    })
+}

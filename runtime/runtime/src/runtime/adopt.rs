@@ -1,0 +1,156 @@
+//! What a start finds: living shims are adopted, what an earlier process did not finish is finished or taken back.
+//!
+//! | found | done |
+//! |---|---|
+//! | sandbox in phase Ready, shim answers | adopted with its containers |
+//! | sandbox in phase Ready, shim gone | containers killed and recorded as exited with 255, sandbox not ready |
+//! | sandbox in phase Stopped | kept, its network taken down again |
+//! | sandbox in phase Creating or Removing, or without a phase | removed in the background |
+//! | shim without a sandbox directory | killed |
+//! | container without `meta.json`, or of a sandbox that is not kept | processes killed, directory removed |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use shim_protocol::{Answer, Record, Request};
+
+use super::Runtime;
+use super::containers::KILL_LIMIT;
+use super::sandboxes::remove_directory;
+use super::state::{Container, ContainerMeta, Phase, Sandbox, SandboxMeta, load};
+use crate::error::Error;
+use crate::sandbox::SandboxConfig;
+use crate::shims::{self, Living};
+
+impl Runtime {
+    pub(super) async fn adopt(&self, living: &[Living]) -> Result<(), Error> {
+        let mut found = BTreeMap::new();
+        for id in names(&self.0.config.root.join("sandboxes")) {
+            let meta = load::<SandboxMeta>(&self.0.config.sandbox_dir(&id).join("meta.json"));
+            found.insert(id.clone(), meta.unwrap_or_else(|| half_made(&id)));
+        }
+        for shim in living.iter().filter(|shim| !found.contains_key(&shim.sandbox)) {
+            tracing::warn!(sandbox = shim.sandbox, pid = shim.pid, "shim without a sandbox is killed");
+            let (config, sandbox) = (self.0.config.clone(), shim.sandbox.clone());
+            let _ = tokio::task::spawn_blocking(move || shims::destroy(&config, &sandbox)).await;
+        }
+        self.remove_leftovers(&found);
+        self.load_containers(&found).await;
+        for (id, meta) in found {
+            match meta.phase {
+                Phase::Creating | Phase::Removing => self.remove_in_background(meta),
+                Phase::Ready | Phase::Stopped => self.adopt_sandbox(&id, meta).await,
+            }
+        }
+        Ok(())
+    }
+
+    /// Mounts and sockets of sandboxes that do not exist any more.
+    fn remove_leftovers(&self, found: &BTreeMap<String, SandboxMeta>) {
+        let config = &self.0.config;
+        let mut seen = BTreeSet::new();
+        seen.extend(names(&config.netns_dir()));
+        seen.extend(names(&config.state.join("shm")));
+        seen.extend(
+            names(&config.shim_dir())
+                .into_iter()
+                .filter_map(|name| name.strip_suffix(".sock").map(str::to_owned)),
+        );
+        let is_id = |name: &&String| name.len() == crate::config::ID_DIGITS;
+        for id in seen.iter().filter(is_id).filter(|id| !found.contains_key(*id)) {
+            shims::take_off(config, id);
+        }
+    }
+
+    async fn load_containers(&self, sandboxes: &BTreeMap<String, SandboxMeta>) {
+        for id in names(&self.0.config.root.join("containers")) {
+            let directory = self.0.config.container_dir(&id);
+            let meta = load::<ContainerMeta>(&directory.join("meta.json"));
+            let kept = |meta: &ContainerMeta| {
+                let sandbox = sandboxes.get(&meta.sandbox);
+                sandbox.is_some_and(|sandbox| matches!(sandbox.phase, Phase::Ready | Phase::Stopped))
+            };
+            match meta {
+                Some(meta) if kept(&meta) => {
+                    let record = load::<Record>(&directory.join("record.json"));
+                    self.0.tables().containers.insert(id, Container::new(meta, record));
+                }
+                other => self.drop_container(&id, other.map(|meta| meta.cgroup), &directory).await,
+            }
+        }
+    }
+
+    /// A container that is not kept. Its control group may be known by name only.
+    async fn drop_container(&self, id: &str, cgroup: Option<String>, directory: &Path) {
+        tracing::warn!(container = id, "half-made or abandoned container is removed");
+        let (layout, oci) = (self.0.layout.clone(), self.0.config.oci_dir().join(id));
+        let _ = tokio::task::spawn_blocking(move || {
+            if let Some(Ok(group)) = cgroup.map(|path| layout.group(&path)) {
+                let _ = group.kill(KILL_LIMIT);
+                let _ = group.remove();
+            }
+            let _ = std::fs::remove_dir_all(oci);
+        })
+        .await;
+        if let Err(error) = remove_directory(directory) {
+            tracing::warn!(container = id, %error, "directory of a container cannot be removed");
+        }
+    }
+
+    async fn adopt_sandbox(&self, id: &str, meta: SandboxMeta) {
+        let phase = meta.phase;
+        self.0.tables().sandboxes.insert(id.to_owned(), Sandbox::new(meta.clone(), None));
+        match self.connect(id).await {
+            Ok(shim) => {
+                if let Ok((Answer::Containers(reports), _)) = shim.call(Request::List, Vec::new()).await {
+                    for report in reports {
+                        self.0.note(&report.container, |known| *known = Some(report.record));
+                    }
+                    if let Some(sandbox) = self.0.tables().sandboxes.get_mut(id) {
+                        sandbox.shim = Some(shim);
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(sandbox = id, %error, "shim does not answer"),
+        }
+        let adopted = self.0.tables().sandboxes.get(id).is_some_and(|sandbox| sandbox.shim.is_some());
+        if !adopted {
+            let (config, sandbox) = (self.0.config.clone(), id.to_owned());
+            let _ = tokio::task::spawn_blocking(move || shims::kill(&config, &sandbox)).await;
+        }
+        self.bury_if_unkept(id, adopted).await;
+        if phase == Phase::Stopped {
+            self.disconnect_in_background(meta);
+        }
+    }
+
+    /// Containers that count as running and that no shim keeps are ended.
+    async fn bury_if_unkept(&self, sandbox: &str, adopted: bool) {
+        if !adopted {
+            self.bury_containers(sandbox).await;
+        }
+    }
+}
+
+/// A sandbox of which only the directory is known.
+fn half_made(id: &str) -> SandboxMeta {
+    SandboxMeta {
+        id: id.to_owned(),
+        config: SandboxConfig {
+            linux: crate::sandbox::LinuxSandboxConfig {
+                cgroup_parent: format!("/orlop/{id}"),
+                ..crate::sandbox::LinuxSandboxConfig::default()
+            },
+            ..SandboxConfig::default()
+        },
+        created_at: 0,
+        phase: Phase::Creating,
+        ips: Vec::new(),
+        own_network: true,
+    }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}

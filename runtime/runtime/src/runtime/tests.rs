@@ -1,0 +1,70 @@
+//! Validation tables and small pure decisions.
+
+use super::containers::{signal_number, validate};
+use super::sandboxes::{resolv_conf, validate as validate_sandbox};
+use crate::sandbox::{DnsConfig, LinuxSandboxConfig, NamespaceMode, NamespaceOptions, SandboxConfig};
+use crate::{ContainerConfig, Mount, MountPropagation};
+
+#[test]
+fn signals_by_name_and_number() {
+    for (text, number) in [
+        ("SIGTERM", Some(15)),
+        ("quit", Some(3)),
+        ("9", Some(9)),
+        ("SIGRTMIN+3", Some(37)),
+        ("0", None),
+        ("SIGNOPE", None),
+    ] {
+        assert_eq!(signal_number(text), number, "{text}");
+    }
+}
+
+#[test]
+fn resolv_conf_has_the_order_that_people_expect() {
+    let dns = DnsConfig {
+        servers: vec!["10.0.0.10".into()],
+        searches: vec!["a.svc".into(), "svc".into()],
+        options: vec!["ndots:5".into()],
+    };
+    assert_eq!(resolv_conf(&dns), "search a.svc svc\nnameserver 10.0.0.10\noptions ndots:5\n");
+    assert_eq!(resolv_conf(&DnsConfig::default()), "");
+}
+
+fn pod() -> SandboxConfig {
+    SandboxConfig { name: "n".into(), namespace: "ns".into(), uid: "u".into(), ..SandboxConfig::default() }
+}
+
+#[test]
+fn sysctls_must_belong_to_the_pod() {
+    let with = |name: &str, network: NamespaceMode| {
+        let namespaces = NamespaceOptions { network, ..NamespaceOptions::default() };
+        let sysctls = [(name.to_owned(), "1".to_owned())].into();
+        let linux = LinuxSandboxConfig { namespaces, sysctls, ..LinuxSandboxConfig::default() };
+        validate_sandbox(&SandboxConfig { linux, ..pod() }).is_ok()
+    };
+    assert!(with("net.ipv4.ip_forward", NamespaceMode::Pod));
+    assert!(!with("net.ipv4.ip_forward", NamespaceMode::Node));
+    assert!(with("kernel.shmmax", NamespaceMode::Node));
+    assert!(with("fs.mqueue.msg_max", NamespaceMode::Pod));
+    for name in ["kernel.panic", "vm.swappiness", "net.../../kernel.panic", "net.a/b", ""] {
+        assert!(!with(name, NamespaceMode::Pod), "{name}");
+    }
+}
+
+#[test]
+fn container_fields_are_checked_before_anything_is_made() {
+    let named = || ContainerConfig { name: "c".into(), ..ContainerConfig::default() };
+    assert!(validate(&named()).is_ok());
+    assert!(validate(&ContainerConfig::default()).is_err());
+    assert!(validate(&ContainerConfig { log_path: "../x".into(), ..named() }).is_err());
+    assert!(validate(&ContainerConfig { log_path: "/x".into(), ..named() }).is_err());
+    assert!(validate(&ContainerConfig { stop_signal: "SIGX".into(), ..named() }).is_err());
+    let mount = Mount {
+        container_path: "/a".into(),
+        host_path: "/b".into(),
+        recursive_read_only: true,
+        readonly: true,
+        propagation: MountPropagation::HostToContainer,
+    };
+    assert!(validate(&ContainerConfig { mounts: vec![mount], ..named() }).is_err());
+}

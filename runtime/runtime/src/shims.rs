@@ -1,0 +1,147 @@
+//! Shims as processes: the sealed executable they share, starting one, finding those that live, and ending what one left behind.
+
+pub(crate) mod client;
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use shim_protocol::{PROGRAM, ShimConfig};
+
+use crate::config::Config;
+use crate::error::Error;
+
+/// Longest start of a shim.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// Bytes compared at a time.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// A shim that lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Living {
+    /// Its pid.
+    pub pid: i32,
+    /// Its sandbox.
+    pub sandbox: String,
+}
+
+/// The shims of this runtime, found by their command lines: the first argument is the program, the third a file below our root.
+pub(crate) fn living(config: &Config) -> Vec<Living> {
+    let processes = linux::process::list_by_program(PROGRAM).unwrap_or_default();
+    let ours = |process: linux::process::Process| match process.arguments.as_slice() {
+        [_, sandbox, file] if Path::new(file).starts_with(&config.root) => {
+            Some(Living { pid: process.pid, sandbox: sandbox.clone() })
+        }
+        _ => None,
+    };
+    processes.into_iter().filter_map(ours).collect()
+}
+
+/// The executable that all shims share: the one that living shims run when it has the content of the file, else a new sealed copy.
+pub(crate) fn executable(config: &Config, living: &[Living]) -> Result<OwnedFd, Error> {
+    for shim in living {
+        let path = format!("/proc/{}/exe", shim.pid);
+        if let Ok(running) = File::open(&path)
+            && linux::memfd::is_sealed(&running)
+            && same_content(&config.shim, Path::new(&path)).unwrap_or(false)
+        {
+            return Ok(running.into());
+        }
+    }
+    linux::memfd::sealed_copy(&config.shim, PROGRAM)
+        .map_err(|source| Error::System { operation: "load the shim's executable".into(), source })
+}
+
+fn same_content(one: &Path, other: &Path) -> std::io::Result<bool> {
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut left, mut right) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+    loop {
+        let count = one.read(&mut left)?;
+        if count == 0 {
+            return Ok(true);
+        }
+        other.read_exact(&mut right[..count])?;
+        if left[..count] != right[..count] {
+            return Ok(false);
+        }
+    }
+}
+
+/// Starts a shim and returns when it listens.
+pub(crate) async fn spawn(executable: &OwnedFd, config: &ShimConfig, file: &Path) -> Result<(), Error> {
+    let bytes = serde_json::to_vec(config).unwrap_or_default();
+    std::fs::write(file, bytes)
+        .map_err(|source| Error::Io { operation: format!("write {}", file.display()), source })?;
+    let failed =
+        |source| Error::Io { operation: format!("start the shim of sandbox \"{}\"", config.sandbox), source };
+    let mut command = std::process::Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd()));
+    std::os::unix::process::CommandExt::arg0(&mut command, PROGRAM);
+    command.arg(&config.sandbox).arg(file).env_clear();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = tokio::process::Command::from(command).spawn().map_err(failed)?;
+    let output = match tokio::time::timeout(START_LIMIT, child.wait_with_output()).await {
+        Ok(output) => output.map_err(failed)?,
+        Err(_) => {
+            return Err(Error::Timeout {
+                operation: format!("start the shim of sandbox \"{}\"", config.sandbox),
+            });
+        }
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::Shim {
+        operation: "start the sandbox",
+        message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}
+
+/// Ends the shim of a sandbox when it lives, and takes off what it mounted. Its containers' control groups are the caller's to empty.
+pub(crate) fn destroy(config: &Config, sandbox: &str) {
+    kill(config, sandbox);
+    take_off(config, sandbox);
+}
+
+/// Ends the shim of a sandbox when it lives.
+pub(crate) fn kill(config: &Config, sandbox: &str) {
+    for shim in living(config).into_iter().filter(|shim| shim.sandbox == sandbox) {
+        if let Ok(pidfd) = linux::process::pidfd(shim.pid) {
+            let still_it =
+                linux::process::arguments_of(shim.pid).get(1).is_some_and(|other| other == sandbox);
+            if still_it {
+                let _ = linux::process::signal(
+                    std::os::fd::AsFd::as_fd(&pidfd),
+                    rustix::process::Signal::KILL.as_raw(),
+                );
+                wait_for_end(&pidfd);
+            }
+        }
+    }
+}
+
+/// Waits, at most as long as a start may take, until a killed process is gone.
+fn wait_for_end(pidfd: &OwnedFd) {
+    let mut poll = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: START_LIMIT.as_secs().cast_signed(), tv_nsec: 0 };
+    let _ = rustix::event::poll(&mut poll, Some(&limit));
+}
+
+/// Removes mounts and the socket of a sandbox whose shim is gone. Fine when they are gone.
+pub(crate) fn take_off(config: &Config, sandbox: &str) {
+    let netns = config.netns_path(sandbox);
+    let shm = config.shm_path(sandbox);
+    for path in [&netns, &shm] {
+        if let Err(error) = linux::mount::detach(path) {
+            tracing::warn!(sandbox, %error, "mount of a sandbox cannot be taken off");
+        }
+    }
+    let _ = std::fs::remove_file(&netns);
+    let _ = std::fs::remove_dir(&shm);
+    let _ = std::fs::remove_file(config.shim_socket(sandbox));
+}

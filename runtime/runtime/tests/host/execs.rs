@@ -1,0 +1,135 @@
+//! Exec with and without a terminal, attach, and their failures.
+
+use std::time::Duration;
+
+use runtime::{ContainerConfig, Error, ExecConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::fixture::{Host, chain, container, start, until};
+
+fn command(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn exec_sync_collects_output_and_code() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let id = start(&runtime, &pod, container("c", "exec sleep 1000")).await;
+    let result = runtime.exec_sync(&id, command(&["sh", "-c", "echo out; echo err >&2; exit 5"]), None).await;
+    let result = result.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(
+        (result.exit_code, result.stdout.as_slice(), result.stderr.as_slice()),
+        (5, &b"out\n"[..], &b"err\n"[..])
+    );
+    // It is as confined as the container, and in the same place.
+    let script = "grep -E '^(Seccomp:|CapBnd)' /proc/self/status | tr -d '\\t '; cat /proc/1/comm; cat /proc/self/cgroup | sed s/.*://";
+    let result = runtime.exec_sync(&id, command(&["busybox", "sh", "-c", script]), None).await.unwrap();
+    let text = String::from_utf8(result.stdout).unwrap();
+    assert!(text.starts_with("CapBnd:00000000a80425fb\nSeccomp:2\nsleep\n"), "{text}");
+    assert!(text.lines().skip(3).all(|path| path.contains(id.as_str())), "{text}");
+    let error = runtime.exec_sync(&id, command(&["no-such"]), None).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Start { message } if message.contains("executable file not found in $PATH")),
+        "{error}"
+    );
+    let error = runtime
+        .exec_sync(&id, command(&["sleep", "1000"]), Some(Duration::from_millis(100)))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn exec_with_stdin_is_a_pipe() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let id = start(&runtime, &pod, container("c", "exec sleep 1000")).await;
+    let config =
+        ExecConfig { command: command(&["wc", "-c"]), stdin: true, stdout: true, ..ExecConfig::default() };
+    let mut session = runtime.exec(&id, config).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    let writer = tokio::spawn(async move { stdin.write_all(&vec![b'x'; 300_000]).await });
+    let mut output = String::new();
+    session.stdout.take().unwrap().read_to_string(&mut output).await.unwrap();
+    writer.await.unwrap().unwrap();
+    assert_eq!((output.trim(), session.wait().await.unwrap()), ("300000", 0));
+}
+
+#[tokio::test]
+async fn exec_with_a_terminal_has_a_size_and_a_controlling_tty() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let id = start(&runtime, &pod, container("c", "exec sleep 1000")).await;
+    let config =
+        ExecConfig { command: command(&["sh"]), stdin: true, stdout: true, stderr: false, tty: true };
+    let mut session = runtime.exec(&id, config).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    session.resizer().unwrap().unwrap().resize(123, 45).unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"stty size; echo $TERM; tty=$(ls -l /proc/self/fd/0); exit 9\n").await.unwrap();
+    let mut output = String::new();
+    session.stdout.take().unwrap().read_to_string(&mut output).await.unwrap();
+    assert!(output.contains("45 123") && output.contains("xterm"), "{output}");
+    assert_eq!(session.wait().await.unwrap(), 9);
+}
+
+#[tokio::test]
+async fn attach_feeds_stdin_and_reads_output() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let config =
+        ContainerConfig { stdin: true, stdin_once: true, ..container("c", "echo up; cat; echo end") };
+    let id = start(&runtime, &pod, config).await;
+    until("it is up", || !host.read_log("c.log").is_empty()).await;
+    let mut session = runtime.attach(&id, true).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"hello\n").await.unwrap();
+    drop(stdin);
+    let mut output = String::new();
+    session.stdout.take().unwrap().read_to_string(&mut output).await.unwrap();
+    assert_eq!((output.as_str(), session.wait().await.unwrap()), ("hello\nend\n", 0));
+    let log: Vec<String> = host.read_log("c.log").into_iter().map(|(_, text)| text).collect();
+    assert_eq!(log, ["up", "hello", "end"]);
+}
+
+#[tokio::test]
+async fn a_container_with_a_terminal() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let config =
+        ContainerConfig { stdin: true, tty: true, ..container("c", "stty size; read line; echo got $line") };
+    let id = start(&runtime, &pod, config).await;
+    let mut session = runtime.attach(&id, true).await.unwrap();
+    assert!(session.resizer().unwrap().is_some());
+    session.stdin.take().unwrap().write_all(b"word\n").await.unwrap();
+    let mut output = String::new();
+    session.stdout.take().unwrap().read_to_string(&mut output).await.unwrap();
+    assert!(output.contains("got word"), "{output}");
+    assert_eq!(session.wait().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_rotated_log_is_opened_anew() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let id = start(
+        &runtime,
+        &pod,
+        container("c", "trap 'echo second' USR2; echo first; while :; do sleep 0.05; done"),
+    )
+    .await;
+    until("first line", || host.read_log("c.log").len() == 1).await;
+    let logs = host.directory.path().join("logs");
+    std::fs::rename(logs.join("c.log"), logs.join("c.log.1")).unwrap();
+    runtime.reopen_log(&id).await.unwrap();
+    runtime.exec_sync(&id, command(&["kill", "-USR2", "1"]), None).await.unwrap();
+    until("second line", || host.read_log("c.log").len() == 1).await;
+    assert_eq!(host.read_log("c.log")[0].1, "second");
+    assert_eq!(host.read_log("c.log.1").len(), 1);
+}

@@ -1,0 +1,148 @@
+//! What survives, is adopted or is taken back when the runtime's process or a shim dies.
+
+use std::future::Future;
+use std::time::Duration;
+
+use runtime::{ContainerConfig, ContainerState, Event, Mount, NamespaceMode, Runtime, SandboxState};
+
+use crate::fixture::{Host, container, exited, start, until};
+
+/// Runs a future on a reactor of its own and then drops the reactor with all its tasks and connections at whatever point they are: what a killed
+/// process leaves of itself.
+fn life<T>(future: impl Future<Output = T>) -> T {
+    let reactor = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a reactor");
+    let result = reactor.block_on(future);
+    reactor.shutdown_timeout(Duration::from_millis(1));
+    result
+}
+
+#[test]
+fn containers_logs_and_exit_codes_survive() {
+    let host = Host::new();
+    host.configure_network();
+    let mut config = host.pod();
+    config.linux.namespaces.network = NamespaceMode::Pod;
+    let volume = host.directory.path().join("volume");
+    let (pod, lives, ends, before) = life(async {
+        let runtime = host.open_with_image().await;
+        let pod = runtime.run_sandbox(config).await.unwrap();
+        let mount = Mount { container_path: "/v".into(), host_path: volume.clone(), ..Mount::default() };
+        let waits = ContainerConfig {
+            mounts: vec![mount],
+            ..container("ends", "echo up; while [ ! -e /v/go ]; do sleep 0.02; done; echo last; exit 42")
+        };
+        let lives = start(
+            &runtime,
+            &pod,
+            container("lives", "trap 'echo alive' USR2; echo up; while :; do sleep 0.05; done"),
+        )
+        .await;
+        let ends = start(&runtime, &pod, waits).await;
+        until("both are up", || ["lives.log", "ends.log"].iter().all(|log| !host.read_log(log).is_empty()))
+            .await;
+        let before = (runtime.sandbox_status(&pod).unwrap(), runtime.container_status(&lives).unwrap());
+        (pod, lives, ends, before)
+    });
+    // Nobody is there while one container goes on and the other one ends.
+    std::fs::write(volume.join("go"), "").unwrap();
+    life(async {
+        until("the last line", || host.read_log("ends.log").len() == 2).await;
+        until("the record", || {
+            let record = host.config.root.join("containers").join(ends.as_str()).join("record.json");
+            std::fs::read_to_string(record).is_ok_and(|text| text.contains("\"code\":42"))
+        })
+        .await;
+        let runtime = host.open().await;
+        let (sandbox, status) =
+            (runtime.sandbox_status(&pod).unwrap(), runtime.container_status(&lives).unwrap());
+        assert_eq!(
+            (sandbox.state, &sandbox.ips, sandbox.shim_pid),
+            (SandboxState::Ready, &before.0.ips, before.0.shim_pid)
+        );
+        assert_eq!(
+            (status.state, status.pid, status.started_at),
+            (ContainerState::Running, before.1.pid, before.1.started_at)
+        );
+        let ended = runtime.container_status(&ends).unwrap();
+        assert_eq!((ended.state, ended.exit_code), (ContainerState::Exited, 42));
+        let command = ["kill", "-USR2", "1"].map(str::to_owned).to_vec();
+        assert_eq!(runtime.exec_sync(&lives, command, None).await.unwrap().exit_code, 0);
+        until("the log goes on", || host.read_log("lives.log").len() == 2).await;
+        runtime.stop_container(&lives, Duration::ZERO).await.unwrap();
+        assert_eq!(runtime.container_status(&lives).unwrap().exit_code, 137);
+        runtime.remove_sandbox(&pod).await.unwrap();
+        runtime.idle().await;
+        assert!(runtime.list().sandboxes.is_empty() && runtime.list().containers.is_empty());
+    });
+}
+
+#[test]
+fn what_was_half_made_is_removed() {
+    let host = Host::new();
+    host.configure_network();
+    let mut config = host.pod();
+    config.linux.namespaces.network = NamespaceMode::Pod;
+    let pod = life(async {
+        let runtime = host.open_with_image().await;
+        let pod = runtime.run_sandbox(config).await.unwrap();
+        start(&runtime, &pod, container("c", "exec sleep 1000")).await;
+        pod
+    });
+    // As if the process had died before the network was up, and in the middle of making another container.
+    let meta = host.config.root.join("sandboxes").join(pod.as_str()).join("meta.json");
+    let text = std::fs::read_to_string(&meta).unwrap().replace("\"Ready\"", "\"Creating\"");
+    std::fs::write(&meta, text).unwrap();
+    let half = host.config.root.join("containers").join("f".repeat(64));
+    std::fs::create_dir_all(half.join("upper")).unwrap();
+    std::fs::write(host.config.root.join("blobs/sha256/.partial-1-1"), "x").unwrap();
+    life(async {
+        let runtime = host.open().await;
+        runtime.idle().await;
+        assert!(runtime.list().sandboxes.is_empty() && runtime.list().containers.is_empty());
+        for directory in ["sandboxes", "containers"] {
+            assert_eq!(
+                std::fs::read_dir(host.config.root.join(directory)).unwrap().count(),
+                0,
+                "{directory}"
+            );
+        }
+        assert!(!host.config.root.join("blobs/sha256/.partial-1-1").exists());
+        assert!(linux::process::list_by_program(shim_protocol::PROGRAM).unwrap().is_empty());
+        assert_eq!(std::fs::read_dir(host.config.state.join("netns")).unwrap().count(), 0);
+    });
+}
+
+async fn killed_shim(host: &Host) -> (Runtime, runtime::SandboxId, runtime::ContainerId) {
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let id = start(&runtime, &pod, container("c", "exec sleep 1000")).await;
+    let mut events = runtime.events();
+    let shim = runtime.sandbox_status(&pod).unwrap().shim_pid.unwrap();
+    let pidfd = linux::process::pidfd(shim).unwrap();
+    linux::process::signal(std::os::fd::AsFd::as_fd(&pidfd), 9).unwrap();
+    let gone = async { while events.recv().await != Some(Event::SandboxGone { sandbox: pod.clone() }) {} };
+    tokio::time::timeout(crate::fixture::LIMIT, gone).await.expect("the sandbox is reported as gone");
+    (runtime, pod, id)
+}
+
+#[tokio::test]
+async fn a_killed_shim_ends_its_containers() {
+    let host = Host::new();
+    let (runtime, pod, id) = killed_shim(&host).await;
+    assert_eq!(runtime.sandbox_status(&pod).unwrap().state, SandboxState::NotReady);
+    let status = exited(&runtime, &id).await;
+    assert_eq!((status.exit_code, status.reason.as_str(), status.pid), (255, "Unknown", None));
+    runtime.remove_sandbox(&pod).await.unwrap();
+    runtime.idle().await;
+    assert_eq!(std::fs::read_dir(host.config.state.join("shm")).unwrap().count(), 0);
+    assert!(
+        !linux::mount::table()
+            .unwrap()
+            .iter()
+            .any(|entry| entry.mount_point.starts_with(host.directory.path()))
+    );
+}

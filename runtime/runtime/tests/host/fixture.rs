@@ -1,0 +1,294 @@
+//! A runtime in a temporary directory with a busybox image, and helpers that wait for conditions with a deadline.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use runtime::{
+    Config, ContainerConfig, ContainerId, ContainerState, ContainerStatus, Event, LinuxSandboxConfig,
+    NamespaceMode, NamespaceOptions, Runtime, SandboxConfig, SandboxId,
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// Inode of the machine's initial pid namespace (include/uapi/linux/nsfs.h, PROC_PID_INIT_INO).
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+/// Longest wait for anything that a test waits for.
+pub const LIMIT: Duration = Duration::from_secs(30);
+pub const IMAGE: &str = "localhost/busybox:test";
+
+pub struct Host {
+    pub directory: tempfile::TempDir,
+    pub config: Config,
+    group: String,
+}
+
+impl Host {
+    /// Refuses to run where it could change the machine.
+    pub fn new() -> Host {
+        let namespace = std::fs::metadata("/proc/self/ns/pid").expect("a mounted /proc");
+        assert_ne!(
+            namespace.ino(),
+            INITIAL_PID_NAMESPACE,
+            "host tests run in private namespaces only: unshare -mnpuif --mount-proc"
+        );
+        linux::interface::loopback_up().expect("loopback");
+        let directory = tempfile::Builder::new().prefix("ot").tempdir_in("/tmp").expect("a directory");
+        let base = directory.path();
+        let config = Config {
+            root: base.join("r"),
+            state: base.join("s"),
+            shim: built("orlop-shim"),
+            cni_conf_dir: base.join("net.d"),
+            cni_bin_dirs: vec![built("orlop-shim").parent().expect("a directory").to_path_buf()],
+            cni_cache_dir: base.join("cni"),
+            ..Config::default()
+        };
+        std::fs::create_dir(base.join("net.d")).expect("a directory");
+        let name = base.file_name().expect("a name").to_string_lossy().into_owned();
+        Host { directory, config, group: format!("/orlop-{name}") }
+    }
+
+    pub async fn open(&self) -> Runtime {
+        Runtime::open(self.config.clone()).await.expect("open the runtime")
+    }
+
+    pub async fn open_with_image(&self) -> Runtime {
+        let runtime = self.open().await;
+        let archive = self.directory.path().join("busybox.tar");
+        std::fs::write(&archive, busybox_archive()).expect("write the archive");
+        runtime.import_archive(&archive, Some(IMAGE)).await.expect("import busybox");
+        runtime
+    }
+
+    /// A pod in the node's network, each container with a pid namespace of its own.
+    pub fn pod(&self) -> SandboxConfig {
+        SandboxConfig {
+            name: "pod".into(),
+            namespace: "default".into(),
+            uid: "1-2-3".into(),
+            log_directory: self.directory.path().join("logs").display().to_string(),
+            linux: LinuxSandboxConfig {
+                cgroup_parent: format!("{}/pod", self.group),
+                namespaces: NamespaceOptions {
+                    network: NamespaceMode::Node,
+                    pid: NamespaceMode::Container,
+                    ipc: NamespaceMode::Pod,
+                },
+                ..LinuxSandboxConfig::default()
+            },
+            ..SandboxConfig::default()
+        }
+    }
+
+    /// A network of ours for pods: the bridge and host-local plugins.
+    pub fn configure_network(&self) {
+        let text = json!({
+            "cniVersion": "1.0.0", "name": "pods",
+            "plugins": [{
+                "type": "bridge", "bridge": "cni0", "isGateway": true,
+                "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.88.0.0/16" }]],
+                    "dataDir": self.directory.path().join("ipam"), "routes": [{ "dst": "0.0.0.0/0" }] },
+            }],
+        });
+        let file = self.config.cni_conf_dir.join("10-pods.conflist");
+        std::fs::write(file, text.to_string()).expect("write the network configuration");
+        for plugin in ["bridge", "host-local"] {
+            built(plugin);
+        }
+    }
+
+    pub fn read_log(&self, name: &str) -> Vec<(String, String)> {
+        let path = self.directory.path().join("logs").join(name);
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let line = |line: &str| {
+            let mut fields = line.splitn(4, ' ').skip(1);
+            let stream = fields.next().unwrap_or_default().to_owned();
+            (stream, fields.nth(1).unwrap_or_default().to_owned())
+        };
+        text.lines().map(line).collect()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let processes = linux::process::list_by_program(shim_protocol::PROGRAM).unwrap_or_default();
+        for shim in processes {
+            if let Ok(pidfd) = linux::process::pidfd(shim.pid) {
+                let _ = linux::process::signal(std::os::fd::AsFd::as_fd(&pidfd), 9);
+            }
+        }
+        if let Ok(layout) = linux::cgroup::Layout::detect(Path::new("/sys/fs/cgroup"))
+            && let Ok(group) = layout.group(&self.group)
+        {
+            let _ = group.kill(LIMIT);
+            let _ = group.remove();
+        }
+        for entry in linux::mount::table().unwrap_or_default() {
+            if entry.mount_point.starts_with(self.directory.path()) {
+                let _ = linux::mount::detach(&entry.mount_point);
+            }
+        }
+    }
+}
+
+/// A program of this workspace, beside the test's own directory.
+pub fn built(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("own path");
+    let path = own.parent().and_then(Path::parent).expect("target directory").join(name);
+    assert!(path.exists(), "{} is not built: cargo build --workspace --bins", path.display());
+    path
+}
+
+pub fn container(name: &str, script: &str) -> ContainerConfig {
+    ContainerConfig {
+        name: name.into(),
+        image: IMAGE.into(),
+        command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        log_path: format!("{name}.log"),
+        ..ContainerConfig::default()
+    }
+}
+
+pub async fn start(runtime: &Runtime, sandbox: &SandboxId, config: ContainerConfig) -> ContainerId {
+    let id = runtime.create_container(sandbox, config).await.expect("create the container");
+    runtime
+        .start_container(&id)
+        .await
+        .unwrap_or_else(|error| panic!("start the container: {}", chain(&error)));
+    id
+}
+
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(next) = source {
+        text.push_str(&format!(": {next}"));
+        source = next.source();
+    }
+    text
+}
+
+/// Waits until a container exited.
+pub async fn exited(runtime: &Runtime, id: &ContainerId) -> ContainerStatus {
+    let mut events = runtime.events();
+    let wait = async {
+        loop {
+            let status = runtime.container_status(id).expect("the container");
+            if status.state == ContainerState::Exited {
+                return status;
+            }
+            let _: Option<Event> = events.recv().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, wait).await.expect("the container exits in time")
+}
+
+/// Waits until a condition holds that nothing announces.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < end, "{what}: not in time");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let text: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    text
+}
+
+fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8], mode: u32) {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(mode);
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    archive.append_data(&mut header, path, bytes).expect("append");
+}
+
+fn link(archive: &mut tar::Builder<Vec<u8>>, path: &str, target: &str) {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    header.set_mode(0o777);
+    archive.append_link(&mut header, path, target).expect("append");
+}
+
+/// Two layers: busybox, and a file that hides another.
+pub fn layers() -> Vec<Vec<u8>> {
+    let mut base = tar::Builder::new(Vec::new());
+    append(&mut base, "bin/busybox", &std::fs::read("/bin/busybox").expect("busybox-static"), 0o755);
+    for tool in [
+        "sh", "cat", "echo", "sleep", "id", "ls", "hostname", "stat", "kill", "ps", "env", "mkdir", "mount",
+        "stty", "dd", "wc", "grep", "head", "true", "false", "tr", "seq", "touch", "unshare", "ip", "nc",
+        "yes", "pwd", "rm",
+    ] {
+        link(&mut base, &format!("bin/{tool}"), "busybox");
+    }
+    append(&mut base, "etc/passwd", b"root:x:0:0::/root:/bin/sh\nweb:x:33:44::/srv:/bin/sh\n", 0o644);
+    append(&mut base, "etc/group", b"root:x:0:\nweb:x:44:\nextra:x:55:web\n", 0o644);
+    append(&mut base, "hidden", b"lower", 0o644);
+    append(&mut base, "kept", b"lower", 0o644);
+    let mut top = tar::Builder::new(Vec::new());
+    append(&mut top, ".wh.hidden", b"", 0o644);
+    append(&mut top, "kept", b"upper", 0o644);
+    vec![base.into_inner().expect("tar"), top.into_inner().expect("tar")]
+}
+
+/// Blobs of an image by digest, and the digest of its manifest.
+pub fn image_blobs(layers: &[Vec<u8>]) -> (BTreeMap<String, Vec<u8>>, String) {
+    let mut blobs = BTreeMap::new();
+    let mut put = |bytes: Vec<u8>| {
+        let name = digest(&bytes);
+        let size = bytes.len();
+        blobs.insert(name.clone(), bytes);
+        (format!("sha256:{name}"), size)
+    };
+    let diff_ids: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", digest(layer))).collect();
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = json!({
+        "architecture": arch, "os": "linux",
+        "config": { "Cmd": ["sh"], "Env": ["PATH=/bin", "FROM=image"], "StopSignal": "SIGUSR1" },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let descriptor = |(digest, size): (String, usize), kind: &str| -> Value {
+        json!({ "mediaType": kind, "digest": digest, "size": size })
+    };
+    let config = descriptor(put(config.to_string().into_bytes()), "application/vnd.oci.image.config.v1+json");
+    let layers: Vec<Value> = layers
+        .iter()
+        .map(|layer| descriptor(put(layer.clone()), "application/vnd.oci.image.layer.v1.tar"))
+        .collect();
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": config, "layers": layers,
+    });
+    let (manifest, _) = put(manifest.to_string().into_bytes());
+    (blobs, manifest)
+}
+
+/// An OCI layout as a tar archive.
+pub fn archive_of(blobs: &BTreeMap<String, Vec<u8>>, manifest: &str) -> Vec<u8> {
+    let size = blobs[manifest.trim_start_matches("sha256:")].len();
+    let index = json!({
+        "schemaVersion": 2,
+        "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest, "size": size,
+        }],
+    });
+    let mut archive = tar::Builder::new(Vec::new());
+    append(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644);
+    append(&mut archive, "index.json", index.to_string().as_bytes(), 0o644);
+    for (name, bytes) in blobs {
+        append(&mut archive, &format!("blobs/sha256/{name}"), bytes, 0o644);
+    }
+    archive.into_inner().expect("tar")
+}
+
+pub fn busybox_archive() -> Vec<u8> {
+    let (blobs, manifest) = image_blobs(&layers());
+    archive_of(&blobs, &manifest)
+}

@@ -1,0 +1,227 @@
+//! The life of sandboxes and containers, and what a container sees.
+
+use std::time::Duration;
+
+use runtime::{
+    ContainerConfig, ContainerState, Error, Mount, NamespaceMode, Resources, SandboxState, SecurityContext,
+};
+
+use crate::fixture::{Host, chain, container, exited, start, until};
+
+#[tokio::test]
+async fn a_container_runs_logs_and_exits() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.expect("run the sandbox");
+    let id = start(&runtime, &pod, container("c", "echo out; echo err >&2; printf tail; exit 3")).await;
+    let status = exited(&runtime, &id).await;
+    assert_eq!((status.exit_code, status.reason.as_str(), status.pid), (3, "Error", None));
+    assert!(status.started_at >= status.created_at && status.finished_at >= status.started_at);
+    let mut log = host.read_log("c.log");
+    log.sort();
+    let expect = [("stderr", "err"), ("stdout", "out"), ("stdout", "tail")];
+    assert_eq!(log, expect.map(|(stream, text)| (stream.to_owned(), text.to_owned())));
+    runtime.remove_sandbox(&pod).await.expect("remove the sandbox");
+    runtime.idle().await;
+    nothing_is_left(&host);
+}
+
+fn nothing_is_left(host: &Host) {
+    let base = host.directory.path();
+    for directory in ["r/sandboxes", "r/containers", "s/shim", "s/netns", "s/oci", "s/shm"] {
+        let left: Vec<_> =
+            std::fs::read_dir(base.join(directory)).unwrap().flatten().map(|entry| entry.path()).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    let mounts: Vec<_> = linux::mount::table()
+        .unwrap()
+        .into_iter()
+        .filter(|entry| entry.mount_point.starts_with(base))
+        .collect();
+    assert!(mounts.is_empty(), "{mounts:?}");
+    assert!(linux::process::list_by_program(shim_protocol::PROGRAM).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_container_sees_its_image_its_mounts_and_its_limits() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let volume = host.directory.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(volume.join("file"), "shared").unwrap();
+    let script = "echo $FROM $OWN; cat /kept; echo; ls /hidden 2>/dev/null || echo whiteout; cat /v/file; echo; \
+                  touch /v/x 2>/dev/null || echo readonly; id -u; id -G; pwd; echo $$; cat /etc/hosts >/dev/null && echo hosts; \
+                  touch /written && echo writable; cat /proc/self/oom_score_adj; ls /dev/null /dev/shm >/dev/null && echo dev; \
+                  grep -c . /proc/mounts >/dev/null && echo mounts; grep Seccomp: /proc/self/status | tr -d '\\t '; \
+                  grep CapEff /proc/self/status | tr -d '\\t '";
+    let config = ContainerConfig {
+        env: vec![("OWN".into(), "yes".into())],
+        working_dir: "/new/dir".into(),
+        mounts: vec![Mount {
+            container_path: "/v".into(),
+            host_path: volume,
+            readonly: true,
+            ..Mount::default()
+        }],
+        resources: Resources {
+            memory_limit: 64 << 20,
+            pids_limit: 50,
+            cpu_shares: 512,
+            cpu_quota: 50_000,
+            cpu_period: 100_000,
+            oom_score_adj: Some(500),
+            ..Resources::default()
+        },
+        ..container("c", script)
+    };
+    let id = start(&runtime, &pod, config).await;
+    let status = exited(&runtime, &id).await;
+    let log: Vec<String> = host.read_log("c.log").into_iter().map(|(_, text)| text).collect();
+    let expect = [
+        "image yes",
+        "upper",
+        "whiteout",
+        "shared",
+        "readonly",
+        "0",
+        "0",
+        "/new/dir",
+        "1",
+        "hosts",
+        "writable",
+        "500",
+        "dev",
+        "mounts",
+        "Seccomp:2",
+        "CapEff:00000000a80425fb",
+    ];
+    assert_eq!(log, expect, "{status:?}");
+}
+
+#[tokio::test]
+async fn a_user_of_the_image_is_resolved_and_unprivileged() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let config = ContainerConfig {
+        security: SecurityContext {
+            run_as_username: "web".into(),
+            supplemental_groups: vec![77],
+            no_new_privs: true,
+            readonly_rootfs: true,
+            ..SecurityContext::default()
+        },
+        ..container(
+            "c",
+            "id -u; id -g; id -G; touch /x 2>/dev/null || echo ro; grep -E 'NoNewPrivs|CapEff|Seccomp:' /proc/self/status | tr -d '\\t '; echo $HOME",
+        )
+    };
+    let id = start(&runtime, &pod, config).await;
+    exited(&runtime, &id).await;
+    let log: Vec<String> = host.read_log("c.log").into_iter().map(|(_, text)| text).collect();
+    let expect =
+        ["33", "44", "44 55 77", "ro", "CapEff:0000000000000000", "NoNewPrivs:1", "Seccomp:2", "/srv"];
+    assert_eq!(log, expect);
+}
+
+#[tokio::test]
+async fn a_command_that_does_not_exist_is_a_start_error() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let config = ContainerConfig { command: vec!["no-such".into()], ..container("c", "") };
+    let id = runtime.create_container(&pod, config).await.unwrap();
+    let error = runtime.start_container(&id).await.unwrap_err();
+    let expect = "exec: \"no-such\": executable file not found in $PATH";
+    assert!(matches!(&error, Error::Start { message } if message.contains(expect)), "{}", chain(&error));
+    let status = runtime.container_status(&id).unwrap();
+    assert_eq!(
+        (status.state, status.exit_code, status.reason.as_str()),
+        (ContainerState::Exited, 128, "StartError")
+    );
+    runtime.remove_container(&id).await.unwrap();
+    assert!(runtime.container_status(&id).is_none());
+}
+
+#[tokio::test]
+async fn stop_sends_the_signal_waits_and_kills() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let polite = start(
+        &runtime,
+        &pod,
+        container("polite", "trap 'exit 7' USR1; echo up; while :; do sleep 0.1; done"),
+    )
+    .await;
+    let deaf =
+        start(&runtime, &pod, container("deaf", "trap '' USR1 TERM; echo up; while :; do sleep 0.1; done"))
+            .await;
+    until("both are up", || ["polite.log", "deaf.log"].iter().all(|log| !host.read_log(log).is_empty()))
+        .await;
+    runtime.stop_container(&polite, Duration::from_secs(20)).await.unwrap();
+    assert_eq!(runtime.container_status(&polite).unwrap().exit_code, 7);
+    runtime.stop_container(&deaf, Duration::from_millis(50)).await.unwrap();
+    assert_eq!(runtime.container_status(&deaf).unwrap().exit_code, 137);
+    runtime.stop_container(&deaf, Duration::ZERO).await.unwrap();
+}
+
+#[tokio::test]
+async fn memory_beyond_the_limit_is_reported_as_oom() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let config = ContainerConfig {
+        resources: Resources { memory_limit: 16 << 20, ..Resources::default() },
+        // Without exec the shell would survive the kill of its child.
+        ..container("c", "exec dd if=/dev/zero of=/dev/null bs=100M count=1")
+    };
+    let id = start(&runtime, &pod, config).await;
+    let status = exited(&runtime, &id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+}
+
+#[tokio::test]
+async fn containers_of_a_pod_share_what_they_should() {
+    let host = Host::new();
+    host.configure_network();
+    let runtime = host.open_with_image().await;
+    let mut config = host.pod();
+    config.hostname = "podname".into();
+    config.linux.namespaces.network = NamespaceMode::Pod;
+    config.linux.namespaces.pid = NamespaceMode::Pod;
+    config.linux.sysctls.insert("net.ipv4.ip_forward".into(), "1".into());
+    let pod = runtime.run_sandbox(config).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let status = runtime.sandbox_status(&pod).unwrap();
+    assert_eq!((status.state, status.ips.len()), (SandboxState::Ready, 1));
+    let script = "hostname; cat /etc/hostname; cat /proc/sys/net/ipv4/ip_forward; ip -4 addr show eth0 | grep -c inet; \
+                  echo x > /dev/shm/x; cat /proc/1/comm; ls /proc/1/root 2>/dev/null | wc -l; exec sleep 1000";
+    let first = start(&runtime, &pod, container("first", script)).await;
+    until("the first one is up", || host.read_log("first.log").len() == 6).await;
+    let log: Vec<String> = host.read_log("first.log").into_iter().map(|(_, text)| text).collect();
+    assert_eq!(log, ["podname", "podname", "1", "1", "orlop-pod-init", "0"]);
+    let second =
+        start(&runtime, &pod, container("second", "cat /dev/shm/x; ps | grep -c 'sleep 1000'")).await;
+    exited(&runtime, &second).await;
+    let log: Vec<String> = host.read_log("second.log").into_iter().map(|(_, text)| text).collect();
+    assert_eq!(log[0], "x");
+    assert!(log[1].parse::<u32>().unwrap() >= 1);
+    runtime.stop_sandbox(&pod).await.unwrap();
+    assert_eq!(runtime.sandbox_status(&pod).unwrap().state, SandboxState::NotReady);
+    assert_eq!(runtime.container_status(&first).unwrap().state, ContainerState::Exited);
+    runtime.remove_sandbox(&pod).await.unwrap();
+    runtime.idle().await;
+    nothing_is_left(&host);
+}
+
+#[tokio::test]
+async fn without_a_network_configuration_nothing_is_made() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let mut config = host.pod();
+    config.linux.namespaces.network = NamespaceMode::Pod;
+    let error = runtime.run_sandbox(config).await.unwrap_err();
+    assert!(error.to_string().starts_with("cni plugin not initialized"), "{error}");
+    nothing_is_left(&host);
+}
