@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::runtime::WatchStreamExt;
@@ -209,13 +208,7 @@ struct Follower {
 impl Follower {
     async fn follow<K>(self, api: Api<K>, wrap: fn(Arc<K>) -> Object)
     where
-        K: kube::Resource<Scope = NamespaceResourceScope>
-            + Clone
-            + DeserializeOwned
-            + Debug
-            + Send
-            + Sync
-            + 'static,
+        K: kube::Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.key.name));
         let mut events = watcher(api, config).default_backoff().boxed();

@@ -7,6 +7,9 @@
 //! of the snapshot, so nothing is begun twice. When the agent dies, operations die with it: the next start finds in the runtime what was
 //! done, and plans the rest.
 
+mod ends;
+mod records;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -14,7 +17,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use runtime::{ContainerId, ContainerStatus, Event, SandboxId, SandboxState, SandboxStatus};
+use runtime::{ContainerId, ContainerStatus, Event, SandboxId, SandboxStatus};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,28 +25,25 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::{Backoff, after};
 use super::execute::{self, Start, Stop};
 use super::images::{self, ImageFailure};
-use super::observed::{
-    ImageState, Observed, Operation, Record, Rejection, Sandbox, StartFailure, VolumeState,
-};
+use super::observed::{ImageState, Observed, Operation, Rejection, StartFailure, VolumeState};
 use super::plan::{self, Action};
 use super::probes::{Probes, Report};
 use super::registry::Registry;
 use super::sandbox::Names;
 use super::site::{RETRY_AFTER, Site};
 use super::status_writer::{StatusWriter, WriteEnd};
-use super::{termination, volumes};
+use super::volumes;
 use crate::events::EventType;
 
 /// Messages that wait for a pod's task; the sender waits when there are more.
 pub const INBOX: usize = 256;
 /// Probe results that wait for a pod's task.
 const PROBE_REPORTS: usize = 64;
+/// When volumes that could not be made are tried again; it doubles up to the longest (kubelet: `exponentialbackoff`).
+const VOLUME_RETRY: SignedDuration = SignedDuration::from_millis(500);
+const VOLUME_LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(122);
 /// Passes in a row without waiting, when a pass changed the snapshot by itself.
 const PASSES: usize = 16;
-/// When the removal of a control group that is still in use is tried again.
-const CGROUP_RETRY: SignedDuration = SignedDuration::from_millis(250);
-/// Records of a container that are kept: the newest, and the one before it.
-const RECORDS_PER_CONTAINER: usize = 2;
 
 /// What the manager tells a pod's task.
 #[derive(Clone, Debug)]
@@ -99,6 +99,7 @@ pub struct Worker {
     reports: mpsc::Receiver<Report>,
     objects_changed: Arc<Notify>,
     writer: StatusWriter,
+    volume_failures: u32,
     refreshing: bool,
     refresh_again: bool,
     refresh_at: Option<Timestamp>,
@@ -142,6 +143,7 @@ impl Worker {
             probes,
             reports,
             objects_changed: Arc::default(),
+            volume_failures: 0,
             refreshing: false,
             refresh_again: false,
             refresh_at: None,
@@ -185,8 +187,11 @@ impl Worker {
             while let Ok(input) = inbox.try_recv() {
                 self.take(input);
             }
-            while let Some(Ok(done)) = self.operations.try_join_next() {
-                self.finish(done);
+            while let Some(end) = self.operations.try_join_next() {
+                match end {
+                    Ok(done) => self.finish(done),
+                    Err(error) => self.forget_operations(&error),
+                }
             }
         }
         self.site.objects.release(self.names().uid);
@@ -227,103 +232,6 @@ impl Worker {
         if labels_changed && self.observed.volumes == VolumeState::Ready {
             self.refresh_volumes();
         }
-    }
-
-    fn take_event(&mut self, event: Event) {
-        match event {
-            Event::ContainerCreated { container, .. }
-            | Event::ContainerStarted { container, .. }
-            | Event::ContainerExited { container, .. }
-            | Event::ContainerOom { container, .. } => self.refresh_container(&container),
-            Event::SandboxGone { sandbox } => self.refresh_sandbox(&sandbox),
-            Event::Lagged => {}
-        }
-    }
-
-    fn take_snapshot(&mut self, sandboxes: Vec<SandboxStatus>, containers: Vec<ContainerStatus>) {
-        let ids: BTreeSet<String> = containers.iter().map(|status| status.id.to_string()).collect();
-        for record in &mut self.observed.records {
-            record.removed |= !ids.contains(record.status.id.as_str());
-        }
-        containers.into_iter().for_each(|status| self.put_container(status));
-        let settled: BTreeSet<String> = self
-            .observed
-            .sandboxes
-            .iter()
-            .filter(|sandbox| sandbox.settled)
-            .map(|sandbox| sandbox.status.id.to_string())
-            .collect();
-        self.observed.sandboxes = sandboxes
-            .into_iter()
-            .map(|status| Sandbox { settled: settled.contains(status.id.as_str()), status })
-            .collect();
-        self.observed.sandboxes.sort_by_key(|sandbox| sandbox.status.created_at);
-    }
-
-    fn refresh_container(&mut self, id: &ContainerId) {
-        match self.site.runtime.container_status(id) {
-            Some(status) => self.put_container(status),
-            None => self.mark_removed(id),
-        }
-    }
-
-    fn put_container(&mut self, status: ContainerStatus) {
-        let records = &mut self.observed.records;
-        let place = records.iter().position(|record| record.status.id == status.id);
-        let was_over = place.is_some_and(|place| records[place].is_over());
-        let message = match place {
-            Some(place) if was_over => std::mem::take(&mut records[place].message),
-            _ => String::new(),
-        };
-        let mut record = Record { status, removed: false, message };
-        if record.is_over() && !was_over {
-            record.message = termination::message(&record.status);
-        }
-        match place {
-            Some(place) => records[place] = record,
-            None => {
-                records.push(record);
-                records.sort_by_key(|record| (record.restarts(), record.status.created_at));
-            }
-        }
-    }
-
-    fn mark_removed(&mut self, id: &ContainerId) {
-        let records = &mut self.observed.records;
-        records.iter_mut().filter(|record| record.status.id == *id).for_each(|record| record.removed = true);
-        // One that never ran says nothing; of the others the newest say what the status tells.
-        let mut kept: BTreeMap<String, usize> = BTreeMap::new();
-        let mut keep: Vec<bool> = records
-            .iter()
-            .rev()
-            .map(|record| {
-                let count = kept.entry(record.name().to_owned()).or_insert(0);
-                *count += 1;
-                !record.removed || (record.is_over() && *count <= RECORDS_PER_CONTAINER)
-            })
-            .collect();
-        records.retain(|_| keep.pop().unwrap_or(true));
-    }
-
-    fn refresh_sandbox(&mut self, id: &SandboxId) {
-        let place = self.observed.sandboxes.iter().position(|sandbox| sandbox.status.id == *id);
-        match (self.site.runtime.sandbox_status(id), place) {
-            (Some(status), Some(place)) => self.observed.sandboxes[place].status = status,
-            (Some(status), None) => self.observed.sandboxes.push(Sandbox { status, settled: false }),
-            (None, Some(place)) => {
-                self.observed.sandboxes.remove(place);
-            }
-            (None, None) => {}
-        }
-        // What ran in it has ended with it.
-        let ids: Vec<ContainerId> = self
-            .observed
-            .records
-            .iter()
-            .filter(|record| !record.removed && record.status.sandbox == *id)
-            .map(|record| record.status.id.clone())
-            .collect();
-        ids.iter().for_each(|id| self.refresh_container(id));
     }
 
     fn take_report(&mut self, report: Report) {
@@ -570,31 +478,26 @@ impl Worker {
 
     fn volumes_failed(&mut self, message: &str) {
         self.site.pod_event(&self.observed.pod, EventType::Warning, "FailedMount", message.to_owned());
-        self.observed.volumes = VolumeState::Failed { retry_at: after(Timestamp::now(), RETRY_AFTER) };
+        let factor = 1 << self.volume_failures.min(16);
+        let delay = VOLUME_RETRY.saturating_mul(factor).min(VOLUME_LONGEST_RETRY);
+        self.volume_failures = self.volume_failures.saturating_add(1);
+        self.observed.volumes = VolumeState::Failed { retry_at: after(Timestamp::now(), delay) };
     }
 
+    /// ConfigMaps, Secrets, fields or tokens changed: what is mounted is brought up to date, and what waited for them is tried again.
     fn refresh_volumes(&mut self) {
-        if self.observed.volumes != VolumeState::Ready {
-            // An object that was missing may be there now.
-            if let VolumeState::Failed { retry_at } = &mut self.observed.volumes {
-                *retry_at = Timestamp::now();
-            }
-            let now = Timestamp::now();
-            self.observed
-                .failures
-                .values_mut()
-                .for_each(|failure| failure.retry_at = failure.retry_at.min(now));
-            return;
-        }
         let now = Timestamp::now();
         self.observed.failures.values_mut().for_each(|failure| failure.retry_at = failure.retry_at.min(now));
-        if self.refreshing {
-            self.refresh_again = true;
-            return;
+        if let VolumeState::Failed { retry_at } = &mut self.observed.volumes {
+            *retry_at = now;
         }
-        self.refreshing = true;
-        let work = volumes::prepare(self.site.clone(), self.observed.pod.clone());
-        self.operations.spawn(async move { Done::VolumesRefreshed(work.await) });
+        if self.observed.volumes == VolumeState::Preparing || self.refreshing {
+            self.refresh_again = true;
+        } else if self.observed.volumes == VolumeState::Ready {
+            self.refreshing = true;
+            let work = volumes::prepare(self.site.clone(), self.observed.pod.clone());
+            self.operations.spawn(async move { Done::VolumesRefreshed(work.await) });
+        }
     }
 
     fn remove_volumes(&mut self) {
@@ -604,179 +507,6 @@ impl Worker {
         let (site, uid) = (self.site.clone(), self.names().uid.to_owned());
         let work = execute::blocking(move || volumes::remove(&site, &uid));
         self.operations.spawn(async move { Done::VolumesRemoved(work.await) });
-    }
-
-    // ----- ends of operations
-
-    fn finish(&mut self, done: Done) {
-        match done {
-            Done::Volumes(Ok(prepared)) => {
-                self.observed.volumes = VolumeState::Ready;
-                self.refresh_at = prepared.refresh_at;
-            }
-            Done::Volumes(Err(message)) => self.volumes_failed(&message),
-            Done::VolumesRefreshed(result) => self.volumes_refreshed(result),
-            Done::VolumesRemoved(result) => {
-                let removed = self.cleaned("remove volumes", result);
-                self.observed.volumes = if removed { VolumeState::Removed } else { VolumeState::Unknown };
-            }
-            Done::Image { container, result } => self.image_found(container, result, Timestamp::now()),
-            Done::Sandbox(Ok(id)) => {
-                self.observed.sandbox_creating = false;
-                self.observed.sandbox_retry_at = None;
-                self.refresh_sandbox(&id);
-            }
-            Done::Sandbox(Err(_)) => {
-                self.observed.sandbox_creating = false;
-                self.observed.sandbox_retry_at = Some(after(Timestamp::now(), RETRY_AFTER));
-            }
-            Done::Started { container, id, result } => self.started(container, id, result),
-            Done::Stopped { container, id, result } => {
-                self.free(&container, |operation| matches!(operation, Operation::Stop { .. }));
-                self.refresh_container(&id);
-                self.cleaned("stop container", result);
-            }
-            Done::Removed { container, id, result } => {
-                self.free(&container, |operation| *operation == Operation::Remove);
-                self.observed.removing.remove(id.as_str());
-                if self.cleaned("remove container", result) {
-                    self.mark_removed(&id);
-                }
-            }
-            Done::SandboxStopped { id, result } => {
-                self.observed.sandbox_busy.remove(id.as_str());
-                let stopped = self.cleaned("stop sandbox", result);
-                self.refresh_sandbox(&id);
-                let sandboxes = self.observed.sandboxes.iter_mut();
-                sandboxes.filter(|sandbox| sandbox.status.id == id).for_each(|sandbox| {
-                    sandbox.settled |= stopped;
-                    if stopped {
-                        sandbox.status.state = SandboxState::NotReady;
-                    }
-                });
-            }
-            Done::SandboxRemoved { id, result } => {
-                self.observed.sandbox_busy.remove(id.as_str());
-                if self.cleaned("remove sandbox", result) {
-                    self.sandbox_removed(&id);
-                }
-            }
-            Done::CgroupRemoved(result) => {
-                // The runtime may still be taking the last of its own groups away: that is soon over.
-                self.observed.cleanup_retry_at =
-                    result.is_err().then(|| after(Timestamp::now(), CGROUP_RETRY));
-                if let Err(error) = &result {
-                    tracing::debug!(pod = self.observed.pod_text(), error, "remove control group");
-                }
-                self.observed.cgroup_removed |= result.is_ok();
-            }
-            Done::Status(end) => self.writer.finish(end),
-            Done::ObjectDeleted(result) => {
-                if !self.cleaned("delete pod", result) {
-                    self.observed.deleting_object = false;
-                }
-            }
-        }
-    }
-
-    /// Whether a step succeeded; a failed one is logged and not repeated at once.
-    fn cleaned(&mut self, operation: &'static str, result: Result<(), String>) -> bool {
-        match result {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(
-                    pod = self.observed.pod_text(),
-                    error,
-                    operation,
-                    "step failed, will be repeated"
-                );
-                self.observed.cleanup_retry_at = Some(after(Timestamp::now(), RETRY_AFTER));
-                false
-            }
-        }
-    }
-
-    fn free(&mut self, container: &str, ours: impl Fn(&Operation) -> bool) {
-        if self.observed.busy.get(container).is_some_and(ours) {
-            self.observed.busy.remove(container);
-        }
-    }
-
-    fn started(&mut self, container: String, id: Option<ContainerId>, result: Result<(), StartFailure>) {
-        self.free(&container, |operation| *operation == Operation::Start);
-        // The next start looks for the image again, as the pull policy says.
-        self.observed.images.remove(&container);
-        match result {
-            Ok(()) => {
-                self.observed.failures.remove(&container);
-            }
-            Err(failure) => {
-                self.observed.failures.insert(container.clone(), failure);
-            }
-        }
-        // Its events may still be on their way.
-        if let Some(id) = id {
-            self.refresh_container(&id);
-        }
-        // A start that ended as an exit is a matter of the restart delay.
-        let over = self.observed.newest(&container).is_some_and(|record| record.is_over());
-        if over && let Some(failure) = self.observed.failures.get_mut(&container) {
-            failure.retry_at = failure.retry_at.min(Timestamp::now());
-        }
-    }
-
-    fn volumes_refreshed(&mut self, result: Result<volumes::Prepared, String>) {
-        self.refreshing = false;
-        match result {
-            Ok(prepared) => self.refresh_at = prepared.refresh_at,
-            Err(message) => {
-                self.site.pod_event(&self.observed.pod, EventType::Warning, "FailedMount", message);
-                self.refresh_at = Some(after(Timestamp::now(), RETRY_AFTER.saturating_mul(10)));
-            }
-        }
-        if std::mem::take(&mut self.refresh_again) {
-            self.refresh_volumes();
-        }
-    }
-
-    fn sandbox_removed(&mut self, id: &SandboxId) {
-        self.observed.sandboxes.retain(|sandbox| sandbox.status.id != *id);
-        let ids: Vec<ContainerId> = self
-            .observed
-            .records
-            .iter()
-            .filter(|record| record.status.sandbox == *id)
-            .map(|record| record.status.id.clone())
-            .collect();
-        ids.iter().for_each(|id| self.mark_removed(id));
-    }
-
-    /// An operation panicked: nobody knows which, so all are taken for ended and the runtime is asked.
-    fn forget_operations(&mut self, error: &tokio::task::JoinError) {
-        tracing::error!(pod = self.observed.pod_text(), %error, "an operation was interrupted");
-        self.operations.abort_all();
-        self.operations = JoinSet::new();
-        let observed = &mut self.observed;
-        observed.busy.clear();
-        observed.removing.clear();
-        observed.sandbox_busy.clear();
-        observed.sandbox_creating = false;
-        observed.deleting_object = false;
-        observed.images.retain(|_, state| *state != ImageState::Pulling);
-        observed.cleanup_retry_at = Some(after(Timestamp::now(), RETRY_AFTER));
-        if matches!(observed.volumes, VolumeState::Preparing | VolumeState::Removing) {
-            observed.volumes = VolumeState::Unknown;
-        }
-        self.refreshing = false;
-        self.writer.interrupted();
-        let uid = self.names().uid.to_owned();
-        let list = self.site.runtime.list();
-        let sandboxes: Vec<SandboxStatus> =
-            list.sandboxes.into_iter().filter(|sandbox| sandbox.config.uid == uid).collect();
-        let ids: BTreeSet<String> = sandboxes.iter().map(|sandbox| sandbox.id.to_string()).collect();
-        let containers =
-            list.containers.into_iter().filter(|status| ids.contains(status.sandbox.as_str())).collect();
-        self.take_snapshot(sandboxes, containers);
     }
 }
 
