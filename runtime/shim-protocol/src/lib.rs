@@ -47,8 +47,6 @@ pub struct ShimConfig {
     /// The shim's own group.
     #[serde(default)]
     pub shim_cgroup: Option<String>,
-    /// The pod's group; the shared pid namespace's init lives in a group below it.
-    pub pod_cgroup: String,
     /// Where to bind a network namespace of the pod's own; `None`: the node's.
     pub netns: Option<PathBuf>,
     /// The pod has an ipc namespace of its own.
