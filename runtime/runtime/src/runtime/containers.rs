@@ -473,10 +473,14 @@ fn make_directories(directory: &Path) -> Result<(), Error> {
     make(directory.join("work"), 0o711)
 }
 
-/// Bidirectional mounts with their places in the bundle.
+/// Mounts that the shim's worker has to take hold of before it changes its mount namespace, with their places in the bundle: those with
+/// Bidirectional propagation, and those that show the host's control groups.
 fn staged_paths(config: &ContainerConfig, directory: &Path) -> Vec<(usize, PathBuf)> {
-    let wanted =
-        |(_, mount): &(usize, &crate::container::Mount)| mount.propagation == MountPropagation::Bidirectional;
+    let groups = Path::new("/sys/fs/cgroup");
+    let wanted = |(_, mount): &(usize, &crate::container::Mount)| {
+        let shows_groups = mount.host_path.starts_with(groups) || groups.starts_with(&mount.host_path);
+        mount.propagation == MountPropagation::Bidirectional || shows_groups
+    };
     let place = |(index, _)| (index, directory.join(format!("staged-{index}")));
     config.mounts.iter().enumerate().filter(wanted).map(place).collect()
 }
