@@ -80,7 +80,7 @@ fn the_device_program_allows_what_is_listed() {
 #[test]
 fn a_frozen_group_stands_still() {
     let own = Own::new(&Layout { v1: Vec::new(), unified: machine().unified }, "freeze");
-    let child = shell(&own.0, "exec sleep 100");
+    let mut child = shell(&own.0, "exec sleep 100");
     while own.0.processes().is_empty() {
         std::thread::yield_now();
     }
@@ -92,4 +92,5 @@ fn a_frozen_group_stands_still() {
     own.0.set_frozen(false).unwrap();
     let pidfd = linux::process::pidfd(child.id() as i32).unwrap();
     assert!(linux::process::signal(pidfd.as_fd(), 9).unwrap());
+    child.wait().unwrap();
 }
