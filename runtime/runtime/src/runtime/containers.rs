@@ -57,6 +57,14 @@ pub(crate) fn validate(config: &ContainerConfig) -> Result<(), Error> {
     if escapes {
         return Err(invalid("log_path", format!("\"{}\" leads out of the log directory", config.log_path)));
     }
+    for device in &config.devices {
+        let letters = device.permissions.chars().all(|letter| "rwm".contains(letter));
+        if !device.container_path.starts_with("/dev/") || !letters {
+            let reason =
+                format!("\"{}\" is not below /dev, or its permissions are not of rwm", device.container_path);
+            return Err(invalid("devices", reason));
+        }
+    }
     if !config.stop_signal.is_empty() && signal_number(&config.stop_signal).is_none() {
         return Err(invalid("stop_signal", format!("\"{}\" is not a signal", config.stop_signal)));
     }
