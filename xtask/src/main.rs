@@ -1,3 +1,65 @@
-//! Not built yet.
+//! `cargo xtask`: everything that a developer or CI does with this repository.
+//!
+//! One file per command. Commands call each other as functions (`up` calls `setup`), never through a shell.
 
-fn main() {}
+mod build_ebpf;
+mod ci;
+mod debian;
+mod dist;
+mod down;
+mod images;
+mod machine;
+mod process;
+mod setup;
+mod test;
+mod tidy;
+mod up;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "build, run, test and measure Orlop", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what the project needs on this machine: packages, bpf-linker, rust-src, cargo tools.
+    Setup,
+    /// Build the BPF object that the load balancer embeds.
+    BuildEbpf,
+    /// Start a cluster on this machine and wait until it is Ready.
+    Up(up::Options),
+    /// Stop the cluster and leave nothing behind.
+    Down,
+    /// Run the tests that this machine can run, or one tier.
+    Test(test::Options),
+    /// Run every check that a change must pass.
+    Ci,
+    /// Check the rules that the compiler does not know: dependency directions, file headers, pure modules.
+    Tidy,
+    /// Assemble target/dist: executables, CNI plugins.
+    Dist(dist::Options),
+    /// Build the test images.
+    Images,
+    /// A stage of a node's machine; `up` calls it.
+    #[command(hide = true, subcommand)]
+    Machine(machine::Stage),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Setup => setup::run(),
+        Command::BuildEbpf => build_ebpf::run(),
+        Command::Test(options) => test::run(&options),
+        Command::Ci => ci::run(),
+        Command::Tidy => tidy::run(),
+        Command::Dist(options) => dist::run(&options).map(drop),
+        Command::Up(options) => up::run(&options),
+        Command::Down => down::run(),
+        Command::Images => images::run().map(drop),
+        Command::Machine(stage) => machine::run(&stage),
+    }
+}

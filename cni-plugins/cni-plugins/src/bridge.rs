@@ -21,10 +21,11 @@ use linux::{
     netns::Netns,
 };
 
+pub use self::host::{port_name, unfinished_group};
 use self::{
     attach::Attach,
     config::Config,
-    host::{Alias, delete_by_alias},
+    host::{Alias, delete_leftovers, delete_port},
 };
 use crate::{
     delegate,
@@ -88,11 +89,7 @@ impl Plugin for Bridge {
         let valid = request.valid_attachments()?;
         block_on(async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
-            let leftover = |alias: &Alias| {
-                let attachment = (alias.container_id.to_owned(), alias.ifname.to_owned());
-                alias.network == request.network && !valid.contains(&attachment)
-            };
-            delete_by_alias(&host, leftover).await.map_err(ErrorReply::internal)?;
+            delete_leftovers(&host, &request.network, &valid).await.map_err(ErrorReply::internal)?;
             match ipam {
                 Some(ipam) => delegate::run(request, &ipam, Verb::Gc).await,
                 None => Ok(()),
@@ -126,8 +123,7 @@ async fn delete_link(request: &Request) -> Result<(), ErrorReply> {
         Some(Err(error)) if !error.is_gone() => return Err(ErrorReply::internal(error)),
         Some(Err(_)) | None => {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
-            let ours = Alias::of(request);
-            return delete_by_alias(&host, |alias| *alias == ours).await.map_err(ErrorReply::internal);
+            return delete_port(&host, Alias::of(request)).await.map_err(ErrorReply::internal);
         }
     };
     let container = Netlink::open_in(&netns).map_err(ErrorReply::internal)?;

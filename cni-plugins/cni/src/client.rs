@@ -85,7 +85,7 @@ pub enum Error {
     Cache(#[from] CacheError),
     /// The wording is libcni's.
     #[error("plugin type={plugin:?} name={network:?} failed ({lower}): {error}", lower = .verb.as_str().to_lowercase())]
-    Plugin { plugin: String, network: String, verb: exec::Verb, error: ExecError },
+    Plugin { plugin: String, network: String, verb: exec::Verb, error: Box<ExecError> },
     #[error("plugin type={plugin:?} name={network:?}: {error}")]
     Result { plugin: String, network: String, error: ResultError },
     #[error("plugin type={plugin:?} name={network:?}: no result on standard output")]

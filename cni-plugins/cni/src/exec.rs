@@ -114,8 +114,8 @@ pub fn find_plugin(name: &str, dirs: &[PathBuf]) -> Result<PathBuf, ExecError> {
     if name.is_empty() || name.contains('/') || name == "." || name == ".." {
         return Err(ExecError::InvalidName { name: name.to_owned() });
     }
-    let candidates = dirs.iter().filter(|dir| !dir.as_os_str().is_empty()).map(|dir| dir.join(name));
-    let found = candidates.into_iter().find(|path| path.is_file());
+    let mut candidates = dirs.iter().filter(|dir| !dir.as_os_str().is_empty()).map(|dir| dir.join(name));
+    let found = candidates.find(|path| path.is_file());
     found.ok_or_else(|| ExecError::NotFound { name: name.to_owned(), searched: dirs.to_vec() })
 }
 

@@ -1,1 +1,161 @@
-//! Not built yet.
+//! User space of the load balancer: loads the BPF programs, pins and adopts them, and keeps the maps equal to what is wanted.
+//!
+//! In: frontends with their endpoints ([`Dataplane::set`]), the masquerade settings. Out: minimal map writes, each visible at
+//! once. What to write is decided in `model` (pure); `kernel` writes it; `attach` owns programs, links and pins. Watching the
+//! Kubernetes API is the agent's business.
+//!
+//! Everything stands pinned below [`Options::pin_root`]: translation goes on when this process dies, and the next one adopts
+//! programs and maps as they are.
+
+mod attach;
+mod kernel;
+mod model;
+mod sys;
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
+
+pub use dataplane_abi::counter;
+use ipnetwork::Ipv4Network;
+use kernel::Kernel;
+use model::Model;
+
+pub use attach::OpenError;
+pub use kernel::MapError;
+pub use model::{Full, Resource};
+
+/// Where the dataplane lives.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// A folder on a BPF file system. Everything of ours is below it.
+    pub pin_root: PathBuf,
+    /// Sockets of processes in this cgroup (of the unified hierarchy) and below are translated.
+    pub cgroup: PathBuf,
+    /// Names of the links that traffic from outside comes in by.
+    pub uplinks: Vec<String>,
+}
+
+/// The transport protocols that are translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// An address and port that a service answers at: a cluster IP, or a node port on one of the node's addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    pub address: Ipv4Addr,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+/// How pods appear outside of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Masquerade {
+    /// The pods of this node.
+    pub pods: Ipv4Network,
+    /// The node's own address on the uplink.
+    pub address: Ipv4Addr,
+    /// Destinations that pods reach under their own address, such as all pods of the cluster; at most 8.
+    pub excluded: Vec<Ipv4Network>,
+}
+
+/// What a map write can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error("program {frontend:?}")]
+    Full { frontend: Frontend, source: Full },
+    #[error("program the kernel")]
+    Map(#[source] MapError),
+    #[error("masquerade: {count} excluded networks, at most {limit} are supported")]
+    TooManyExcluded { count: usize, limit: usize },
+}
+
+/// The load balancer of this machine.
+pub struct Dataplane {
+    model: Model,
+    kernel: Kernel,
+    adopted: usize,
+}
+
+impl Dataplane {
+    /// Loads the programs, or adopts those that an earlier process pinned at the same place.
+    pub fn open(options: &Options) -> Result<Self, OpenError> {
+        let maps = attach::open(options)?;
+        let mut kernel = Kernel::open(maps).map_err(OpenError::Maps)?;
+        let state = kernel.read().map_err(OpenError::Maps)?;
+        let (model, leftovers) = Model::adopt(&state);
+        for write in leftovers {
+            kernel.apply(&write).map_err(OpenError::Maps)?;
+        }
+        let adopted = model.frontends().count();
+        Ok(Self { model, kernel, adopted })
+    }
+
+    /// How many frontends an earlier process had left, and this one took over.
+    pub fn adopted(&self) -> usize {
+        self.adopted
+    }
+
+    /// Makes `frontend` lead to `endpoints`; an empty list refuses connections. The switch is one store in memory: a
+    /// connection sees the old list or the new one.
+    pub fn set(&mut self, frontend: Frontend, endpoints: &[SocketAddrV4]) -> Result<(), WriteError> {
+        let planned = match self.model.set(frontend, endpoints) {
+            // What was freed may be reused once no program can still be reading it.
+            Err(_) if self.model.release_pending() => {
+                self.kernel.wait_for_readers().map_err(WriteError::Map)?;
+                self.model.release();
+                self.model.set(frontend, endpoints)
+            }
+            planned => planned,
+        };
+        let writes = planned.map_err(|source| WriteError::Full { frontend, source })?;
+        self.apply(&writes)
+    }
+
+    /// Takes `frontend` away; its address is no longer translated. One that is not there is fine.
+    pub fn remove(&mut self, frontend: Frontend) -> Result<(), WriteError> {
+        let writes = self.model.remove(frontend);
+        self.apply(&writes)
+    }
+
+    /// Removes every frontend that is not in `keep`: called once after the first full sync of an adopted dataplane.
+    pub fn retain(&mut self, keep: &HashSet<Frontend>) -> Result<usize, WriteError> {
+        let stale: Vec<Frontend> =
+            self.model.frontends().filter(|frontend| !keep.contains(frontend)).collect();
+        for frontend in &stale {
+            self.remove(*frontend)?;
+        }
+        Ok(stale.len())
+    }
+
+    /// Sets how pods appear outside; `None` lets them keep their addresses.
+    pub fn set_masquerade(&mut self, masquerade: Option<&Masquerade>) -> Result<(), WriteError> {
+        let config = model::config(masquerade)?;
+        self.kernel.write_config(&config).map_err(WriteError::Map)
+    }
+
+    /// Every frontend with its endpoints.
+    pub fn list(&self) -> Vec<(Frontend, Vec<SocketAddrV4>)> {
+        self.model.frontends().map(|frontend| (frontend, self.model.endpoints(frontend))).collect()
+    }
+
+    /// The counters of `counter`, summed over the processors.
+    pub fn counters(&self) -> Result<Vec<u64>, MapError> {
+        self.kernel.counters()
+    }
+
+    fn apply(&mut self, writes: &[model::Write]) -> Result<(), WriteError> {
+        for write in writes {
+            self.kernel.apply(write).map_err(WriteError::Map)?;
+        }
+        Ok(())
+    }
+}
+
+/// Detaches everything below `pin_root` and removes it. What is gone already is fine.
+pub fn remove_all(pin_root: &std::path::Path) -> Result<(), OpenError> {
+    attach::remove_all(pin_root)
+}

@@ -1,6 +1,7 @@
 //! Safe wrappers around the Linux kernel for the node's crates; all raw system calls live here.
 //!
-//! Every error carries the name of the call and its object. Nothing here decides, retries or logs.
+//! Takes plain values and returns plain values or errors that carry the name of the call and its object. Nothing here decides what
+//! should exist, retries or logs.
 #![expect(unsafe_code, reason = "raw system calls live in this crate and nowhere else")]
 
 mod error;
@@ -8,6 +9,7 @@ mod error;
 pub mod cgroup;
 pub mod fds;
 pub mod interface;
+pub mod machine;
 pub mod memfd;
 pub mod mount;
 pub mod netlink;

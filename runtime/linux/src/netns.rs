@@ -7,7 +7,6 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    future::Future,
     io,
     os::{
         fd::{AsFd, BorrowedFd},
@@ -231,7 +230,10 @@ fn on_fresh_thread<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R, Error>
             .name("netns".to_owned())
             .spawn_scoped(scope, work)
             .map_err(|error| Error::Thread { error })?;
-        thread.join().map_or_else(|panicked| panic::resume_unwind(panicked), Ok)
+        match thread.join() {
+            Ok(result) => Ok(result),
+            Err(panicked) => panic::resume_unwind(panicked),
+        }
     })
 }
 

@@ -1,1 +1,7 @@
-//! Not built yet.
+//! What the cluster tests share: the cluster that `up` starts, kubectl, and a namespace of the test's own.
+//!
+//! Everything is driven from outside, with the words that a user types. A failed call panics with what kubectl said.
+
+pub mod cluster;
+pub mod kubectl;
+pub mod load;

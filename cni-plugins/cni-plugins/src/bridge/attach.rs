@@ -37,14 +37,15 @@ impl<'a> Attach<'a> {
     }
 
     pub(super) async fn run(&mut self) -> Result<AddResult, ErrorReply> {
-        let bridge = ensure_bridge(&self.host, self.config).await?;
+        let config = self.config;
+        let bridge = ensure_bridge(&self.host, config).await?;
         let port = make_pair(&self.host, &bridge, self.request, self.config, self.netns).await?;
         self.pair = Some(port.index);
         dress_port(&self.host, &port, Alias::of(self.request), self.config)
             .await
             .map_err(|error| ErrorReply::internal(format!("failed to connect {:?}: {error}", port.name)))?;
         let inside = Inside::open(self.netns, &self.request.ifname).await?;
-        let mut result = match &self.config.ipam {
+        let mut result = match &config.ipam {
             Some(ipam) => self.addresses(ipam).await?,
             None => AddResult::default(),
         };

@@ -73,7 +73,7 @@ fn check_bridge(bridge: &Link, config: &Config) -> Result<(), ErrorReply> {
     if !bridge.is_kind("bridge") {
         return Err(different(format!("Interface {} does not have link type of bridge", bridge.name)));
     }
-    if (bridge.promiscuity > 0) != config.promiscuous && config.promiscuous {
+    if config.promiscuous && bridge.promiscuity == 0 {
         let message = format!("Bridge interface {} is not in promiscuous mode", bridge.name);
         return Err(different(message));
     }

@@ -116,10 +116,10 @@ fn mac(request: &Request, root: &Object<'_>) -> Result<Option<MacAddress>, Error
         Ok(parent.string("mac")?.filter(|mac| !mac.is_empty()).map(str::to_owned))
     };
     let mut wanted = args.get("MAC").filter(|mac| !mac.is_empty()).map(str::to_owned);
-    if let Some(args) = root.object("args").map_err(decoding)? {
-        if let Some(cni) = args.object("cni").map_err(decoding)? {
-            wanted = of(&cni).map_err(decoding)?.or(wanted);
-        }
+    if let Some(args) = root.object("args").map_err(decoding)?
+        && let Some(cni) = args.object("cni").map_err(decoding)?
+    {
+        wanted = of(&cni).map_err(decoding)?.or(wanted);
     }
     if let Some(runtime) = root.object("runtimeConfig").map_err(decoding)? {
         wanted = of(&runtime).map_err(decoding)?.or(wanted);

@@ -1,6 +1,9 @@
 //! The host's half: the bridge, its gateway addresses, the new pair, and finding leftovers.
+//!
+//! The kernel takes a link's alias only after the link exists. Between both, the name (a hash of the attachment) and the
+//! link group (a hash of the network) say whose it is, so that a plugin may be killed at any point.
 
-use std::{fs::File, io::Read, net::IpAddr};
+use std::{collections::HashSet, fs::File, io::Read, net::IpAddr};
 
 use cni::ErrorReply;
 use ipnetwork::IpNetwork;
@@ -12,7 +15,10 @@ use linux::{
 };
 
 use super::config::Config;
-use crate::{plugin::Request, sysctl};
+use crate::{
+    plugin::{Request, Valid},
+    sysctl,
+};
 
 /// Random names that are tried before giving up.
 const NAME_TRIES: usize = 10;
@@ -40,11 +46,42 @@ impl<'a> Alias<'a> {
         (is_ours && parts.next().is_none()).then_some(Self { network, container_id, ifname })
     }
 
+    /// The name of the host's end, the same for every attempt: `veth` and eight hexadecimal digits.
+    fn port_name(&self) -> String {
+        port_name(self.network, self.container_id, self.ifname)
+    }
+
+    /// True for the host's end of this attachment, finished or not.
+    fn is_of(&self, link: &Link) -> bool {
+        match link.alias.as_deref().and_then(Alias::parse) {
+            Some(alias) => alias == *self,
+            None => link.group == unfinished_group(self.network) && link.name == self.port_name(),
+        }
+    }
+
     /// None where the kernel would not take it, which container runtimes' ids are too short for.
     fn text(&self) -> Option<String> {
         let text = format!("{ALIAS_PREFIX}:{}:{}:{}", self.network, self.container_id, self.ifname);
         (text.len() <= ALIAS_LIMIT).then_some(text)
     }
+}
+
+/// The name that the host's end of an attachment has, unless a link of this name was there before.
+pub fn port_name(network: &str, container_id: &str, ifname: &str) -> String {
+    format!("veth{:08x}", fnv1a(&[network, container_id, ifname]))
+}
+
+/// The link group that the host's end is in from its birth until it has its alias: a plugin that is killed in between
+/// leaves a link that can be told from others' by its group, and from each other by its name.
+pub fn unfinished_group(network: &str) -> u32 {
+    // Never 0, the group that links are in by default.
+    fnv1a(&["unfinished", network]) | 1
+}
+
+/// A hash that stays the same in every build (FNV-1a), with a divider that no part contains.
+fn fnv1a(parts: &[&str]) -> u32 {
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Finds the bridge, or makes it, and sees that it is up.
@@ -90,14 +127,19 @@ pub(super) async fn make_pair(
 ) -> Result<Link, ErrorReply> {
     use std::os::fd::AsFd;
     let failed = |error: Error| ErrorReply::internal(format!("failed to make veth pair: {error}"));
-    for _ in 0..NAME_TRIES {
-        let name = random_name()
-            .map_err(|error| ErrorReply::internal(format!("failed to generate random veth name: {error}")))?;
+    for attempt in 0..NAME_TRIES {
+        let name = match attempt {
+            0 => Alias::of(request).port_name(),
+            _ => random_name().map_err(|error| {
+                ErrorReply::internal(format!("failed to generate random veth name: {error}"))
+            })?,
+        };
         let options = VethOptions {
             name: name.clone(),
             mtu: config.mtu,
             mac: None,
             master: Some(bridge.index),
+            group: Some(unfinished_group(&request.network)),
             up: true,
             peer: VethPeer {
                 name: request.ifname.clone(),
@@ -130,7 +172,8 @@ pub(super) async fn dress_port(
 ) -> Result<(), Error> {
     sysctl::wish(&format!("ipv6/conf/{}/accept_ra", port.name), "0");
     if let Some(alias) = alias.text() {
-        host.change_link(port.index, &LinkChange { alias: Some(alias), ..LinkChange::default() }).await?;
+        let change = LinkChange { alias: Some(alias), group: Some(0), ..LinkChange::default() };
+        host.change_link(port.index, &change).await?;
     }
     if config.port != BridgePortOptions::default() {
         host.set_bridge_port(port.index, config.port).await?;
@@ -192,21 +235,41 @@ fn conflicts(present: IpNetwork, wanted: IpNetwork) -> bool {
     }
 }
 
-/// Deletes the links of the host whose alias says so. Proportional to the number of links: not for the usual path.
-pub(super) async fn delete_by_alias(
-    host: &Netlink,
-    is_leftover: impl Fn(&Alias<'_>) -> bool,
-) -> Result<(), Error> {
-    for link in host.links().await?.iter().filter(|link| link.is_kind("veth")) {
-        let alias = link.alias.as_deref().and_then(Alias::parse);
-        if alias.is_some_and(|alias| is_leftover(&alias)) {
-            match host.del_link(link.index).await {
-                Err(error) if !error.is_gone() => return Err(error),
-                _ => {}
-            }
+/// Deletes the host's end of an attachment whose namespace cannot be entered. None is success.
+pub(super) async fn delete_port(host: &Netlink, alias: Alias<'_>) -> Result<(), Error> {
+    match host.find_link(&alias.port_name()).await? {
+        Some(link) if alias.is_of(&link) => delete(host, &link).await,
+        // It could not have its usual name, or is gone: its alias tells.
+        _ => delete_ports(host, |link| alias.is_of(link)).await,
+    }
+}
+
+/// Deletes the host's ends of a network's attachments that are not to be kept, and of those that were never finished.
+pub(super) async fn delete_leftovers(host: &Netlink, network: &str, keep: &Valid) -> Result<(), Error> {
+    let names: HashSet<String> = keep.iter().map(|(id, ifname)| port_name(network, id, ifname)).collect();
+    let is_leftover = |link: &Link| match link.alias.as_deref().and_then(Alias::parse) {
+        Some(alias) => {
+            let attachment = (alias.container_id.to_owned(), alias.ifname.to_owned());
+            alias.network == network && !keep.contains(&attachment)
         }
+        None => link.group == unfinished_group(network) && !names.contains(&link.name),
+    };
+    delete_ports(host, is_leftover).await
+}
+
+/// Proportional to the number of links: not for the usual path.
+async fn delete_ports(host: &Netlink, unwanted: impl Fn(&Link) -> bool) -> Result<(), Error> {
+    for link in host.links().await?.iter().filter(|link| link.is_kind("veth") && unwanted(link)) {
+        delete(host, link).await?;
     }
     Ok(())
+}
+
+async fn delete(host: &Netlink, link: &Link) -> Result<(), Error> {
+    match host.del_link(link.index).await {
+        Err(error) if error.is_gone() => Ok(()),
+        deleted => deleted,
+    }
 }
 
 /// `veth` and eight hexadecimal digits.

@@ -55,11 +55,11 @@ impl Index {
 
     /// To be called before a lease changes; [`Index::confirm`] ends it.
     pub(super) fn invalidate(&self) {
-        if let Err(error) = fs::remove_file(self.dir.join(SEEN)) {
-            if error.kind() != io::ErrorKind::NotFound {
-                // It must not be believed; without its folder it cannot be.
-                let _ = fs::remove_dir_all(&self.dir);
-            }
+        if let Err(error) = fs::remove_file(self.dir.join(SEEN))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            // It must not be believed; without its folder it cannot be.
+            let _ = fs::remove_dir_all(&self.dir);
         }
     }
 

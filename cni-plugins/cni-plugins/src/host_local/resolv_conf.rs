@@ -18,10 +18,10 @@ fn parse(text: &str) -> Dns {
         }
         let mut words = line.split_whitespace();
         let keyword = words.next();
-        let values = words.map(str::to_owned);
+        let mut values = words.map(str::to_owned);
         match keyword {
             Some("nameserver") => dns.nameservers.extend(values.take(1)),
-            Some("domain") => dns.domain = values.last().or(dns.domain),
+            Some("domain") => dns.domain = values.next_back().or(dns.domain),
             Some("search") => dns.search.extend(values),
             Some("options") => dns.options.extend(values),
             _ => {}

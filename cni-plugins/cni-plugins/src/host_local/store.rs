@@ -112,11 +112,11 @@ impl Store {
     /// The addresses that the owner has.
     pub(crate) fn owned(&self, owner: &Owner) -> Result<Vec<IpAddr>, StoreError> {
         let legacy = owner.without_ifname();
-        if self.index.is_current(&self.dir) {
-            if let (Some(mut addresses), Some(old)) = (self.index.lookup(owner), self.index.lookup(&legacy)) {
-                addresses.extend(old);
-                return Ok(addresses);
-            }
+        if self.index.is_current(&self.dir)
+            && let (Some(mut addresses), Some(old)) = (self.index.lookup(owner), self.index.lookup(&legacy))
+        {
+            addresses.extend(old);
+            return Ok(addresses);
         }
         let leases = self.scan()?;
         self.index.rebuild(&self.dir, &by_owner(&leases));

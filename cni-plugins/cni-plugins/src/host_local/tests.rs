@@ -1,7 +1,7 @@
 //! `host-local` as a whole, in a temporary folder: sequences of calls, and properties of long ones.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     path::Path,
 };
@@ -151,14 +151,14 @@ proptest! {
             let used: BTreeSet<IpAddr> = leased.values().copied().collect();
             let after = last.and_then(|last| all.iter().position(|address| *address == last)).map_or(0, |at| at + 1);
             let expected = (0..all.len()).map(|step| all[(after + step) % all.len()]).find(|a| !used.contains(a));
-            if leased.contains_key(&who) {
+            let Entry::Vacant(lease) = leased.entry(who) else {
                 prop_assert_eq!(given, None);
-            } else {
-                prop_assert_eq!(given, expected);
-                if let Some(given) = given {
-                    leased.insert(who, given);
-                    last = Some(given);
-                }
+                continue;
+            };
+            prop_assert_eq!(given, expected);
+            if let Some(given) = given {
+                lease.insert(given);
+                last = Some(given);
             }
         }
     }

@@ -44,7 +44,7 @@ pub(super) struct AddFailed {
 }
 
 impl Chain<'_> {
-    pub(super) async fn add(&self) -> Result<Added, AddFailed> {
+    pub(super) async fn add(&self) -> Result<Added, Box<AddFailed>> {
         let mut prev_result: Option<Map<String, Value>> = None;
         let mut result = AddResult::default();
         for (index, plugin) in self.network.plugins.iter().enumerate() {
@@ -67,7 +67,7 @@ impl Chain<'_> {
                     result = read;
                     prev_result = Some(document);
                 }
-                Err(error) => return Err(AddFailed { error, ran: index + 1, prev_result }),
+                Err(error) => return Err(Box::new(AddFailed { error, ran: index + 1, prev_result })),
             }
         }
         Ok(Added { result, document: prev_result.unwrap_or_default() })
@@ -164,7 +164,12 @@ impl Chain<'_> {
     }
 
     fn failed(&self, plugin: &PluginConfig, verb: Verb, error: crate::exec::ExecError) -> Error {
-        Error::Plugin { plugin: plugin.plugin_type.clone(), network: self.network.name.clone(), verb, error }
+        Error::Plugin {
+            plugin: plugin.plugin_type.clone(),
+            network: self.network.name.clone(),
+            verb,
+            error: Box::new(error),
+        }
     }
 
     /// The plugin's own object with the keys that the runtime adds.

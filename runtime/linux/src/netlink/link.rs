@@ -64,6 +64,8 @@ pub struct Link {
     pub peer_netns: Option<i32>,
     /// Number of users that asked for promiscuous mode.
     pub promiscuity: u32,
+    /// `IFLA_GROUP`; 0 for most.
+    pub group: u32,
     pub alias: Option<String>,
     /// Set on ports of a bridge only.
     pub bridge_port: Option<BridgePortOptions>,
@@ -93,6 +95,8 @@ pub struct VethOptions<'a> {
     pub mac: Option<MacAddress>,
     /// Bridge to join at birth.
     pub master: Option<u32>,
+    /// Set from birth, unlike an alias, which the kernel takes only for links that exist.
+    pub group: Option<u32>,
     pub up: bool,
     pub peer: VethPeer<'a>,
 }
@@ -117,6 +121,7 @@ pub struct LinkChange<'a> {
     pub mac: Option<MacAddress>,
     /// `Some(None)` takes it out of its bridge.
     pub master: Option<Option<u32>>,
+    pub group: Option<u32>,
     pub alias: Option<String>,
     pub netns: Option<BorrowedFd<'a>>,
 }
@@ -273,6 +278,9 @@ fn veth_message(veth: &VethOptions<'_>) -> LinkMessage {
     if let Some(master) = veth.master {
         message = message.controller(master);
     }
+    if let Some(group) = veth.group {
+        message = message.link_group(group);
+    }
     if veth.up {
         message = message.up();
     }
@@ -303,6 +311,9 @@ fn change_message(index: u32, change: &LinkChange<'_>) -> LinkMessage {
         Some(None) => message.nocontroller(),
         None => message,
     };
+    if let Some(group) = change.group {
+        message = message.link_group(group);
+    }
     if let Some(alias) = &change.alias {
         message = message.alias(alias.clone());
     }
@@ -328,6 +339,7 @@ pub(super) fn parse(message: &LinkMessage) -> Link {
             LinkAttribute::Link(peer) => link.peer = Some(*peer),
             LinkAttribute::LinkNetNsId(id) => link.peer_netns = Some(*id),
             LinkAttribute::Promiscuity(users) => link.promiscuity = *users,
+            LinkAttribute::Group(group) => link.group = *group,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             LinkAttribute::LinkInfo(infos) => parse_info(infos, &mut link),
             _ => {}

@@ -256,19 +256,21 @@ impl Pull<'_> {
     async fn fetch_layers(&self, source: &Source, content: &Content) -> Result<(), ImageError> {
         let root = self.store.root();
         let mut seen = BTreeSet::new();
-        let missing: Vec<&Part> = content
+        // Owned, so that the futures below borrow nothing that the stream hands out.
+        let missing: Vec<Part> = content
             .layers
             .iter()
             .zip(&content.diff_ids)
             .filter(|(layer, diff_id)| !layers::exists(root, diff_id) && !blobs::exists(root, &layer.digest))
             .map(|(layer, _)| layer)
             .filter(|layer| seen.insert(&layer.digest))
+            .cloned()
             .collect();
         let total = missing.iter().map(|layer| layer.size).sum();
         let done = AtomicU64::new(0);
         let done = &done;
         futures::stream::iter(missing)
-            .map(|layer| self.blob(source, layer, done, total))
+            .map(|layer| async move { self.blob(source, &layer, done, total).await })
             .buffer_unordered(PARALLEL_LAYERS)
             .try_collect::<Vec<()>>()
             .await

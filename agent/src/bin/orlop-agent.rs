@@ -1,0 +1,205 @@
+//! `orlop-agent`: one process per node, from settings to serving.
+//!
+//! The order below is the order of dependence: what exists on the machine is adopted first (runtime, dataplane), then the
+//! API server is told and asked. Ending this process ends nothing else: containers, their logs and Services live on.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::events::Recorder;
+use agent::settings::{self, Flags, LogFormat, ServiceProxy, Settings};
+use agent::{KUBELET_VERSION, VERSION, admin, api, kubelet_api, network, node, pods, readiness, services};
+use anyhow::{Context, bail};
+use clap::Parser;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Threads that run tasks: the work is waiting, and a node has better use for its processors.
+const WORKER_THREADS: usize = 2;
+/// How long tasks may take to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// What is logged when `RUST_LOG` says nothing.
+const DEFAULT_LOG: &str = "info,kube_client=warn,kube_runtime=warn";
+
+fn main() -> anyhow::Result<()> {
+    let flags = Flags::parse();
+    let print_config = flags.print_config;
+    let settings = Settings::load(flags)?;
+    if print_config {
+        print!("{}", settings.to_yaml()?);
+        return Ok(());
+    }
+    start_logging(settings.log_format);
+    let threads = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .enable_all()
+        .build()
+        .context("start the worker threads")?;
+    threads.block_on(run(Arc::new(settings)))
+}
+
+fn start_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => subscriber.with_ansi(false).init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+}
+
+async fn run(settings: Arc<Settings>) -> anyhow::Result<()> {
+    tracing::info!(version = VERSION, kubernetes = KUBELET_VERSION, node = settings.node_name, "orlop-agent");
+    // Before anything is started: a signal during the boot ends it too.
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        bail!("another TLS provider is installed already");
+    }
+    let shutdown = CancellationToken::new();
+    let booting = boot(settings, shutdown.clone());
+    // Dropping an unfinished boot is as good as a kill -9: the next start adopts what stands.
+    let mut tasks = tokio::select! {
+        booted = booting => booted?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    readiness::notify(readiness::State::Ready);
+    // Each arm only waits: cancel-safe.
+    let failed = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        ended = tasks.next() => Some(ended),
+    };
+    readiness::notify(readiness::State::Stopping);
+    tracing::info!("ending; containers and services live on");
+    shutdown.cancel();
+    if timeout(DRAIN_TIMEOUT, async { while tasks.next().await.is_some() {} }).await.is_err() {
+        tracing::warn!(tasks = tasks.len(), "tasks did not end in time");
+    }
+    match failed {
+        None => Ok(()),
+        Some(Some(Err(error))) => Err(error).context("a task of the agent failed"),
+        Some(_) => bail!("a task of the agent ended by itself"),
+    }
+}
+
+type Tasks = FuturesUnordered<JoinHandle<()>>;
+
+async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::Result<Tasks> {
+    for dir in [&settings.root_dir, &settings.state_dir, &settings.log_dir] {
+        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    let client = api::client(&settings.kubeconfig).await?;
+    let runtime = open_runtime(&settings).await?;
+    network::enable_forwarding()?;
+    let uplinks = network::discover(&settings).await?;
+    tracing::info!(links = ?uplinks.names, addresses = ?uplinks.addresses, mtu = uplinks.mtu, "uplinks");
+    let dataplane = open_dataplane(&settings, &uplinks)?;
+    let recorder = Recorder::start(client.clone(), settings.node_name.clone(), shutdown.clone());
+
+    let mut tasks = Tasks::new();
+    let (network_state, network_receiver) = watch::channel(network::initial_state(&settings));
+    let (own_node, node_tasks) = node::start(node::Context {
+        client: client.clone(),
+        settings: settings.clone(),
+        runtime: runtime.clone(),
+        network: network_receiver,
+        shutdown: shutdown.clone(),
+    });
+    tasks.extend(node_tasks);
+    let (service_cache, service_task) = services::start(services::Context {
+        client: client.clone(),
+        node_name: settings.node_name.clone(),
+        node_addresses: uplinks.addresses.clone(),
+        dataplane: dataplane.clone(),
+        recorder: recorder.clone(),
+        shutdown: shutdown.clone(),
+    });
+    tasks.push(service_task);
+    tasks.push(tokio::spawn(network::run(network::Context {
+        settings: settings.clone(),
+        uplinks,
+        dataplane: dataplane.clone(),
+        node: own_node,
+        state: network_state,
+        shutdown: shutdown.clone(),
+    })));
+    if let Some(dir) = &settings.image_archives_dir {
+        import_images(&runtime, dir).await;
+    }
+    let pods = pods::Manager::start(pods::Context {
+        client,
+        runtime: runtime.clone(),
+        services: service_cache,
+        recorder,
+        settings: settings.clone(),
+        shutdown: shutdown.clone(),
+    })
+    .context("start the management of pods")?;
+    let socket = admin::bind(&settings.admin_socket())?;
+    let questions =
+        admin::Context { runtime: runtime.clone(), dataplane: dataplane.clone(), shutdown: shutdown.clone() };
+    tasks.push(tokio::spawn(admin::run(socket, questions)));
+    let context = kubelet_api::Context { settings: settings.clone(), runtime, pods, dataplane, shutdown };
+    let server = kubelet_api::Server::bind(context).await?;
+    tracing::info!("listening on https://{}:{}", settings.node_ip, settings.port);
+    tasks.push(tokio::spawn(server.run()));
+    Ok(tasks)
+}
+
+async fn open_runtime(settings: &Settings) -> anyhow::Result<Runtime> {
+    let registries = settings::read_registries(settings.registries_file.as_deref())?;
+    let runtime = Runtime::open(settings.runtime(registries)).await.context("open the container runtime")?;
+    let found = runtime.list();
+    let (sandboxes, containers) = (found.sandboxes.len(), found.containers.len());
+    tracing::info!(sandboxes, containers, "the runtime is open; what was running is adopted");
+    Ok(runtime)
+}
+
+fn open_dataplane(
+    settings: &Settings,
+    uplinks: &network::Uplinks,
+) -> anyhow::Result<Option<services::Dataplane>> {
+    if settings.service_proxy == ServiceProxy::None {
+        return Ok(None);
+    }
+    let options = dataplane::Options {
+        pin_root: settings.bpf_pin_root.clone(),
+        cgroup: settings.dataplane_cgroup.clone(),
+        uplinks: uplinks.names.clone(),
+    };
+    let dataplane = dataplane::Dataplane::open(&options).context("open the dataplane")?;
+    tracing::info!(frontends = dataplane.adopted(), "the dataplane is open; what was programmed is adopted");
+    Ok(Some(services::Dataplane::new(dataplane)))
+}
+
+/// Images that come with the node. One that cannot be read is told, and its pods will say so.
+async fn import_images(runtime: &Runtime, dir: &Path) {
+    let archives = match std::fs::read_dir(dir) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()),
+        Err(error) => {
+            tracing::error!(dir = %dir.display(), %error, "read the folder of image archives");
+            return;
+        }
+    };
+    for archive in archives {
+        match runtime.import_archive(&archive, None).await {
+            Ok(images) => {
+                let names: Vec<String> = images.into_iter().flat_map(|image| image.repo_tags).collect();
+                tracing::info!(archive = %archive.display(), images = ?names, "imported");
+            }
+            Err(error) => {
+                let error = api::chain(&error);
+                tracing::error!(archive = %archive.display(), error, "import an image archive");
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! `orlopctl`: the node's own tool. Asks the agent of this node, or opens a shell inside a node that `up` made.
+//!
+//! In: a subcommand. Out: a table on stdout, or JSON with `--json`. Changes nothing.
+
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use agent::admin::{Question, ask};
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+
+/// Characters of an id that are shown.
+const SHORT_ID: usize = 13;
+/// What a shell reports for a command that a signal ended: this plus the signal's number.
+const SIGNAL_CODE: u8 = 128;
+
+#[derive(Parser)]
+#[command(name = "orlopctl", about = "Looks into a node", version)]
+struct Arguments {
+    /// The agent's socket
+    #[arg(long, value_name = "FILE", default_value = "/run/orlop/agent.sock", global = true)]
+    socket: PathBuf,
+    /// Print the answer as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Images in this node's store
+    Images,
+    /// Pod sandboxes on this node
+    Sandboxes,
+    /// Containers on this node
+    Containers,
+    /// Service addresses and the endpoints that they lead to
+    Services,
+    /// What the BPF programs counted
+    Counters,
+    /// A shell, or a command, inside a node that `cargo xtask up` made
+    NodeShell {
+        /// The node's name
+        node: String,
+        /// Where `up` keeps its things
+        #[arg(long, value_name = "DIR", default_value = "target/up")]
+        dir: PathBuf,
+        /// A command instead of a shell
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let Arguments { socket, json, verb } = Arguments::parse();
+    let (question, columns): (Question, &[Column]) = match &verb {
+        Verb::Images => (Question::Images, IMAGES),
+        Verb::Sandboxes => (Question::Sandboxes, SANDBOXES),
+        Verb::Containers => (Question::Containers, CONTAINERS),
+        Verb::Services => (Question::Services, SERVICES),
+        Verb::Counters => (Question::Counters, &[]),
+        Verb::NodeShell { node, dir, command } => return node_shell(&dir.join("nodes").join(node), command),
+    };
+    let answer = ask(&socket, question)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&answer)?);
+    } else if let Value::Object(counters) = &answer {
+        counters.iter().for_each(|(name, count)| println!("{name:<24}{count:>12}"));
+    } else {
+        print!("{}", table(columns, answer.as_array().map(Vec::as_slice).unwrap_or_default()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A heading and where its value is in the answer.
+type Column = (&'static str, &'static str);
+
+const IMAGES: &[Column] = &[("IMAGE", "/repo_tags"), ("ID", "/id"), ("BYTES", "/size")];
+const SANDBOXES: &[Column] = &[
+    ("SANDBOX", "/id"),
+    ("NAMESPACE", "/config/namespace"),
+    ("POD", "/config/name"),
+    ("STATE", "/state"),
+    ("IP", "/ips"),
+    ("SHIM", "/shim_pid"),
+];
+const CONTAINERS: &[Column] = &[
+    ("CONTAINER", "/id"),
+    ("SANDBOX", "/sandbox"),
+    ("NAME", "/config/name"),
+    ("ATTEMPT", "/config/attempt"),
+    ("STATE", "/state"),
+    ("PID", "/pid"),
+    ("EXIT", "/exit_code"),
+];
+const SERVICES: &[Column] =
+    &[("ADDRESS", "/address"), ("PROTOCOL", "/protocol"), ("ENDPOINTS", "/endpoints")];
+
+fn table(columns: &[Column], rows: &[Value]) -> String {
+    let heading: Vec<String> = columns.iter().map(|(heading, _)| (*heading).to_owned()).collect();
+    let cells = |row: &Value| columns.iter().map(|(_, path)| cell(row.pointer(path))).collect::<Vec<_>>();
+    let lines: Vec<Vec<String>> = std::iter::once(heading).chain(rows.iter().map(cells)).collect();
+    let widths: Vec<usize> = (0..columns.len())
+        .map(|column| lines.iter().map(|line| line[column].len()).max().unwrap_or(0))
+        .collect();
+    let line = |line: &Vec<String>| {
+        let padded: Vec<String> =
+            line.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", padded.join("   ").trim_end())
+    };
+    lines.iter().map(line).collect()
+}
+
+fn cell(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => short(text),
+        Some(Value::Array(values)) if values.is_empty() => "-".to_owned(),
+        Some(Value::Array(values)) => {
+            values.iter().map(|value| cell(Some(value))).collect::<Vec<_>>().join(",")
+        }
+        Some(other) => other.to_string(),
+    }
+}
+
+/// Ids are cut, everything else is whole.
+fn short(text: &str) -> String {
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    let is_id = digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_id { digits[..SHORT_ID].to_owned() } else { text.to_owned() }
+}
+
+/// Enters the namespaces of the machine whose folder this is, and runs a program there.
+fn node_shell(folder: &Path, command: &[String]) -> anyhow::Result<ExitCode> {
+    let pid_file = folder.join("pid");
+    let pid = fs::read_to_string(&pid_file)
+        .with_context(|| format!("read {}: is there such a node, and is it up?", pid_file.display()))?;
+    let pid: u32 =
+        pid.trim().parse().with_context(|| format!("{} holds no process id", pid_file.display()))?;
+    // All are opened before the first is entered: afterwards these paths lead elsewhere. The mount namespace is the last.
+    let kinds = [
+        ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+        ("ipc", CloneFlags::CLONE_NEWIPC),
+        ("uts", CloneFlags::CLONE_NEWUTS),
+        ("net", CloneFlags::CLONE_NEWNET),
+        ("pid", CloneFlags::CLONE_NEWPID),
+        ("mnt", CloneFlags::CLONE_NEWNS),
+    ];
+    let mut namespaces = Vec::new();
+    for (name, kind) in kinds {
+        let path = [folder.join("ns").join(name), PathBuf::from(format!("/proc/{pid}/ns/{name}"))]
+            .into_iter()
+            .find(|path| path.exists())
+            .with_context(|| format!("the node's init (pid {pid}) is gone"))?;
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        namespaces.push((name, kind, file));
+    }
+    for (name, kind, file) in &namespaces {
+        setns(file, *kind).with_context(|| format!("enter the node's {name} namespace: needs root"))?;
+    }
+    std::env::set_current_dir("/").context("go to the node's root folder")?;
+    let shell = [if Path::new("/bin/bash").exists() { "/bin/bash".to_owned() } else { "/bin/sh".to_owned() }];
+    let words = if command.is_empty() { &shell[..] } else { command };
+    // A child, because the pid namespace counts for children only.
+    let status = Command::new(&words[0])
+        .args(&words[1..])
+        .status()
+        .with_context(|| format!("run {} inside the node", words[0]))?;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))),
+        (None, Some(signal)) => {
+            Ok(ExitCode::from(SIGNAL_CODE.saturating_add(u8::try_from(signal).unwrap_or(0))))
+        }
+        (None, None) => bail!("{} ended in an unknown way", words[0]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{SERVICES, short, table};
+
+    #[test]
+    fn tables_are_aligned() {
+        let rows = [
+            json!({"address": "10.96.0.1:443", "protocol": "TCP", "endpoints": ["10.0.0.5:6443"]}),
+            json!({"address": "10.96.0.10:53", "protocol": "UDP", "endpoints": []}),
+        ];
+        let expected = "\
+ADDRESS         PROTOCOL   ENDPOINTS
+10.96.0.1:443   TCP        10.0.0.5:6443
+10.96.0.10:53   UDP        -
+";
+        assert_eq!(table(SERVICES, &rows), expected);
+    }
+
+    #[test]
+    fn only_ids_are_cut() {
+        let id = "0123456789abcdef".repeat(4);
+        assert_eq!(short(&id), "0123456789abc");
+        assert_eq!(short(&format!("sha256:{id}")), "0123456789abc");
+        assert_eq!(short("docker.io/library/busybox:latest"), "docker.io/library/busybox:latest");
+    }
+}

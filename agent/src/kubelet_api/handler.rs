@@ -1,0 +1,141 @@
+//! One request in, one answer out: authorization, dispatch, and the form of answers.
+//!
+//! Errors are plain text, as the kubelet's: the API server puts them into the message of its Status.
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http::header::CONTENT_TYPE;
+use http::response::Builder;
+use http::{Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::identity::Caller;
+use super::log_stream::{Exit, LogStream, QUEUE_CHUNKS};
+use super::route::{NoRoute, Route, Target};
+use super::{Context, exec, metrics, port_forward, query, stats};
+use crate::pods::LookupError;
+
+pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+pub type Answer = Response<Body>;
+
+/// Answers a request of a caller whose certificate has been verified.
+pub async fn answer(context: Context, caller: &Caller, request: Request<Incoming>) -> Answer {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let answer = match Route::parse(&method, &path) {
+        Err(NoRoute::NotFound) => text(StatusCode::NOT_FOUND, "404 page not found"),
+        Err(NoRoute::MethodNotAllowed) => text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed"),
+        Ok(_) if !caller.may_call() => forbidden(caller, &method, &path),
+        Ok(route) => dispatch(context, route, request).await,
+    };
+    tracing::debug!(user = caller.user, %method, path, status = answer.status().as_u16(), "kubelet API");
+    answer
+}
+
+async fn dispatch(context: Context, route: Route, request: Request<Incoming>) -> Answer {
+    match route {
+        Route::Healthz => text(StatusCode::OK, "ok"),
+        Route::Pods => json(&pod_list(&context.pods.list())),
+        Route::RunningPods => json(&stats::running_pods(&context.runtime.list())),
+        Route::Metrics => text(StatusCode::OK, metrics::render(&context)),
+        Route::StatsSummary => json(&stats::summary(&context).await),
+        Route::Configz => json(&serde_json::json!({"kubeletconfig": &*context.settings})),
+        Route::ContainerLogs(target) => container_logs(context, &target, request.uri().query()).await,
+        Route::Exec(target) => exec::exec(context, &target, request),
+        Route::Attach(target) => exec::attach(context, &target, request),
+        Route::PortForward(target) => port_forward::forward(context, &target, request),
+    }
+}
+
+fn forbidden(caller: &Caller, method: &http::Method, path: &str) -> Answer {
+    let Caller { user, .. } = caller;
+    let message = format!("Forbidden (user={user}, verb={}, path={path})", method.as_str().to_lowercase());
+    tracing::warn!(user, %method, path, "refused a caller of the kubelet API");
+    text(StatusCode::FORBIDDEN, message)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PodList<'a, T> {
+    kind: &'static str,
+    api_version: &'static str,
+    metadata: serde_json::Map<String, serde_json::Value>,
+    items: &'a [T],
+}
+
+fn pod_list<T: Serialize>(items: &[T]) -> PodList<'_, T> {
+    PodList { kind: "PodList", api_version: "v1", metadata: serde_json::Map::new(), items }
+}
+
+async fn container_logs(context: Context, target: &Target, query: Option<&str>) -> Answer {
+    let options = match query::log_options(query.unwrap_or_default(), Timestamp::now()) {
+        Ok(options) => options,
+        Err(error) => return text(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    // Before the container is looked up: its exit must not fall in between.
+    let events = context.runtime.events();
+    let name = Some(target.container.as_str());
+    let container = match context.pods.container(&target.namespace, &target.pod, name, options.previous) {
+        Ok(container) => container,
+        Err(error) => return not_found(&error),
+    };
+    let exit = options.follow.then(|| {
+        Exit::of_container(context.runtime.clone(), events, container.id.clone(), container.running)
+    });
+    match LogStream::open(&container.log_path, options, exit).await {
+        Ok(stream) => {
+            let (sender, chunks) = mpsc::channel(QUEUE_CHUNKS);
+            tokio::spawn(stream.run(sender));
+            let frames = ReceiverStream::new(chunks).map(|chunk| chunk.map(Frame::data));
+            let answer = Response::builder().header(CONTENT_TYPE, "text/plain");
+            finish(answer, StreamBody::new(frames).boxed_unsync())
+        }
+        Err(error) => {
+            let path = container.log_path.display();
+            let message = format!("failed to open log file \"{path}\": {error}");
+            text(StatusCode::INTERNAL_SERVER_ERROR, message)
+        }
+    }
+}
+
+/// Why there is no such container, in the kubelet's words and with its code.
+pub fn not_found(error: &LookupError) -> Answer {
+    let status = if error.is_not_found() { StatusCode::NOT_FOUND } else { StatusCode::BAD_REQUEST };
+    text(status, error.to_string())
+}
+
+/// A text that ends with the body.
+pub fn text(status: StatusCode, text: impl Into<String>) -> Answer {
+    let answer = Response::builder().status(status).header(CONTENT_TYPE, "text/plain; charset=utf-8");
+    finish(answer, full(text.into()))
+}
+
+fn json(value: &impl Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => finish(Response::builder().header(CONTENT_TYPE, "application/json"), full(bytes)),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("encode the answer: {error}")),
+    }
+}
+
+pub fn empty() -> Body {
+    full(Bytes::new())
+}
+
+fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: std::convert::Infallible| match never {}).boxed_unsync()
+}
+
+/// Headers that we write ourselves are always valid; if not, that is our error and said so.
+pub fn finish(answer: Builder, body: Body) -> Answer {
+    answer.body(body).unwrap_or_else(|error| {
+        tracing::error!(%error, "an answer of the kubelet API is malformed");
+        let mut answer = Response::new(empty());
+        *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        answer
+    })
+}

@@ -1,0 +1,165 @@
+//! This node's place in the pod network: uplinks, forwarding, the CNI configuration, masquerade.
+//!
+//! In: the own Node's `spec.podCIDR`, settings. Out: `10-orlop.conflist` (written atomically, only when it differs), IPv4
+//! forwarding in the node's own network namespace, the dataplane's masquerade, and [`State`] for the Node's Ready condition.
+//! Routes to other nodes are not made here. Pods' interfaces are the CNI plugins' work.
+
+mod conflist;
+mod uplinks;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dataplane::Masquerade;
+use ipnetwork::Ipv4Network;
+use k8s_openapi::api::core::v1::Node;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use uplinks::{Error as UplinkError, Uplinks, discover};
+
+use crate::api::chain;
+use crate::services::Dataplane;
+use crate::settings::Settings;
+
+/// The file that we write; the runtime takes the first of its folder.
+const CONFLIST_NAME: &str = "10-orlop.conflist";
+const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+/// Multicast is never masqueraded.
+const MULTICAST: (Ipv4Addr, u8) = (Ipv4Addr::new(224, 0, 0, 0), 4);
+
+/// Whether pods can get a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    Ready,
+    NotReady {
+        /// In the words of the Node's Ready condition.
+        message: String,
+    },
+}
+
+impl State {
+    /// The runtime's words while there is no configuration.
+    pub fn uninitialized() -> Self {
+        Self::NotReady { message: "Network plugin returns error: cni plugin not initialized".to_owned() }
+    }
+}
+
+/// What did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("node {node}: podCIDR \"{value}\" is not an IPv4 network")]
+    PodCidr { node: String, value: String },
+    #[error("{operation} {path}")]
+    File { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("set masquerade of pods {pods}")]
+    Masquerade { pods: Ipv4Network, source: dataplane::WriteError },
+}
+
+/// What the network task needs.
+pub struct Context {
+    pub settings: Arc<Settings>,
+    pub uplinks: Uplinks,
+    pub dataplane: Option<Dataplane>,
+    /// The own Node as the API server has it.
+    pub node: watch::Receiver<Option<Arc<Node>>>,
+    pub state: watch::Sender<State>,
+    pub shutdown: CancellationToken,
+}
+
+/// The state at boot: a configuration that an earlier agent left is good until the API server says otherwise.
+pub fn initial_state(settings: &Settings) -> State {
+    if settings.cni_conf_dir.join(CONFLIST_NAME).exists() { State::Ready } else { State::uninitialized() }
+}
+
+/// Lets packets pass between pods and the world. Needed before the first pod, with or without an API server.
+pub fn enable_forwarding() -> Result<(), Error> {
+    let path = Path::new(FORWARDING);
+    let failed = |operation| move |source| Error::File { operation, path: path.to_owned(), source };
+    if fs::read_to_string(path).map_err(failed("read"))?.trim() == "1" {
+        return Ok(());
+    }
+    fs::write(path, "1").map_err(failed("write"))
+}
+
+/// Follows the own Node's podCIDR until shutdown.
+pub async fn run(mut context: Context) {
+    let mut applied = None;
+    loop {
+        let node = context.node.borrow_and_update().clone();
+        match node.as_deref().and_then(pod_cidr) {
+            Some(cidr) if applied.as_ref() != Some(&cidr) => match apply(&context, &cidr) {
+                Ok(()) => {
+                    tracing::info!(pod_cidr = cidr, "pod network is configured");
+                    context.state.send_replace(State::Ready);
+                    applied = Some(cidr);
+                }
+                Err(error) => {
+                    let message = chain(&error);
+                    tracing::error!(error = message, "cannot configure the pod network");
+                    context.state.send_replace(State::NotReady { message });
+                }
+            },
+            _ => {}
+        }
+        // Both wait without taking anything: cancel-safe.
+        tokio::select! {
+            () = context.shutdown.cancelled() => return,
+            changed = context.node.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn pod_cidr(node: &Node) -> Option<String> {
+    let spec = node.spec.as_ref()?;
+    let first = spec.pod_cidrs.as_ref().and_then(|cidrs| cidrs.first());
+    spec.pod_cidr.as_ref().or(first).filter(|cidr| !cidr.is_empty()).cloned()
+}
+
+fn apply(context: &Context, cidr: &str) -> Result<(), Error> {
+    let settings = &context.settings;
+    let pods: Ipv4Network = cidr
+        .parse()
+        .map_err(|_| Error::PodCidr { node: settings.node_name.clone(), value: cidr.to_owned() })?;
+    if let Some(dataplane) = &context.dataplane {
+        let masquerade = masquerade(settings, pods);
+        dataplane
+            .with(|dataplane| dataplane.set_masquerade(Some(&masquerade)))
+            .map_err(|source| Error::Masquerade { pods, source })?;
+    }
+    let content = conflist::render(&conflist::Options {
+        pods,
+        mtu: context.uplinks.mtu,
+        data_dir: settings.root_dir.join("cni/networks"),
+    });
+    write_if_different(&settings.cni_conf_dir.join(CONFLIST_NAME), &content)
+}
+
+fn masquerade(settings: &Settings, pods: Ipv4Network) -> Masquerade {
+    let (multicast, prefix) = MULTICAST;
+    let multicast = Ipv4Network::new(multicast, prefix).ok();
+    // Without a cluster network, at least the pods of this node see each other's own addresses.
+    let cluster = settings.cluster_cidr.unwrap_or(pods);
+    let excluded = [Some(cluster), multicast].into_iter().flatten().collect();
+    Masquerade { pods, address: settings.node_ip, excluded }
+}
+
+/// Readers see the old file or the new one.
+fn write_if_different(path: &Path, content: &str) -> Result<(), Error> {
+    let failed = |operation| move |source| Error::File { operation, path: path.to_owned(), source };
+    if fs::read_to_string(path).is_ok_and(|before| before == content) {
+        return Ok(());
+    }
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(failed("create the folder of"))?;
+    }
+    // The ending keeps the runtime from reading it.
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary).map_err(failed("create the new version of"))?;
+    file.write_all(content.as_bytes()).map_err(failed("write the new version of"))?;
+    file.sync_all().map_err(failed("write the new version of"))?;
+    fs::rename(&temporary, path).map_err(failed("replace"))
+}

@@ -1,0 +1,42 @@
+//! The CNI configuration list of this node. Pure.
+
+use std::path::PathBuf;
+
+use ipnetwork::Ipv4Network;
+use serde_json::json;
+
+#[cfg(test)]
+mod tests;
+
+/// Name of the bridge that pods hang on.
+const BRIDGE: &str = "orlop0";
+
+/// What the list depends on.
+pub struct Options {
+    pub pods: Ipv4Network,
+    /// Bytes; pods must not send more than the uplink takes.
+    pub mtu: u32,
+    /// Where host-local keeps its leases.
+    pub data_dir: PathBuf,
+}
+
+/// The list as JSON text.
+pub fn render(options: &Options) -> String {
+    let list = json!({
+        "cniVersion": "1.0.0",
+        "name": "orlop",
+        "plugins": [{
+            "type": "bridge",
+            "bridge": BRIDGE,
+            "isDefaultGateway": true,
+            "hairpinMode": true,
+            "mtu": options.mtu,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": options.pods.to_string()}]],
+                "dataDir": options.data_dir.to_string_lossy(),
+            },
+        }],
+    });
+    format!("{list:#}\n")
+}

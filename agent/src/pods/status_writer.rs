@@ -1,0 +1,144 @@
+//! Writes a pod's status to the API server: in order, one write at a time, only when it changed, again until it is there.
+//!
+//! In: the status of each pass. Out: merge patches of the status subresource with the pod's uid as precondition. A status that is
+//! superseded while a write fails is never written; the newest is.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Map, Value, json};
+
+use super::sandbox::Names;
+
+#[cfg(test)]
+mod tests;
+
+/// Delay after the first failed write; it doubles.
+const FIRST_DELAY: Duration = Duration::from_millis(200);
+/// Longest delay after a failed write.
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// Fields of the status that are ours to remove.
+const OWN_FIELDS: [&str; 7] = [
+    "message",
+    "reason",
+    "podIP",
+    "podIPs",
+    "initContainerStatuses",
+    "containerStatuses",
+    "nominatedNodeName",
+];
+
+/// What the API server has, and whether a write is under way.
+pub struct StatusWriter {
+    written: Value,
+    writing: bool,
+    failures: u32,
+}
+
+/// One write.
+pub struct Write {
+    namespace: String,
+    name: String,
+    patch: Value,
+    status: Value,
+    delay: Duration,
+}
+
+/// How a write ended.
+pub enum WriteEnd {
+    /// The API server has this status.
+    Written(Value),
+    /// It has not; the delay is over.
+    Failed,
+}
+
+impl StatusWriter {
+    /// The API server has what the pod says.
+    pub fn new(pod: &Pod) -> StatusWriter {
+        let written = pod.status.as_ref().map(value).unwrap_or_default();
+        StatusWriter { written, writing: false, failures: 0 }
+    }
+
+    /// Whether the API server has this status.
+    pub fn has(&self, status: &PodStatus) -> bool {
+        self.written == value(status)
+    }
+
+    /// The write that brings the status there, unless it is there or a write is under way.
+    pub fn begin(&mut self, pod: &Pod, status: &PodStatus) -> Option<Write> {
+        let status = value(status);
+        if self.writing || self.written == status {
+            return None;
+        }
+        self.writing = true;
+        let names = Names::of(pod);
+        let delay = FIRST_DELAY.saturating_mul(1 << self.failures.min(8)).min(LONGEST_DELAY);
+        Some(Write {
+            namespace: names.namespace.to_owned(),
+            name: names.name.to_owned(),
+            patch: patch(pod, &self.written, &status),
+            status,
+            delay,
+        })
+    }
+
+    /// A write has ended.
+    pub fn finish(&mut self, end: WriteEnd) {
+        self.writing = false;
+        match end {
+            WriteEnd::Written(status) => {
+                self.written = status;
+                self.failures = 0;
+            }
+            WriteEnd::Failed => self.failures = self.failures.saturating_add(1),
+        }
+    }
+
+    /// The write that was under way is gone; nobody knows whether it arrived.
+    pub fn interrupted(&mut self) {
+        self.writing = false;
+        self.written = Value::Null;
+    }
+}
+
+impl Write {
+    /// Writes. A failure is answered only after a delay, so that the next write is no earlier.
+    pub async fn run(self, client: kube::Client) -> WriteEnd {
+        let pods: Api<Pod> = Api::namespaced(client, &self.namespace);
+        let params = PatchParams::default();
+        match pods.patch_status(&self.name, &params, &Patch::Merge(&self.patch)).await {
+            Ok(_) => WriteEnd::Written(self.status),
+            // The pod is gone; its task will hear of it.
+            Err(kube::Error::Api(status)) if status.code == 404 => WriteEnd::Written(self.status),
+            Err(error) => {
+                tracing::warn!(pod = self.name, namespace = self.namespace, %error, "write pod status");
+                tokio::time::sleep(self.delay).await;
+                WriteEnd::Failed
+            }
+        }
+    }
+}
+
+fn value(status: &PodStatus) -> Value {
+    serde_json::to_value(status).unwrap_or_default()
+}
+
+/// The merge patch from the status that is there to the new one.
+fn patch(pod: &Pod, before: &Value, status: &Value) -> Value {
+    let names = Names::of(pod);
+    let mut fields: Map<String, Value> = status.as_object().cloned().unwrap_or_default();
+    for field in OWN_FIELDS {
+        if !fields.contains_key(field) && before.get(field).is_some() {
+            fields.insert(field.to_owned(), Value::Null);
+        }
+    }
+    let mut metadata = json!({"uid": names.uid});
+    // Lists are replaced as a whole: where others write conditions, theirs must not be lost.
+    let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_ref());
+    if gates.is_some_and(|gates| !gates.is_empty()) {
+        metadata["resourceVersion"] = json!(pod.metadata.resource_version);
+    }
+    json!({"metadata": metadata, "status": fields})
+}

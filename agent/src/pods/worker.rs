@@ -1,0 +1,813 @@
+//! The task of one pod: it owns everything that this node knows about the pod, and has one `select!`.
+//!
+//! In: the pod's spec, the runtime's events, probe results, ends of its own operations, changes of ConfigMaps and Secrets, and the moment
+//! that the plan asked for. Out: operations (each a task of its own that reports its end here), the status, and what others may look up.
+//!
+//! A pass: snapshot -> `plan` -> start the planned operations -> write the status when it changed. An operation that is under way is part
+//! of the snapshot, so nothing is begun twice. When the agent dies, operations die with it: the next start finds in the runtime what was
+//! done, and plans the rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use runtime::{ContainerId, ContainerStatus, Event, SandboxId, SandboxState, SandboxStatus};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::{Backoff, after};
+use super::execute::{self, Start, Stop};
+use super::images::{self, ImageFailure};
+use super::observed::{
+    ImageState, Observed, Operation, Record, Rejection, Sandbox, StartFailure, VolumeState,
+};
+use super::plan::{self, Action};
+use super::probes::{Probes, Report};
+use super::registry::Registry;
+use super::sandbox::Names;
+use super::site::{RETRY_AFTER, Site};
+use super::status_writer::{StatusWriter, WriteEnd};
+use super::{termination, volumes};
+use crate::events::EventType;
+
+/// Messages that wait for a pod's task; the sender waits when there are more.
+pub const INBOX: usize = 256;
+/// Probe results that wait for a pod's task.
+const PROBE_REPORTS: usize = 64;
+/// Passes in a row without waiting, when a pass changed the snapshot by itself.
+const PASSES: usize = 16;
+/// When the removal of a control group that is still in use is tried again.
+const CGROUP_RETRY: SignedDuration = SignedDuration::from_millis(250);
+/// Records of a container that are kept: the newest, and the one before it.
+const RECORDS_PER_CONTAINER: usize = 2;
+
+/// What the manager tells a pod's task.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The API server has a new version of the pod.
+    Spec(Arc<Pod>),
+    /// The API server no longer has the pod.
+    Gone,
+    /// Something happened to a container or the sandbox.
+    Runtime(Event),
+    /// Events may have been lost: this is all that the runtime has of the pod.
+    Snapshot(Vec<SandboxStatus>, Vec<ContainerStatus>),
+}
+
+/// What a task begins with.
+pub struct Begin {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// The API server no longer has it.
+    pub gone: bool,
+    /// The node does not take it.
+    pub rejected: Option<Rejection>,
+    /// What the runtime has of it.
+    pub sandboxes: Vec<SandboxStatus>,
+    /// What the runtime has of it.
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// The end of an operation.
+enum Done {
+    Volumes(Result<volumes::Prepared, String>),
+    VolumesRefreshed(Result<volumes::Prepared, String>),
+    VolumesRemoved(Result<(), String>),
+    Image { container: String, result: Result<(), ImageFailure> },
+    Sandbox(Result<SandboxId, String>),
+    Started { container: String, id: Option<ContainerId>, result: Result<(), StartFailure> },
+    Stopped { container: String, id: ContainerId, result: Result<(), String> },
+    Removed { container: String, id: ContainerId, result: Result<(), String> },
+    SandboxStopped { id: SandboxId, result: Result<(), String> },
+    SandboxRemoved { id: SandboxId, result: Result<(), String> },
+    CgroupRemoved(Result<(), String>),
+    Status(WriteEnd),
+    ObjectDeleted(Result<(), String>),
+}
+
+/// The task's state.
+pub struct Worker {
+    site: Arc<Site>,
+    registry: Registry,
+    observed: Observed,
+    operations: JoinSet<Done>,
+    probes: Probes,
+    reports: mpsc::Receiver<Report>,
+    objects_changed: Arc<Notify>,
+    writer: StatusWriter,
+    refreshing: bool,
+    refresh_again: bool,
+    refresh_at: Option<Timestamp>,
+    wake_at: Option<Timestamp>,
+}
+
+impl Worker {
+    /// A task's state at its beginning.
+    pub fn new(site: Arc<Site>, registry: Registry, begin: Begin) -> Worker {
+        let (sender, reports) = mpsc::channel(PROBE_REPORTS);
+        let probes = Probes::new(site.clone(), begin.pod.clone(), sender);
+        let mut worker = Worker {
+            writer: StatusWriter::new(&begin.pod),
+            observed: Observed {
+                pod: begin.pod,
+                gone: begin.gone,
+                node: site.node.clone(),
+                rejected: begin.rejected,
+                accepted_at: Timestamp::now(),
+                sandboxes: Vec::new(),
+                sandbox_creating: false,
+                sandbox_busy: BTreeSet::new(),
+                sandbox_retry_at: None,
+                records: Vec::new(),
+                busy: BTreeMap::new(),
+                removing: BTreeSet::new(),
+                images: BTreeMap::new(),
+                failures: BTreeMap::new(),
+                backoffs: BTreeMap::new(),
+                announced: BTreeSet::new(),
+                probes: BTreeMap::new(),
+                volumes: VolumeState::Unknown,
+                cgroup_removed: false,
+                status_written: false,
+                deleting_object: false,
+                cleanup_retry_at: None,
+            },
+            site,
+            registry,
+            operations: JoinSet::new(),
+            probes,
+            reports,
+            objects_changed: Arc::default(),
+            refreshing: false,
+            refresh_again: false,
+            refresh_at: None,
+            wake_at: None,
+        };
+        worker.take_snapshot(begin.sandboxes, begin.containers);
+        // Others, and the next admission, see the pod from now on.
+        worker.registry.put(&worker.observed);
+        worker
+    }
+
+    /// Runs until nothing of the pod is left, or the agent ends.
+    pub async fn run(mut self, mut inbox: mpsc::Receiver<Input>, shutdown: CancellationToken) {
+        loop {
+            if self.passes() {
+                break;
+            }
+            let wake_at = [self.wake_at, self.refresh_at].into_iter().flatten().min();
+            let sleep = wake_at.map(until);
+            tokio::select! {
+                // Cancel safe: a message stays in the channel until `recv` is ready.
+                input = inbox.recv() => match input {
+                    Some(input) => self.take(input),
+                    None => break,
+                },
+                // Cancel safe: a finished task stays in the set until `join_next` is ready.
+                Some(end) = self.operations.join_next(), if !self.operations.is_empty() => match end {
+                    Ok(done) => self.finish(done),
+                    Err(error) => self.forget_operations(&error),
+                },
+                // Cancel safe: a report stays in the channel until `recv` is ready; the probes hold a sender, so it never ends.
+                Some(report) = self.reports.recv() => self.take_report(report),
+                // Cancel safe: a permit that is not taken stays.
+                () = self.objects_changed.notified() => self.refresh_volumes(),
+                // Cancel safe: the moment is computed anew.
+                () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => self.wake(),
+                // Cancel safe: only a flag is read.
+                () = shutdown.cancelled() => return,
+            }
+            // What has arrived meanwhile goes into the same pass.
+            while let Ok(input) = inbox.try_recv() {
+                self.take(input);
+            }
+            while let Some(Ok(done)) = self.operations.try_join_next() {
+                self.finish(done);
+            }
+        }
+        self.site.objects.release(self.names().uid);
+        self.registry.remove(self.names().uid);
+        if let Err(error) = execute::forget(self.site.clone(), self.observed.pod.clone()).await {
+            tracing::warn!(pod = self.observed.pod_text(), error, "remove the pod's folder");
+        }
+    }
+
+    fn names(&self) -> Names<'_> {
+        Names::of(&self.observed.pod)
+    }
+
+    // ----- inputs
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Spec(pod) => self.take_spec(pod),
+            Input::Gone => self.observed.gone = true,
+            Input::Runtime(event) => self.take_event(event),
+            Input::Snapshot(sandboxes, containers) => self.take_snapshot(sandboxes, containers),
+        }
+    }
+
+    /// The spec is the API server's; the status is ours, but for conditions that others set and an end that others decided.
+    fn take_spec(&mut self, pod: Arc<Pod>) {
+        let theirs = pod.status.clone().unwrap_or_default();
+        let merged = match self.observed.pod.status.clone() {
+            None => theirs,
+            Some(ours) => merge_status(ours, theirs),
+        };
+        let labels_changed = pod.metadata.labels != self.observed.pod.metadata.labels
+            || pod.metadata.annotations != self.observed.pod.metadata.annotations;
+        let mut pod = pod;
+        Arc::make_mut(&mut pod).status = Some(merged);
+        self.observed.pod = pod;
+        self.probes.set_pod(self.observed.pod.clone());
+        if labels_changed && self.observed.volumes == VolumeState::Ready {
+            self.refresh_volumes();
+        }
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::ContainerCreated { container, .. }
+            | Event::ContainerStarted { container, .. }
+            | Event::ContainerExited { container, .. }
+            | Event::ContainerOom { container, .. } => self.refresh_container(&container),
+            Event::SandboxGone { sandbox } => self.refresh_sandbox(&sandbox),
+            Event::Lagged => {}
+        }
+    }
+
+    fn take_snapshot(&mut self, sandboxes: Vec<SandboxStatus>, containers: Vec<ContainerStatus>) {
+        let ids: BTreeSet<String> = containers.iter().map(|status| status.id.to_string()).collect();
+        for record in &mut self.observed.records {
+            record.removed |= !ids.contains(record.status.id.as_str());
+        }
+        containers.into_iter().for_each(|status| self.put_container(status));
+        let settled: BTreeSet<String> = self
+            .observed
+            .sandboxes
+            .iter()
+            .filter(|sandbox| sandbox.settled)
+            .map(|sandbox| sandbox.status.id.to_string())
+            .collect();
+        self.observed.sandboxes = sandboxes
+            .into_iter()
+            .map(|status| Sandbox { settled: settled.contains(status.id.as_str()), status })
+            .collect();
+        self.observed.sandboxes.sort_by_key(|sandbox| sandbox.status.created_at);
+    }
+
+    fn refresh_container(&mut self, id: &ContainerId) {
+        match self.site.runtime.container_status(id) {
+            Some(status) => self.put_container(status),
+            None => self.mark_removed(id),
+        }
+    }
+
+    fn put_container(&mut self, status: ContainerStatus) {
+        let records = &mut self.observed.records;
+        let place = records.iter().position(|record| record.status.id == status.id);
+        let was_over = place.is_some_and(|place| records[place].is_over());
+        let message = match place {
+            Some(place) if was_over => std::mem::take(&mut records[place].message),
+            _ => String::new(),
+        };
+        let mut record = Record { status, removed: false, message };
+        if record.is_over() && !was_over {
+            record.message = termination::message(&record.status);
+        }
+        match place {
+            Some(place) => records[place] = record,
+            None => {
+                records.push(record);
+                records.sort_by_key(|record| (record.restarts(), record.status.created_at));
+            }
+        }
+    }
+
+    fn mark_removed(&mut self, id: &ContainerId) {
+        let records = &mut self.observed.records;
+        records.iter_mut().filter(|record| record.status.id == *id).for_each(|record| record.removed = true);
+        // One that never ran says nothing; of the others the newest say what the status tells.
+        let mut kept: BTreeMap<String, usize> = BTreeMap::new();
+        let mut keep: Vec<bool> = records
+            .iter()
+            .rev()
+            .map(|record| {
+                let count = kept.entry(record.name().to_owned()).or_insert(0);
+                *count += 1;
+                !record.removed || (record.is_over() && *count <= RECORDS_PER_CONTAINER)
+            })
+            .collect();
+        records.retain(|_| keep.pop().unwrap_or(true));
+    }
+
+    fn refresh_sandbox(&mut self, id: &SandboxId) {
+        let place = self.observed.sandboxes.iter().position(|sandbox| sandbox.status.id == *id);
+        match (self.site.runtime.sandbox_status(id), place) {
+            (Some(status), Some(place)) => self.observed.sandboxes[place].status = status,
+            (Some(status), None) => self.observed.sandboxes.push(Sandbox { status, settled: false }),
+            (None, Some(place)) => {
+                self.observed.sandboxes.remove(place);
+            }
+            (None, None) => {}
+        }
+        // What ran in it has ended with it.
+        let ids: Vec<ContainerId> = self
+            .observed
+            .records
+            .iter()
+            .filter(|record| !record.removed && record.status.sandbox == *id)
+            .map(|record| record.status.id.clone())
+            .collect();
+        ids.iter().for_each(|id| self.refresh_container(id));
+    }
+
+    fn take_report(&mut self, report: Report) {
+        let running = self
+            .observed
+            .records
+            .iter()
+            .any(|record| record.is_running() && record.status.id == report.container);
+        if running {
+            report.apply(&mut self.observed.probes);
+        }
+    }
+
+    fn wake(&mut self) {
+        if self.refresh_at.is_some_and(|at| at <= Timestamp::now()) {
+            self.refresh_at = None;
+            self.refresh_volumes();
+        }
+    }
+
+    // ----- passes
+
+    /// Passes until one changes nothing by itself; true when nothing is left to do for the pod.
+    fn passes(&mut self) -> bool {
+        for _ in 0..PASSES {
+            let now = Timestamp::now();
+            self.probes.follow(&mut self.observed);
+            let plan = plan::plan(&self.observed, now);
+            self.wake_at = plan.wake_at;
+            let written = self.write_status(&plan.status);
+            self.set_status(plan.status);
+            let mut again = self.observed.status_written != written;
+            self.observed.status_written = written;
+            for action in plan.actions {
+                tracing::debug!(pod = self.observed.pod_text(), ?action, "plan");
+                match action {
+                    Action::Finish => return true,
+                    Action::DeletePodObject if !written => {}
+                    action => again |= self.execute(action, now),
+                }
+            }
+            if !again {
+                return false;
+            }
+        }
+        // Whatever goes round is looked at again a little later instead of at once.
+        self.wake_at = Some(after(Timestamp::now(), SignedDuration::from_secs(1)));
+        false
+    }
+
+    /// Writes the status when it changed and no write is under way; true when the API server has it.
+    fn write_status(&mut self, status: &PodStatus) -> bool {
+        if self.observed.gone {
+            return true;
+        }
+        if let Some(write) = self.writer.begin(&self.observed.pod, status) {
+            let client = self.site.client.clone();
+            self.operations.spawn(async move { Done::Status(write.run(client).await) });
+        }
+        self.writer.has(status)
+    }
+
+    /// Keeps the status as the base of the next one, and shows it to others.
+    fn set_status(&mut self, status: PodStatus) {
+        if self.observed.pod.status.as_ref() != Some(&status) {
+            Arc::make_mut(&mut self.observed.pod).status = Some(status);
+        }
+        self.registry.put(&self.observed);
+    }
+
+    /// Begins an action; true when it was done on the spot.
+    fn execute(&mut self, action: Action, now: Timestamp) -> bool {
+        match action {
+            Action::PrepareVolumes => return self.prepare_volumes(),
+            Action::EnsureImage { container } => return self.ensure_image(container, now),
+            Action::RunSandbox { attempt } => {
+                self.observed.sandbox_creating = true;
+                let work = execute::run_sandbox(self.site.clone(), self.observed.pod.clone(), attempt);
+                self.operations.spawn(async move { Done::Sandbox(work.await) });
+            }
+            Action::StartContainer { container, sandbox, restarts, failed_at } => {
+                if let Some(failed_at) = failed_at {
+                    let before = self.observed.backoffs.get(&container).copied();
+                    self.observed.backoffs.insert(container.clone(), Backoff::next(before, failed_at, now));
+                }
+                self.start_container(container, sandbox, restarts);
+            }
+            Action::StopContainer { container, id, grace, cause } => {
+                let running = self.observed.records.iter().any(|r| r.status.id == id && r.is_running());
+                let by = after(now, SignedDuration::from_secs(grace));
+                let again = matches!(self.observed.busy.get(&container), Some(Operation::Stop { .. }));
+                self.observed.busy.insert(container.clone(), Operation::Stop { by });
+                // A shortened grace does not run the hook a second time.
+                let stop =
+                    Stop { name: container, id, grace, cause, running: running && !again, ip: self.ip() };
+                self.spawn_stop(stop);
+            }
+            Action::RemoveContainer { container, id } => self.remove_container(container, id),
+            Action::StopSandbox { id } => {
+                self.observed.sandbox_busy.insert(id.to_string());
+                let runtime = self.site.runtime.clone();
+                self.operations.spawn(async move {
+                    let result = runtime.stop_sandbox(&id).await.map_err(|error| images::chain(&error));
+                    Done::SandboxStopped { id, result }
+                });
+            }
+            Action::RemoveSandbox { id } => {
+                self.observed.sandbox_busy.insert(id.to_string());
+                let runtime = self.site.runtime.clone();
+                self.operations.spawn(async move {
+                    let result = runtime.remove_sandbox(&id).await.map_err(|error| images::chain(&error));
+                    Done::SandboxRemoved { id, result }
+                });
+            }
+            Action::RemoveVolumes => self.remove_volumes(),
+            Action::RemoveCgroup => {
+                self.observed.cleanup_retry_at = Some(after(now, RETRY_AFTER));
+                let work = execute::remove_cgroup(self.site.clone(), self.observed.pod.clone());
+                self.operations.spawn(async move { Done::CgroupRemoved(work.await) });
+            }
+            Action::AnnounceBackOff { container, restarts } => {
+                let text = format!(
+                    "Back-off restarting failed container {container} in pod {}",
+                    self.observed.pod_text()
+                );
+                let pod = &self.observed.pod;
+                self.site.container_event(pod, &container, EventType::Warning, "BackOff", text);
+                self.observed.announced.retain(|(name, _)| *name != container);
+                self.observed.announced.insert((container, restarts));
+            }
+            Action::DeletePodObject => {
+                self.observed.deleting_object = true;
+                let work = execute::delete_object(self.site.clone(), self.observed.pod.clone());
+                self.operations.spawn(async move { Done::ObjectDeleted(work.await) });
+            }
+            Action::Finish => {}
+        }
+        false
+    }
+
+    fn ip(&self) -> Option<IpAddr> {
+        let sandbox = self.observed.sandboxes.last();
+        let own = sandbox.and_then(|sandbox| sandbox.status.ips.first());
+        own.or(self.site.node.ips.first()).copied()
+    }
+
+    fn ensure_image(&mut self, container: String, now: Timestamp) -> bool {
+        let pod = self.observed.pod.clone();
+        let Some(spec) = execute::find(&pod, &container) else { return false };
+        match images::look(&self.site, &pod, spec) {
+            Some(result) => {
+                self.image_found(container, result, now);
+                true
+            }
+            None => {
+                self.observed.images.insert(container.clone(), ImageState::Pulling);
+                let work = execute::pull_image(self.site.clone(), pod, container.clone());
+                self.operations.spawn(async move { Done::Image { container, result: work.await } });
+                false
+            }
+        }
+    }
+
+    fn image_found(&mut self, container: String, result: Result<(), ImageFailure>, now: Timestamp) {
+        let key = format!("image/{container}");
+        let state = match result {
+            Ok(()) => {
+                self.observed.backoffs.remove(&key);
+                ImageState::Present
+            }
+            Err(failure) => {
+                let before = self.observed.backoffs.get(&key).copied();
+                let backoff = Backoff::next(before, now, now);
+                self.observed.backoffs.insert(key, backoff);
+                if failure.reason == "ErrImagePull" || failure.reason == "RegistryUnavailable" {
+                    let image = execute::find(&self.observed.pod, &container)
+                        .and_then(|spec| spec.image.clone())
+                        .unwrap_or_default();
+                    let text = format!("Back-off pulling image \"{image}\"");
+                    self.site.container_event(
+                        &self.observed.pod,
+                        &container,
+                        EventType::Normal,
+                        "BackOff",
+                        text,
+                    );
+                }
+                ImageState::Failed {
+                    reason: failure.reason,
+                    message: failure.message,
+                    at: now,
+                    retry_at: after(now, backoff.delay),
+                }
+            }
+        };
+        self.observed.images.insert(container, state);
+    }
+
+    fn start_container(&mut self, container: String, sandbox: SandboxId, restarts: u32) {
+        self.observed.busy.insert(container.clone(), Operation::Start);
+        self.observed.probes.remove(&container);
+        let ips = self.observed.sandboxes.last().map(|last| last.status.ips.clone()).unwrap_or_default();
+        let created = Arc::new(OnceLock::new());
+        let start = Start { name: container.clone(), sandbox, ips, restarts, created: created.clone() };
+        let work = execute::start_container(self.site.clone(), self.observed.pod.clone(), start);
+        self.operations.spawn(async move {
+            let result = work.await;
+            Done::Started { container, id: created.get().cloned(), result }
+        });
+    }
+
+    fn spawn_stop(&mut self, stop: Stop) {
+        let (container, id) = (stop.name.clone(), stop.id.clone());
+        let work = execute::stop_container(self.site.clone(), self.observed.pod.clone(), stop);
+        self.operations.spawn(async move { Done::Stopped { container, id, result: work.await } });
+    }
+
+    fn remove_container(&mut self, container: String, id: ContainerId) {
+        let live = self.observed.records.iter().any(|record| record.status.id == id && record.is_live());
+        if live {
+            self.observed.busy.insert(container.clone(), Operation::Remove);
+        }
+        self.observed.removing.insert(id.to_string());
+        let runtime = self.site.runtime.clone();
+        self.operations.spawn(async move {
+            let result = runtime.remove_container(&id).await.map_err(|error| images::chain(&error));
+            Done::Removed { container, id, result }
+        });
+    }
+
+    // ----- volumes
+
+    fn prepare_volumes(&mut self) -> bool {
+        let keys = volumes::pod_keys(&self.observed.pod);
+        if let Err(error) = self.site.objects.set_users(self.names().uid, &keys, &self.objects_changed) {
+            self.volumes_failed(&error.to_string());
+            return true;
+        }
+        self.observed.volumes = VolumeState::Preparing;
+        let work = volumes::prepare(self.site.clone(), self.observed.pod.clone());
+        self.operations.spawn(async move { Done::Volumes(work.await) });
+        false
+    }
+
+    fn volumes_failed(&mut self, message: &str) {
+        self.site.pod_event(&self.observed.pod, EventType::Warning, "FailedMount", message.to_owned());
+        self.observed.volumes = VolumeState::Failed { retry_at: after(Timestamp::now(), RETRY_AFTER) };
+    }
+
+    fn refresh_volumes(&mut self) {
+        if self.observed.volumes != VolumeState::Ready {
+            // An object that was missing may be there now.
+            if let VolumeState::Failed { retry_at } = &mut self.observed.volumes {
+                *retry_at = Timestamp::now();
+            }
+            let now = Timestamp::now();
+            self.observed
+                .failures
+                .values_mut()
+                .for_each(|failure| failure.retry_at = failure.retry_at.min(now));
+            return;
+        }
+        let now = Timestamp::now();
+        self.observed.failures.values_mut().for_each(|failure| failure.retry_at = failure.retry_at.min(now));
+        if self.refreshing {
+            self.refresh_again = true;
+            return;
+        }
+        self.refreshing = true;
+        let work = volumes::prepare(self.site.clone(), self.observed.pod.clone());
+        self.operations.spawn(async move { Done::VolumesRefreshed(work.await) });
+    }
+
+    fn remove_volumes(&mut self) {
+        self.observed.volumes = VolumeState::Removing;
+        self.refresh_at = None;
+        self.site.objects.release(self.names().uid);
+        let (site, uid) = (self.site.clone(), self.names().uid.to_owned());
+        let work = execute::blocking(move || volumes::remove(&site, &uid));
+        self.operations.spawn(async move { Done::VolumesRemoved(work.await) });
+    }
+
+    // ----- ends of operations
+
+    fn finish(&mut self, done: Done) {
+        match done {
+            Done::Volumes(Ok(prepared)) => {
+                self.observed.volumes = VolumeState::Ready;
+                self.refresh_at = prepared.refresh_at;
+            }
+            Done::Volumes(Err(message)) => self.volumes_failed(&message),
+            Done::VolumesRefreshed(result) => self.volumes_refreshed(result),
+            Done::VolumesRemoved(result) => {
+                let removed = self.cleaned("remove volumes", result);
+                self.observed.volumes = if removed { VolumeState::Removed } else { VolumeState::Unknown };
+            }
+            Done::Image { container, result } => self.image_found(container, result, Timestamp::now()),
+            Done::Sandbox(Ok(id)) => {
+                self.observed.sandbox_creating = false;
+                self.observed.sandbox_retry_at = None;
+                self.refresh_sandbox(&id);
+            }
+            Done::Sandbox(Err(_)) => {
+                self.observed.sandbox_creating = false;
+                self.observed.sandbox_retry_at = Some(after(Timestamp::now(), RETRY_AFTER));
+            }
+            Done::Started { container, id, result } => self.started(container, id, result),
+            Done::Stopped { container, id, result } => {
+                self.free(&container, |operation| matches!(operation, Operation::Stop { .. }));
+                self.refresh_container(&id);
+                self.cleaned("stop container", result);
+            }
+            Done::Removed { container, id, result } => {
+                self.free(&container, |operation| *operation == Operation::Remove);
+                self.observed.removing.remove(id.as_str());
+                if self.cleaned("remove container", result) {
+                    self.mark_removed(&id);
+                }
+            }
+            Done::SandboxStopped { id, result } => {
+                self.observed.sandbox_busy.remove(id.as_str());
+                let stopped = self.cleaned("stop sandbox", result);
+                self.refresh_sandbox(&id);
+                let sandboxes = self.observed.sandboxes.iter_mut();
+                sandboxes.filter(|sandbox| sandbox.status.id == id).for_each(|sandbox| {
+                    sandbox.settled |= stopped;
+                    if stopped {
+                        sandbox.status.state = SandboxState::NotReady;
+                    }
+                });
+            }
+            Done::SandboxRemoved { id, result } => {
+                self.observed.sandbox_busy.remove(id.as_str());
+                if self.cleaned("remove sandbox", result) {
+                    self.sandbox_removed(&id);
+                }
+            }
+            Done::CgroupRemoved(result) => {
+                // The runtime may still be taking the last of its own groups away: that is soon over.
+                self.observed.cleanup_retry_at =
+                    result.is_err().then(|| after(Timestamp::now(), CGROUP_RETRY));
+                if let Err(error) = &result {
+                    tracing::debug!(pod = self.observed.pod_text(), error, "remove control group");
+                }
+                self.observed.cgroup_removed |= result.is_ok();
+            }
+            Done::Status(end) => self.writer.finish(end),
+            Done::ObjectDeleted(result) => {
+                if !self.cleaned("delete pod", result) {
+                    self.observed.deleting_object = false;
+                }
+            }
+        }
+    }
+
+    /// Whether a step succeeded; a failed one is logged and not repeated at once.
+    fn cleaned(&mut self, operation: &'static str, result: Result<(), String>) -> bool {
+        match result {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(
+                    pod = self.observed.pod_text(),
+                    error,
+                    operation,
+                    "step failed, will be repeated"
+                );
+                self.observed.cleanup_retry_at = Some(after(Timestamp::now(), RETRY_AFTER));
+                false
+            }
+        }
+    }
+
+    fn free(&mut self, container: &str, ours: impl Fn(&Operation) -> bool) {
+        if self.observed.busy.get(container).is_some_and(ours) {
+            self.observed.busy.remove(container);
+        }
+    }
+
+    fn started(&mut self, container: String, id: Option<ContainerId>, result: Result<(), StartFailure>) {
+        self.free(&container, |operation| *operation == Operation::Start);
+        // The next start looks for the image again, as the pull policy says.
+        self.observed.images.remove(&container);
+        match result {
+            Ok(()) => {
+                self.observed.failures.remove(&container);
+            }
+            Err(failure) => {
+                self.observed.failures.insert(container.clone(), failure);
+            }
+        }
+        // Its events may still be on their way.
+        if let Some(id) = id {
+            self.refresh_container(&id);
+        }
+        // A start that ended as an exit is a matter of the restart delay.
+        let over = self.observed.newest(&container).is_some_and(|record| record.is_over());
+        if over && let Some(failure) = self.observed.failures.get_mut(&container) {
+            failure.retry_at = failure.retry_at.min(Timestamp::now());
+        }
+    }
+
+    fn volumes_refreshed(&mut self, result: Result<volumes::Prepared, String>) {
+        self.refreshing = false;
+        match result {
+            Ok(prepared) => self.refresh_at = prepared.refresh_at,
+            Err(message) => {
+                self.site.pod_event(&self.observed.pod, EventType::Warning, "FailedMount", message);
+                self.refresh_at = Some(after(Timestamp::now(), RETRY_AFTER.saturating_mul(10)));
+            }
+        }
+        if std::mem::take(&mut self.refresh_again) {
+            self.refresh_volumes();
+        }
+    }
+
+    fn sandbox_removed(&mut self, id: &SandboxId) {
+        self.observed.sandboxes.retain(|sandbox| sandbox.status.id != *id);
+        let ids: Vec<ContainerId> = self
+            .observed
+            .records
+            .iter()
+            .filter(|record| record.status.sandbox == *id)
+            .map(|record| record.status.id.clone())
+            .collect();
+        ids.iter().for_each(|id| self.mark_removed(id));
+    }
+
+    /// An operation panicked: nobody knows which, so all are taken for ended and the runtime is asked.
+    fn forget_operations(&mut self, error: &tokio::task::JoinError) {
+        tracing::error!(pod = self.observed.pod_text(), %error, "an operation was interrupted");
+        self.operations.abort_all();
+        self.operations = JoinSet::new();
+        let observed = &mut self.observed;
+        observed.busy.clear();
+        observed.removing.clear();
+        observed.sandbox_busy.clear();
+        observed.sandbox_creating = false;
+        observed.deleting_object = false;
+        observed.images.retain(|_, state| *state != ImageState::Pulling);
+        observed.cleanup_retry_at = Some(after(Timestamp::now(), RETRY_AFTER));
+        if matches!(observed.volumes, VolumeState::Preparing | VolumeState::Removing) {
+            observed.volumes = VolumeState::Unknown;
+        }
+        self.refreshing = false;
+        self.writer.interrupted();
+        let uid = self.names().uid.to_owned();
+        let list = self.site.runtime.list();
+        let sandboxes: Vec<SandboxStatus> =
+            list.sandboxes.into_iter().filter(|sandbox| sandbox.config.uid == uid).collect();
+        let ids: BTreeSet<String> = sandboxes.iter().map(|sandbox| sandbox.id.to_string()).collect();
+        let containers =
+            list.containers.into_iter().filter(|status| ids.contains(status.sandbox.as_str())).collect();
+        self.take_snapshot(sandboxes, containers);
+    }
+}
+
+/// Our status with what others may set in it.
+fn merge_status(mut ours: PodStatus, theirs: PodStatus) -> PodStatus {
+    const OWN: [&str; 5] =
+        ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+    let mut conditions = ours.conditions.take().unwrap_or_default();
+    conditions.retain(|condition| OWN.contains(&condition.type_.as_str()));
+    let foreign = theirs.conditions.into_iter().flatten();
+    conditions.extend(foreign.filter(|condition| {
+        !OWN.contains(&condition.type_.as_str())
+            || (condition.type_ == "PodScheduled" && !condition.status.is_empty())
+    }));
+    let mut seen = BTreeSet::new();
+    conditions.reverse();
+    conditions.retain(|condition| seen.insert(condition.type_.clone()));
+    conditions.reverse();
+    ours.conditions = Some(conditions);
+    let is_over = |phase: Option<&str>| matches!(phase, Some("Failed" | "Succeeded"));
+    if is_over(theirs.phase.as_deref()) && !is_over(ours.phase.as_deref()) {
+        ours.phase = theirs.phase;
+        ours.reason = theirs.reason;
+        ours.message = theirs.message;
+    }
+    ours.start_time = ours.start_time.or(theirs.start_time);
+    ours.nominated_node_name = theirs.nominated_node_name;
+    ours
+}
+
+/// From now until a moment.
+fn until(at: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
+}

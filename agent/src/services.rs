@@ -1,0 +1,100 @@
+//! Services: what pods learn of them by environment variables, and what the dataplane does for them.
+//!
+//! In: watches of Services and EndpointSlices. Out: [`Cache`], a snapshot for whoever builds an environment, and writes to the
+//! dataplane. `convert` reads API objects, `plan` decides (pure), `proxy` owns the one task that watches and writes.
+//! Session affinity is not honoured yet (said once per Service), IPv6 endpoints are skipped.
+
+mod convert;
+pub mod environment;
+pub mod plan;
+mod proxy;
+pub mod table;
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use table::{Entry, EntryPort, ServiceTable};
+
+use crate::events::Recorder;
+
+/// The dataplane, shared by the tasks that program it: services here, masquerade in `network`.
+#[derive(Clone)]
+pub struct Dataplane(Arc<Mutex<dataplane::Dataplane>>);
+
+impl Dataplane {
+    pub fn new(dataplane: dataplane::Dataplane) -> Self {
+        Self(Arc::new(Mutex::new(dataplane)))
+    }
+
+    /// Runs `work` alone with the dataplane. Every operation of it is short: map writes, no waiting for anybody.
+    pub fn with<T>(&self, work: impl FnOnce(&mut dataplane::Dataplane) -> T) -> T {
+        // A panic elsewhere leaves the model as it was between two writes; the next reconciliation corrects it.
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What the services task needs.
+pub struct Context {
+    pub client: kube::Client,
+    pub node_name: String,
+    /// Addresses that node ports answer at.
+    pub node_addresses: Vec<Ipv4Addr>,
+    /// None: somebody else translates services; the cache is still kept.
+    pub dataplane: Option<Dataplane>,
+    pub recorder: Recorder,
+    pub shutdown: CancellationToken,
+}
+
+/// The Services as the API server last said. Clones share the state.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    table: Arc<RwLock<Arc<ServiceTable>>>,
+    synced: watch::Receiver<bool>,
+}
+
+impl Cache {
+    /// The Services now; the snapshot does not change any more.
+    pub fn get(&self) -> Arc<ServiceTable> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Resolves once all Services have been seen. Cancel safe.
+    pub async fn synced(&self) {
+        // An error means that the task has ended, and with it the agent.
+        let mut synced = self.synced.clone();
+        let _ended = synced.wait_for(|synced| *synced).await;
+    }
+}
+
+/// The writing side of a [`Cache`].
+struct CacheWriter {
+    table: Arc<RwLock<Arc<ServiceTable>>>,
+    synced: watch::Sender<bool>,
+}
+
+impl CacheWriter {
+    /// Changes the table; copied first when a snapshot of it is in use.
+    fn change(&self, change: impl FnOnce(&mut ServiceTable)) {
+        change(Arc::make_mut(&mut self.table.write().unwrap_or_else(PoisonError::into_inner)));
+    }
+
+    fn set_synced(&self) {
+        self.synced.send_replace(true);
+    }
+}
+
+fn cache() -> (CacheWriter, Cache) {
+    let table = Arc::new(RwLock::new(Arc::new(ServiceTable::default())));
+    let (synced_sender, synced) = watch::channel(false);
+    (CacheWriter { table: table.clone(), synced: synced_sender }, Cache { table, synced })
+}
+
+/// Starts the task that owns Services on this node.
+pub fn start(context: Context) -> (Cache, JoinHandle<()>) {
+    let (writer, cache) = cache();
+    (cache, tokio::spawn(proxy::run(context, writer)))
+}

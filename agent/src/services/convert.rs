@@ -1,0 +1,192 @@
+//! Services and EndpointSlices of the API, read into the planner's plain values and the table's entries.
+//!
+//! Pure. What cannot be used is left out and said in words, so that the rest of the object still works.
+
+use std::net::Ipv4Addr;
+
+use dataplane::Protocol;
+use k8s_openapi::api::core::v1::{ObjectReference, Service as ApiService, ServicePort};
+use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointPort, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::plan::{Endpoint, Key, Port, Service, Slice, SlicePort, TrafficPolicy, Usable};
+use super::{Entry, EntryPort};
+
+#[cfg(test)]
+mod tests;
+
+/// The label of a slice that names its Service.
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// What the API writes for a Service without a cluster IP.
+const HEADLESS: &str = "None";
+
+/// `None` for an object without a name, which the API does not send.
+pub fn key(meta: &ObjectMeta) -> Option<Key> {
+    Some(Key { namespace: meta.namespace.clone()?, name: meta.name.clone()? })
+}
+
+/// What events about a Service point at.
+pub fn reference(key: &Key, uid: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Service".to_owned()),
+        namespace: Some(key.namespace.clone()),
+        name: Some(key.name.clone()),
+        uid: Some(uid.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
+/// The table's entry; `None` for a Service that has no cluster IP.
+pub fn entry(service: &ApiService) -> Option<Entry> {
+    let spec = service.spec.as_ref()?;
+    let cluster_ip = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != HEADLESS)?;
+    let port = |port: &ServicePort| EntryPort {
+        name: port.name.clone(),
+        port: port.port,
+        protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+    };
+    let ports = spec.ports.iter().flatten().map(port).collect();
+    Some(Entry { cluster_ip: cluster_ip.to_owned(), ports })
+}
+
+/// The planner's Service, and what had to be left out of it.
+pub fn service(object: &ApiService) -> (Service, Vec<String>) {
+    let mut problems = Vec::new();
+    let Some(spec) = &object.spec else { return (Service::default(), problems) };
+    let meta = &object.metadata;
+    let mut service = Service {
+        uid: meta.uid.clone().unwrap_or_default(),
+        created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        internal_policy: policy(spec.internal_traffic_policy.as_deref()),
+        external_policy: policy(spec.external_traffic_policy.as_deref()),
+        affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
+        ..Service::default()
+    };
+    if spec.type_.as_deref() == Some("ExternalName") || spec.cluster_ip.as_deref() == Some(HEADLESS) {
+        return (service, problems);
+    }
+    let listed = spec.cluster_ips.iter().flatten().chain(spec.cluster_ip.iter());
+    service.cluster_ips = addresses("spec.clusterIPs", listed, &mut problems);
+    let balancer = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    // With ipMode Proxy traffic has to pass the load balancer itself.
+    let ingress = balancer
+        .iter()
+        .flat_map(|balancer| balancer.ingress.iter().flatten())
+        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|ingress| ingress.ip.as_ref());
+    service.external_ips = addresses("status.loadBalancer.ingress", ingress, &mut problems);
+    let external = spec.external_ips.iter().flatten();
+    service.external_ips.extend(addresses("spec.externalIPs", external, &mut problems));
+    service.external_ips.sort_unstable();
+    service.external_ips.dedup();
+    service.ports =
+        spec.ports.iter().flatten().filter_map(|port| service_port(port, &mut problems)).collect();
+    (service, problems)
+}
+
+fn policy(text: Option<&str>) -> TrafficPolicy {
+    if text == Some("Local") { TrafficPolicy::Local } else { TrafficPolicy::Cluster }
+}
+
+/// The IPv4 ones, once each. IPv6 is fine, but not for us yet.
+fn addresses<'a>(
+    field: &str,
+    texts: impl Iterator<Item = &'a String>,
+    problems: &mut Vec<String>,
+) -> Vec<Ipv4Addr> {
+    let mut addresses = Vec::new();
+    for text in texts.filter(|text| !text.is_empty()) {
+        match text.parse() {
+            Ok(std::net::IpAddr::V4(address)) => {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+            Ok(std::net::IpAddr::V6(address)) => tracing::debug!(%address, field, "IPv6 is skipped"),
+            Err(_) => problems.push(format!("{field}: \"{text}\" is not an IP address")),
+        }
+    }
+    addresses
+}
+
+fn service_port(port: &ServicePort, problems: &mut Vec<String>) -> Option<Port> {
+    let Ok(number) = u16::try_from(port.port) else {
+        problems.push(format!("spec.ports: {} is not a port", port.port));
+        return None;
+    };
+    let Some(protocol) = protocol(port.protocol.as_deref()) else {
+        let protocol = port.protocol.as_deref().unwrap_or_default();
+        problems.push(format!(
+            "spec.ports: port {number} has protocol {protocol}, only TCP and UDP are translated"
+        ));
+        return None;
+    };
+    let node_port =
+        port.node_port.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0);
+    Some(Port { name: port.name.clone().unwrap_or_default(), port: number, protocol, node_port })
+}
+
+fn protocol(text: Option<&str>) -> Option<Protocol> {
+    match text {
+        None | Some("TCP" | "") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
+        Some(_) => None,
+    }
+}
+
+/// The Service that a slice belongs to.
+pub fn slice_service(meta: &ObjectMeta) -> Option<Key> {
+    let name = meta.labels.as_ref()?.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty())?;
+    Some(Key { namespace: meta.namespace.clone()?, name: name.clone() })
+}
+
+/// The planner's slice, and what had to be left out of it. Slices of other address families are empty.
+pub fn slice(object: &EndpointSlice, node_name: &str) -> (Slice, Vec<String>) {
+    let mut problems = Vec::new();
+    if object.address_type != "IPv4" {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        tracing::debug!(slice = name, address_type = object.address_type, "only IPv4 endpoints are used");
+        return (Slice::default(), problems);
+    }
+    let ports = object.ports.iter().flatten().filter_map(slice_port).collect();
+    let all = object.endpoints.iter().flatten();
+    let endpoints = all.filter_map(|endpoint| one_endpoint(endpoint, node_name, &mut problems)).collect();
+    (Slice { ports, endpoints }, problems)
+}
+
+/// A port without a number means all ports, which no Service can lead to.
+fn slice_port(port: &EndpointPort) -> Option<SlicePort> {
+    Some(SlicePort {
+        name: port.name.clone().unwrap_or_default(),
+        port: u16::try_from(port.port?).ok()?,
+        protocol: protocol(port.protocol.as_deref())?,
+    })
+}
+
+fn one_endpoint(endpoint: &ApiEndpoint, node_name: &str, problems: &mut Vec<String>) -> Option<Endpoint> {
+    // More than one address has no defined meaning; all take the first.
+    let text = endpoint.addresses.first()?;
+    let Ok(address) = text.parse() else {
+        problems.push(format!("endpoints: \"{text}\" is not an IPv4 address"));
+        return None;
+    };
+    Some(Endpoint {
+        address,
+        usable: usable(endpoint),
+        local: endpoint.node_name.as_deref() == Some(node_name),
+    })
+}
+
+/// Absent conditions mean ready and serving, and not terminating.
+fn usable(endpoint: &ApiEndpoint) -> Usable {
+    let conditions = endpoint.conditions.as_ref();
+    let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
+    let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(true);
+    let terminating = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
+    match (ready, serving && terminating) {
+        (true, _) => Usable::Ready,
+        (false, true) => Usable::Fallback,
+        (false, false) => Usable::No,
+    }
+}

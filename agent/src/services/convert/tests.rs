@@ -1,0 +1,86 @@
+use k8s_openapi::api::core::v1::Service as ApiService;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use super::super::plan::{Key, TrafficPolicy, Usable};
+use super::{entry, service, slice, slice_service};
+
+fn api_service(spec: serde_json::Value, status: serde_json::Value) -> ApiService {
+    let metadata = serde_json::json!({"name": "web", "namespace": "default", "uid": "u"});
+    serde_json::from_value(serde_json::json!({"metadata": metadata, "spec": spec, "status": status}))
+        .expect("a Service")
+}
+
+#[test]
+fn addresses_ports_and_policies() {
+    let object = api_service(
+        serde_json::json!({
+            "type": "LoadBalancer", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7", "fd00::7"],
+            "externalIPs": ["203.0.113.9", "broken"], "externalTrafficPolicy": "Local",
+            "internalTrafficPolicy": "Cluster", "sessionAffinity": "ClientIP",
+            "ports": [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81, "protocol": "SCTP"}],
+        }),
+        serde_json::json!({"loadBalancer": {"ingress": [
+            {"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"}, {"hostname": "lb.example"},
+        ]}}),
+    );
+    let (read, problems) = service(&object);
+    assert_eq!(read.cluster_ips.len(), 1);
+    let external: Vec<String> = read.external_ips.iter().map(ToString::to_string).collect();
+    assert_eq!(external, ["203.0.113.1", "203.0.113.9"]);
+    assert_eq!((read.internal_policy, read.external_policy), (TrafficPolicy::Cluster, TrafficPolicy::Local));
+    assert!(read.affinity);
+    assert_eq!((read.ports.len(), read.ports[0].node_port), (1, Some(30080)));
+    assert_eq!(
+        problems,
+        [
+            "spec.externalIPs: \"broken\" is not an IP address",
+            "spec.ports: port 81 has protocol SCTP, only TCP and UDP are translated",
+        ]
+    );
+}
+
+#[test]
+fn headless_and_external_name_have_no_frontends() {
+    let headless = serde_json::json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": [{"port": 80}]});
+    let external = serde_json::json!({"type": "ExternalName", "externalName": "example.com"});
+    for spec in [headless, external] {
+        let object = api_service(spec, serde_json::json!({}));
+        let (read, problems) = service(&object);
+        assert!(read.cluster_ips.is_empty() && read.ports.is_empty() && problems.is_empty());
+        assert_eq!(entry(&object), None);
+    }
+}
+
+#[test]
+fn conditions_of_endpoints() {
+    let object: EndpointSlice = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": "web-x", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "", "port": 8080, "protocol": "TCP"}, {"name": "all"}],
+        "endpoints": [
+            {"addresses": ["10.244.0.1"], "nodeName": "here"},
+            {"addresses": ["10.244.0.2"], "conditions": {"ready": true, "serving": true, "terminating": false}},
+            {"addresses": ["10.244.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+            {"addresses": ["10.244.0.4"], "conditions": {"ready": false, "serving": false, "terminating": true}},
+            {"addresses": ["10.244.0.5"], "conditions": {"ready": false}},
+            {"addresses": ["nonsense"]},
+        ],
+    }))
+    .expect("a slice");
+    let (read, problems) = slice(&object, "here");
+    let states: Vec<_> = read.endpoints.iter().map(|endpoint| (endpoint.usable, endpoint.local)).collect();
+    let expected = [
+        (Usable::Ready, true),
+        (Usable::Ready, false),
+        (Usable::Fallback, false),
+        (Usable::No, false),
+        (Usable::No, false),
+    ];
+    assert_eq!(states, expected);
+    assert_eq!(read.ports.len(), 1);
+    assert_eq!(problems, ["endpoints: \"nonsense\" is not an IPv4 address"]);
+    assert_eq!(
+        slice_service(&object.metadata),
+        Some(Key { namespace: "default".into(), name: "web".into() })
+    );
+}

@@ -1,0 +1,270 @@
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use dataplane::{Frontend, Protocol};
+use proptest::prelude::*;
+
+use super::{
+    Change, Endpoint, Key, Planner, Port, Service, Slice, SlicePort, TrafficPolicy, Usable, frontends,
+};
+
+const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 5);
+
+fn key(name: &str) -> Key {
+    Key { namespace: "default".into(), name: name.into() }
+}
+
+fn service(ip: u8) -> Service {
+    Service {
+        uid: format!("uid-{ip}"),
+        created: 100,
+        cluster_ips: vec![Ipv4Addr::new(10, 96, 0, ip)],
+        ports: vec![Port { name: String::new(), port: 80, protocol: Protocol::Tcp, node_port: Some(30080) }],
+        ..Service::default()
+    }
+}
+
+fn slice(endpoints: &[(u8, Usable, bool)]) -> Slice {
+    let endpoint = |(last, usable, local): &(u8, Usable, bool)| Endpoint {
+        address: Ipv4Addr::new(10, 244, 0, *last),
+        usable: *usable,
+        local: *local,
+    };
+    Slice {
+        ports: vec![SlicePort { name: String::new(), port: 8080, protocol: Protocol::Tcp }],
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    }
+}
+
+fn cluster_frontend(ip: u8) -> Frontend {
+    Frontend { address: Ipv4Addr::new(10, 96, 0, ip), port: 80, protocol: Protocol::Tcp }
+}
+
+fn node_frontend() -> Frontend {
+    Frontend { address: NODE, port: 30080, protocol: Protocol::Tcp }
+}
+
+fn last_bytes(list: &[SocketAddrV4]) -> Vec<u8> {
+    list.iter().map(|address| address.ip().octets()[3]).collect()
+}
+
+#[test]
+fn categories_of_endpoints() {
+    use TrafficPolicy::{Cluster, Local};
+    use Usable::{Fallback, No, Ready};
+    // Endpoints; internal and external policy; what the cluster IP and the node port lead to.
+    type Case<'a> = (&'a [(u8, Usable, bool)], TrafficPolicy, TrafficPolicy, &'a [u8], &'a [u8]);
+    let cases: [Case<'_>; 8] = [
+        (&[(1, Ready, true), (2, Ready, false), (3, No, false)], Cluster, Cluster, &[1, 2], &[1, 2]),
+        (&[(1, Ready, true), (2, Ready, false)], Local, Cluster, &[1], &[1, 2]),
+        (&[(1, Ready, true), (2, Ready, false)], Cluster, Local, &[1, 2], &[1]),
+        (&[(1, Fallback, false), (2, Ready, false)], Cluster, Cluster, &[2], &[2]),
+        (&[(1, Fallback, false), (2, No, false)], Cluster, Cluster, &[1], &[1]),
+        (&[(1, Fallback, true), (2, Ready, false)], Cluster, Local, &[2], &[1]),
+        (&[(2, Ready, false)], Local, Local, &[], &[]),
+        (&[], Cluster, Cluster, &[], &[]),
+    ];
+    for (endpoints, internal_policy, external_policy, internal, external) in cases {
+        let service = Service { internal_policy, external_policy, ..service(1) };
+        let slices = [slice(endpoints)];
+        let lists = frontends(&service, slices.iter(), &[NODE, Ipv4Addr::LOCALHOST]);
+        assert_eq!(lists.len(), 2, "the loopback has no node port: {lists:?}");
+        assert_eq!(last_bytes(&lists[&cluster_frontend(1)]), internal, "{endpoints:?}");
+        assert_eq!(last_bytes(&lists[&node_frontend()]), external, "{endpoints:?}");
+    }
+}
+
+#[test]
+fn slices_are_merged_ports_match_by_name_and_protocol() {
+    let mut two_ports = service(1);
+    two_ports.ports = vec![
+        Port { name: "dns".into(), port: 53, protocol: Protocol::Udp, node_port: None },
+        Port { name: "dns-tcp".into(), port: 53, protocol: Protocol::Tcp, node_port: None },
+    ];
+    let mut first = slice(&[(1, Usable::Ready, false), (2, Usable::No, false)]);
+    first.ports = vec![
+        SlicePort { name: "dns".into(), port: 5353, protocol: Protocol::Udp },
+        SlicePort { name: "dns-tcp".into(), port: 5354, protocol: Protocol::Tcp },
+    ];
+    let mut second =
+        slice(&[(1, Usable::Fallback, false), (2, Usable::Ready, false), (3, Usable::Ready, false)]);
+    // The name fits, the protocol does not.
+    second.ports = vec![
+        SlicePort { name: "dns".into(), port: 5353, protocol: Protocol::Udp },
+        SlicePort { name: "dns-tcp".into(), port: 5354, protocol: Protocol::Udp },
+    ];
+    let slices = [first, second];
+    let lists = frontends(&two_ports, slices.iter(), &[]);
+    let at = |protocol| Frontend { address: Ipv4Addr::new(10, 96, 0, 1), port: 53, protocol };
+    assert_eq!(last_bytes(&lists[&at(Protocol::Udp)]), [1, 2, 3]);
+    assert_eq!(last_bytes(&lists[&at(Protocol::Tcp)]), [1]);
+    assert_eq!(lists[&at(Protocol::Tcp)][0].port(), 5354);
+}
+
+#[test]
+fn only_what_differs_is_a_change() {
+    let mut planner = Planner::new(vec![]);
+    planner.set_service(key("a"), service(1));
+    planner.set_service(key("b"), service(2));
+    planner.set_slice(key("a-1"), key("a"), slice(&[(1, Usable::Ready, false)]));
+    assert_eq!(planner.take_changes().changes.len(), 2);
+    planner.set_service(key("b"), service(2));
+    planner.set_slice(key("a-1"), key("a"), slice(&[(1, Usable::Ready, false), (2, Usable::No, false)]));
+    assert_eq!(planner.take_changes().changes, []);
+    planner.set_slice(key("a-2"), key("a"), slice(&[(2, Usable::Ready, false)]));
+    let changes = planner.take_changes().changes;
+    let [Change::Set { frontend, endpoints, service }] = changes.as_slice() else { panic!("{changes:?}") };
+    assert_eq!((*frontend, last_bytes(endpoints), service), (cluster_frontend(1), vec![1, 2], &key("a")));
+    planner.remove_service(&key("a"));
+    assert_eq!(planner.take_changes().changes, [Change::Remove { frontend: cluster_frontend(1) }]);
+}
+
+#[test]
+fn the_older_service_wins_a_claimed_address_and_the_other_gets_it_later() {
+    let mut planner = Planner::new(vec![]);
+    planner.set_service(key("young"), Service { created: 200, ..service(1) });
+    planner.set_slice(key("y"), key("young"), slice(&[(9, Usable::Ready, false)]));
+    assert_eq!(planner.take_changes().conflicts, []);
+    planner.set_service(key("old"), service(1));
+    let changes = planner.take_changes();
+    assert_eq!((&changes.conflicts[0].loser, &changes.conflicts[0].winner), (&key("young"), &key("old")));
+    assert_eq!(planner.desired(&cluster_frontend(1)).expect("claimed").0, &key("old"));
+    planner.remove_service(&key("old"));
+    let changes = planner.take_changes();
+    assert_eq!(changes.conflicts, []);
+    let (winner, endpoints) = planner.desired(&cluster_frontend(1)).expect("claimed");
+    assert_eq!((winner, last_bytes(endpoints)), (&key("young"), vec![9]));
+}
+
+#[test]
+fn a_relist_removes_what_is_gone() {
+    let mut planner = Planner::new(vec![]);
+    planner.set_service(key("a"), service(1));
+    planner.set_service(key("b"), service(2));
+    planner.set_slice(key("a-1"), key("a"), slice(&[(1, Usable::Ready, false)]));
+    planner.take_changes();
+    assert_eq!(planner.retain_services(&HashSet::from([key("a")])), [key("b")]);
+    planner.retain_slices(&HashSet::new());
+    let changes = planner.take_changes().changes;
+    assert_eq!(changes[0], Change::Remove { frontend: cluster_frontend(2) });
+    assert!(matches!(&changes[1], Change::Set { endpoints, .. } if endpoints.is_empty()), "{changes:?}");
+}
+
+#[test]
+fn a_slice_that_changes_its_service_leaves_the_old_one() {
+    let mut planner = Planner::new(vec![]);
+    planner.set_service(key("a"), service(1));
+    planner.set_service(key("b"), service(2));
+    planner.set_slice(key("s"), key("a"), slice(&[(1, Usable::Ready, false)]));
+    planner.take_changes();
+    planner.set_slice(key("s"), key("b"), slice(&[(1, Usable::Ready, false)]));
+    planner.take_changes();
+    assert!(planner.desired(&cluster_frontend(1)).expect("a").1.is_empty());
+    assert_eq!(last_bytes(planner.desired(&cluster_frontend(2)).expect("b").1), [1]);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    SetService { name: u8, ip: u8, created: i64, local: bool },
+    RemoveService { name: u8 },
+    SetSlice { name: u8, service: u8, endpoints: Vec<(u8, u8, bool)> },
+    RemoveSlice { name: u8 },
+    Take,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let small = 0_u8..4;
+    prop_oneof![
+        (small.clone(), 0_u8..3, 0_i64..3, any::<bool>())
+            .prop_map(|(name, ip, created, local)| Step::SetService { name, ip, created, local }),
+        small.clone().prop_map(|name| Step::RemoveService { name }),
+        (small.clone(), small.clone(), prop::collection::vec((0_u8..5, 0_u8..3, any::<bool>()), 0..5))
+            .prop_map(|(name, service, endpoints)| Step::SetSlice { name, service, endpoints }),
+        small.prop_map(|name| Step::RemoveSlice { name }),
+        Just(Step::Take),
+    ]
+}
+
+fn usable(code: u8) -> Usable {
+    [Usable::No, Usable::Fallback, Usable::Ready][usize::from(code % 3)]
+}
+
+/// The same rules, computed from nothing and without thought for cost.
+fn oracle(
+    services: &BTreeMap<u8, Service>,
+    slices: &BTreeMap<u8, (u8, Slice)>,
+) -> HashMap<Frontend, Vec<u8>> {
+    let mut by_age: Vec<_> = services.iter().collect();
+    by_age.sort_by_key(|(name, service)| (service.created, **name));
+    let mut all = HashMap::new();
+    for (name, service) in by_age {
+        let endpoints: Vec<&Endpoint> =
+            slices.values().filter(|(of, _)| of == name).flat_map(|(_, slice)| &slice.endpoints).collect();
+        let pick = |wanted: Usable, local_only: bool| {
+            let mut picked: Vec<u8> = (0..=255)
+                .filter(|last| {
+                    let same: Vec<_> = endpoints.iter().filter(|e| e.address.octets()[3] == *last).collect();
+                    same.iter().map(|e| e.usable).max() == Some(wanted)
+                        && (!local_only || same.iter().any(|e| e.local))
+                })
+                .collect();
+            picked.sort_unstable();
+            picked
+        };
+        let chosen = |local_only: bool| {
+            let ready = pick(Usable::Ready, local_only);
+            if ready.is_empty() { pick(Usable::Fallback, local_only) } else { ready }
+        };
+        let cluster_ip = service.cluster_ips[0].octets()[3];
+        all.entry(cluster_frontend(cluster_ip)).or_insert_with(|| chosen(false));
+        let local = service.external_policy == TrafficPolicy::Local;
+        all.entry(node_frontend()).or_insert_with(|| chosen(local));
+    }
+    all
+}
+
+proptest! {
+    #[test]
+    fn changes_add_up_to_what_a_naive_oracle_says(steps in prop::collection::vec(step(), 1..60)) {
+        let mut planner = Planner::new(vec![NODE]);
+        let mut services: BTreeMap<u8, Service> = BTreeMap::new();
+        let mut slices: BTreeMap<u8, (u8, Slice)> = BTreeMap::new();
+        let mut kernel: HashMap<Frontend, Vec<u8>> = HashMap::new();
+        for step in steps.into_iter().chain([Step::Take]) {
+            match step {
+                Step::SetService { name, ip, created, local } => {
+                    let external_policy = if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+                    let value = Service { created, external_policy, ..service(ip) };
+                    planner.set_service(key(&name.to_string()), value.clone());
+                    services.insert(name, value);
+                }
+                Step::RemoveService { name } => {
+                    planner.remove_service(&key(&name.to_string()));
+                    services.remove(&name);
+                }
+                Step::SetSlice { name, service, endpoints } => {
+                    let all: Vec<_> = endpoints.iter().map(|(ip, code, local)| (*ip, usable(*code), *local)).collect();
+                    planner.set_slice(key(&name.to_string()), key(&service.to_string()), slice(&all));
+                    slices.insert(name, (service, slice(&all)));
+                }
+                Step::RemoveSlice { name } => {
+                    planner.remove_slice(&key(&name.to_string()));
+                    slices.remove(&name);
+                }
+                Step::Take => {
+                    for change in planner.take_changes().changes {
+                        match change {
+                            Change::Remove { frontend } => prop_assert!(kernel.remove(&frontend).is_some()),
+                            Change::Set { frontend, endpoints, .. } => {
+                                let next = last_bytes(&endpoints);
+                                prop_assert_ne!(kernel.insert(frontend, next.clone()), Some(next));
+                            }
+                        }
+                    }
+                    prop_assert_eq!(&kernel, &oracle(&services, &slices));
+                    prop_assert_eq!(planner.frontends(), kernel.keys().copied().collect::<HashSet<_>>());
+                }
+            }
+        }
+    }
+}

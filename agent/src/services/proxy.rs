@@ -1,0 +1,278 @@
+//! The task that owns Services: two watches in, the cache and the dataplane out.
+//!
+//! ```text
+//! Syncing --both watches listed once--> Running --every change--> Running
+//! ```
+//! While Syncing the dataplane keeps what an earlier agent left: connections go on being translated, and nothing is refused
+//! because its slices have not been listed yet. On the way to Running everything wanted is written, then what nobody wants
+//! is removed. Running writes what changed. What the dataplane refuses is told as an event and tried again after
+//! [`RETRY`]; other Services go on.
+
+use std::collections::{BTreeSet, HashSet};
+use std::pin::pin;
+use std::time::Duration;
+
+use dataplane::{Frontend, WriteError};
+use futures::{FutureExt, Stream, StreamExt};
+use k8s_openapi::api::core::v1::Service as ApiService;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Api;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use tokio::time::{Instant, sleep_until};
+
+use super::plan::{Change, Changes, Key, Planner};
+use super::{CacheWriter, Context, convert};
+use crate::api::chain;
+use crate::events::EventType;
+
+/// How long a write that the dataplane refused waits.
+const RETRY: Duration = Duration::from_secs(30);
+/// Watch events that are taken in before the dataplane is written once.
+const BATCH_EVENTS: usize = 1024;
+
+type Watched<K> = Result<Event<K>, watcher::Error>;
+
+struct Proxy {
+    context: Context,
+    cache: CacheWriter,
+    planner: Planner,
+    services: Listing,
+    slices: Listing,
+    running: bool,
+    /// Frontends whose last write failed.
+    failed: BTreeSet<Frontend>,
+    retry_at: Option<Instant>,
+}
+
+/// Which objects the current full list has shown, and whether there was a full list at all.
+#[derive(Default)]
+struct Listing {
+    seen: HashSet<Key>,
+    listed_once: bool,
+}
+
+/// Runs until shutdown.
+pub async fn run(context: Context, cache: CacheWriter) {
+    let config = watcher::Config::default();
+    let services: Api<ApiService> = Api::all(context.client.clone());
+    let slices: Api<EndpointSlice> = Api::all(context.client.clone());
+    let services = pin!(watcher(services, config.clone()).default_backoff());
+    let slices = pin!(watcher(slices, config).default_backoff());
+    let shutdown = context.shutdown.clone();
+    let planner = Planner::new(context.node_addresses.clone());
+    let proxy = Proxy {
+        context,
+        cache,
+        planner,
+        services: Listing::default(),
+        slices: Listing::default(),
+        running: false,
+        failed: BTreeSet::new(),
+        retry_at: None,
+    };
+    // Cancel-safe: between two polls all state is in the maps, which the next agent adopts.
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = proxy.watch(services, slices) => {}
+    }
+}
+
+impl Proxy {
+    async fn watch(
+        mut self,
+        mut services: impl Stream<Item = Watched<ApiService>> + Unpin,
+        mut slices: impl Stream<Item = Watched<EndpointSlice>> + Unpin,
+    ) {
+        loop {
+            let retry_at = self.retry_at;
+            // `next` takes an item only when it returns it, and a timer has nothing to lose: each arm is cancel-safe.
+            tokio::select! {
+                Some(event) = services.next() => self.on_service(event),
+                Some(event) = slices.next() => self.on_slice(event),
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
+                    self.retry_at = None;
+                    self.retry();
+                }
+                else => return,
+            }
+            for _ in 0..BATCH_EVENTS {
+                if let Some(Some(event)) = services.next().now_or_never() {
+                    self.on_service(event);
+                } else if let Some(Some(event)) = slices.next().now_or_never() {
+                    self.on_slice(event);
+                } else {
+                    break;
+                }
+            }
+            self.flush();
+        }
+    }
+
+    fn on_service(&mut self, event: Watched<ApiService>) {
+        match event {
+            Ok(Event::Init) => self.services.seen.clear(),
+            Ok(Event::InitApply(object)) => {
+                self.services.seen.extend(convert::key(&object.metadata));
+                self.apply_service(&object);
+            }
+            Ok(Event::Apply(object)) => self.apply_service(&object),
+            Ok(Event::Delete(object)) => {
+                if let Some(key) = convert::key(&object.metadata) {
+                    self.planner.remove_service(&key);
+                    self.cache.change(|table| table.remove(&key.namespace, &key.name));
+                }
+            }
+            Ok(Event::InitDone) => {
+                let gone = self.planner.retain_services(&std::mem::take(&mut self.services.seen));
+                self.cache
+                    .change(|table| gone.iter().for_each(|key| table.remove(&key.namespace, &key.name)));
+                self.services.listed_once = true;
+                self.cache.set_synced();
+            }
+            Err(error) => warn_watch("services", &error),
+        }
+    }
+
+    fn apply_service(&mut self, object: &ApiService) {
+        let Some(key) = convert::key(&object.metadata) else { return };
+        self.cache.change(|table| match convert::entry(object) {
+            Some(entry) => table.set(&key.namespace, &key.name, entry),
+            None => table.remove(&key.namespace, &key.name),
+        });
+        let (service, problems) = convert::service(object);
+        let before = self.planner.service(&key);
+        if service.affinity && before.is_none_or(|before| !before.affinity) {
+            tracing::warn!(service = %key, "session affinity is not supported yet: connections are spread");
+        }
+        if before != Some(&service) {
+            self.report(&key, &service.uid, &problems);
+        }
+        self.planner.set_service(key, service);
+    }
+
+    fn on_slice(&mut self, event: Watched<EndpointSlice>) {
+        match event {
+            Ok(Event::Init) => self.slices.seen.clear(),
+            Ok(Event::InitApply(object)) => {
+                self.slices.seen.extend(convert::key(&object.metadata));
+                self.apply_slice(&object);
+            }
+            Ok(Event::Apply(object)) => self.apply_slice(&object),
+            Ok(Event::Delete(object)) => {
+                if let Some(key) = convert::key(&object.metadata) {
+                    self.planner.remove_slice(&key);
+                }
+            }
+            Ok(Event::InitDone) => {
+                self.planner.retain_slices(&std::mem::take(&mut self.slices.seen));
+                self.slices.listed_once = true;
+            }
+            Err(error) => warn_watch("endpointslices", &error),
+        }
+    }
+
+    fn apply_slice(&mut self, object: &EndpointSlice) {
+        let Some(key) = convert::key(&object.metadata) else { return };
+        let Some(service) = convert::slice_service(&object.metadata) else {
+            self.planner.remove_slice(&key);
+            return;
+        };
+        let (slice, problems) = convert::slice(object, &self.context.node_name);
+        let uid = self.planner.service(&service).map(|service| service.uid.clone());
+        self.report(&service, &uid.unwrap_or_default(), &problems);
+        self.planner.set_slice(key, service, slice);
+    }
+
+    fn report(&self, key: &Key, uid: &str, problems: &[String]) {
+        for problem in problems {
+            self.warn(key, uid, "InvalidService", problem.clone());
+        }
+    }
+
+    fn warn(&self, key: &Key, uid: &str, reason: &str, message: String) {
+        tracing::warn!(service = %key, reason, message);
+        self.context.recorder.record(convert::reference(key, uid), EventType::Warning, reason, message);
+    }
+
+    /// Writes what changed, once both watches have been listed.
+    fn flush(&mut self) {
+        if !self.services.listed_once || !self.slices.listed_once {
+            return;
+        }
+        let Changes { changes, conflicts } = self.planner.take_changes();
+        for conflict in conflicts {
+            let Frontend { address, port, protocol } = conflict.frontend;
+            let message = format!("{address}:{port}/{protocol:?} belongs to service {}", conflict.winner);
+            let uid = self.planner.service(&conflict.loser).map(|service| service.uid.clone());
+            self.warn(&conflict.loser, &uid.unwrap_or_default(), "AddressConflict", message);
+        }
+        for change in changes {
+            self.execute(change);
+        }
+        if !self.running {
+            self.running = true;
+            self.remove_stale();
+        }
+    }
+
+    fn execute(&mut self, change: Change) {
+        let Some(dataplane) = self.context.dataplane.clone() else { return };
+        match change {
+            Change::Remove { frontend } => {
+                self.failed.remove(&frontend);
+                if let Err(error) = dataplane.with(|dataplane| dataplane.remove(frontend)) {
+                    tracing::error!(?frontend, error = chain(&error), "cannot remove a frontend");
+                    self.failed.insert(frontend);
+                    self.schedule_retry();
+                }
+            }
+            Change::Set { frontend, endpoints, service } => {
+                match dataplane.with(|dataplane| dataplane.set(frontend, &endpoints)) {
+                    Ok(()) => {
+                        self.failed.remove(&frontend);
+                    }
+                    Err(error) => self.set_failed(frontend, &service, &error),
+                }
+            }
+        }
+    }
+
+    fn set_failed(&mut self, frontend: Frontend, service: &Key, error: &WriteError) {
+        // Told once per outage of a frontend, not at every retry.
+        if self.failed.insert(frontend) {
+            let uid = self.planner.service(service).map(|service| service.uid.clone());
+            self.warn(service, &uid.unwrap_or_default(), "FailedToProgram", chain(error));
+        }
+        self.schedule_retry();
+    }
+
+    fn schedule_retry(&mut self) {
+        self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
+    }
+
+    fn retry(&mut self) {
+        for frontend in self.failed.clone() {
+            let wanted = self.planner.desired(&frontend);
+            let change = match wanted.map(|(service, endpoints)| (service.clone(), endpoints.clone())) {
+                Some((service, endpoints)) => Change::Set { frontend, endpoints, service },
+                None => Change::Remove { frontend },
+            };
+            self.execute(change);
+        }
+    }
+
+    /// What an earlier agent programmed and nobody wants any more.
+    fn remove_stale(&mut self) {
+        let Some(dataplane) = &self.context.dataplane else { return };
+        let keep = self.planner.frontends();
+        match dataplane.with(|dataplane| dataplane.retain(&keep)) {
+            Ok(removed) => tracing::info!(frontends = keep.len(), removed, "services are programmed"),
+            Err(error) => tracing::error!(error = chain(&error), "cannot remove stale frontends"),
+        }
+    }
+}
+
+fn warn_watch(resource: &str, error: &watcher::Error) {
+    tracing::warn!(resource, error = chain(error), "watch failed, retrying with back-off");
+}

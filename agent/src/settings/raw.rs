@@ -1,0 +1,226 @@
+//! The first step: flags and file as the user wrote them, and which of the two wins.
+//!
+//! In: the command line, a YAML or JSON file. Out: [`Raw`], all strings. Checks nothing but that keys are known.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+
+/// The command line of `orlop-agent`.
+#[derive(Debug, Clone, Default, clap::Parser)]
+#[command(
+    name = "orlop-agent",
+    about = "The node agent: runs this node's pods, network and services",
+    version
+)]
+pub struct Flags {
+    /// YAML or JSON file with the same keys as --print-config shows; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the settings that would be used, as YAML, and exit
+    #[arg(long)]
+    pub print_config: bool,
+    #[command(flatten)]
+    pub settings: Raw,
+}
+
+/// Settings as text. `None` and empty lists: not said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Raw {
+    /// Name of this Node [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address of this Node [default: the source address of the default route]
+    #[arg(long, value_name = "IP")]
+    pub node_ip: Option<String>,
+    /// Label of this Node, KEY=VALUE
+    #[arg(long = "node-label", value_name = "LABEL")]
+    #[serde(deserialize_with = "pairs")]
+    pub node_labels: Vec<String>,
+    /// How to reach the API server
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<String>,
+    /// Durable state [default: /var/lib/orlop]
+    #[arg(long, value_name = "DIR")]
+    pub root_dir: Option<String>,
+    /// Volatile state [default: /run/orlop]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<String>,
+    /// Container logs [default: /var/log/pods]
+    #[arg(long, value_name = "DIR")]
+    pub log_dir: Option<String>,
+    /// The shim's executable [default: orlop-shim beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub shim: Option<String>,
+    /// CNI configurations [default: /etc/cni/net.d]
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<String>,
+    /// CNI executables, searched in order [default: /opt/cni/bin]
+    #[arg(long = "cni-bin-dir", value_name = "DIR")]
+    pub cni_bin_dirs: Vec<String>,
+    /// Where the control groups are mounted [default: /sys/fs/cgroup]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<String>,
+    /// Control group of all that runs here [default: /orlop]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_parent: Option<String>,
+    /// Serving certificate of the kubelet API
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert_file: Option<String>,
+    /// Private key of that certificate
+    #[arg(long, value_name = "FILE")]
+    pub tls_private_key_file: Option<String>,
+    /// Authorities whose client certificates the kubelet API accepts
+    #[arg(long, value_name = "FILE")]
+    pub client_ca_file: Option<String>,
+    /// Port of the kubelet API [default: 10250]
+    #[arg(long, value_name = "PORT")]
+    #[serde(deserialize_with = "text")]
+    pub port: Option<String>,
+    /// Name server of pods
+    #[arg(long, value_name = "IP")]
+    pub cluster_dns: Vec<String>,
+    /// DNS domain of the cluster [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN")]
+    pub cluster_domain: Option<String>,
+    /// Most pods on this node [default: 110]
+    #[arg(long, value_name = "N")]
+    #[serde(deserialize_with = "text")]
+    pub max_pods: Option<String>,
+    /// Network of all pods of the cluster
+    #[arg(long, value_name = "CIDR")]
+    pub cluster_cidr: Option<String>,
+    /// Who translates Services: ebpf or none [default: ebpf]
+    #[arg(long, value_name = "MODE")]
+    pub service_proxy: Option<String>,
+    /// Link that traffic from outside comes in by [default: those of the default route and of the node's address]
+    #[arg(long = "uplink", value_name = "LINK")]
+    pub uplinks: Vec<String>,
+    /// Folder on a BPF file system [default: /sys/fs/bpf/orlop]
+    #[arg(long, value_name = "DIR")]
+    pub bpf_pin_root: Option<String>,
+    /// Control group whose sockets are translated [default: the root of the unified hierarchy]
+    #[arg(long, value_name = "DIR")]
+    pub dataplane_cgroup: Option<String>,
+    /// YAML file with mirrors and credentials of registries
+    #[arg(long, value_name = "FILE")]
+    pub registries_file: Option<String>,
+    /// Folder with OCI image archives to import at start
+    #[arg(long, value_name = "DIR")]
+    pub image_archives_dir: Option<String>,
+    /// What pods do not get, RESOURCE=QUANTITY
+    #[arg(long, value_name = "AMOUNT", value_delimiter = ',')]
+    #[serde(deserialize_with = "reserved")]
+    pub system_reserved: Vec<String>,
+    /// text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+}
+
+impl Raw {
+    /// Reads a settings file. An empty one says nothing.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text =
+            fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|reason| Error::Parse { path: path.to_owned(), reason })
+    }
+
+    /// YAML, and with it JSON.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_yaml_ng::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// What `self` says, and where it says nothing, what `other` says.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            node_name: self.node_name.or(other.node_name),
+            node_ip: self.node_ip.or(other.node_ip),
+            node_labels: list(self.node_labels, other.node_labels),
+            kubeconfig: self.kubeconfig.or(other.kubeconfig),
+            root_dir: self.root_dir.or(other.root_dir),
+            state_dir: self.state_dir.or(other.state_dir),
+            log_dir: self.log_dir.or(other.log_dir),
+            shim: self.shim.or(other.shim),
+            cni_conf_dir: self.cni_conf_dir.or(other.cni_conf_dir),
+            cni_bin_dirs: list(self.cni_bin_dirs, other.cni_bin_dirs),
+            cgroup_root: self.cgroup_root.or(other.cgroup_root),
+            cgroup_parent: self.cgroup_parent.or(other.cgroup_parent),
+            tls_cert_file: self.tls_cert_file.or(other.tls_cert_file),
+            tls_private_key_file: self.tls_private_key_file.or(other.tls_private_key_file),
+            client_ca_file: self.client_ca_file.or(other.client_ca_file),
+            port: self.port.or(other.port),
+            cluster_dns: list(self.cluster_dns, other.cluster_dns),
+            cluster_domain: self.cluster_domain.or(other.cluster_domain),
+            max_pods: self.max_pods.or(other.max_pods),
+            cluster_cidr: self.cluster_cidr.or(other.cluster_cidr),
+            service_proxy: self.service_proxy.or(other.service_proxy),
+            uplinks: list(self.uplinks, other.uplinks),
+            bpf_pin_root: self.bpf_pin_root.or(other.bpf_pin_root),
+            dataplane_cgroup: self.dataplane_cgroup.or(other.dataplane_cgroup),
+            registries_file: self.registries_file.or(other.registries_file),
+            image_archives_dir: self.image_archives_dir.or(other.image_archives_dir),
+            system_reserved: list(self.system_reserved, other.system_reserved),
+            log_format: self.log_format.or(other.log_format),
+        }
+    }
+}
+
+fn list(first: Vec<String>, second: Vec<String>) -> Vec<String> {
+    if first.is_empty() { second } else { first }
+}
+
+/// A scalar of the file that people write with and without quotes.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Integer(i64),
+    Text(String),
+}
+
+impl From<Scalar> for String {
+    fn from(scalar: Scalar) -> Self {
+        match scalar {
+            Scalar::Integer(number) => number.to_string(),
+            Scalar::Text(text) => text,
+        }
+    }
+}
+
+fn text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<Scalar>::deserialize(deserializer)?.map(String::from))
+}
+
+/// A map of the file, or a list of `key=value`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Pairs {
+    List(Vec<String>),
+    Map(std::collections::BTreeMap<String, Scalar>),
+}
+
+fn pairs<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    Ok(match Pairs::deserialize(deserializer)? {
+        Pairs::List(list) => list,
+        Pairs::Map(map) => {
+            map.into_iter().map(|(key, value)| format!("{key}={}", String::from(value))).collect()
+        }
+    })
+}
+
+/// As [`pairs`], with the keys that `--print-config` shows.
+fn reserved<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let spelled = |pair: String| match pair.split_once('=') {
+        Some(("cpuMillis", value)) => format!("cpu={value}m"),
+        Some(("memoryBytes", value)) => format!("memory={value}"),
+        Some(("ephemeralStorageBytes", value)) => format!("ephemeral-storage={value}"),
+        _ => pair,
+    };
+    Ok(pairs(deserializer)?.into_iter().map(spelled).collect())
+}

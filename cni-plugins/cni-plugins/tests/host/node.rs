@@ -1,0 +1,237 @@
+//! What the tests stand on: containers (network namespaces), calls of the executables, and the kernel's state as text.
+
+use std::{
+    io::Write,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use linux::{
+    netlink::{Link, MacAddress, Netlink},
+    netns::{self, Netns},
+};
+use serde_json::{Value, json};
+
+/// Packets here cross nothing but memory.
+const PACKET_LIMIT: Duration = Duration::from_secs(5);
+
+/// A private host with a folder for leases; it takes along the bridge that plugins leave.
+pub struct Node {
+    dir: tempfile::TempDir,
+}
+
+impl Node {
+    pub fn new() -> Self {
+        harness::private_host::require();
+        Self { dir: tempfile::tempdir().expect("a folder") }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A bridge with addresses of both families, as a node's network has it.
+    pub fn config(&self, version: &str) -> Value {
+        json!({
+            "cniVersion": version, "name": "pods", "type": "bridge", "bridge": "cni0", "isDefaultGateway": true,
+            "ipam": {
+                "type": "host-local", "dataDir": self.path("leases"),
+                "ranges": [[{"subnet": "10.97.0.0/24"}], [{"subnet": "fd97::/64"}]],
+            },
+        })
+    }
+
+    /// Addresses that are leased, by name.
+    pub fn leases(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.path("leases/pods")) else { return Vec::new() };
+        let names = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+        let mut leases: Vec<String> = names.filter(|name| name.parse::<IpAddr>().is_ok()).collect();
+        leases.sort();
+        leases
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        block_on(async {
+            let netlink = Netlink::open().expect("a socket");
+            if let Some(bridge) = netlink.find_link("cni0").await.expect("an answer") {
+                netlink.del_link(bridge.index).await.expect("the bridge is deleted");
+            }
+        });
+    }
+}
+
+/// A container's network namespace, and its name.
+pub struct Container {
+    pub id: String,
+    pub netns: Netns,
+}
+
+impl Container {
+    pub fn new(id: &str) -> Self {
+        let netns = netns::create(Path::new("/run/netns").join(id)).expect("a namespace");
+        Self { id: id.to_owned(), netns }
+    }
+
+    pub fn path(&self) -> &str {
+        self.netns.path().to_str().expect("a path of letters")
+    }
+
+    pub fn link(&self, name: &str) -> Option<Link> {
+        block_on(async {
+            let netlink = Netlink::open_in(&self.netns).expect("a socket");
+            netlink.find_link(name).await.expect("an answer")
+        })
+    }
+
+    /// Where the container believes an address to be.
+    pub fn neighbour(&self, address: IpAddr) -> Option<MacAddress> {
+        let known = block_on(async {
+            let netlink = Netlink::open_in(&self.netns).expect("a socket");
+            netlink.neighbours().await.expect("the neighbours")
+        });
+        known.into_iter().find(|neighbour| neighbour.address == address)?.mac
+    }
+
+    pub fn state(&self) -> Vec<String> {
+        block_on(async { state(&Netlink::open_in(&self.netns).expect("a socket")).await })
+    }
+
+    /// Sends a greeting to a TCP and a UDP socket of `server` at `address` (or of the host, for none), and waits for
+    /// the answers.
+    pub fn talks_to(&self, server: Option<&Self>, address: IpAddr) {
+        let in_server = |work: &(dyn Fn() -> (TcpListener, UdpSocket) + Sync)| match server {
+            Some(server) => server.netns.run(work).expect("a thread"),
+            None => work(),
+        };
+        let at = SocketAddr::new(address, 0);
+        let (listener, datagrams) = in_server(&|| {
+            let listener = TcpListener::bind(at).expect("a listener");
+            (listener, UdpSocket::bind(at).expect("a socket"))
+        });
+        let to = listener.local_addr().expect("its address");
+        let client = self.netns.run(|| TcpStream::connect_timeout(&to, PACKET_LIMIT)).expect("a thread");
+        let mut client = client.expect("a connection");
+        client.write_all(b"hello").expect("a write");
+        let (mut served, _) = listener.accept().expect("the connection");
+        served.set_read_timeout(Some(PACKET_LIMIT)).expect("a limit");
+        let mut greeting = [0; 5];
+        std::io::Read::read_exact(&mut served, &mut greeting).expect("the greeting");
+        assert_eq!(&greeting, b"hello");
+
+        let to = datagrams.local_addr().expect("its address");
+        let any: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+        let sender = self.netns.run(|| UdpSocket::bind((any, 0))).expect("a thread").expect("a socket");
+        datagrams.set_read_timeout(Some(PACKET_LIMIT)).expect("a limit");
+        sender.send_to(b"hello", to).expect("a datagram");
+        assert_eq!(datagrams.recv(&mut greeting).expect("the datagram"), 5);
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        netns::remove(self.netns.path()).expect("its name is removed");
+        // The folder goes with the last container.
+        let _ = std::fs::remove_dir("/run/netns");
+    }
+}
+
+/// One call of an executable.
+pub struct Call<'a> {
+    pub verb: &'a str,
+    pub config: &'a Value,
+    pub container_id: &'a str,
+    pub netns: &'a str,
+    pub args: &'a str,
+}
+
+impl<'a> Call<'a> {
+    pub fn new(verb: &'a str, config: &'a Value, container: &'a Container) -> Self {
+        Self { verb, config, container_id: &container.id, netns: container.path(), args: "" }
+    }
+
+    /// The answer of the executable: its document (null for none), or its error document.
+    pub fn run(&self, plugin: &str) -> Result<Value, Value> {
+        let output = self.output(plugin);
+        let text = String::from_utf8(output.stdout).expect("text");
+        let document = if text.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+        };
+        if output.status.success() { Ok(document) } else { Err(document) }
+    }
+
+    fn output(&self, plugin: &str) -> Output {
+        let mut child = Command::new(bin_dir().join(plugin))
+            .env("CNI_COMMAND", self.verb)
+            .env("CNI_CONTAINERID", self.container_id)
+            .env("CNI_NETNS", self.netns)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_ARGS", self.args)
+            .env("CNI_PATH", bin_dir())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the executable starts");
+        let mut stdin = child.stdin.take().expect("its standard input");
+        stdin.write_all(self.config.to_string().as_bytes()).expect("it reads");
+        drop(stdin);
+        child.wait_with_output().expect("it ends")
+    }
+}
+
+/// Where cargo put the plugins.
+pub fn bin_dir() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_bridge")).parent().expect("a folder")
+}
+
+pub fn block_on<R>(work: impl Future<Output = R>) -> R {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(work)
+}
+
+/// The host's links, addresses and routes.
+pub fn host_state() -> Vec<String> {
+    block_on(async { state(&Netlink::open().expect("a socket")).await })
+}
+
+pub fn host_links() -> Vec<Link> {
+    block_on(async { Netlink::open().expect("a socket").links().await.expect("the links") })
+}
+
+/// Link-local and multicast, which the kernel adds in its own time.
+fn is_automatic(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_multicast())
+}
+
+/// Numbers that the kernel hands out (indexes) are replaced by names.
+async fn state(netlink: &Netlink) -> Vec<String> {
+    let links = netlink.links().await.expect("the links");
+    let name = |index: u32| {
+        links.iter().find(|link| link.index == index).map_or_else(|| "?".to_owned(), |link| link.name.clone())
+    };
+    let mut addresses = netlink.addresses(None).await.expect("the addresses");
+    let mut routes = netlink.routes().await.expect("the routes");
+    addresses.retain(|address| !is_automatic(address.network.ip()));
+    routes.retain(|route| !is_automatic(route.destination.ip()));
+    let mut lines: Vec<String> = links
+        .iter()
+        .map(|link| format!("link {} up {} mtu {} {:?}", link.name, link.up, link.mtu, link.alias))
+        .collect();
+    lines.extend(addresses.iter().map(|a| format!("address {} on {}", a.network, name(a.link))));
+    lines.extend(routes.iter().map(|r| {
+        format!(
+            "route {} via {:?} on {} table {}",
+            r.destination,
+            r.gateway,
+            name(r.link.unwrap_or(0)),
+            r.table
+        )
+    }));
+    lines.sort();
+    lines
+}

@@ -1,0 +1,106 @@
+//! What a node may do: its own Node, Lease and pods, and what pods bound to it refer to (upstream's node authorizer).
+//!
+//! All nodes may read Nodes: a node needs the pod networks of the others.
+
+use serde_json::Value;
+
+use super::Attributes;
+use crate::cache::{Cache, Filter, Page};
+use crate::object::{items, text};
+use crate::selectors::FieldSelector;
+use crate::storage::Key;
+
+const READ: &[&str] = &["get", "list", "watch"];
+/// The namespace of node leases.
+const LEASES: &str = "kube-node-lease";
+
+pub(super) fn allows(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
+    let reads = READ.contains(&wanted.verb);
+    let verb = wanted.verb;
+    match (wanted.group.as_str(), wanted.resource.as_str(), wanted.subresource.as_str()) {
+        ("", "nodes", "") => {
+            reads || (verb == "create") || (own(node, wanted) && matches!(verb, "update" | "patch"))
+        }
+        ("", "nodes", "status") => own(node, wanted) && matches!(verb, "get" | "update" | "patch"),
+        ("", "pods", "") => pods(node, wanted, cache),
+        ("", "pods", "status") => matches!(verb, "get" | "update" | "patch") && is_bound(node, wanted, cache),
+        ("", "pods", "eviction") => verb == "create" && is_bound(node, wanted, cache),
+        ("", "secrets" | "configmaps", "") => reads && refers(node, wanted, cache),
+        ("", "services" | "endpoints" | "namespaces", "") => reads,
+        ("discovery.k8s.io", "endpointslices", "") => reads,
+        ("coordination.k8s.io", "leases", "") => {
+            wanted.namespace == LEASES
+                && (verb == "create"
+                    || (own(node, wanted) && matches!(verb, "get" | "update" | "patch" | "delete")))
+        }
+        ("" | "events.k8s.io", "events", "") => matches!(verb, "create" | "update" | "patch"),
+        _ => false,
+    }
+}
+
+fn own(node: &str, wanted: &Attributes) -> bool {
+    wanted.name == node
+}
+
+/// Its own pods; lists and watches must select them.
+fn pods(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
+    match wanted.verb {
+        "list" | "watch" => selects(&wanted.field_selector, "spec.nodeName", node),
+        // A mirror pod; the admission of pods checks that it is bound to its creator.
+        "create" => true,
+        "get" | "delete" => is_bound(node, wanted, cache),
+        _ => false,
+    }
+}
+
+fn selects(selector: &str, field: &str, value: &str) -> bool {
+    let parsed = FieldSelector::parse(selector).unwrap_or_default();
+    parsed.0.iter().any(|wanted| wanted.equal && wanted.field == field && wanted.value == value)
+}
+
+fn is_bound(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
+    let pod = cache.get(&Key::new("pods", &wanted.namespace, &wanted.name));
+    // A pod that is gone is nobody's; the answer is then 404, which says nothing.
+    pod.is_none_or(|pod| pod.field("spec.nodeName") == Some(node))
+}
+
+/// Whether a pod that is bound to the node uses the Secret or ConfigMap. Lists must select one by name.
+fn refers(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
+    let selected = FieldSelector::parse(&wanted.field_selector).unwrap_or_default();
+    let named = selected.0.iter().find(|term| term.equal && term.field == "metadata.name");
+    let name = match (wanted.name.as_str(), named) {
+        ("", Some(term)) => term.value.as_str(),
+        (name, _) => name,
+    };
+    if name.is_empty() || wanted.namespace.is_empty() {
+        return false;
+    }
+    let filter = Filter {
+        namespace: wanted.namespace.clone(),
+        fields: FieldSelector::parse(&format!("spec.nodeName={node}")).unwrap_or_default(),
+        ..Filter::default()
+    };
+    let Ok(listed) = cache.list("pods", &filter, &Page::default()) else { return false };
+    let secret = wanted.resource == "secrets";
+    listed.entries.iter().any(|pod| pod_refers(&pod.value(), secret, name))
+}
+
+fn pod_refers(pod: &Value, secret: bool, name: &str) -> bool {
+    let volumes = items(pod, "/spec/volumes");
+    let (volume, name_field, env, env_from) = if secret {
+        ("/secret/secretName", "/secret/name", "/valueFrom/secretKeyRef/name", "/secretRef/name")
+    } else {
+        ("/configMap/name", "/configMap/name", "/valueFrom/configMapKeyRef/name", "/configMapRef/name")
+    };
+    let in_volumes = volumes.iter().any(|item| {
+        text(item, volume) == name
+            || items(item, "/projected/sources").iter().any(|source| text(source, name_field) == name)
+    });
+    let containers = ["/spec/containers", "/spec/initContainers", "/spec/ephemeralContainers"];
+    let in_containers = containers.iter().flat_map(|list| items(pod, list)).any(|container| {
+        items(container, "/env").iter().any(|variable| text(variable, env) == name)
+            || items(container, "/envFrom").iter().any(|source| text(source, env_from) == name)
+    });
+    let pulls = secret && items(pod, "/spec/imagePullSecrets").iter().any(|item| text(item, "/name") == name);
+    in_volumes || in_containers || pulls
+}

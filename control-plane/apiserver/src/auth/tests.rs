@@ -1,0 +1,96 @@
+//! A table of who may do what.
+
+use serde_json::json;
+
+use super::*;
+use crate::cache::FieldValues;
+use crate::object;
+use crate::storage::{Change, Key, Loaded, Write};
+
+fn cache() -> Cache {
+    let fields: FieldValues =
+        |value| vec![("spec.nodeName", object::text(value, "/spec/nodeName").to_owned())];
+    let cache = Cache::new([("pods", fields)], Loaded::default());
+    let pod = |name: &str, node: &str, secret: &str| {
+        let value = json!({"metadata": {"name": name, "namespace": "x"}, "spec": {"nodeName": node,
+            "volumes": [{"name": "v", "secret": {"secretName": secret}}],
+            "containers": [{"envFrom": [{"configMapRef": {"name": "settings"}}]}]}});
+        Write::Put { key: Key::new("pods", "x", name), value: object::encode(&value) }
+    };
+    cache.apply(&[
+        Change { revision: 1, write: pod("mine", "n1", "my-secret") },
+        Change { revision: 2, write: pod("other", "n2", "other-secret") },
+    ]);
+    cache
+}
+
+fn asks(user: &str, verb: &'static str, path: &str) -> bool {
+    let groups = match user {
+        "admin" => vec!["system:masters".into()],
+        name if name.starts_with("system:node:") => vec!["system:nodes".into()],
+        _ => vec![],
+    };
+    let user = User { name: user.into(), groups };
+    let mut parts = path.split(' ');
+    let mut next = || parts.next().unwrap_or("").to_owned();
+    let resource_path = next();
+    let (resource, subresource) = resource_path.split_once('/').unwrap_or((&resource_path, ""));
+    let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
+    let attributes = Attributes {
+        verb,
+        group: group.into(),
+        resource: resource.into(),
+        subresource: subresource.into(),
+        namespace: next(),
+        name: next(),
+        field_selector: next(),
+    };
+    authorize(&user, &attributes, &cache()).is_ok()
+}
+
+#[test]
+fn who_may_do_what() {
+    let node = "system:node:n1";
+    for (user, verb, path, expected) in [
+        ("admin", "delete", "secrets x y", true),
+        ("nobody", "get", "pods x mine", false),
+        ("nobody", "create", "selfsubjectreviews.authentication.k8s.io", true),
+        (node, "get", "secrets x my-secret", true),
+        (node, "get", "secrets x other-secret", false),
+        (node, "list", "secrets x  metadata.name=my-secret", true),
+        (node, "list", "secrets x", false),
+        (node, "get", "configmaps x settings", true),
+        (node, "patch", "pods/status x mine", true),
+        (node, "patch", "pods/status x other", false),
+        (node, "update", "pods x mine", false),
+        (node, "delete", "pods x other", false),
+        (node, "list", "pods   spec.nodeName=n1", true),
+        (node, "watch", "pods   spec.nodeName=n2", false),
+        (node, "list", "pods", false),
+        (node, "patch", "nodes/status  n1", true),
+        (node, "patch", "nodes/status  n2", false),
+        (node, "update", "leases.coordination.k8s.io kube-node-lease n1", true),
+        (node, "update", "leases.coordination.k8s.io kube-node-lease n2", false),
+        (node, "watch", "endpointslices.discovery.k8s.io", true),
+        ("system:kube-scheduler", "create", "pods/binding x mine", true),
+        ("system:kube-scheduler", "get", "secrets x y", false),
+        ("system:kube-controller-manager", "create", "pods x", true),
+    ] {
+        assert_eq!(asks(user, verb, path), expected, "{user} {verb} {path}");
+    }
+}
+
+#[test]
+fn a_denial_reads_like_upstreams() {
+    let user = User { name: "system:node:n1".into(), groups: vec![] };
+    let attributes = Attributes {
+        verb: "get",
+        resource: "secrets".into(),
+        namespace: "x".into(),
+        name: "s".into(),
+        ..Attributes::default()
+    };
+    let expected =
+        "User \"system:node:n1\" cannot get resource \"secrets\" in API group \"\" in the namespace \"x\"";
+    assert_eq!(attributes.denial(&user), expected);
+}

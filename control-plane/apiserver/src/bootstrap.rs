@@ -1,0 +1,140 @@
+//! Starting: open the store, fill the cache and the allocators, make the objects that every cluster has, listen.
+//!
+//! Input: validated options. Output: a running server, or the first error. The port is bound before the store is
+//! opened, so a port in use changes nothing on disk but the certificates.
+
+mod own;
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ipnetwork::Ipv4Network;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::allocators::Allocators;
+use crate::api::Api;
+use crate::cache::{Cache, Filter, Page};
+use crate::error::ApiError;
+use crate::http::serve::{self, TlsError};
+use crate::kinds::{MissingType, Registry};
+use crate::kubelet::KubeletClient;
+use crate::pki::{self, Identity, Kubeconfig, Pki, PkiError};
+use crate::storage::embedded;
+use own::{OwnObjects, masters};
+
+/// How to run a server.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub data_dir: PathBuf,
+    pub bind: SocketAddr,
+    pub advertise: IpAddr,
+    pub extra_names: Vec<String>,
+    pub service_range: Ipv4Network,
+    pub node_ports: RangeInclusive<u16>,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("listen on {address}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] embedded::OpenError),
+    #[error(transparent)]
+    Registry(#[from] MissingType),
+    #[error("service range {range}: too small, the first address is the API server's")]
+    ServiceRange { range: Ipv4Network },
+    #[error("make {object}")]
+    Object { object: String, source: ApiError },
+}
+
+/// A server that listens.
+pub struct Running {
+    pub address: SocketAddr,
+    /// What clients reach it by.
+    pub url: String,
+    pub api: Arc<Api>,
+    pub pki: Arc<Pki>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    /// Waits until the server has stopped.
+    pub async fn stopped(self) {
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "server task");
+        }
+    }
+
+    /// Waits until the store has failed: the server can then only be started again.
+    pub async fn store_failed(&self) {
+        self.api.store.closed().await;
+    }
+
+    /// A kubeconfig file's text for one of the control plane's identities.
+    pub fn kubeconfig(&self, identity: Identity<'_>, user: &str) -> Result<String, PkiError> {
+        let client = self.pki.client(identity)?;
+        let file = Kubeconfig { server: &self.url, ca: self.pki.ca_certificate(), user, client: &client };
+        Ok(file.render())
+    }
+}
+
+/// Starts a server; it runs until `stop` is cancelled.
+pub async fn start(options: &Options, stop: CancellationToken) -> Result<Running, StartError> {
+    let range = options.service_range;
+    let service_address = range.nth(1).filter(|_| range.prefix() <= 30);
+    let service_address = service_address.ok_or(StartError::ServiceRange { range })?;
+    let listener = TcpListener::bind(options.bind)
+        .await
+        .map_err(|source| StartError::Listen { address: options.bind, source })?;
+    let address =
+        listener.local_addr().map_err(|source| StartError::Listen { address: options.bind, source })?;
+    let pki = Arc::new(Pki::open(&options.data_dir)?);
+    let names = pki::server_names(options.advertise, service_address.into(), &options.extra_names);
+    let tls = serve::server_config(&pki.server(&names)?, pki.ca_certificate())?;
+    let kubelet = serve::client_config(&pki.client(Identity::ServerToKubelet)?, pki.ca_certificate())?;
+    let api = open_api(options, KubeletClient::new(kubelet))?;
+    let own = OwnObjects {
+        api: api.clone(),
+        user: masters(),
+        service_address: service_address.into(),
+        endpoint: SocketAddr::new(options.advertise, address.port()),
+    };
+    own.ensure_all().await?;
+    tokio::spawn(own.keep(stop.clone()));
+    let url = format!("https://{}", SocketAddr::new(options.advertise, address.port()));
+    tokio::spawn(crate::expiry::run(api.clone(), stop.clone()));
+    let task = tokio::spawn(serve::serve(listener, tls, api.clone(), stop));
+    let running = Running { address, url, api, pki, task };
+    write_kubeconfigs(&options.data_dir, &running)?;
+    Ok(running)
+}
+
+fn open_api(options: &Options, kubelet: KubeletClient) -> Result<Arc<Api>, StartError> {
+    let registry = Registry::build()?;
+    let path = options.data_dir.join("store.redb");
+    let mut opened = embedded::open(&path, embedded::DEFAULT_HISTORY_LIMIT)?;
+    let loaded = std::mem::take(&mut opened.loaded);
+    let cache = Arc::new(Cache::new(registry.storages(), loaded));
+    let sink = cache.clone();
+    let store = opened.start(Box::new(move |changes| sink.apply(changes)))?;
+    let allocators = Allocators::new(options.service_range, options.node_ports.clone());
+    if let Ok(services) = cache.list("services", &Filter::default(), &Page::default()) {
+        services.entries.iter().for_each(|service| allocators.adopt(&service.value()));
+    }
+    let documents = Default::default();
+    Ok(Arc::new(Api { registry, cache, store: Arc::new(store), allocators, kubelet, documents }))
+}
+
+fn write_kubeconfigs(data_dir: &Path, running: &Running) -> Result<(), PkiError> {
+    pki::remember_server_url(data_dir, &running.url)?;
+    let admin = running.kubeconfig(Identity::Admin, "kubernetes-admin")?;
+    pki::write_private_file(&data_dir.join("admin.kubeconfig"), &admin)
+}

@@ -1,0 +1,162 @@
+//! Connections: TLS with optional client certificates, HTTP/1.1 and h2, draining at the end.
+//!
+//! Input: a listener and the TLS configuration. A connection that fails its handshake in time is closed. At shutdown
+//! no new connection is accepted, open ones finish their requests; watches are cut after a grace period.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::Api;
+use crate::auth::User;
+use crate::pki::{Credentials, PkiError};
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Open connections, at most; the next one waits in the kernel's queue.
+const MAX_CONNECTIONS: usize = 4096;
+/// Streams of one h2 connection, at most (upstream's limit).
+const MAX_STREAMS: u32 = 250;
+/// A peer that vanished without a word is noticed after these two.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const DRAIN: Duration = Duration::from_secs(2);
+/// After an error of accept (no file descriptors, for example).
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Why TLS could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("configure TLS")]
+    Rustls { source: rustls::Error },
+    #[error("configure TLS: client certificates: {reason}")]
+    Verifier { reason: String },
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+}
+
+fn roots(ca: &str) -> Result<RootCertStore, TlsError> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    let mut store = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
+        let certificate = certificate.map_err(|error| TlsError::Verifier { reason: error.to_string() })?;
+        store.add(certificate).map_err(|source| TlsError::Rustls { source })?;
+    }
+    Ok(store)
+}
+
+/// The server's TLS: its certificate, and client certificates of the CA, which a client may leave out.
+pub fn server_config(credentials: &Credentials, ca: &str) -> Result<rustls::ServerConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| TlsError::Verifier { reason: error.to_string() })?;
+    let (chain, key) = credentials.der()?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_client_cert_verifier(verifier).with_single_cert(chain, key))
+        .map_err(|source| TlsError::Rustls { source })?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// The server's TLS towards kubelets.
+pub fn client_config(credentials: &Credentials, ca: &str) -> Result<rustls::ClientConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let (chain, key) = credentials.der()?;
+    let roots = roots(ca)?;
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_root_certificates(roots).with_client_auth_cert(chain, key))
+        .map_err(|source| TlsError::Rustls { source })
+}
+
+/// Serves until `stop` is cancelled.
+pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, api: Arc<Api>, stop: CancellationToken) {
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let connections = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { break };
+        // Both may be dropped: accept loses no connection, and the token keeps its state.
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let (acceptor, api, stop) = (acceptor.clone(), api.clone(), stop.clone());
+                connections.spawn(async move {
+                    connection(stream, peer, acceptor, api, stop).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
+        tracing::debug!(open = connections.len(), "connections cut");
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: TlsAcceptor,
+    api: Arc<Api>,
+    stop: CancellationToken,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "set nodelay");
+    }
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "TLS handshake");
+            return;
+        }
+        Err(_) => return,
+    };
+    let certificates = stream.get_ref().1.peer_certificates();
+    let user = certificates.and_then(|chain| chain.first()).and_then(|first| User::from_certificate(first));
+    let user = user.map(Arc::new);
+    let service = service_fn(move |request| {
+        let (api, user) = (api.clone(), user.clone());
+        async move { Ok::<_, std::convert::Infallible>(super::handle(api, user, request).await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let mut http2 = builder.http2();
+    http2.timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
+    http2.keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%peer, error = %error, "connection ended");
+    }
+}

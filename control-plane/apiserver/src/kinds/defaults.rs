@@ -1,0 +1,6 @@
+//! Defaults, as upstream's `SetDefaults_*` apply them. Each runs on every write and changes nothing that is set.
+
+pub(super) mod pod;
+pub(super) mod service;
+pub(super) mod simple;
+pub(super) mod workload;

@@ -1,0 +1,148 @@
+//! Rows against the schemas, and tables of defaults and validation.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn kind(name: &str) -> &'static Kind {
+    rows::KINDS.iter().find(|kind| kind.kind == name).unwrap()
+}
+
+fn defaulted(name: &str, mut object: Value) -> Value {
+    (kind(name).default)(&mut object);
+    object
+}
+
+fn problems(name: &str, object: Value) -> Vec<String> {
+    let object = defaulted(name, object);
+    (kind(name).validate)(&object)
+        .into_iter()
+        .map(|error| format!("{}: {}", error.field, error.body))
+        .collect()
+}
+
+#[test]
+fn every_row_has_a_type_and_as_many_cells_as_columns() {
+    Registry::build().unwrap();
+    for kind in rows::KINDS {
+        let cells = (kind.cells)(&json!({}), jiff::Timestamp::UNIX_EPOCH);
+        assert_eq!(cells.len(), kind.columns.len(), "{}", kind.kind);
+    }
+}
+
+#[test]
+fn pods_get_upstreams_defaults() {
+    let pod = defaulted(
+        "Pod",
+        json!({"spec": {"containers": [{"name": "a", "image": "x", "ports": [{"containerPort": 1}],
+        "livenessProbe": {"httpGet": {"port": 1}}, "resources": {"limits": {"cpu": "1"}}}], "volumes": [{"name": "v"}]}}),
+    );
+    let expected = json!({"spec": {
+        "containers": [{"name": "a", "image": "x", "imagePullPolicy": "Always",
+            "ports": [{"containerPort": 1, "protocol": "TCP"}],
+            "livenessProbe": {"httpGet": {"port": 1, "path": "/", "scheme": "HTTP"}, "timeoutSeconds": 1,
+                "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3},
+            "resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "1"}},
+            "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}],
+        "volumes": [{"name": "v", "emptyDir": {}}], "restartPolicy": "Always", "dnsPolicy": "ClusterFirst",
+        "schedulerName": "default-scheduler", "terminationGracePeriodSeconds": 30, "securityContext": {},
+        "enableServiceLinks": true}});
+    assert_eq!(pod, expected);
+    assert_eq!(defaulted("Pod", expected.clone()), expected, "a second time changes nothing");
+}
+
+#[test]
+fn pull_policy_follows_the_tag() {
+    for (image, policy) in [
+        ("a", "Always"),
+        ("a:latest", "Always"),
+        ("a:1", "IfNotPresent"),
+        ("host:5000/a", "Always"),
+        ("host:5000/a:1", "IfNotPresent"),
+        ("a@sha256:00", "IfNotPresent"),
+    ] {
+        let pod = defaulted("Pod", json!({"spec": {"containers": [{"image": image}]}}));
+        assert_eq!(pod["spec"]["containers"][0]["imagePullPolicy"], policy, "{image}");
+    }
+}
+
+#[test]
+fn validation_says_what_upstream_says() {
+    assert_eq!(
+        problems("Pod", json!({"spec": {"containers": [{"name": "a"}]}})),
+        ["spec.containers[0].image: Required value"]
+    );
+    assert_eq!(problems("Pod", json!({})), ["spec.containers: Required value"]);
+    let template =
+        json!({"metadata": {"labels": {"app": "b"}}, "spec": {"containers": [{"name": "a", "image": "x"}]}});
+    assert_eq!(
+        problems(
+            "Deployment",
+            json!({"spec": {"selector": {"matchLabels": {"app": "a"}}, "template": template}})
+        ),
+        [
+            "spec.template.metadata.labels: Invalid value: {\"app\":\"b\"}: `selector` does not match template `labels`"
+        ]
+    );
+    assert_eq!(
+        problems("Service", json!({"spec": {"ports": [{"port": 70000}]}})),
+        [
+            "spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive",
+            "spec.ports[0].targetPort: Invalid value: 70000: must be between 1 and 65535, inclusive"
+        ]
+    );
+    assert_eq!(
+        problems(
+            "Pod",
+            json!({"spec": {"containers": [{"name": "a", "image": "x",
+            "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]}})
+        ),
+        ["spec.containers[0].volumeMounts[0].name: Not found: \"v\""]
+    );
+}
+
+#[test]
+fn a_pods_spec_may_change_its_images_only() {
+    let old = defaulted("Pod", json!({"spec": {"containers": [{"name": "a", "image": "x:1"}]}}));
+    let mut new = old.clone();
+    new["spec"]["containers"][0]["image"] = "x:2".into();
+    assert!((kind("Pod").validate_update)(&new, &old).is_empty());
+    new["spec"]["nodeName"] = "n".into();
+    assert_eq!((kind("Pod").validate_update)(&new, &old)[0].reason, crate::error::FieldReason::Forbidden);
+}
+
+#[test]
+fn events_have_two_forms_of_one_object() {
+    let conversion = rows::KINDS.iter().find_map(|kind| kind.conversion).unwrap();
+    let stored = json!({"apiVersion": "v1", "kind": "Event", "message": "m", "involvedObject": {"name": "p"}, "count": 2});
+    let mut served = stored.clone();
+    (conversion.from_storage)(&mut served);
+    assert_eq!((served["note"].as_str(), served["regarding"]["name"].as_str()), (Some("m"), Some("p")));
+    (conversion.to_storage)(&mut served);
+    assert_eq!(served, stored);
+}
+
+#[test]
+fn pod_rows_show_upstreams_status_words() {
+    let now = "2024-01-01T00:10:00Z".parse().unwrap();
+    for (status, expected) in [
+        (json!({"phase": "Pending"}), ["0/1", "Pending", "0"]),
+        (
+            json!({"phase": "Running", "containerStatuses": [{"ready": true, "restartCount": 2,
+                "state": {"running": {}}, "lastState": {"terminated": {"finishedAt": "2024-01-01T00:09:00Z"}}}]}),
+            ["1/1", "Running", "2 (60s ago)"],
+        ),
+        (
+            json!({"phase": "Running", "containerStatuses": [{"restartCount": 1,
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}),
+            ["0/1", "CrashLoopBackOff", "1"],
+        ),
+        (
+            json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}),
+            ["0/1", "ExitCode:3", "0"],
+        ),
+    ] {
+        let cells = (kind("Pod").cells)(&json!({"spec": {"containers": [{}]}, "status": status}), now);
+        assert_eq!(&cells[1..4], expected, "{status}");
+    }
+}

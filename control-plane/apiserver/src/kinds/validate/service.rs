@@ -1,0 +1,215 @@
+//! Services, Endpoints and EndpointSlices.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use super::{IMMUTABLE, labels, port_number, protocol};
+use crate::error::FieldError;
+use crate::names;
+use crate::object::{items, text};
+
+const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+const NOT_AN_ADDRESS: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+const MAX_AFFINITY_SECONDS: i64 = 86_400;
+const MAX_SLICE_ENDPOINTS: usize = 1000;
+
+pub(in crate::kinds) fn service(service: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let kind = text(service, "/spec/type");
+    if !TYPES.contains(&kind) {
+        errors.push(FieldError::not_supported("spec.type", kind, TYPES));
+    }
+    let headless = text(service, "/spec/clusterIP") == "None";
+    let list = items(service, "/spec/ports");
+    if list.is_empty() && !headless && kind != "ExternalName" {
+        errors.push(FieldError::required("spec.ports", ""));
+    }
+    ports(list, &mut errors);
+    labels(service, "/spec/selector", "spec.selector", &mut errors);
+    affinity(service, &mut errors);
+    cluster_address(service, kind, &mut errors);
+    for (index, address) in items(service, "/spec/externalIPs").iter().enumerate() {
+        if address.as_str().is_none_or(|address| address.parse::<IpAddr>().is_err()) {
+            errors.push(FieldError::invalid(
+                format!("spec.externalIPs[{index}]"),
+                address.clone(),
+                NOT_AN_ADDRESS,
+            ));
+        }
+    }
+    if kind == "ExternalName" {
+        let name = text(service, "/spec/externalName");
+        if name.is_empty() {
+            errors.push(FieldError::required("spec.externalName", ""));
+        }
+        let problems = names::dns_subdomain(name.trim_end_matches('.'));
+        errors.extend(problems.iter().map(|problem| FieldError::invalid("spec.externalName", name, problem)));
+    }
+    errors
+}
+
+fn affinity(service: &Value, errors: &mut Vec<FieldError>) {
+    match text(service, "/spec/sessionAffinity") {
+        "None" => {}
+        "ClientIP" => {
+            let seconds = &service["spec"]["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"];
+            if !seconds.as_i64().is_some_and(|seconds| (1..=MAX_AFFINITY_SECONDS).contains(&seconds)) {
+                let path = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+                let detail = format!("must be greater than 0 and less than {MAX_AFFINITY_SECONDS}");
+                errors.push(FieldError::invalid(path, seconds.clone(), &detail));
+            }
+        }
+        other => errors.push(FieldError::not_supported("spec.sessionAffinity", other, &["ClientIP", "None"])),
+    }
+}
+
+fn cluster_address(service: &Value, kind: &str, errors: &mut Vec<FieldError>) {
+    let address = text(service, "/spec/clusterIP");
+    if kind == "ExternalName" {
+        if !address.is_empty() {
+            errors.push(FieldError::forbidden(
+                "spec.clusterIPs[0]",
+                "may not be set for ExternalName services",
+            ));
+        }
+        return;
+    }
+    if address == "None" && kind != "ClusterIP" {
+        let detail = format!("may not be set to 'None' for {kind} services");
+        errors.push(FieldError::invalid("spec.clusterIPs[0]", address, &detail));
+    }
+    if !address.is_empty() && address != "None" && address.parse::<IpAddr>().is_err() {
+        errors.push(FieldError::invalid("spec.clusterIPs[0]", address, NOT_AN_ADDRESS));
+    }
+    let first = items(service, "/spec/clusterIPs").first().and_then(Value::as_str).unwrap_or("");
+    if !first.is_empty() && first != address {
+        errors.push(FieldError::invalid("spec.clusterIPs", first, "first value must match `clusterIP`"));
+    }
+}
+
+fn ports(list: &[Value], errors: &mut Vec<FieldError>) {
+    let (mut seen_names, mut seen, mut node_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for (index, port) in list.iter().enumerate() {
+        let path = format!("spec.ports[{index}]");
+        let name = text(port, "/name");
+        if name.is_empty() {
+            if list.len() > 1 {
+                errors.push(FieldError::required(format!("{path}.name"), ""));
+            }
+        } else {
+            let problems = names::dns_label(name);
+            errors.extend(
+                problems.iter().map(|problem| FieldError::invalid(format!("{path}.name"), name, problem)),
+            );
+            if !seen_names.insert(name) {
+                errors.push(FieldError::duplicate(format!("{path}.name"), name));
+            }
+        }
+        port_number(&port["port"], &format!("{path}.port"), errors);
+        protocol(port, &path, errors);
+        target(&port["targetPort"], &format!("{path}.targetPort"), errors);
+        if !seen.insert((text(port, "/protocol"), port["port"].as_i64())) {
+            errors.push(FieldError::duplicate(path.clone(), port.clone()));
+        }
+        if let Some(number) = port["nodePort"].as_i64().filter(|number| *number != 0) {
+            port_number(&port["nodePort"], &format!("{path}.nodePort"), errors);
+            if !node_ports.insert((text(port, "/protocol"), number)) {
+                errors.push(FieldError::duplicate(format!("{path}.nodePort"), number));
+            }
+        }
+    }
+}
+
+fn target(target: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    match target {
+        Value::String(name) => {
+            errors.extend(
+                names::port_name(name)
+                    .iter()
+                    .map(|problem| FieldError::invalid(path, name.as_str(), problem)),
+            );
+        }
+        number => port_number(number, path, errors),
+    }
+}
+
+pub(in crate::kinds) fn service_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if text(new, "/spec/type") == "ExternalName" || text(old, "/spec/type") == "ExternalName" {
+        return errors;
+    }
+    let (new, old) = (text(new, "/spec/clusterIP"), text(old, "/spec/clusterIP"));
+    if new != old && !old.is_empty() {
+        errors.push(FieldError::invalid("spec.clusterIPs[0]", new, IMMUTABLE));
+    }
+    errors
+}
+
+pub(in crate::kinds) fn endpoints(endpoints: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    for (index, subset) in items(endpoints, "/subsets").iter().enumerate() {
+        let path = format!("subsets[{index}]");
+        for list in ["addresses", "notReadyAddresses"] {
+            for (index, address) in items(subset, &format!("/{list}")).iter().enumerate() {
+                let ip = text(address, "/ip");
+                if ip.parse::<IpAddr>().is_err() {
+                    let path = format!("{path}.{list}[{index}].ip");
+                    errors.push(FieldError::invalid(path, ip, NOT_AN_ADDRESS));
+                }
+            }
+        }
+        if items(subset, "/addresses").is_empty() && items(subset, "/notReadyAddresses").is_empty() {
+            errors
+                .push(FieldError::required(path.clone(), "must specify `addresses` or `notReadyAddresses`"));
+        }
+        for (index, port) in items(subset, "/ports").iter().enumerate() {
+            let path = format!("{path}.ports[{index}]");
+            port_number(&port["port"], &format!("{path}.port"), &mut errors);
+            protocol(port, &path, &mut errors);
+        }
+    }
+    errors
+}
+
+pub(in crate::kinds) fn endpoint_slice(slice: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let kind = text(slice, "/addressType");
+    match kind {
+        "" => errors.push(FieldError::required("addressType", "")),
+        "IPv4" | "IPv6" | "FQDN" => {}
+        other => errors.push(FieldError::not_supported("addressType", other, &["FQDN", "IPv4", "IPv6"])),
+    }
+    let list = items(slice, "/endpoints");
+    if list.len() > MAX_SLICE_ENDPOINTS {
+        errors.push(FieldError::too_long("endpoints", MAX_SLICE_ENDPOINTS));
+    }
+    for (index, endpoint) in list.iter().enumerate() {
+        let path = format!("endpoints[{index}].addresses");
+        let addresses = items(endpoint, "/addresses");
+        if addresses.is_empty() {
+            errors.push(FieldError::required(path.clone(), "must contain at least 1 address"));
+        }
+        for (index, address) in addresses.iter().filter_map(Value::as_str).enumerate() {
+            let good = match kind {
+                "IPv4" => address.parse::<std::net::Ipv4Addr>().is_ok(),
+                "IPv6" => address.parse::<std::net::Ipv6Addr>().is_ok(),
+                _ => names::dns_subdomain(address).is_empty(),
+            };
+            if !good {
+                errors.push(FieldError::invalid(format!("{path}[{index}]"), address, NOT_AN_ADDRESS));
+            }
+        }
+    }
+    for (index, port) in items(slice, "/ports").iter().enumerate() {
+        protocol(port, &format!("ports[{index}]"), &mut errors);
+    }
+    errors
+}
+
+pub(in crate::kinds) fn endpoint_slice_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    super::unchanged(new, old, "/addressType", &mut errors);
+    errors
+}

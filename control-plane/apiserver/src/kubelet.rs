@@ -1,0 +1,143 @@
+//! The way to a node's kubelet API: logs, exec, attach, port forwarding.
+//!
+//! Input: a client's request for a pod. Output: the kubelet's answer; an upgraded connection is passed through as raw
+//! bytes in both directions. The server shows its own client certificate and checks the kubelet's against the CA.
+//! Refuses pods without a node and nodes without an address.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::error::ApiError;
+use crate::http::Body;
+use crate::object::{items, text};
+
+/// How long a kubelet may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_KUBELET_PORT: u64 = 10250;
+
+/// Connects to kubelets.
+#[derive(Clone)]
+pub struct KubeletClient {
+    tls: Arc<rustls::ClientConfig>,
+}
+
+/// Where a kubelet listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubeletAddress {
+    pub host: String,
+    pub port: u16,
+}
+
+impl KubeletAddress {
+    /// From a Node: the InternalIP (else ExternalIP, Hostname) and the port of its kubelet endpoint.
+    pub fn of(node: &Value) -> Option<Self> {
+        let addresses = items(node, "/status/addresses");
+        let by_kind = |kind: &str| addresses.iter().find(|address| address["type"] == kind);
+        let found = ["InternalIP", "ExternalIP", "Hostname"].into_iter().find_map(by_kind)?;
+        let port = node.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
+        let port = port.filter(|port| *port != 0).unwrap_or(DEFAULT_KUBELET_PORT);
+        Some(KubeletAddress { host: text(found, "/address").to_owned(), port: u16::try_from(port).ok()? })
+    }
+}
+
+/// What to ask a kubelet.
+pub struct KubeletRequest<'a> {
+    pub address: KubeletAddress,
+    pub method: Method,
+    /// Path and query.
+    pub target: String,
+    pub headers: &'a HeaderMap,
+    pub body: Incoming,
+    /// The client's connection, when it asked to change protocols.
+    pub upgrade: Option<hyper::upgrade::OnUpgrade>,
+}
+
+/// Headers that belong to one connection or that a kubelet must not see.
+const DROPPED: &[header::HeaderName] = &[header::HOST, header::AUTHORIZATION, header::CONTENT_LENGTH];
+
+impl KubeletClient {
+    pub fn new(tls: rustls::ClientConfig) -> Self {
+        KubeletClient { tls: Arc::new(tls) }
+    }
+
+    /// Passes one request through.
+    pub async fn proxy(&self, request: KubeletRequest<'_>) -> Result<Response<Body>, ApiError> {
+        let KubeletRequest { address, method, target, headers, body, upgrade } = request;
+        let failed = |error: &dyn std::fmt::Display| {
+            let (host, port) = (&address.host, address.port);
+            ApiError::internal(format!("error dialing backend: {host}:{port}: {error}"))
+        };
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(&address))
+            .await
+            .map_err(|_| failed(&"timed out"))?
+            .map_err(|error| failed(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| failed(&error))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "kubelet connection ended");
+            }
+        });
+        let mut outgoing = Request::builder().method(method).uri(uri(&target)?);
+        if let Some(out) = outgoing.headers_mut() {
+            out.extend(
+                headers
+                    .iter()
+                    .filter(|(name, _)| !DROPPED.contains(name))
+                    .map(|(n, v)| (n.clone(), v.clone())),
+            );
+        }
+        let outgoing = outgoing.header(header::HOST, format!("{}:{}", address.host, address.port));
+        let outgoing = outgoing.body(body).map_err(|error| failed(&error))?;
+        let mut response = sender.send_request(outgoing).await.map_err(|error| failed(&error))?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(client) = upgrade
+        {
+            let node = hyper::upgrade::on(&mut response);
+            tokio::spawn(join(client, node));
+        }
+        Ok(response.map(|body| body.map_err(std::io::Error::other).boxed_unsync()))
+    }
+
+    async fn connect(
+        &self,
+        address: &KubeletAddress,
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from(address.host.clone()).map_err(std::io::Error::other)?;
+        TlsConnector::from(self.tls.clone()).connect(name, stream).await
+    }
+}
+
+fn uri(target: &str) -> Result<Uri, ApiError> {
+    target.parse().map_err(|error| ApiError::bad_request(format!("invalid request: {error}")))
+}
+
+/// Copies both ways until one side ends.
+async fn join(client: hyper::upgrade::OnUpgrade, node: hyper::upgrade::OnUpgrade) {
+    let (client, node) = match tokio::try_join!(client, node) {
+        Ok(both) => both,
+        Err(error) => {
+            tracing::debug!(%error, "upgrade");
+            return;
+        }
+    };
+    let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
+    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut node).await {
+        tracing::debug!(%error, "stream ended");
+    }
+    let _ = client.shutdown().await;
+    let _ = node.shutdown().await;
+}

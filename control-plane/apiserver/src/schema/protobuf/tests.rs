@@ -1,0 +1,98 @@
+//! Bodies made with `k8s-pb`'s encoders, and broken ones.
+
+use k8s_pb::api::core::v1 as core;
+use k8s_pb::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_pb::apimachinery::pkg::util::intstr::IntOrString;
+use prost::Message;
+use serde_json::json;
+
+use super::super::source;
+use super::*;
+
+fn envelope(kind: &str, message: &impl Message) -> Vec<u8> {
+    let mut type_meta = vec![0x0a, 2, b'v', b'1', 0x12, kind.len() as u8];
+    type_meta.extend(kind.as_bytes());
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend([0x0a, type_meta.len() as u8]);
+    bytes.extend(type_meta);
+    bytes.push(0x12);
+    prost::encoding::encode_varint(message.encoded_len() as u64, &mut bytes);
+    bytes.extend(message.encode_to_vec());
+    bytes
+}
+
+fn decoded(type_name: &str, bytes: &[u8]) -> Result<Value, ProtobufError> {
+    let schemas = Schemas::build(&source::definitions());
+    let numbers = Numbers::build(&schemas);
+    decode(&schemas, &numbers, schemas.find(type_name).unwrap(), bytes)
+}
+
+#[test]
+fn a_pod_reads_as_its_json() {
+    let probe = core::Probe {
+        handler: Some(core::ProbeHandler {
+            http_get: Some(core::HttpGetAction {
+                port: Some(IntOrString { r#type: Some(1), str_val: Some("http".into()), int_val: Some(0) }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        timeout_seconds: Some(0),
+        ..Default::default()
+    };
+    let pod = core::Pod {
+        metadata: Some(ObjectMeta {
+            name: Some("p".into()),
+            generate_name: Some(String::new()),
+            labels: [("a".to_owned(), "b".to_owned()), ("empty".to_owned(), String::new())].into(),
+            creation_timestamp: Some(Default::default()),
+            ..Default::default()
+        }),
+        spec: Some(core::PodSpec {
+            containers: vec![core::Container {
+                name: Some("c".into()),
+                args: vec!["x".into(), "".into()],
+                liveness_probe: Some(probe),
+                ports: vec![core::ContainerPort {
+                    container_port: Some(80),
+                    host_port: Some(0),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }],
+            volumes: vec![core::Volume {
+                name: Some("v".into()),
+                volume_source: Some(core::VolumeSource {
+                    empty_dir: Some(Default::default()),
+                    ..Default::default()
+                }),
+            }],
+            termination_grace_period_seconds: Some(0),
+            host_network: Some(false),
+            ..Default::default()
+        }),
+        status: None,
+    };
+    let expected = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "p", "labels": {"a": "b", "empty": ""}},
+        "spec": {"containers": [{"name": "c", "args": ["x", ""], "livenessProbe": {"httpGet": {"port": "http"}},
+            "ports": [{"containerPort": 80}]}],
+            "volumes": [{"name": "v", "emptyDir": {}}], "terminationGracePeriodSeconds": 0}});
+    assert_eq!(decoded("io.k8s.api.core.v1.Pod", &envelope("Pod", &pod)).unwrap(), expected);
+}
+
+#[test]
+fn a_secret_keeps_its_bytes() {
+    let secret = core::Secret { data: [("k".to_owned(), vec![0, 255])].into(), ..Default::default() };
+    let value = decoded("io.k8s.api.core.v1.Secret", &envelope("Secret", &secret)).unwrap();
+    assert_eq!(value["data"], json!({"k": "AP8="}));
+}
+
+#[test]
+fn broken_bodies_are_refused() {
+    let pod = "io.k8s.api.core.v1.Pod";
+    assert_eq!(decoded(pod, b"{}").unwrap_err(), ProtobufError::Magic);
+    for bytes in [&b"k8s\0\x12\x05\x0a"[..], b"k8s\0\x00", b"k8s\0\x12\x02\x0a\x7f", b"k8s\0\xff"] {
+        assert!(matches!(decoded(pod, bytes), Err(ProtobufError::Malformed { .. })), "{bytes:?}");
+    }
+}

@@ -1,0 +1,311 @@
+//! The embedded store: one redb file, one writer thread, group commit.
+//!
+//! ```text
+//! commit() --channel--> writer: take up to MAX_GROUP -> compare -> append by revision -> fsync -> sink -> acknowledge
+//! ```
+//!
+//! On disk there is one table from revision to record (put or tombstone), so that writes append; the newest record of
+//! a key is its value. Records that a newer one replaced are the history, kept for the last `history_limit` changes and
+//! then removed in the same commits that add new ones. In memory there is only the index from key to revision.
+//! A commit that fails closes the store: what is on disk is then unknown, and guessing would break the promise.
+
+mod record;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Change, Expect, Key, Loaded, Revision, Sink, Storage, StorageError, Transaction, Write};
+use record::Record;
+
+const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+const REVISION: &str = "revision";
+const COMPACTED: &str = "compacted";
+
+/// Transactions that share one durable commit, at most.
+const MAX_GROUP: usize = 256;
+/// Transactions that wait for the writer, at most; the next caller waits for a place.
+const QUEUE: usize = 1024;
+/// Bytes of redb's page cache. The server reads at start only, so it is small.
+const PAGE_CACHE_BYTES: usize = 2 << 20;
+/// Old records that one commit removes, at most, so that a writer never waits for a long clean-up.
+const MAX_REMOVALS: usize = 512;
+/// Changes kept for watchers that resume.
+pub const DEFAULT_HISTORY_LIMIT: usize = 10_000;
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("open store {path}", path = path.display())]
+    Database { path: PathBuf, source: Box<redb::Error> },
+    #[error("open store {path}: record {revision} does not parse", path = path.display())]
+    Record { path: PathBuf, revision: Revision },
+    #[error("open store {path}: start the writer thread", path = path.display())]
+    Thread { path: PathBuf, source: std::io::Error },
+}
+
+struct Request {
+    transaction: Transaction,
+    answer: oneshot::Sender<Result<Revision, StorageError>>,
+}
+
+/// A store whose file is open and loaded, but whose writer does not run yet.
+pub struct Opened {
+    writer: Writer,
+    path: PathBuf,
+    pub loaded: Loaded,
+}
+
+/// The running store. Dropping it ends the writer after the queued transactions.
+pub struct EmbeddedStore {
+    requests: mpsc::Sender<Request>,
+}
+
+/// Opens or creates the store at `path` and reads everything in it. A file left by an unclean stop is repaired.
+pub fn open(path: &Path, history_limit: usize) -> Result<Opened, OpenError> {
+    let failed =
+        |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
+    let database = Database::builder()
+        .set_cache_size(PAGE_CACHE_BYTES)
+        .create(path)
+        .map_err(|error| failed(error.into()))?;
+    create_tables(&database).map_err(failed)?;
+    let mut writer = Writer {
+        database,
+        index: HashMap::new(),
+        revision: 0,
+        compacted: 0,
+        history: VecDeque::new(),
+        obsolete: VecDeque::new(),
+        history_limit: history_limit.max(1),
+    };
+    let records = read_all(&writer.database, path)?;
+    let loaded = writer.load(records, read_meta(&writer.database).map_err(failed)?);
+    Ok(Opened { writer, path: path.to_owned(), loaded })
+}
+
+impl Opened {
+    /// Starts the writer thread; `sink` gets every change from now on.
+    pub fn start(self, sink: Sink) -> Result<EmbeddedStore, OpenError> {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let writer = self.writer;
+        std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || writer.run(queue, sink))
+            .map_err(|source| OpenError::Thread { path: self.path, source })?;
+        Ok(EmbeddedStore { requests })
+    }
+}
+
+impl Storage for EmbeddedStore {
+    fn commit(&self, transaction: Transaction) -> BoxFuture<'_, Result<Revision, StorageError>> {
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            let request = Request { transaction, answer };
+            self.requests.send(request).await.map_err(|_| StorageError::Closed)?;
+            answered.await.map_err(|_| StorageError::Closed)?
+        })
+    }
+
+    fn closed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.requests.closed())
+    }
+}
+
+fn create_tables(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    transaction.open_table(RECORDS)?;
+    transaction.open_table(META)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+fn read_meta(database: &Database) -> Result<(Revision, Revision), redb::Error> {
+    let table = database.begin_read()?.open_table(META)?;
+    let number =
+        |name: &str| -> Result<u64, redb::Error> { Ok(table.get(name)?.map_or(0, |value| value.value())) };
+    Ok((number(REVISION)?, number(COMPACTED)?))
+}
+
+fn read_all(database: &Database, path: &Path) -> Result<Vec<Change>, OpenError> {
+    let failed =
+        |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
+    let table = database
+        .begin_read()
+        .map_err(|error| failed(error.into()))?
+        .open_table(RECORDS)
+        .map_err(|error| failed(error.into()))?;
+    let mut changes = Vec::new();
+    for row in table.iter().map_err(|error| failed(error.into()))? {
+        let (revision, bytes) = row.map_err(|error| failed(error.into()))?;
+        let revision = revision.value();
+        let write = Record::decode(bytes.value())
+            .ok_or_else(|| OpenError::Record { path: path.to_owned(), revision })?;
+        changes.push(Change { revision, write });
+    }
+    Ok(changes)
+}
+
+/// Owns the file; lives on its thread.
+struct Writer {
+    database: Database,
+    /// Live keys and the revision of their newest record.
+    index: HashMap<Key, Revision>,
+    revision: Revision,
+    compacted: Revision,
+    /// Revisions of the changes after `compacted`.
+    history: VecDeque<Revision>,
+    /// Records to remove: the record, and the revision that made it old (or its own, for a tombstone).
+    obsolete: VecDeque<(Revision, Revision)>,
+    history_limit: usize,
+}
+
+/// What one group of transactions does, before it is durable.
+#[derive(Default)]
+struct Group {
+    changes: Vec<Change>,
+    answers: Vec<(oneshot::Sender<Result<Revision, StorageError>>, Revision)>,
+}
+
+impl Writer {
+    fn load(&mut self, records: Vec<Change>, (revision, compacted): (Revision, Revision)) -> Loaded {
+        self.compacted = compacted;
+        self.revision = revision;
+        let mut loaded = Loaded { compacted, revision, ..Loaded::default() };
+        let mut base: HashMap<Key, Change> = HashMap::new();
+        for change in records {
+            self.note(&change);
+            if change.revision > compacted {
+                loaded.history.push(change);
+                continue;
+            }
+            match &change.write {
+                Write::Put { key, .. } => base.insert(key.clone(), change),
+                Write::Delete { key, .. } => base.remove(key),
+            };
+        }
+        loaded.base = base.into_values().collect();
+        loaded.base.sort_by_key(|change| change.revision);
+        loaded
+    }
+
+    /// Updates index, history and the list of old records for one change.
+    fn note(&mut self, change: &Change) {
+        let key = change.write.key();
+        let replaced = match &change.write {
+            Write::Put { .. } => self.index.insert(key.clone(), change.revision),
+            Write::Delete { .. } => self.index.remove(key),
+        };
+        if let Some(old) = replaced {
+            self.obsolete.push_back((old, change.revision));
+        }
+        if matches!(change.write, Write::Delete { .. }) {
+            self.obsolete.push_back((change.revision, change.revision));
+        }
+        if change.revision > self.compacted {
+            self.history.push_back(change.revision);
+        }
+    }
+
+    fn run(mut self, mut queue: mpsc::Receiver<Request>, sink: Sink) {
+        while let Some(first) = queue.blocking_recv() {
+            let mut requests = vec![first];
+            while requests.len() < MAX_GROUP {
+                match queue.try_recv() {
+                    Ok(request) => requests.push(request),
+                    Err(_) => break,
+                }
+            }
+            let group = self.plan(requests);
+            if group.changes.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.persist(&group.changes) {
+                tracing::error!(%error, "store commit failed; no further write is accepted");
+                let reason: Arc<str> = error.to_string().into();
+                for (answer, _) in group.answers {
+                    // A caller that went away needs no answer.
+                    let _ = answer.send(Err(StorageError::Commit { reason: reason.clone() }));
+                }
+                return;
+            }
+            sink(&group.changes);
+            for (answer, revision) in group.answers {
+                let _ = answer.send(Ok(revision));
+            }
+        }
+    }
+
+    /// Compares and numbers the transactions of a group; a refused one is answered here.
+    fn plan(&mut self, requests: Vec<Request>) -> Group {
+        let mut group = Group::default();
+        for Request { transaction, answer } in requests {
+            if let Some(key) = self.first_conflict(&transaction) {
+                let _ = answer.send(Err(StorageError::Conflict { key }));
+                continue;
+            }
+            for write in transaction.writes {
+                self.revision += 1;
+                let change = Change { revision: self.revision, write };
+                self.note(&change);
+                group.changes.push(change);
+            }
+            group.answers.push((answer, self.revision));
+        }
+        group
+    }
+
+    fn first_conflict(&self, transaction: &Transaction) -> Option<Key> {
+        let differs = |expect: &Expect, at: Option<&Revision>| match expect {
+            Expect::Absent => at.is_some(),
+            Expect::At(revision) => at != Some(revision),
+        };
+        let failed = transaction
+            .compares
+            .iter()
+            .find(|compare| differs(&compare.expect, self.index.get(&compare.key)));
+        failed.map(|compare| compare.key.clone())
+    }
+
+    fn persist(&mut self, changes: &[Change]) -> Result<(), redb::Error> {
+        self.advance_compaction();
+        let transaction = self.database.begin_write()?;
+        {
+            let mut records = transaction.open_table(RECORDS)?;
+            for change in changes {
+                records.insert(change.revision, Record::encode(&change.write).as_slice())?;
+            }
+            let mut removed = HashSet::new();
+            while let Some((old, replaced_at)) = self.obsolete.front().copied() {
+                if replaced_at > self.compacted || removed.len() >= MAX_REMOVALS {
+                    break;
+                }
+                self.obsolete.pop_front();
+                if removed.insert(old) {
+                    records.remove(old)?;
+                }
+            }
+            let mut meta = transaction.open_table(META)?;
+            meta.insert(REVISION, self.revision)?;
+            meta.insert(COMPACTED, self.compacted)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn advance_compaction(&mut self) {
+        while self.history.len() > self.history_limit {
+            if let Some(revision) = self.history.pop_front() {
+                self.compacted = revision;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

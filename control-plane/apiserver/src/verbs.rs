@@ -1,0 +1,62 @@
+//! What the verbs do to objects: create, update, patch, delete and the subresources that write.
+//!
+//! Input: a target, options and a body. Output: the object as it is now. A verb reads the newest state from the cache,
+//! computes the new one without side effects, and commits it on the condition that the old one is still the newest; a
+//! lost race is tried again as long as the client did not name a resourceVersion.
+
+mod body;
+mod change;
+mod create;
+mod delete;
+mod pods;
+mod scale;
+
+use serde_json::Value;
+
+use crate::auth::User;
+use crate::error::ApiError;
+use crate::kinds::Kind;
+
+pub use body::{FieldValidation, decode_options, decode_review};
+pub use delete::DeleteOptions;
+
+/// Lost races of one request, at most.
+const MAX_RACES: usize = 32;
+
+/// Which object a request is about.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    pub kind: &'static Kind,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub user: &'a User,
+}
+
+/// Query parameters of a write.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteOptions {
+    pub dry_run: bool,
+    pub field_validation: FieldValidation,
+}
+
+/// The answer to a write.
+#[derive(Debug)]
+pub struct Written {
+    pub object: Value,
+    pub code: u16,
+    pub warnings: Vec<String>,
+}
+
+impl Written {
+    fn ok(object: Value) -> Self {
+        Written { object, code: 200, warnings: Vec::new() }
+    }
+}
+
+fn race_lost(target: &Target<'_>) -> ApiError {
+    ApiError::modified(target.kind.resource(), target.name)
+}
+
+fn set_revision(object: &mut Value, revision: u64) {
+    crate::object::metadata(object).insert("resourceVersion".into(), revision.to_string().into());
+}

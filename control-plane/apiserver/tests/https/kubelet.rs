@@ -1,0 +1,112 @@
+//! Logs and exec through a kubelet that the test plays.
+
+use std::sync::{Arc, Mutex};
+
+use apiserver::http::serve;
+use apiserver::pki::Identity;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use super::client::{Server, request, server};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+/// Answers logs with the path it was asked for; echoes in capitals on an upgraded connection.
+async fn answer(request: Request<Incoming>, seen: Arc<Mutex<Vec<String>>>) -> Response<Full<Bytes>> {
+    let target = request.uri().to_string();
+    seen.lock().unwrap().push(format!("{} {target}", request.method()));
+    if target.starts_with("/containerLogs/") {
+        return Response::new(Full::new(target.into()));
+    }
+    let protocol = request.headers()["upgrade"].clone();
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
+        let mut buffer = [0; 64];
+        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+            stream.write_all(&buffer[..count].to_ascii_uppercase()).await.unwrap();
+        }
+    });
+    let builder = Response::builder().status(101).header("connection", "Upgrade").header("upgrade", protocol);
+    builder.header("sec-websocket-protocol", "v5.channel.k8s.io").body(Full::default()).unwrap()
+}
+
+/// A node whose kubelet listens, and a pod on it.
+async fn node_with_pod(server: &Server) -> Arc<Mutex<Vec<String>>> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let credentials = server.running.pki.kubelet_server("n1", "127.0.0.1".parse().unwrap()).unwrap();
+    let mut tls = serve::server_config(&credentials, server.running.pki.ca_certificate()).unwrap();
+    tls.alpn_protocols.clear();
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, log) = (acceptor.clone(), log.clone());
+            tokio::spawn(async move {
+                let stream = acceptor.accept(stream).await.unwrap();
+                assert!(stream.get_ref().1.peer_certificates().is_some(), "the server shows its certificate");
+                let service = service_fn(move |request| {
+                    let log = log.clone();
+                    async move { Ok::<_, std::convert::Infallible>(answer(request, log).await) }
+                });
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service);
+                let _ = connection.with_upgrades().await;
+            });
+        }
+    });
+    server.post("/api/v1/nodes", &json!({"metadata": {"name": "n1"}})).await;
+    let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}});
+    server.patch("/api/v1/nodes/n1/status", "strategic-merge", &status).await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n1", "containers": [
+        {"name": "c", "image": "i:1"}, {"name": "d", "image": "i:1"}]}});
+    assert_eq!(server.post(PODS, &pod).await.code, 201);
+    seen
+}
+
+#[tokio::test]
+async fn logs_come_from_the_node() {
+    let server = server().await;
+    node_with_pod(&server).await;
+    let logs = server.get(&format!("{PODS}/p/log?container=c&tailLines=3")).await;
+    assert_eq!((logs.code, logs.body.as_str()), (200, Some("/containerLogs/default/p/c?tailLines=3")));
+    let unclear = server.get(&format!("{PODS}/p/log")).await;
+    assert_eq!(unclear.message(), "a container name must be specified for pod p, choose one of: [c d]");
+    let denied = request("GET", &format!("{PODS}/p/log?container=c"), "", Bytes::new());
+    assert_eq!(server.send(Some(Identity::Node("n1")), denied).await.code, 403);
+}
+
+#[tokio::test]
+async fn exec_passes_an_upgraded_connection_through() {
+    let server = server().await;
+    let seen = node_with_pod(&server).await;
+    for (method, protocol) in [("GET", "websocket"), ("POST", "SPDY/3.1")] {
+        let path = format!("{PODS}/p/exec?container=c&command=echo&command=a%26b&stdin=true&stdout=true");
+        let mut exec = request(method, &path, "", Bytes::new());
+        exec.headers_mut().insert("connection", "Upgrade".parse().unwrap());
+        exec.headers_mut().insert("upgrade", protocol.parse().unwrap());
+        let mut response = server.open(Some(Identity::Admin), exec).await;
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["upgrade"]),
+            (101, &protocol.parse().unwrap())
+        );
+        assert_eq!(response.headers()["sec-websocket-protocol"], "v5.channel.k8s.io");
+        let mut stream = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+        stream.write_all(b"hello").await.unwrap();
+        let mut echoed = [0; 5];
+        stream.read_exact(&mut echoed).await.unwrap();
+        assert_eq!(&echoed, b"HELLO");
+        let asked = format!("{method} /exec/default/p/c?input=1&output=1&command=echo&command=a%26b");
+        assert_eq!(seen.lock().unwrap().last(), Some(&asked));
+    }
+}

@@ -1,0 +1,289 @@
+//! Objects: create, read, update, patch, delete, lists, tables, errors, services, namespaces.
+
+use apiserver::pki::Identity;
+use bytes::Bytes;
+use http_body_util::Full;
+use serde_json::{Value, json};
+
+use super::client::{Server, request, server, server_in};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+
+fn map(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "1"}})
+}
+
+pub fn deployment() -> Value {
+    json!({"metadata": {"name": "web"}, "spec": {"selector": {"matchLabels": {"app": "web"}},
+        "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}}})
+}
+
+#[tokio::test]
+async fn only_health_is_open_to_clients_without_a_certificate() {
+    let server = server().await;
+    for (path, code) in
+        [("/readyz", 200), ("/livez", 200), ("/healthz", 200), ("/api", 401), ("/version", 401)]
+    {
+        let answer = server.send(None, request("GET", path, "", Bytes::new())).await;
+        assert_eq!(answer.code, code, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_object_lives() {
+    let server = server().await;
+    let created = server.post(MAPS, &map("m")).await;
+    assert_eq!(created.code, 201, "{}", created.body);
+    let uid = created.body["metadata"]["uid"].clone();
+    assert_eq!(server.post(MAPS, &map("m")).await.reason(), (409, "AlreadyExists"));
+    let path = format!("{MAPS}/m");
+    let read = server.get(&path).await.body;
+    assert_eq!(
+        (&read["metadata"]["uid"], &read["data"]["a"], &read["kind"]),
+        (&uid, &json!("1"), &json!("ConfigMap"))
+    );
+    let mut changed = read.clone();
+    changed["data"]["a"] = "2".into();
+    assert_eq!(server.put(&path, &changed).await.code, 200);
+    changed["data"]["a"] = "3".into();
+    let conflict = server.put(&path, &changed).await;
+    assert_eq!(conflict.reason(), (409, "Conflict"));
+    assert_eq!(
+        conflict.message(),
+        "Operation cannot be fulfilled on configmaps \"m\": the object has been modified; please apply your changes to \
+         the latest version and try again"
+    );
+    let same = server.patch(&path, "merge", &json!({"data": {"a": "2"}})).await.body;
+    let again = server.get(&path).await.body;
+    assert_eq!(same["metadata"]["resourceVersion"], again["metadata"]["resourceVersion"], "nothing changed");
+    let deleted = server.delete(&path).await;
+    assert_eq!((deleted.code, &deleted.body["status"]), (200, &json!("Success")));
+    let gone = server.get(&path).await;
+    assert_eq!((gone.reason(), gone.message()), ((404, "NotFound"), "configmaps \"m\" not found"));
+}
+
+#[tokio::test]
+async fn bad_bodies_get_upstreams_words() {
+    let server = server().await;
+    let unknown =
+        json!({"metadata": {"name": "p"}, "spec": {"foo": 1, "containers": [{"name": "c", "image": "i"}]}});
+    let pods = "/api/v1/namespaces/default/pods";
+    let strict = server.post(&format!("{pods}?fieldValidation=Strict"), &unknown).await;
+    assert_eq!(strict.reason(), (400, "BadRequest"));
+    assert_eq!(
+        strict.message(),
+        "Pod in version \"v1\" cannot be handled as a Pod: strict decoding error: unknown field \"spec.foo\""
+    );
+    let warned = server.post(pods, &unknown).await;
+    assert_eq!(
+        (warned.code, &warned.headers["warning"]),
+        (201, &"299 - \"unknown field \\\"spec.foo\\\"\"".parse().unwrap())
+    );
+    let mut other = unknown.clone();
+    other["metadata"]["name"] = "q".into();
+    let silent = server.post(&format!("{pods}?fieldValidation=Ignore&dryRun=All"), &other).await;
+    assert!(silent.headers.get("warning").is_none());
+    let mut invalid = deployment();
+    invalid["spec"]["template"]["spec"]["containers"][0]["image"] = Value::Null;
+    let answer = server.post(DEPLOYMENTS, &invalid).await;
+    assert_eq!(answer.reason(), (422, "Invalid"));
+    let expected =
+        "Deployment.apps \"web\" is invalid: spec.template.spec.containers[0].image: Required value";
+    assert_eq!(answer.message(), expected);
+    assert_eq!(answer.body["details"]["causes"][0]["field"], "spec.template.spec.containers[0].image");
+    let mut wrong = deployment();
+    wrong["spec"]["replicas"] = "two".into();
+    assert_eq!(server.post(DEPLOYMENTS, &wrong).await.reason(), (400, "BadRequest"));
+    let yaml = request("POST", MAPS, "application/yaml", Bytes::from_static(b"a: b"));
+    assert_eq!(server.send(Some(Identity::Admin), yaml).await.reason(), (415, "UnsupportedMediaType"));
+    let large = request("POST", MAPS, "application/json", vec![b' '; (3 << 20) + 1].into());
+    assert_eq!(server.send(Some(Identity::Admin), large).await.reason(), (413, "RequestEntityTooLarge"));
+    assert_eq!(server.get("/api/v1/nothing").await.reason(), (404, "NotFound"));
+    assert_eq!(server.get(&format!("{MAPS}?fieldSelector=spec.x=1")).await.reason(), (400, "BadRequest"));
+}
+
+#[tokio::test]
+async fn deployments_scale_and_keep_their_selector() {
+    let server = server().await;
+    let created = server.post(DEPLOYMENTS, &deployment()).await.body;
+    assert_eq!((&created["spec"]["replicas"], &created["metadata"]["generation"]), (&json!(1), &json!(1)));
+    let path = format!("{DEPLOYMENTS}/web");
+    let scaled =
+        server.patch(&format!("{path}/scale"), "merge", &json!({"spec": {"replicas": 4}})).await.body;
+    assert_eq!(
+        (&scaled["kind"], &scaled["spec"]["replicas"], &scaled["status"]["selector"]),
+        (&json!("Scale"), &json!(4), &json!("app=web"))
+    );
+    let read = server.get(&path).await.body;
+    assert_eq!((&read["spec"]["replicas"], &read["metadata"]["generation"]), (&json!(4), &json!(2)));
+    let patch = json!({"spec": {"selector": {"matchLabels": {"app": "api"}}, "template": {"metadata": {"labels": {"app": "api"}}}}});
+    let refused = server.patch(&path, "strategic-merge", &patch).await;
+    assert_eq!(refused.reason(), (422, "Invalid"));
+    assert!(refused.message().ends_with("field is immutable"), "{}", refused.message());
+    let status = json!({"status": {"replicas": 4}, "spec": {"replicas": 9}});
+    let read = server.patch(&format!("{path}/status"), "merge", &status).await.body;
+    assert_eq!((&read["spec"]["replicas"], &read["status"]["replicas"]), (&json!(4), &json!(4)));
+}
+
+#[tokio::test]
+async fn lists_are_paged_selected_and_printed() {
+    let server = server().await;
+    for name in ["a", "b", "c"] {
+        let mut map = map(name);
+        map["metadata"]["labels"] = json!({"name": name});
+        server.post(MAPS, &map).await;
+    }
+    let first = server.get(&format!("{MAPS}?limit=2")).await.body;
+    let names = |list: &Value| -> Vec<String> {
+        list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| item["metadata"]["name"].as_str().unwrap().into())
+            .collect()
+    };
+    assert_eq!(
+        (names(&first), &first["metadata"]["remainingItemCount"]),
+        (vec!["a".into(), "b".into()], &json!(1))
+    );
+    server.delete(&format!("{MAPS}/c")).await;
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    let rest = server.get(&format!("{MAPS}?limit=2&continue={token}")).await.body;
+    assert_eq!(names(&rest), ["c"], "the second page is of the first one's revision");
+    let selected = server.get(&format!("{MAPS}?labelSelector=name+in+(b,c)")).await.body;
+    assert_eq!(names(&selected), ["b"]);
+    let one = server.get(&format!("{MAPS}?fieldSelector=metadata.name%3Da")).await.body;
+    assert_eq!(names(&one), ["a"]);
+    let future = server.get(&format!("{MAPS}?resourceVersion=999999")).await;
+    assert_eq!(future.reason(), (504, "Timeout"));
+    let mut table = request("GET", MAPS, "", Bytes::new());
+    let accept = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
+    table.headers_mut().insert("accept", accept.parse().unwrap());
+    let table = server.send(Some(Identity::Admin), table).await.body;
+    assert_eq!((&table["kind"], &table["columnDefinitions"][1]["name"]), (&json!("Table"), &json!("Data")));
+    assert_eq!(table["rows"][0]["cells"][0], "a");
+    assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
+    let deleted = server.delete(&format!("{MAPS}?labelSelector=name")).await.body;
+    assert_eq!(names(&deleted), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn services_get_addresses_and_ports() {
+    let server = server().await;
+    let service = |name: &str, port: u64| json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]}});
+    let first = server.post(SERVICES, &service("a", 30005)).await.body;
+    let address = first["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    assert!(address.starts_with("10.96.0.") && address != "10.96.0.1", "{address}");
+    let taken = server.post(SERVICES, &service("b", 30005)).await;
+    assert_eq!(taken.reason(), (422, "Invalid"));
+    assert!(taken.message().ends_with("provided port is already allocated"), "{}", taken.message());
+    let mut kubernetes = service("c", 0);
+    kubernetes["spec"]["clusterIP"] = "10.96.0.1".into();
+    let taken = server.post(SERVICES, &kubernetes).await;
+    assert!(taken.message().contains("provided IP is already allocated"), "{}", taken.message());
+    let kept = server.put(&format!("{SERVICES}/a"), &service("a", 0)).await.body;
+    assert_eq!(
+        (&kept["spec"]["clusterIP"], &kept["spec"]["ports"][0]["nodePort"]),
+        (&json!(address), &json!(30005))
+    );
+    server.delete(&format!("{SERVICES}/a")).await;
+    assert_eq!(server.post(SERVICES, &service("b", 30005)).await.code, 201);
+}
+
+#[tokio::test]
+async fn a_namespace_ends_in_two_steps() {
+    let server = server().await;
+    assert_eq!(server.post("/api/v1/namespaces", &json!({"metadata": {"name": "x"}})).await.code, 201);
+    assert_eq!(
+        server.post("/api/v1/namespaces/y/configmaps", &map("m")).await.message(),
+        "namespaces \"y\" not found"
+    );
+    let marked = server.delete("/api/v1/namespaces/x").await.body;
+    assert_eq!(
+        (&marked["status"]["phase"], &marked["spec"]["finalizers"]),
+        (&json!("Terminating"), &json!(["kubernetes"]))
+    );
+    let refused = server.post("/api/v1/namespaces/x/configmaps", &map("m")).await;
+    assert_eq!(refused.reason(), (403, "Forbidden"));
+    assert_eq!(refused.body["details"]["causes"][0]["reason"], "NamespaceTerminating");
+    let finalized = json!({"metadata": {"name": "x"}, "spec": {"finalizers": []}});
+    assert_eq!(server.put("/api/v1/namespaces/x/finalize", &finalized).await.code, 200);
+    assert_eq!(server.get("/api/v1/namespaces/x").await.code, 404);
+    assert_eq!(server.delete("/api/v1/namespaces/default").await.reason(), (403, "Forbidden"));
+}
+
+#[tokio::test]
+async fn events_have_two_groups_and_one_storage() {
+    let server = server().await;
+    let event = json!({"metadata": {"name": "e"}, "regarding": {"name": "p", "namespace": "default"}, "note": "hello",
+        "eventTime": "2024-01-01T00:00:00.000000Z", "action": "A", "reason": "R", "type": "Normal",
+        "reportingController": "c", "reportingInstance": "i"});
+    let created = server.post("/apis/events.k8s.io/v1/namespaces/default/events", &event).await;
+    assert_eq!(created.code, 201, "{}", created.body);
+    let core = server.get("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name=p").await.body;
+    assert_eq!(
+        (&core["items"][0]["message"], &core["items"][0]["apiVersion"]),
+        (&json!("hello"), &json!("v1"))
+    );
+    let list = server.get("/apis/events.k8s.io/v1/namespaces/default/events").await.body;
+    assert_eq!(
+        (&list["items"][0]["note"], &list["items"][0]["apiVersion"]),
+        (&json!("hello"), &json!("events.k8s.io/v1"))
+    );
+}
+
+#[tokio::test]
+async fn discovery_and_openapi_describe_what_is_served() {
+    let server = server().await;
+    let mut aggregated = request("GET", "/apis", "", Bytes::new());
+    let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+    aggregated.headers_mut().insert("accept", accept.parse().unwrap());
+    let answer = server.send(Some(Identity::Admin), aggregated).await;
+    assert_eq!(answer.body["kind"], "APIGroupDiscoveryList");
+    let mut again: http::Request<Full<Bytes>> = request("GET", "/apis", "", Bytes::new());
+    again.headers_mut().insert("accept", accept.parse().unwrap());
+    again.headers_mut().insert("if-none-match", answer.headers["etag"].clone());
+    assert_eq!(server.send(Some(Identity::Admin), again).await.code, 304);
+    let index = server.get("/openapi/v3").await.body;
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
+    let document = server.get(url).await.body;
+    let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+    assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
+    assert!(
+        patch["parameters"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|parameter| parameter["name"] == "fieldValidation")
+    );
+    let schemas = &document["components"]["schemas"];
+    let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
+    assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
+    assert_eq!(server.get("/openapi/v2").await.body["swagger"], "2.0");
+}
+
+#[tokio::test]
+async fn a_restarted_server_has_what_it_had() {
+    let directory = tempfile::tempdir().unwrap();
+    let server: Server = server_in(directory.path()).await;
+    let created = server
+        .post(SERVICES, &json!({"metadata": {"name": "a"}, "spec": {"ports": [{"port": 1}]}}))
+        .await
+        .body;
+    server.stop.cancel();
+    server.running.stopped().await;
+    let server = loop {
+        // The store's lock is free a moment after the last request's task has ended.
+        if std::fs::File::open(directory.path().join("store.redb")).unwrap().try_lock().is_ok() {
+            break server_in(directory.path()).await;
+        }
+        tokio::task::yield_now().await;
+    };
+    let read = server.get(&format!("{SERVICES}/a")).await.body;
+    assert_eq!(read, created);
+    let mut taken = json!({"metadata": {"name": "b"}, "spec": {"ports": [{"port": 1}]}});
+    taken["spec"]["clusterIP"] = created["spec"]["clusterIP"].clone();
+    assert_eq!(server.post(SERVICES, &taken).await.reason(), (422, "Invalid"), "allocators are rebuilt");
+}

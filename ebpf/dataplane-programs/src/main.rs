@@ -1,0 +1,23 @@
+//! The BPF programs of the load balancer. Built by `cargo xtask build-ebpf` for the BPF target.
+//!
+//! A service is translated once, when a socket connects or sends (`sockets`), so no packet between pods is ever touched.
+//! Packets that cross an uplink are translated there (`uplink`): node ports on the way in, pods' own traffic on the way out.
+#![no_std]
+#![no_main]
+
+mod maps;
+mod packet;
+mod select;
+mod sockets;
+mod uplink;
+
+/// Helpers such as `bpf_set_retval` are for GPL-compatible programs.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: no program can reach a panic: there is no indexing, no division by a variable and no unwrap. The linker drops this.
+    unsafe { core::hint::unreachable_unchecked() }
+}

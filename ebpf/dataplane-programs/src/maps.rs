@@ -1,0 +1,49 @@
+//! Every map of the programs. Names and layouts are `dataplane-abi`'s; user space pins them by name.
+
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::macros::btf_map;
+use dataplane_abi::{
+    Backend, Config, FlowKey, FlowValue, FrontendKey, NatKey, NatValue, Service, SocketRecord, capacity,
+    counter,
+};
+
+/// User space writes these through memory instead of system calls.
+const MMAPABLE: usize = 1 << 10;
+/// Elements are allocated on demand: 65,536 mostly empty ones would cost megabytes.
+const NO_PREALLOC: usize = 1;
+
+#[btf_map]
+pub static ORLOP_FRONTENDS: HashMap<FrontendKey, u32, { capacity::FRONTENDS }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static ORLOP_SERVICES: Array<Service, { capacity::FRONTENDS }, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static ORLOP_TABLES: Array<u32, { capacity::TABLE_ENTRIES }, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static ORLOP_BACKENDS: Array<Backend, { capacity::BACKENDS }, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static ORLOP_NAT: LruHashMap<NatKey, NatValue, { capacity::NAT }> = LruHashMap::new();
+
+#[btf_map]
+pub static ORLOP_FLOWS: LruHashMap<FlowKey, FlowValue, { capacity::FLOWS }> = LruHashMap::new();
+
+#[btf_map]
+pub static ORLOP_SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
+
+#[btf_map]
+pub static ORLOP_CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map]
+static ORLOP_COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
+
+/// Adds one to a counter of `dataplane_abi::counter`.
+#[inline(always)]
+pub fn count(index: u32) {
+    if let Some(value) = ORLOP_COUNTERS.get_ptr_mut(index) {
+        // SAFETY: the element is this processor's own, and a program is not preempted by another that counts here and loses more than one.
+        unsafe { *value += 1 };
+    }
+}

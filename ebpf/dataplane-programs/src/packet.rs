@@ -1,0 +1,131 @@
+//! Reading and rewriting the addresses of an IPv4 packet on an Ethernet link.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_abi::protocol;
+
+const ETHERNET_LENGTH: usize = 14;
+const ETHERTYPE_OFFSET: usize = 12;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+
+const FRAGMENT_OFFSET: usize = ETHERNET_LENGTH + 6;
+const PROTOCOL_OFFSET: usize = ETHERNET_LENGTH + 9;
+const IP_CHECKSUM_OFFSET: usize = ETHERNET_LENGTH + 10;
+const SOURCE_OFFSET: usize = ETHERNET_LENGTH + 12;
+const DESTINATION_OFFSET: usize = ETHERNET_LENGTH + 16;
+
+const TCP_FLAGS_OFFSET: usize = 13;
+const TCP_CHECKSUM_OFFSET: usize = 16;
+const UDP_CHECKSUM_OFFSET: usize = 6;
+const ICMP_CHECKSUM_OFFSET: usize = 2;
+const ICMP_ID_OFFSET: usize = 4;
+const ICMP_ECHO_REPLY: u8 = 0;
+const ICMP_ECHO: u8 = 8;
+
+const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
+const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
+
+/// A packet that can be translated. An ICMP echo's identifier stands in for the port of the side that asked.
+#[derive(Clone, Copy)]
+pub struct Packet {
+    pub source_be: u32,
+    pub destination_be: u32,
+    pub source_port_be: u16,
+    pub destination_port_be: u16,
+    pub protocol: u8,
+    /// The first packet of a TCP connection, and every packet of the others.
+    pub may_begin_flow: bool,
+    transport: usize,
+}
+
+pub enum Parsed {
+    Packet(Packet),
+    /// A fragment: its ports are unknown.
+    Fragment,
+    /// Nothing that we translate.
+    Other,
+}
+
+/// Which end of a packet is rewritten.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Source,
+    Destination,
+}
+
+#[inline(always)]
+pub fn parse(ctx: &TcContext) -> Parsed {
+    try_parse(ctx).unwrap_or(Parsed::Other)
+}
+
+#[inline(always)]
+fn try_parse(ctx: &TcContext) -> Option<Parsed> {
+    if u16::from_be(ctx.load(ETHERTYPE_OFFSET).ok()?) != ETHERTYPE_IPV4 {
+        return None;
+    }
+    let version: u8 = ctx.load(ETHERNET_LENGTH).ok()?;
+    let transport = ETHERNET_LENGTH + ((version & 0x0f) as usize) * 4;
+    let protocol: u8 = ctx.load(PROTOCOL_OFFSET).ok()?;
+    // More fragments, or not the first.
+    if u16::from_be(ctx.load(FRAGMENT_OFFSET).ok()?) & 0x3fff != 0 {
+        return Some(Parsed::Fragment);
+    }
+    let (source_port_be, destination_port_be, may_begin_flow) = match protocol {
+        protocol::TCP => {
+            let flags: u8 = ctx.load(transport + TCP_FLAGS_OFFSET).ok()?;
+            // SYN without ACK.
+            (ctx.load(transport).ok()?, ctx.load(transport + 2).ok()?, flags & 0x12 == 0x02)
+        }
+        protocol::UDP => (ctx.load(transport).ok()?, ctx.load(transport + 2).ok()?, true),
+        protocol::ICMP => {
+            let kind: u8 = ctx.load(transport).ok()?;
+            let id: u16 = ctx.load(transport + ICMP_ID_OFFSET).ok()?;
+            match kind {
+                ICMP_ECHO => (id, 0, true),
+                ICMP_ECHO_REPLY => (0, id, true),
+                _ => return None,
+            }
+        }
+        _ => return None,
+    };
+    Some(Parsed::Packet(Packet {
+        source_be: ctx.load(SOURCE_OFFSET).ok()?,
+        destination_be: ctx.load(DESTINATION_OFFSET).ok()?,
+        source_port_be,
+        destination_port_be,
+        protocol,
+        may_begin_flow,
+        transport,
+    }))
+}
+
+/// Writes another address and port to one end and mends the checksums. `Err` leaves a packet that must be dropped.
+#[inline(always)]
+pub fn rewrite(ctx: &TcContext, packet: &Packet, end: End, addr_be: u32, port_be: u16) -> Result<(), i64> {
+    let (old_addr, old_port, addr_offset) = match end {
+        End::Source => (packet.source_be, packet.source_port_be, SOURCE_OFFSET),
+        End::Destination => (packet.destination_be, packet.destination_port_be, DESTINATION_OFFSET),
+    };
+    let (checksum, port_offset, flags) = match packet.protocol {
+        protocol::TCP => (TCP_CHECKSUM_OFFSET, port_of(end), 0),
+        protocol::UDP => (UDP_CHECKSUM_OFFSET, port_of(end), BPF_F_MARK_MANGLED_0),
+        _ => (ICMP_CHECKSUM_OFFSET, ICMP_ID_OFFSET, 0),
+    };
+    let checksum = packet.transport + checksum;
+    if packet.protocol != protocol::ICMP {
+        ctx.l4_csum_replace(checksum, old_addr as u64, addr_be as u64, 4 | BPF_F_PSEUDO_HDR | flags)?;
+    }
+    if old_port != port_be {
+        ctx.l4_csum_replace(checksum, old_port as u64, port_be as u64, 2 | flags)?;
+        ctx.store(packet.transport + port_offset, &port_be, 0)?;
+    }
+    ctx.l3_csum_replace(IP_CHECKSUM_OFFSET, old_addr as u64, addr_be as u64, 4)?;
+    ctx.store(addr_offset, &addr_be, 0)
+}
+
+#[inline(always)]
+fn port_of(end: End) -> usize {
+    match end {
+        End::Source => 0,
+        End::Destination => 2,
+    }
+}

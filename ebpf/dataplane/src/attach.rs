@@ -1,0 +1,287 @@
+//! Programs, links and pins.
+//!
+//! Maps are pinned by name in `<pin_root>/v<layout>`, links as `link_<program>[_<interface>]`. On opening, each link is one
+//! of: missing -> attach and pin; attached to what we want, same program -> leave; same target, other program -> replace the
+//! program in place; other target (the cgroup or the interface was made anew) -> unpin and attach again. A link that has no
+//! place any more, because its interface is no longer an uplink, is removed.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Map, MapData};
+use aya::programs::links::{FdLink, LinkOrder};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
+};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use dataplane_abi::{LAYOUT_VERSION, map};
+
+use crate::{MapError, Options, sys};
+
+/// The object that `cargo xtask build-ebpf` made; empty without one.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane.o"));
+
+const SOCKET_PROGRAMS: &[&str] =
+    &["orlop_connect4", "orlop_sendmsg4", "orlop_recvmsg4", "orlop_getpeername4"];
+const UPLINK_PROGRAMS: &[(&str, TcAttachType)] =
+    &[("orlop_ingress", TcAttachType::Ingress), ("orlop_egress", TcAttachType::Egress)];
+const PINNED_MAPS: &[&str] = &[
+    map::FRONTENDS,
+    map::SERVICES,
+    map::TABLES,
+    map::BACKENDS,
+    map::NAT,
+    map::FLOWS,
+    map::SOCKETS,
+    map::CONFIG,
+    map::COUNTERS,
+];
+const LINK_PREFIX: &str = "link_";
+
+/// Why the dataplane could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "this executable was built without the BPF programs: run `cargo xtask build-ebpf` and build it again"
+    )]
+    NotEmbedded,
+    #[error("{operation} {path}")]
+    File { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("load the BPF programs and maps")]
+    Load(#[source] EbpfError),
+    #[error("load program {program}")]
+    Program { program: String, source: Box<ProgramError> },
+    #[error("attach {program} to {target}: needs root and a kernel from 6.6 on")]
+    Attach { program: String, target: String, source: Box<ProgramError> },
+    #[error("{operation} link {path}")]
+    Link { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("the BPF object has no {kind} {name}")]
+    Missing { kind: &'static str, name: String },
+    #[error("uplink {name} does not exist")]
+    NoUplink { name: String, source: io::Error },
+    #[error("open the maps")]
+    Maps(#[source] MapError),
+}
+
+/// The maps that user space works with.
+pub struct Maps {
+    pub frontends: Map,
+    pub services: MapData,
+    pub tables: MapData,
+    pub backends: MapData,
+    pub config: Map,
+    pub counters: Map,
+}
+
+/// Where a program is attached.
+struct Target<'a> {
+    shown: String,
+    /// A cgroup's or an interface's number, as link information has it.
+    id: u64,
+    pin: PathBuf,
+    program: &'a str,
+}
+
+pub fn open(options: &Options) -> Result<Maps, OpenError> {
+    if OBJECT.is_empty() {
+        return Err(OpenError::NotEmbedded);
+    }
+    let pins = pin_folder(&options.pin_root);
+    fs::create_dir_all(&pins).map_err(|source| OpenError::File {
+        operation: "create",
+        path: pins.clone(),
+        source,
+    })?;
+    let mut loader = EbpfLoader::new();
+    for name in PINNED_MAPS {
+        loader.map_pin_path(name, pins.join(name));
+    }
+    let mut programs = loader.load(OBJECT).map_err(OpenError::Load)?;
+    let mut wanted = HashSet::new();
+    attach_sockets(&mut programs, options, &pins, &mut wanted)?;
+    attach_uplinks(&mut programs, options, &pins, &mut wanted)?;
+    remove_stale_links(&pins, &wanted)?;
+    take_maps(&mut programs)
+}
+
+/// Detaches and removes everything below `pin_root`.
+pub fn remove_all(pin_root: &Path) -> Result<(), OpenError> {
+    match fs::remove_dir_all(pin_root) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(OpenError::File { operation: "remove", path: pin_root.into(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn pin_folder(pin_root: &Path) -> PathBuf {
+    pin_root.join(format!("v{LAYOUT_VERSION}"))
+}
+
+fn attach_sockets(
+    programs: &mut Ebpf,
+    options: &Options,
+    pins: &Path,
+    wanted: &mut HashSet<PathBuf>,
+) -> Result<(), OpenError> {
+    let failed = |source| OpenError::File { operation: "open cgroup", path: options.cgroup.clone(), source };
+    let cgroup = File::open(&options.cgroup).map_err(failed)?;
+    // The number of a cgroup is the inode number of its folder.
+    let id = cgroup.metadata().map_err(failed)?.ino();
+    for name in SOCKET_PROGRAMS {
+        let pin = pins.join(format!("{LINK_PREFIX}{name}"));
+        let target = Target { shown: options.cgroup.display().to_string(), id, pin, program: name };
+        let program: &mut CgroupSockAddr = get(programs, name)?;
+        program.load().map_err(|source| load_error(name, source))?;
+        let (fd, tag) = identity(program.fd(), program.info(), name)?;
+        if !adopt(&target, fd.as_fd(), tag)? {
+            let attached = program.attach(&cgroup, CgroupAttachMode::Single);
+            let link = attached.and_then(|id| program.take_link(id)).map_err(|e| attach_error(&target, e))?;
+            let link = FdLink::try_from(link)
+                .map_err(|source| attach_error(&target, ProgramError::IOError(io::Error::other(source))))?;
+            pin_link(link, &target)?;
+        }
+        wanted.insert(target.pin);
+    }
+    Ok(())
+}
+
+fn attach_uplinks(
+    programs: &mut Ebpf,
+    options: &Options,
+    pins: &Path,
+    wanted: &mut HashSet<PathBuf>,
+) -> Result<(), OpenError> {
+    for (name, direction) in UPLINK_PROGRAMS {
+        let program: &mut SchedClassifier = get(programs, name)?;
+        program.load().map_err(|source| load_error(name, source))?;
+        for uplink in &options.uplinks {
+            let id = interface_index(uplink)?;
+            let pin = pins.join(format!("{LINK_PREFIX}{name}_{uplink}"));
+            let target = Target { shown: uplink.clone(), id: u64::from(id), pin, program: name };
+            let (fd, tag) = identity(program.fd(), program.info(), name)?;
+            if !adopt(&target, fd.as_fd(), tag)? {
+                let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+                let attached = program.attach_with_options(uplink, *direction, order);
+                let link: SchedClassifierLink =
+                    attached.and_then(|id| program.take_link(id)).map_err(|e| attach_error(&target, e))?;
+                let link = FdLink::try_from(link).map_err(|source| {
+                    attach_error(&target, ProgramError::IOError(io::Error::other(source)))
+                })?;
+                pin_link(link, &target)?;
+            }
+            wanted.insert(target.pin);
+        }
+    }
+    Ok(())
+}
+
+fn get<'a, T>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut T, OpenError>
+where
+    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = programs
+        .program_mut(name)
+        .ok_or_else(|| OpenError::Missing { kind: "program", name: name.to_owned() })?;
+    program.try_into().map_err(|source| load_error(name, source))
+}
+
+/// A descriptor of the loaded program, and the kernel's digest of its instructions.
+fn identity(
+    fd: Result<&aya::programs::ProgramFd, ProgramError>,
+    info: Result<ProgramInfo, ProgramError>,
+    name: &str,
+) -> Result<(aya::programs::ProgramFd, u64), OpenError> {
+    let fd = fd.map_err(|source| load_error(name, source))?;
+    let fd = fd.try_clone().map_err(|source| load_error(name, ProgramError::IOError(source)))?;
+    Ok((fd, info.map_err(|source| load_error(name, source))?.tag()))
+}
+
+/// Takes over the pinned link of `target` and makes it run our program; `false` if a new link is needed.
+fn adopt(target: &Target<'_>, program: std::os::fd::BorrowedFd<'_>, tag: u64) -> Result<bool, OpenError> {
+    let failed = |operation| move |source| OpenError::Link { operation, path: target.pin.clone(), source };
+    let link = match sys::object_get(&target.pin) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
+        link => link.map_err(failed("open"))?,
+    };
+    let info = sys::link_info(link.as_fd()).map_err(failed("read"))?;
+    if info.target != target.id && info.target & 0xffff_ffff != target.id {
+        tracing::info!(program = target.program, target = target.shown, "the pinned link is stale");
+        fs::remove_file(&target.pin).map_err(failed("unpin"))?;
+        return Ok(false);
+    }
+    let running = aya::programs::loaded_programs()
+        .filter_map(Result::ok)
+        .find(|loaded| loaded.id() == info.program)
+        .map(|loaded| loaded.tag());
+    if running != Some(tag) {
+        tracing::info!(program = target.program, target = target.shown, "replacing the attached program");
+        sys::link_update(link.as_fd(), program).map_err(failed("update"))?;
+    }
+    Ok(true)
+}
+
+fn pin_link(link: FdLink, target: &Target<'_>) -> Result<(), OpenError> {
+    link.pin(&target.pin).map(drop).map_err(|source| OpenError::Link {
+        operation: "pin",
+        path: target.pin.clone(),
+        source: io::Error::other(source),
+    })
+}
+
+fn remove_stale_links(pins: &Path, wanted: &HashSet<PathBuf>) -> Result<(), OpenError> {
+    let failed = |operation, path: &Path, source| OpenError::File { operation, path: path.into(), source };
+    for entry in fs::read_dir(pins).map_err(|source| failed("read", pins, source))? {
+        let path = entry.map_err(|source| failed("read", pins, source))?.path();
+        let is_link = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LINK_PREFIX));
+        if is_link && !wanted.contains(&path) {
+            fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;
+        }
+    }
+    Ok(())
+}
+
+fn take_maps(programs: &mut Ebpf) -> Result<Maps, OpenError> {
+    let mut take = |name: &str| {
+        programs.take_map(name).ok_or_else(|| OpenError::Missing { kind: "map", name: name.to_owned() })
+    };
+    Ok(Maps {
+        frontends: take(map::FRONTENDS)?,
+        services: array(take(map::SERVICES)?, map::SERVICES)?,
+        tables: array(take(map::TABLES)?, map::TABLES)?,
+        backends: array(take(map::BACKENDS)?, map::BACKENDS)?,
+        config: take(map::CONFIG)?,
+        counters: take(map::COUNTERS)?,
+    })
+}
+
+fn array(found: Map, name: &str) -> Result<MapData, OpenError> {
+    match found {
+        Map::Array(data) => Ok(data),
+        _ => Err(OpenError::Missing { kind: "array map", name: name.to_owned() }),
+    }
+}
+
+fn interface_index(name: &str) -> Result<u32, OpenError> {
+    let path = format!("/sys/class/net/{name}/ifindex");
+    let read = fs::read_to_string(&path);
+    let index = read.and_then(|text| text.trim().parse().map_err(io::Error::other));
+    index.map_err(|source| OpenError::NoUplink { name: name.to_owned(), source })
+}
+
+fn load_error(name: &str, source: ProgramError) -> OpenError {
+    OpenError::Program { program: name.to_owned(), source: Box::new(source) }
+}
+
+fn attach_error(target: &Target<'_>, source: ProgramError) -> OpenError {
+    OpenError::Attach {
+        program: target.program.to_owned(),
+        target: target.shown.clone(),
+        source: Box::new(source),
+    }
+}

@@ -1,0 +1,147 @@
+//! Who owns which number, and which piece of the tables map. Freed ones wait until they are released.
+
+use std::collections::{BTreeMap, HashSet};
+
+/// Numbers below a limit, one at a time.
+#[derive(Debug)]
+pub struct Numbers {
+    limit: u32,
+    /// Every number from here on was never handed out.
+    next: u32,
+    free: Vec<u32>,
+    cooling: Vec<u32>,
+    taken: HashSet<u32>,
+}
+
+impl Numbers {
+    pub fn new(limit: u32) -> Self {
+        Self { limit, next: 0, free: Vec::new(), cooling: Vec::new(), taken: HashSet::new() }
+    }
+
+    pub fn allocate(&mut self) -> Option<u32> {
+        let number = match self.free.pop() {
+            Some(number) => number,
+            None if self.next < self.limit => {
+                self.next += 1;
+                self.next - 1
+            }
+            None => return None,
+        };
+        self.taken.insert(number);
+        Some(number)
+    }
+
+    /// Takes a number that an earlier process handed out.
+    pub fn take(&mut self, number: u32) {
+        if !self.taken.insert(number) {
+            return;
+        }
+        if number >= self.next {
+            self.free.extend(self.next..number);
+            self.next = number + 1;
+        } else {
+            self.free.retain(|free| *free != number);
+        }
+    }
+
+    pub fn is_taken(&self, number: u32) -> bool {
+        self.taken.contains(&number)
+    }
+
+    pub fn free(&mut self, number: u32) {
+        if self.taken.remove(&number) {
+            self.cooling.push(number);
+        }
+    }
+
+    pub fn available(&self) -> u32 {
+        self.limit - self.next + self.free.len() as u32
+    }
+
+    pub fn waiting(&self) -> bool {
+        !self.cooling.is_empty()
+    }
+
+    pub fn release(&mut self) {
+        self.free.append(&mut self.cooling);
+    }
+}
+
+/// Pieces of `0..limit`, first fit, neighbours joined when they are released.
+#[derive(Debug)]
+pub struct Ranges {
+    /// Start and length of each free piece.
+    free: BTreeMap<u32, u32>,
+    cooling: Vec<(u32, u32)>,
+}
+
+impl Ranges {
+    pub fn new(limit: u32) -> Self {
+        Self { free: BTreeMap::from([(0, limit)]), cooling: Vec::new() }
+    }
+
+    pub fn has_room(&self, length: u32) -> bool {
+        length == 0 || self.free.values().any(|free| *free >= length)
+    }
+
+    /// `None` for no room, and for a length of 0, which needs none.
+    pub fn allocate(&mut self, length: u32) -> Option<u32> {
+        if length == 0 {
+            return None;
+        }
+        let (start, free) = self.free.iter().find(|(_, free)| **free >= length).map(|(s, f)| (*s, *f))?;
+        self.free.remove(&start);
+        if free > length {
+            self.free.insert(start + length, free - length);
+        }
+        Some(start)
+    }
+
+    /// Takes a piece that an earlier process used; `false` if a part of it is taken already.
+    pub fn take(&mut self, start: u32, length: u32) -> bool {
+        if length == 0 {
+            return true;
+        }
+        let Some((free_start, free)) = self.free.range(..=start).next_back().map(|(s, f)| (*s, *f)) else {
+            return false;
+        };
+        let (end, free_end) = (u64::from(start) + u64::from(length), u64::from(free_start) + u64::from(free));
+        if end > free_end {
+            return false;
+        }
+        self.free.remove(&free_start);
+        if start > free_start {
+            self.free.insert(free_start, start - free_start);
+        }
+        if free_end > end {
+            self.free.insert(end as u32, (free_end - end) as u32);
+        }
+        true
+    }
+
+    pub fn free(&mut self, start: u32, length: u32) {
+        if length > 0 {
+            self.cooling.push((start, length));
+        }
+    }
+
+    pub fn waiting(&self) -> bool {
+        !self.cooling.is_empty()
+    }
+
+    pub fn release(&mut self) {
+        for (mut start, mut length) in std::mem::take(&mut self.cooling) {
+            if let Some((before, size)) = self.free.range(..start).next_back().map(|(s, f)| (*s, *f))
+                && before + size == start
+            {
+                self.free.remove(&before);
+                start = before;
+                length += size;
+            }
+            if let Some(size) = self.free.remove(&(start + length)) {
+                length += size;
+            }
+            self.free.insert(start, length);
+        }
+    }
+}

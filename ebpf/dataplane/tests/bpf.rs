@@ -1,0 +1,8 @@
+//! The load balancer against the real kernel: real sockets in this test's own cgroup, real packets between namespaces.
+
+#[path = "bpf/node.rs"]
+mod node;
+#[path = "bpf/sockets.rs"]
+mod sockets;
+#[path = "bpf/uplink.rs"]
+mod uplink;

@@ -1,0 +1,151 @@
+//! Cluster IPs: translation at the socket.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+
+use dataplane::Protocol::{Tcp, Udp};
+
+use crate::node::{Node, ask_tcp, ask_udp, frontend, serve_tcp, serve_udp};
+
+const VIP: [u8; 4] = [10, 96, 0, 10];
+const LOCAL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+
+fn vip(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(VIP.into(), port)
+}
+
+#[test]
+fn a_connection_reaches_every_endpoint_and_its_peer_is_the_cluster_ip() {
+    let mut node = Node::open();
+    let endpoints = [serve_tcp(LOCAL, "a"), serve_tcp(LOCAL, "b"), serve_tcp(LOCAL, "c")];
+    node.set(frontend(VIP, 80, Tcp), &endpoints);
+    let names: BTreeSet<String> = (0..60).map(|_| ask_tcp(vip(80)).unwrap()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    let stream = TcpStream::connect(vip(80)).unwrap();
+    assert_eq!(stream.peer_addr().unwrap().to_string(), "10.96.0.10:80");
+}
+
+#[test]
+fn without_an_endpoint_a_connection_is_refused_at_once() {
+    let mut node = Node::open();
+    node.set(frontend(VIP, 80, Tcp), &[]);
+    assert_eq!(ask_tcp(vip(80)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    let socket = UdpSocket::bind(LOCAL).unwrap();
+    node.set(frontend(VIP, 53, Udp), &[]);
+    assert_eq!(ask_udp(&socket, vip(53)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn the_protocols_of_one_port_are_two_services() {
+    let mut node = Node::open();
+    node.set(frontend(VIP, 53, Tcp), &[serve_tcp(LOCAL, "tcp")]);
+    node.set(frontend(VIP, 53, Udp), &[serve_udp(LOCAL, "udp")]);
+    let socket = UdpSocket::bind(LOCAL).unwrap();
+    assert_eq!(ask_tcp(vip(53)).unwrap(), "tcp saw 127.0.0.1");
+    assert_eq!(ask_udp(&socket, vip(53)).unwrap(), ("udp saw 127.0.0.1".into(), "10.96.0.10:53".into()));
+}
+
+#[test]
+fn an_unconnected_socket_stays_with_its_backend_until_that_goes() {
+    let mut node = Node::open();
+    let (a, b) = (serve_udp(LOCAL, "a"), serve_udp(LOCAL, "b"));
+    node.set(frontend(VIP, 53, Udp), &[a, b]);
+    let socket = UdpSocket::bind(LOCAL).unwrap();
+    let names: BTreeSet<String> = (0..40).map(|_| ask_udp(&socket, vip(53)).unwrap().0).collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+    let used = names.first().unwrap().clone();
+    let other = if used.starts_with('a') { b } else { a };
+    node.set(frontend(VIP, 53, Udp), &[other]);
+    let (name, peer) = ask_udp(&socket, vip(53)).unwrap();
+    assert_ne!(name, used);
+    assert_eq!(peer, "10.96.0.10:53");
+}
+
+#[test]
+fn one_socket_may_talk_to_several_services() {
+    let mut node = Node::open();
+    for port in 53..57 {
+        let name = ["a", "b", "c", "d"][usize::from(port - 53)];
+        node.set(frontend(VIP, port, Udp), &[serve_udp(LOCAL, name)]);
+    }
+    let socket = UdpSocket::bind(LOCAL).unwrap();
+    for _ in 0..3 {
+        for (port, name) in (53..57).zip(["a", "b", "c", "d"]) {
+            let (answer, peer) = ask_udp(&socket, vip(port)).unwrap();
+            assert!(answer.starts_with(name), "{answer}");
+            assert_eq!(peer, format!("10.96.0.10:{port}"));
+        }
+    }
+}
+
+#[test]
+fn a_connected_datagram_socket_shows_the_cluster_ip() {
+    let mut node = Node::open();
+    let backend = serve_udp(LOCAL, "a");
+    node.set(frontend(VIP, 53, Udp), &[backend]);
+    let socket = UdpSocket::bind(LOCAL).unwrap();
+    socket.connect(vip(53)).unwrap();
+    assert_eq!(socket.peer_addr().unwrap().to_string(), "10.96.0.10:53");
+    socket.send(b"?").unwrap();
+    let mut buffer = [0; 64];
+    assert_eq!(socket.recv_from(&mut buffer).unwrap().1.to_string(), "10.96.0.10:53");
+    // Connected elsewhere, the socket is not the service's any more.
+    socket.connect(backend).unwrap();
+    assert_eq!(socket.peer_addr().unwrap().to_string(), backend.to_string());
+}
+
+#[test]
+fn a_removed_service_is_not_translated_any_more() {
+    let mut node = Node::open();
+    let service = frontend([127, 0, 0, 99], 4000, Tcp);
+    node.set(service, &[serve_tcp(LOCAL, "a")]);
+    let address = SocketAddrV4::new(service.address, service.port);
+    assert_eq!(ask_tcp(address).unwrap(), "a saw 127.0.0.1");
+    node.dataplane.as_mut().unwrap().remove(service).unwrap();
+    assert_eq!(ask_tcp(address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn translation_outlives_the_process_and_the_next_one_adopts_it() {
+    let mut node = Node::open();
+    let (kept, stale) = (frontend(VIP, 80, Tcp), frontend(VIP, 81, Tcp));
+    node.set(kept, &[serve_tcp(LOCAL, "a"), serve_tcp(LOCAL, "b")]);
+    node.set(stale, &[serve_tcp(LOCAL, "c")]);
+    let before = node.dataplane.as_ref().unwrap().list();
+    let links = attached();
+    node.crash();
+    assert!(ask_tcp(vip(80)).unwrap().ends_with("saw 127.0.0.1"));
+    assert_eq!(node.reopen(), 2);
+    assert_eq!(attached(), links, "the links are the same objects");
+    let mut after = node.dataplane.as_ref().unwrap().list();
+    after.sort();
+    let mut before = before;
+    before.sort();
+    assert_eq!(after, before);
+    let removed = node.dataplane.as_mut().unwrap().retain(&[kept].into_iter().collect()).unwrap();
+    assert_eq!(removed, 1);
+    assert!(ask_tcp(vip(80)).is_ok());
+    assert_eq!(node.dataplane.as_ref().unwrap().list().len(), 1);
+}
+
+/// The ids of the cgroup links, from outside.
+fn attached() -> Vec<u64> {
+    let output = std::process::Command::new("bpftool").args(["-j", "link", "show"]).output().unwrap();
+    let links: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let mut pinned = Vec::new();
+    for entry in std::fs::read_dir("/sys/fs/bpf/orlop/v1").unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("link_") {
+            let shown = std::process::Command::new("bpftool")
+                .args(["-j", "link", "show", "pinned"])
+                .arg(&path)
+                .output();
+            let link: serde_json::Value = serde_json::from_slice(&shown.unwrap().stdout).unwrap();
+            pinned.push(link["id"].as_u64().unwrap());
+        }
+    }
+    assert!(pinned.len() >= 4 && links.len() >= pinned.len(), "{pinned:?}");
+    pinned.sort_unstable();
+    pinned
+}

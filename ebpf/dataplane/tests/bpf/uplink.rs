@@ -1,0 +1,127 @@
+//! Node ports and masquerading: packets that cross the uplink.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::process::Command;
+
+use dataplane::Masquerade;
+use dataplane::Protocol::{Tcp, Udp};
+
+use crate::node::{
+    Links, NODE, Node, OUTSIDE, POD, ask_tcp, ask_udp, frontend, inside, serve_tcp, serve_udp,
+};
+
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(address, port)
+}
+
+fn masquerade(node: &mut Node) {
+    let masquerade = Masquerade {
+        pods: "10.244.0.0/24".parse().unwrap(),
+        address: NODE,
+        excluded: vec!["10.244.0.0/16".parse().unwrap()],
+    };
+    node.dataplane.as_mut().unwrap().set_masquerade(Some(&masquerade)).unwrap();
+}
+
+#[test]
+fn a_node_port_leads_from_outside_to_the_pod_and_back() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    masquerade(&mut node);
+    inside("pod", || (serve_tcp(at(ANY, 8080), "pod"), serve_udp(at(ANY, 8080), "pod"))).join().unwrap();
+    node.set(frontend(NODE.octets(), 30080, Tcp), &[at(POD, 8080)]);
+    node.set(frontend(NODE.octets(), 30080, Udp), &[at(POD, 8080)]);
+    let (tcp, udp) = inside("outside", || {
+        let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
+        (ask_tcp(at(NODE, 30080)), ask_udp(&socket, at(NODE, 30080)))
+    })
+    .join()
+    .unwrap();
+    // The pod sees the client, the client sees the node.
+    assert_eq!(tcp.unwrap(), "pod saw 192.0.2.9");
+    assert_eq!(udp.unwrap(), ("pod saw 192.0.2.9".into(), "192.0.2.1:30080".into()));
+}
+
+#[test]
+fn a_flow_of_datagrams_moves_on_when_its_backend_goes() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    inside("pod", || (serve_udp(at(ANY, 1111), "old"), serve_udp(at(ANY, 2222), "new"))).join().unwrap();
+    let service = frontend(NODE.octets(), 30053, Udp);
+    node.set(service, &[at(POD, 1111)]);
+    let (ask, asked) = std::sync::mpsc::channel::<()>();
+    let (answer, answered) = std::sync::mpsc::channel();
+    let client = inside("outside", move || {
+        let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
+        while asked.recv().is_ok() {
+            answer.send(ask_udp(&socket, at(NODE, 30053)).unwrap().0).unwrap();
+        }
+    });
+    ask.send(()).unwrap();
+    assert_eq!(answered.recv().unwrap(), "old saw 192.0.2.9");
+    node.set(service, &[at(POD, 2222)]);
+    ask.send(()).unwrap();
+    assert_eq!(answered.recv().unwrap(), "new saw 192.0.2.9");
+    drop(ask);
+    client.join().unwrap();
+}
+
+#[test]
+fn pods_show_the_node_address_outside() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    masquerade(&mut node);
+    inside("outside", || (serve_tcp(at(ANY, 7000), "out"), serve_udp(at(ANY, 7000), "out"))).join().unwrap();
+    let (tcp, udp, ping) = inside("pod", || {
+        let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
+        let ping =
+            Command::new("busybox").args(["ping", "-c", "2", "-W", "3", &OUTSIDE.to_string()]).output();
+        (ask_tcp(at(OUTSIDE, 7000)), ask_udp(&socket, at(OUTSIDE, 7000)), ping.unwrap())
+    })
+    .join()
+    .unwrap();
+    assert_eq!(tcp.unwrap(), "out saw 192.0.2.1");
+    assert_eq!(udp.unwrap().0, "out saw 192.0.2.1");
+    assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));
+}
+
+#[test]
+fn without_masquerading_pods_keep_their_address() {
+    let _links = Links::make();
+    let _node = Node::with_uplink();
+    crate::node::ip("-n outside route add 10.244.0.0/24 via 192.0.2.1");
+    inside("outside", || serve_tcp(at(ANY, 7000), "out")).join().unwrap();
+    let answer = inside("pod", || ask_tcp(at(OUTSIDE, 7000))).join().unwrap();
+    assert_eq!(answer.unwrap(), "out saw 10.244.0.2");
+}
+
+#[test]
+fn what_reaches_a_pod_directly_is_answered_by_the_pod() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    masquerade(&mut node);
+    crate::node::ip("-n outside route add 10.244.0.0/24 via 192.0.2.1");
+    inside("pod", || (serve_tcp(at(ANY, 8080), "pod"), serve_udp(at(ANY, 8080), "pod"))).join().unwrap();
+    let (tcp, udp) = inside("outside", || {
+        let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
+        (ask_tcp(at(POD, 8080)), ask_udp(&socket, at(POD, 8080)))
+    })
+    .join()
+    .unwrap();
+    assert_eq!(tcp.unwrap(), "pod saw 192.0.2.9");
+    assert_eq!(udp.unwrap().1, "10.244.0.2:8080");
+}
+
+#[test]
+fn a_node_port_that_nobody_serves_is_not_translated() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    let service = frontend(NODE.octets(), 30080, Tcp);
+    node.set(service, &[at(POD, 8080)]);
+    node.dataplane.as_mut().unwrap().remove(service).unwrap();
+    let error = inside("outside", || ask_tcp(at(NODE, 30080))).join().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}

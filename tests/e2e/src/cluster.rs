@@ -1,0 +1,81 @@
+//! The cluster under test: started by `cargo xtask up` when the first test asks for it, stopped by the test run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::kubectl::Kubectl;
+
+/// How long a killed part may take to be back.
+pub const RESTART_LIMIT: Duration = Duration::from_secs(20);
+
+pub struct Cluster {
+    root: PathBuf,
+}
+
+impl Cluster {
+    /// Starts the cluster, or finds it running.
+    pub fn get() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the checkout");
+        let output = Command::new("cargo")
+            .args(["xtask", "up", "--debug", "--no-build"])
+            .current_dir(&root)
+            .output()
+            .expect("start cargo xtask up");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "cargo xtask up: {}{errors}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+        Self { root }
+    }
+
+    pub fn kubectl(&self) -> Kubectl {
+        Kubectl::new(self.root.join("target/up/admin.kubeconfig"))
+    }
+
+    /// A kubectl that works in a fresh namespace, which is deleted when it is dropped.
+    pub fn namespace(&self, name: &str) -> Kubectl {
+        self.kubectl().in_new_namespace(name)
+    }
+
+    pub fn file(&self, path: &str) -> String {
+        self.root.join(path).display().to_string()
+    }
+
+    pub fn node_address(&self) -> String {
+        self.kubectl().get("node/node-1", "{.status.addresses[?(@.type=='InternalIP')].address}")
+    }
+
+    /// The pid of a part of the node's machine, as the host sees it.
+    pub fn pid_of(&self, program: &str) -> Option<i32> {
+        let found = fs::read_dir("/proc").expect("read /proc").flatten().filter_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let executable = fs::read_link(entry.path().join("exe")).ok()?;
+            (executable.file_name()? == program && executable.starts_with(&self.root)).then_some(pid)
+        });
+        found.min()
+    }
+
+    /// Kills a part without warning and gives its pid.
+    pub fn kill(&self, program: &str) -> i32 {
+        let pid = self.pid_of(program).unwrap_or_else(|| panic!("{program} is not running"));
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kill");
+        pid
+    }
+
+    /// Waits until another process than `old` runs the part.
+    pub fn wait_restarted(&self, program: &str, old: i32) {
+        harness::wait::until(&format!("{program} starts again"), RESTART_LIMIT, || {
+            match self.pid_of(program) {
+                Some(pid) if pid != old => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+}

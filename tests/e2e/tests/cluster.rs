@@ -1,0 +1,10 @@
+//! The cluster as a user sees it. Run by `cargo xtask test 4`, one test after the other on one cluster.
+
+#[path = "cluster/bad_input.rs"]
+mod bad_input;
+#[path = "cluster/demo.rs"]
+mod demo;
+#[path = "cluster/faults.rs"]
+mod faults;
+#[path = "cluster/many.rs"]
+mod many;

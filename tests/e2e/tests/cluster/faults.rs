@@ -1,0 +1,122 @@
+//! Killing the agent and the server while the cluster works.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use e2e::cluster::Cluster;
+use e2e::kubectl::Kubectl;
+use e2e::load::Load;
+
+const KILLS: usize = 20;
+
+/// Name, uid, address, restart count, container and start time of every pod: what must not change.
+fn identities(kubectl: &Kubectl) -> BTreeSet<String> {
+    kubectl
+        .list(&["pods"])
+        .iter()
+        .map(|pod| {
+            let container = &pod["status"]["containerStatuses"][0];
+            format!(
+                "{} {} {} {} {} {}",
+                pod["metadata"]["name"],
+                pod["metadata"]["uid"],
+                pod["status"]["podIP"],
+                container["restartCount"],
+                container["containerID"],
+                container["state"]["running"]["startedAt"]
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn the_agent_dies_under_load_and_its_successor_adopts_the_pods() {
+    let cluster = Cluster::get();
+    let kubectl = cluster.namespace("agent-dies");
+    kubectl.run(&["apply", "-f", &cluster.file("examples/hello.yaml")]);
+    kubectl.run(&["rollout", "status", "deployment/hello", "--timeout=60s"]);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
+    let address = kubectl.get("service/hello", "{.spec.clusterIP}");
+    kubectl.wait("3 endpoints", || {
+        let found = kubectl.get("endpoints/hello", "{.subsets[0].addresses[*].ip}");
+        if found.split_whitespace().count() == 3 { Ok(()) } else { Err(found) }
+    });
+    let load = Load::start(&kubectl, "load", &format!("{address}:80"), 25);
+    let writer = "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.1; done";
+    kubectl.run(&[
+        "run",
+        "writer",
+        "--image=localhost/busybox:v1",
+        "--restart=Never",
+        "--",
+        "sh",
+        "-c",
+        writer,
+    ]);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/writer", "--timeout=60s"]);
+    let before = identities(&kubectl);
+    let old = cluster.kill("orlop-agent");
+    cluster.wait_restarted("orlop-agent", old);
+    // A pod that starts now proves that the new agent works; by then it has adopted the others.
+    kubectl.run(&["run", "after", "--image=localhost/busybox:v1", "--", "sleep", "infinity"]);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/after", "--timeout=60s"]);
+    kubectl.run(&["delete", "pod/after", "--grace-period=0", "--force"]);
+    kubectl.wait("the pods are as they were", || {
+        let pods = identities(&kubectl);
+        if pods == before { Ok(()) } else { Err(format!("{pods:?} instead of {before:?}")) }
+    });
+    load.assert_no_failure();
+    let seen = kubectl.run(&["logs", "writer"]).lines().count();
+    kubectl.wait("the log goes on", || {
+        let lines: Vec<String> = kubectl.run(&["logs", "writer"]).lines().map(str::to_owned).collect();
+        let whole = lines.iter().enumerate().all(|(index, line)| *line == format!("line {}", index + 1));
+        if lines.len() > seen && whole { Ok(()) } else { Err(format!("{} lines", lines.len())) }
+    });
+}
+
+#[test]
+fn the_server_dies_in_the_middle_of_writes_and_loses_nothing_acknowledged() {
+    let cluster = Cluster::get();
+    let kubectl = cluster.namespace("server-dies");
+    let stop = AtomicBool::new(false);
+    let acknowledged = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..2)
+            .map(|writer| {
+                let (kubectl, stop) = (&kubectl, &stop);
+                scope.spawn(move || write(kubectl, stop, writer))
+            })
+            .collect();
+        for _ in 0..KILLS {
+            let old = cluster.kill("orlop-server");
+            cluster.wait_restarted("orlop-server", old);
+            kubectl.wait("the server answers", || kubectl.try_run(&["get", "--raw", "/readyz"]));
+        }
+        stop.store(true, Ordering::Relaxed);
+        writers.into_iter().flat_map(|writer| writer.join().expect("a writer")).collect::<Vec<_>>()
+    });
+    assert!(acknowledged.len() >= KILLS, "only {} writes were acknowledged", acknowledged.len());
+    let present: BTreeSet<String> = kubectl
+        .list(&["configmaps"])
+        .iter()
+        .map(|object| object["metadata"]["name"].as_str().unwrap().to_owned())
+        .collect();
+    let lost: Vec<&String> = acknowledged.iter().filter(|name| !present.contains(*name)).collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+}
+
+/// Creates objects until told to stop: the names that the server acknowledged.
+fn write(kubectl: &Kubectl, stop: &AtomicBool, writer: usize) -> Vec<String> {
+    let mut acknowledged = Vec::new();
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        number += 1;
+        let name = format!("written-{writer}-{number}");
+        if kubectl.try_run(&["create", "configmap", &name, "--request-timeout=5s"]).is_ok() {
+            acknowledged.push(name);
+        } else {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    acknowledged
+}

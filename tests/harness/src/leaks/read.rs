@@ -1,0 +1,209 @@
+//! Reading one kind of thing each, as lines that compare equal when nothing changed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use linux::machine::Hierarchy;
+
+/// Entries read from one folder tree at the most: a snapshot is for comparing, not for archiving.
+const MAX_FILES: usize = 200_000;
+
+pub fn processes(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let me = std::process::id();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("read /proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some(name) = live_program(&stat) else { continue };
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        // In the middle of an exec the command line is empty.
+        let command = if command.is_empty() {
+            name.into()
+        } else {
+            String::from_utf8_lossy(&command).replace('\0', " ")
+        };
+        if pid != me && pid != 1 && wanted(&command) && !is_ancestor(pid) {
+            found.push(format!("process {pid} {}", command.trim()));
+        }
+    }
+    Ok(found)
+}
+
+/// The name in a `stat` line, unless it is a kernel thread or a zombie, which its parent reaps.
+fn live_program(stat: &str) -> Option<&str> {
+    const KERNEL_THREAD: u64 = 0x0020_0000;
+    let (name, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    let state = fields.next()?;
+    let flags: u64 = fields.nth(5)?.parse().ok()?;
+    (state != "Z" && state != "X" && flags & KERNEL_THREAD == 0)
+        .then(|| name.split_once('(').map_or(name, |pair| pair.1))
+}
+
+/// Whether `pid` is above us in the process tree: the shell or test runner that took the snapshot.
+fn is_ancestor(pid: u32) -> bool {
+    let mut current = std::process::id();
+    while current > 1 {
+        let Some(parent) = parent(current) else { return false };
+        if parent == pid {
+            return true;
+        }
+        current = parent;
+    }
+    false
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// Links, addresses, routes and policy rules of this network namespace, and the named namespaces.
+pub fn network() -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for (kind, arguments) in [
+        ("link", &["-o", "link", "show"][..]),
+        ("address", &["-o", "addr", "show"]),
+        ("route", &["route", "show", "table", "all"]),
+        ("route6", &["-6", "route", "show", "table", "all"]),
+        ("rule", &["rule", "show"]),
+        ("netns", &["netns", "list"]),
+    ] {
+        let output = Command::new("ip").args(arguments).output().context("start ip")?;
+        ensure!(output.status.success(), "ip {}: {}", arguments.join(" "), output.status);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        found.extend(text.lines().map(|line| format!("{kind} {}", stable(line))));
+    }
+    Ok(found)
+}
+
+/// Drops life times, which count down.
+fn stable(line: &str) -> String {
+    let mut words = Vec::new();
+    let mut skip = false;
+    for word in line.split_whitespace() {
+        if skip {
+            skip = false;
+        } else if matches!(word, "valid_lft" | "preferred_lft" | "expires") {
+            skip = true;
+        } else {
+            words.push(word);
+        }
+    }
+    words.join(" ")
+}
+
+pub fn mounts() -> Result<Vec<String>> {
+    let text = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
+    // The ids in front change when an unrelated mount comes or goes.
+    Ok(text
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(3);
+            let (root, point) = (fields.next()?, fields.next()?);
+            let kind = line.split_once(" - ")?.1.split(' ').next()?;
+            Some(format!("mount {kind} {root} at {point}"))
+        })
+        .collect())
+}
+
+pub fn cgroups(hierarchies: &[Hierarchy]) -> Vec<String> {
+    let mut found = Vec::new();
+    for hierarchy in hierarchies {
+        let mut open = vec![hierarchy.mount_point.clone()];
+        while let Some(folder) = open.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    found.push(format!("cgroup {}", entry.path().display()));
+                    open.push(entry.path());
+                }
+            }
+        }
+    }
+    found
+}
+
+pub fn pins(folder: &Path) -> Vec<String> {
+    files(folder, |_| true).into_iter().map(|line| line.replacen("file", "pin", 1)).collect()
+}
+
+/// Files and folders below `folder`, by path.
+pub fn files(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open: Vec<PathBuf> = vec![folder.to_path_buf()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if !wanted(&path) && !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            if wanted(&path) {
+                found.push(format!("file {}", path.display()));
+            }
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && found.len() < MAX_FILES {
+                open.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// Every readable setting below `folder` that keeps still by itself.
+pub fn sysctls(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in files(folder, |_| true) {
+        let path = line.trim_start_matches("file ").to_owned();
+        let counts = ["nf_conntrack_count", "max_lock", "/neigh/", "ipfrag_", "ip6frag_"];
+        if counts.iter().any(|word| path.contains(word)) {
+            continue;
+        }
+        if let Ok(value) = fs::read_to_string(&path) {
+            found.push(format!("sysctl {path} = {}", value.trim().replace('\n', " ")));
+        }
+    }
+    found
+}
+
+/// Netfilter rules of both kinds; a tool that is not installed has made none.
+pub fn rules() -> Vec<String> {
+    let mut found = Vec::new();
+    for (program, arguments) in
+        [("nft", &["list", "ruleset"][..]), ("iptables-legacy-save", &[]), ("ip6tables-legacy-save", &[])]
+    {
+        let Ok(output) = Command::new(program).args(arguments).output() else { continue };
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines = text.lines().filter(|line| !line.starts_with('#') && !line.contains("packets"));
+        found.extend(lines.map(|line| format!("rule {program} {}", line.trim())));
+    }
+    found
+}
+
+/// BPF programs, maps and links of the kernel. Ids are left out: what counts is how many of each name there are.
+pub fn bpf_objects() -> Vec<String> {
+    let mut found = Vec::new();
+    for kind in ["prog", "map", "link"] {
+        let Ok(output) = Command::new("bpftool").args(["-j", kind, "show"]).output() else { continue };
+        let Ok(objects) = serde_json::from_slice::<Vec<serde_json::Value>>(&output.stdout) else { continue };
+        let mut names: Vec<String> = objects
+            .iter()
+            .map(|object| format!("{} {}", text(object, "type"), text(object, "name")))
+            .collect();
+        names.sort();
+        let mut before = String::new();
+        let mut count = 0;
+        for name in names {
+            count = if name == before { count + 1 } else { 1 };
+            before.clone_from(&name);
+            found.push(format!("bpf {kind} {name} #{count}"));
+        }
+    }
+    found
+}
+
+fn text<'a>(object: &'a serde_json::Value, key: &str) -> &'a str {
+    object.get(key).and_then(serde_json::Value::as_str).unwrap_or("-")
+}

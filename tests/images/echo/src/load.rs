@@ -1,0 +1,199 @@
+//! The client: asks a Service and counts who answered and what failed. Prints one JSON document.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::time::{Duration, Instant};
+
+/// A request that takes longer has failed.
+const LIMIT: Duration = Duration::from_secs(2);
+/// Distinct errors that are kept.
+const MAX_ERRORS: usize = 20;
+
+/// What became of one kind of traffic.
+#[derive(Default)]
+struct Count {
+    answered: BTreeMap<String, u64>,
+    failed: u64,
+    /// Connections whose peer was not the address that was asked for.
+    wrong_peer: u64,
+    errors: BTreeMap<String, u64>,
+}
+
+impl Count {
+    fn add(&mut self, answer: Result<String, String>) {
+        match answer {
+            Ok(pod) => *self.answered.entry(pod).or_default() += 1,
+            Err(error) => {
+                self.failed += 1;
+                if self.errors.len() < MAX_ERRORS || self.errors.contains_key(&error) {
+                    *self.errors.entry(error).or_default() += 1;
+                }
+            }
+        }
+    }
+
+    fn json(&self) -> String {
+        let map = |map: &BTreeMap<String, u64>| {
+            let entries: Vec<String> = map.iter().map(|(name, count)| format!("{name:?}:{count}")).collect();
+            format!("{{{}}}", entries.join(","))
+        };
+        format!(
+            "{{\"answered\":{},\"failed\":{},\"wrong_peer\":{},\"errors\":{}}}",
+            map(&self.answered),
+            self.failed,
+            self.wrong_peer,
+            map(&self.errors)
+        )
+    }
+}
+
+/// `count` requests, each on a connection of its own.
+pub fn ask(target: &str, count: &str) -> Result<(), String> {
+    let address = resolve(target)?;
+    let count: u32 = count.parse().map_err(|_| format!("{count:?} is not a count"))?;
+    let mut seen = Count::default();
+    for _ in 0..count {
+        let answer = new_connection(address, &mut seen.wrong_peer);
+        seen.add(answer);
+    }
+    println!("{}", seen.json());
+    Ok(())
+}
+
+/// New connections at a rate, one kept-alive connection and one flow of datagrams, all at once.
+pub fn run(target: &str, seconds: &str, rate: &str) -> Result<(), String> {
+    let address = resolve(target)?;
+    let seconds: u64 = seconds.parse().map_err(|_| format!("{seconds:?} is not a number of seconds"))?;
+    let rate: u32 =
+        rate.parse().ok().filter(|rate| *rate > 0).ok_or_else(|| format!("{rate:?} is not a rate"))?;
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let connections = std::thread::spawn(move || new_connections(address, rate, end));
+    let kept = std::thread::spawn(move || kept_alive(address, end));
+    let datagrams = std::thread::spawn(move || datagrams(address, end));
+    let joined = |thread: std::thread::JoinHandle<Count>| {
+        thread.join().map_err(|_| "a client thread panicked".to_owned())
+    };
+    let (connections, kept, datagrams) = (joined(connections)?, joined(kept)?, joined(datagrams)?);
+    println!(
+        "{{\"connections\":{},\"kept_alive\":{},\"datagrams\":{}}}",
+        connections.json(),
+        kept.json(),
+        datagrams.json()
+    );
+    Ok(())
+}
+
+fn resolve(target: &str) -> Result<SocketAddr, String> {
+    let mut found = target.to_socket_addrs().map_err(|error| format!("resolve {target}: {error}"))?;
+    found.find(SocketAddr::is_ipv4).ok_or_else(|| format!("resolve {target}: no IPv4 address"))
+}
+
+fn new_connections(address: SocketAddr, rate: u32, end: Instant) -> Count {
+    let mut count = Count::default();
+    let step = Duration::from_secs(1) / rate;
+    let mut next = Instant::now();
+    while Instant::now() < end {
+        let answer = new_connection(address, &mut count.wrong_peer);
+        count.add(answer);
+        next += step;
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    count
+}
+
+fn new_connection(address: SocketAddr, wrong_peer: &mut u64) -> Result<String, String> {
+    let stream = connect(address)?;
+    if stream.peer_addr().ok() != Some(address) {
+        *wrong_peer += 1;
+    }
+    let mut reader = BufReader::new(stream);
+    request(&mut reader, "close").map(|(pod, _)| pod)
+}
+
+fn kept_alive(address: SocketAddr, end: Instant) -> Count {
+    let mut count = Count::default();
+    let mut open: Option<BufReader<TcpStream>> = None;
+    while Instant::now() < end {
+        let answer = match open.take() {
+            Some(mut reader) => request(&mut reader, "keep-alive").map(|answer| (answer, reader)),
+            None => connect(address)
+                .map(BufReader::new)
+                .and_then(|mut reader| request(&mut reader, "keep-alive").map(|answer| (answer, reader))),
+        };
+        match answer {
+            Ok(((pod, keep), reader)) => {
+                count.add(Ok(pod));
+                open = keep.then_some(reader);
+            }
+            Err(error) => count.add(Err(error)),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    count
+}
+
+fn datagrams(address: SocketAddr, end: Instant) -> Count {
+    let mut count = Count::default();
+    let socket = match UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.set_read_timeout(Some(LIMIT))?;
+        Ok(socket)
+    }) {
+        Ok(socket) => socket,
+        Err(error) => {
+            count.add(Err(format!("bind: {error}")));
+            return count;
+        }
+    };
+    let mut buffer = [0; 2048];
+    while Instant::now() < end {
+        let answer = socket.send_to(b"?", address).and_then(|_| socket.recv_from(&mut buffer));
+        let answer = match answer {
+            Ok((length, peer)) => {
+                count.wrong_peer += u64::from(peer != address);
+                Ok(first_word(&String::from_utf8_lossy(&buffer[..length])))
+            }
+            Err(error) => Err(format!("datagram: {error}")),
+        };
+        count.add(answer);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    count
+}
+
+fn connect(address: SocketAddr) -> Result<TcpStream, String> {
+    let failed = |error: std::io::Error| format!("connect: {error}");
+    let stream = TcpStream::connect_timeout(&address, LIMIT).map_err(failed)?;
+    stream.set_read_timeout(Some(LIMIT)).map_err(failed)?;
+    stream.set_nodelay(true).map_err(failed)?;
+    Ok(stream)
+}
+
+/// One HTTP request: who answered, and whether the connection stays open.
+fn request(reader: &mut BufReader<TcpStream>, connection: &str) -> Result<(String, bool), String> {
+    let failed = |error: std::io::Error| format!("request: {error}");
+    let ask = format!("GET / HTTP/1.1\r\nHost: echo\r\nConnection: {connection}\r\n\r\n");
+    reader.get_mut().write_all(ask.as_bytes()).map_err(failed)?;
+    let (mut length, mut keep) = (0, true);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).map_err(failed)? == 0 {
+            return Err("request: the server closed the connection".to_owned());
+        }
+        let line = line.trim().to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.strip_prefix("content-length: ") {
+            length = value.parse().map_err(|_| format!("request: content length {value:?}"))?;
+        }
+        keep &= line != "connection: close";
+    }
+    let mut body = String::new();
+    reader.take(length).read_to_string(&mut body).map_err(failed)?;
+    Ok((first_word(&body), keep))
+}
+
+fn first_word(text: &str) -> String {
+    text.split_whitespace().next().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,190 @@
+//! `cargo xtask test [TIER]`: the tests that this machine can run, a tier at a time, with one closing line.
+//!
+//! Tier 0 is pure and needs nothing. Tier 1 (`host` test binaries) and tier 2 (`bpf`) run each test as root in a
+//! private host: fresh mount, network, pid, uts, ipc and cgroup namespaces made by `private-host`, which also
+//! fails a test that leaves something behind. Tier 4 (`cluster`) starts a cluster with `up` and drives it with kubectl.
+//! Tier 3 (virtual machines) is `cargo xtask e2e`.
+//!
+//! A test skips by saying why in the file that `ORLOP_SKIPS` names; such a test is counted as skipped, with its reason.
+
+mod tally;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{build_ebpf, dist, down, images, process, up};
+use tally::Tally;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// 0 pure, 1 private host, 2 BPF, 4 cluster; all of them without a number.
+    #[arg(value_parser = clap::value_parser!(u8).range(0..=4))]
+    tier: Option<u8>,
+    /// Run only tests whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Collect failures of all tests instead of stopping a tier at the first.
+    #[arg(long)]
+    no_fail_fast: bool,
+}
+
+impl Options {
+    /// Every tier, every test, all failures.
+    pub fn everything() -> Self {
+        Self { tier: None, filter: None, no_fail_fast: true }
+    }
+}
+
+struct Tier {
+    number: u8,
+    name: &'static str,
+    /// The nextest filter set that picks the tier's test binaries.
+    binaries: &'static str,
+    /// Whether each test process starts in a private host.
+    private_host: bool,
+    /// How many tests run at a time; `None` leaves it to nextest.
+    threads: Option<u8>,
+}
+
+const TIERS: &[Tier] = &[
+    Tier {
+        number: 0,
+        name: "pure",
+        binaries: "not binary(/^(host|bpf|cluster)$/)",
+        private_host: false,
+        threads: None,
+    },
+    Tier {
+        number: 1,
+        name: "private host",
+        binaries: "binary(/^host$/)",
+        private_host: true,
+        threads: Some(2),
+    },
+    Tier { number: 2, name: "bpf", binaries: "binary(/^bpf$/)", private_host: true, threads: Some(2) },
+    Tier {
+        number: 4,
+        name: "cluster",
+        binaries: "binary(/^cluster$/)",
+        private_host: false,
+        threads: Some(1),
+    },
+];
+
+pub fn run(options: &Options) -> Result<()> {
+    if options.tier == Some(3) {
+        bail!("tier 3 needs virtual machines: `cargo xtask e2e`");
+    }
+    let chosen: Vec<&Tier> =
+        TIERS.iter().filter(|tier| options.tier.is_none_or(|n| n == tier.number)).collect();
+    let root = nix::unistd::geteuid().is_root();
+    let mut tally = Tally::default();
+    if chosen.iter().any(|tier| tier.number > 0) && root {
+        build_ebpf::run()?;
+        dist::run(&dist::Options::for_tests())?;
+    }
+    for tier in chosen {
+        if tier.number > 0 && !root {
+            tally.skip(format!("tier {} ({}): needs root", tier.number, tier.name));
+            continue;
+        }
+        tally.add(if tier.number == 4 { run_cluster_tier(tier, options)? } else { run_tier(tier, options)? });
+    }
+    tally.print();
+    if tally.failed > 0 {
+        bail!("{} tests failed", tally.failed);
+    }
+    Ok(())
+}
+
+/// The tests start the cluster. Afterwards it is stopped, and that nothing is left on the machine is one more test.
+fn run_cluster_tier(tier: &Tier, options: &Options) -> Result<Tally> {
+    if up::folder().exists() {
+        bail!("a cluster is up, and the cluster tests start their own: run `cargo xtask down` first");
+    }
+    images::run()?;
+    let leaks = harness_binary("leaks")?;
+    let saved = process::target().join("before-up");
+    process::run(Command::new(&leaks).arg("save").arg(&saved))?;
+    let tally = run_tier(tier, options);
+    if tally.as_ref().is_ok_and(|tally| tally.failed > 0) {
+        keep_logs();
+    }
+    down::run()?;
+    let mut tally = tally?;
+    match process::run(Command::new(&leaks).arg("compare").arg(&saved)) {
+        Ok(()) => tally.passed += 1,
+        Err(_) => tally.failed += 1,
+    }
+    Ok(tally)
+}
+
+/// The logs of a failed run stay in `target/up-logs`.
+fn keep_logs() {
+    let mut copy = Command::new("cp");
+    copy.args(["-rT"]).arg(up::node_folder().join("logs")).arg(process::target().join("up-logs"));
+    if let Err(error) = process::run(&mut copy) {
+        eprintln!("keep the logs: {error:#}");
+    }
+}
+
+fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
+    println!("\ntier {}: {}", tier.number, tier.name);
+    let skips = process::target().join(format!("skips-{}", tier.number));
+    std::fs::write(&skips, "").with_context(|| format!("write {}", skips.display()))?;
+    let mut command = process::cargo();
+    // `--ignore-default-filter`: .config/nextest.toml keeps the root tiers out of a plain `cargo nextest run`.
+    command.args(["nextest", "run", "--workspace", "--ignore-default-filter", "--no-tests=pass"]);
+    command.args(["-E", &filter(tier, options)]).env("ORLOP_SKIPS", &skips);
+    command.env("ORLOP_DIST", dist::folder(dist::Profile::Debug));
+    if options.no_fail_fast {
+        command.arg("--no-fail-fast");
+    }
+    if let Some(threads) = tier.threads {
+        command.args(["--test-threads", &threads.to_string()]);
+    }
+    if tier.private_host {
+        command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", private_host()?);
+        command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", private_host()?);
+    }
+    let report = process::target().join("nextest/default/junit.xml");
+    let _ = std::fs::remove_file(&report);
+    let status = command.status().context("start cargo nextest: run `cargo xtask setup`")?;
+    let text = std::fs::read_to_string(&report);
+    if !status.success() && text.is_err() {
+        bail!("tier {} did not build", tier.number);
+    }
+    let tally = tally::read(&text.unwrap_or_default(), &std::fs::read_to_string(&skips)?)?;
+    if !status.success() && tally.failed == 0 {
+        bail!("tier {}: nextest failed without a failed test: {status}", tier.number);
+    }
+    Ok(tally)
+}
+
+fn filter(tier: &Tier, options: &Options) -> String {
+    match &options.filter {
+        Some(name) => format!("({}) & test({name})", tier.binaries),
+        None => tier.binaries.to_owned(),
+    }
+}
+
+/// Builds the runner of the private tiers.
+fn private_host() -> Result<PathBuf> {
+    harness_binary("private-host")
+}
+
+fn harness_binary(name: &str) -> Result<PathBuf> {
+    let mut build = process::cargo();
+    build.args(["build", "--quiet", "--package", "harness", "--bin", name]);
+    process::run_quietly(&format!("building {name}"), &mut build)?;
+    Ok(process::target().join("debug").join(name))
+}
+
+/// Whether cargo and nextest can be started at all, with a clear sentence if not.
+pub fn check_tools() -> Result<()> {
+    process::probe(Command::new("cargo-nextest").arg("--version"))
+        .map(drop)
+        .context("cargo-nextest is not installed: run `cargo xtask setup`")
+}
