@@ -168,7 +168,7 @@ pub struct SecurityContext {
     pub readonly_paths: Option<Vec<String>>,
     /// Seccomp.
     pub seccomp: SecurityProfile,
-    /// AppArmor. Any but `Unconfined` is refused where the kernel has no AppArmor, `RuntimeDefault` is then ignored.
+    /// AppArmor. `Localhost` is refused where the kernel has no AppArmor; `RuntimeDefault` means no profile, since the runtime loads none.
     pub apparmor: SecurityProfile,
     /// Pid namespace of another container of the pod (`kubectl debug --target`).
     pub target_container: Option<ContainerId>,

@@ -62,7 +62,7 @@ impl Resizer {
     /// The kernel's, with the name of the call.
     pub fn resize(&self, columns: u16, rows: u16) -> Result<(), Error> {
         linux::pty::set_window_size(&self.terminal, linux::pty::WindowSize { columns, rows })
-            .map_err(|source| Error::System { operation: "resize terminal".into(), source: source.into() })
+            .map_err(|source| Error::System { operation: "resize terminal".into(), source })
     }
 }
 

@@ -332,9 +332,9 @@ fn paths(wanted: Option<&[String]>, default: &[&str], privileged: bool) -> Value
 fn rootfs_propagation(container: &ContainerConfig) -> Option<&'static str> {
     let any = |kind| container.mounts.iter().any(|mount| mount.propagation == kind);
     if any(MountPropagation::Bidirectional) {
-        Some("rshared")
+        Some("shared")
     } else if any(MountPropagation::HostToContainer) {
-        Some("rslave")
+        Some("slave")
     } else {
         None
     }

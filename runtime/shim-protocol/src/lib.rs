@@ -47,8 +47,6 @@ pub struct ShimConfig {
     /// The shim's own group.
     #[serde(default)]
     pub shim_cgroup: Option<String>,
-    /// The pod's group; the shared pid namespace's init lives in a group below it.
-    pub pod_cgroup: String,
     /// Where to bind a network namespace of the pod's own; `None`: the node's.
     pub netns: Option<PathBuf>,
     /// The pod has an ipc namespace of its own.
@@ -264,9 +262,14 @@ pub enum Answer {
     ExecStarted {
         /// Pid in the shim's pid namespace.
         pid: i32,
+        /// A descriptor comes with the frame.
+        terminal: bool,
     },
     /// To [`Request::Attach`]; of a container with a terminal, its master comes with the frame, for resizing.
-    Attached,
+    Attached {
+        /// A descriptor comes with the frame.
+        terminal: bool,
+    },
 }
 
 /// Why a request failed.
@@ -341,6 +344,16 @@ pub struct Record {
     /// Once it ended.
     #[serde(default)]
     pub exit: Option<Exit>,
+}
+
+impl Answer {
+    /// Descriptors that come with the frame.
+    pub fn descriptors(&self) -> usize {
+        match self {
+            Answer::ExecStarted { terminal: true, .. } | Answer::Attached { terminal: true } => 1,
+            _ => 0,
+        }
+    }
 }
 
 /// How a container ended.

@@ -309,7 +309,8 @@ impl Keeper {
             (Task::Exec { exec }, Outcome::Running { pid, .. }) => {
                 self.execs.insert(exec, pid);
                 if let Some(caller) = worker.caller {
-                    self.answer(caller, Ok(Answer::ExecStarted { pid }), fd.into_iter().collect());
+                    let started = Answer::ExecStarted { pid, terminal: fd.is_some() };
+                    self.answer(caller, Ok(started), fd.into_iter().collect());
                 }
                 self.claim(pid);
             }

@@ -211,7 +211,7 @@ impl Layer {
         if keep_directory {
             return Ok(());
         }
-        Ok(std::fs::remove_dir_all(descriptor_path(parent).join(std::ffi::OsStr::from_bytes(name)))?)
+        std::fs::remove_dir_all(descriptor_path(parent).join(std::ffi::OsStr::from_bytes(name)))
     }
 
     fn regular<R: Read>(

@@ -57,6 +57,14 @@ pub(crate) fn validate(config: &ContainerConfig) -> Result<(), Error> {
     if escapes {
         return Err(invalid("log_path", format!("\"{}\" leads out of the log directory", config.log_path)));
     }
+    for device in &config.devices {
+        let letters = device.permissions.chars().all(|letter| "rwm".contains(letter));
+        if !device.container_path.starts_with("/dev/") || !letters {
+            let reason =
+                format!("\"{}\" is not below /dev, or its permissions are not of rwm", device.container_path);
+            return Err(invalid("devices", reason));
+        }
+    }
     if !config.stop_signal.is_empty() && signal_number(&config.stop_signal).is_none() {
         return Err(invalid("stop_signal", format!("\"{}\" is not a signal", config.stop_signal)));
     }
@@ -473,10 +481,14 @@ fn make_directories(directory: &Path) -> Result<(), Error> {
     make(directory.join("work"), 0o711)
 }
 
-/// Bidirectional mounts with their places in the bundle.
+/// Mounts that the shim's worker has to take hold of before it changes its mount namespace, with their places in the bundle: those with
+/// Bidirectional propagation, and those that show the host's control groups.
 fn staged_paths(config: &ContainerConfig, directory: &Path) -> Vec<(usize, PathBuf)> {
-    let wanted =
-        |(_, mount): &(usize, &crate::container::Mount)| mount.propagation == MountPropagation::Bidirectional;
+    let groups = Path::new("/sys/fs/cgroup");
+    let wanted = |(_, mount): &(usize, &crate::container::Mount)| {
+        let shows_groups = mount.host_path.starts_with(groups) || groups.starts_with(&mount.host_path);
+        mount.propagation == MountPropagation::Bidirectional || shows_groups
+    };
     let place = |(index, _)| (index, directory.join(format!("staged-{index}")));
     config.mounts.iter().enumerate().filter(wanted).map(place).collect()
 }

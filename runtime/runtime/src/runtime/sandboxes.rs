@@ -162,7 +162,6 @@ impl Runtime {
             oci_root: config.oci_dir(),
             cgroup_root: config.cgroup_root.clone(),
             shim_cgroup: config.shim_cgroup.clone(),
-            pod_cgroup: meta.config.linux.cgroup_parent.clone(),
             netns: meta.own_network.then(|| config.netns_path(&meta.id)),
             ipc,
             pid: namespaces.pid == NamespaceMode::Pod,

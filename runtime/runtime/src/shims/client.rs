@@ -38,8 +38,6 @@ pub(crate) enum FromClient {
 struct Waiting {
     reply: oneshot::Sender<Reply>,
     operation: &'static str,
-    /// A descriptor comes with a good answer.
-    expects_fd: bool,
 }
 
 struct Frame {
@@ -116,7 +114,7 @@ impl Client {
     /// Asks and waits for the answer.
     pub async fn call(&self, request: Request, fds: Vec<OwnedFd>) -> Reply {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (operation, expects_fd) = describe(&request);
+        let operation = describe(&request);
         let gone = || Error::ShimGone { sandbox: self.sandbox.clone() };
         let bytes = shim_protocol::encode(&Call { id, request })
             .map_err(|error| Error::Shim { operation, message: error.to_string() })?;
@@ -126,7 +124,7 @@ impl Client {
             if pending.gone {
                 return Err(gone());
             }
-            pending.calls.insert(id, Waiting { reply, operation, expects_fd });
+            pending.calls.insert(id, Waiting { reply, operation });
         }
         if self.frames.send(Frame { bytes, fds }).await.is_err() {
             lock(&self.pending).calls.remove(&id);
@@ -136,18 +134,18 @@ impl Client {
     }
 }
 
-/// What an error says was tried, and whether the answer brings a descriptor.
-fn describe(request: &Request) -> (&'static str, bool) {
+/// What an error says was tried.
+fn describe(request: &Request) -> &'static str {
     match request {
-        Request::List => ("list containers", false),
-        Request::Start(_) => ("start container", false),
-        Request::Signal { .. } => ("signal container", false),
-        Request::Delete { .. } => ("delete container", false),
-        Request::Exec(exec) => ("exec in container", exec.tty),
-        Request::SignalExec { .. } => ("signal exec", false),
-        Request::Attach { .. } => ("attach to container", true),
-        Request::ReopenLog { .. } => ("reopen container log", false),
-        Request::Shutdown => ("stop sandbox", false),
+        Request::List => "list containers",
+        Request::Start(_) => "start container",
+        Request::Signal { .. } => "signal container",
+        Request::Delete { .. } => "delete container",
+        Request::Exec(_) => "exec in container",
+        Request::SignalExec { .. } => "signal exec",
+        Request::Attach { .. } => "attach to container",
+        Request::ReopenLog { .. } => "reopen container log",
+        Request::Shutdown => "stop sandbox",
     }
 }
 
@@ -216,7 +214,7 @@ async fn read_all(
             FromShim::Answer { id, result } => {
                 let Some(waiting) = lock(&pending).calls.remove(&id) else { continue };
                 let reply = result.map_err(|failure| explain(waiting.operation, failure)).map(|answer| {
-                    let count = if waiting.expects_fd { reader.fds.len().min(1) } else { 0 };
+                    let count = answer.descriptors().min(reader.fds.len());
                     (answer, reader.fds.drain(..count).collect())
                 });
                 let _ = waiting.reply.send(reply);

@@ -29,6 +29,8 @@ async fn exec_sync_collects_output_and_code() {
     let text = String::from_utf8(result.stdout).unwrap();
     assert!(text.starts_with("CapBnd:00000000a80425fb\nSeccomp:2\nsleep\n"), "{text}");
     assert!(text.lines().skip(3).all(|path| path.contains(id.as_str())), "{text}");
+    let stats = runtime.container_stats(&id).await.unwrap();
+    assert!(stats.pids == 1 && stats.memory_usage > 0 && stats.timestamp > 0, "{stats:?}");
     let error = runtime.exec_sync(&id, command(&["no-such"]), None).await.unwrap_err();
     assert!(
         matches!(&error, Error::Start { message } if message.contains("executable file not found in $PATH")),

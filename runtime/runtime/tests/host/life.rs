@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use runtime::{
-    ContainerConfig, ContainerState, Error, Mount, NamespaceMode, Resources, SandboxState, SecurityContext,
+    ContainerConfig, ContainerState, Error, Mount, MountPropagation, NamespaceMode, Resources, SandboxState,
+    SecurityContext,
 };
 
 use crate::fixture::{Host, chain, container, exited, start, until};
@@ -224,4 +225,52 @@ async fn without_a_network_configuration_nothing_is_made() {
     let error = runtime.run_sandbox(config).await.unwrap_err();
     assert!(error.to_string().starts_with("cni plugin not initialized"), "{error}");
     nothing_is_left(&host);
+}
+
+#[tokio::test]
+async fn mounts_travel_as_asked_and_host_control_groups_can_be_shown() {
+    let host = Host::new();
+    let shared = host.directory.path().join("shared");
+    std::fs::create_dir_all(shared.join("below")).unwrap();
+    let run = |arguments: &[&str]| {
+        let status = std::process::Command::new("mount").args(arguments).status().unwrap();
+        assert!(status.success(), "mount {arguments:?}");
+    };
+    let path = shared.display().to_string();
+    run(&["--bind", &path, &path]);
+    run(&["--make-shared", &path]);
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let mount = |container_path: &str, host_path: &str, propagation| Mount {
+        container_path: container_path.into(),
+        host_path: host_path.into(),
+        propagation,
+        ..Mount::default()
+    };
+    let both = ContainerConfig {
+        mounts: vec![
+            mount("/s", &path, MountPropagation::Bidirectional),
+            mount("/cg", "/sys/fs/cgroup", MountPropagation::Private),
+        ],
+        security: SecurityContext { privileged: true, ..SecurityContext::default() },
+        ..container(
+            "both",
+            "ls /cg | wc -l; mount -t tmpfs none /s/below && touch /s/below/inside && echo mounted; exec sleep 1000",
+        )
+    };
+    start(&runtime, &pod, both).await;
+    until("it has mounted", || host.read_log("both.log").iter().any(|(_, text)| text == "mounted")).await;
+    assert!(host.read_log("both.log")[0].1.parse::<u32>().unwrap() > 0);
+    assert!(shared.join("below/inside").exists());
+    let slave = ContainerConfig {
+        mounts: vec![mount("/s", &path, MountPropagation::HostToContainer)],
+        ..container("slave", "ls /s/below; while [ ! -e /s/below/later ]; do sleep 0.02; done; echo seen")
+    };
+    let id = start(&runtime, &pod, slave).await;
+    until("it is up", || !host.read_log("slave.log").is_empty()).await;
+    run(&["-t", "tmpfs", "none", &format!("{path}/below")]);
+    std::fs::write(shared.join("below/later"), "").unwrap();
+    exited(&runtime, &id).await;
+    let log: Vec<String> = host.read_log("slave.log").into_iter().map(|(_, text)| text).collect();
+    assert_eq!(log, ["inside", "seen"]);
 }

@@ -209,7 +209,9 @@ impl Keeper {
     fn attach(&mut self, caller: Caller, id: &str, wanted: [bool; 3]) {
         let result = self.begin_attach(caller.0, id, wanted);
         let (result, fds) = match result {
-            Ok(terminal) => (Ok(Answer::Attached), terminal.into_iter().collect()),
+            Ok(terminal) => {
+                (Ok(Answer::Attached { terminal: terminal.is_some() }), terminal.into_iter().collect())
+            }
             Err(failure) => (Err(failure), Vec::new()),
         };
         self.answer(caller, result, fds);

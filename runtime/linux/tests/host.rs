@@ -1,0 +1,4 @@
+//! Control groups on the real kernel. Every test is a process of its own in fresh mount, network and pid namespaces, as root.
+
+#[path = "host/cgroups.rs"]
+mod cgroups;
