@@ -2,10 +2,13 @@
 //!
 //! Layouts are fixed: no padding, no bool, enum or Option in a value (I7), and a name that ends in `_be` holds network
 //! byte order as the bytes stand in a packet. A change of any layout raises [`LAYOUT_VERSION`], which names the pin folder.
+//! [`select`] is the reader's half of the protocol by which services change.
 #![no_std]
 
+pub mod select;
+
 /// Part of the pin path: maps of different layouts never meet.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Names of the maps, as the kernel shows them (15 characters at most). The loader takes a map's name from its type
 /// information, which is the name of the Rust static: hence capitals.
@@ -101,7 +104,9 @@ pub struct Backend {
     pub reserved: u16,
     /// 0 is a free number. A flow remembers the generation and notices when its backend is gone.
     pub generation: u32,
-    pub reserved2: u32,
+    /// The generation that this number has, or had before it was freed: it stays in the kernel, so that no later process
+    /// gives a number the generation of an earlier backend.
+    pub last_generation: u32,
 }
 
 /// What a socket that was translated remembers.

@@ -11,6 +11,7 @@ mod attach;
 mod kernel;
 mod model;
 mod sys;
+mod unapplied;
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -19,7 +20,8 @@ use std::path::PathBuf;
 pub use dataplane_abi::counter;
 use ipnetwork::Ipv4Network;
 use kernel::Kernel;
-use model::Model;
+use model::{Capacity, Model};
+use unapplied::Unapplied;
 
 pub use attach::OpenError;
 pub use kernel::MapError;
@@ -77,6 +79,7 @@ pub enum WriteError {
 pub struct Dataplane {
     model: Model,
     kernel: Kernel,
+    unapplied: Unapplied,
     adopted: usize,
 }
 
@@ -86,12 +89,14 @@ impl Dataplane {
         let maps = attach::open(options)?;
         let mut kernel = Kernel::open(maps).map_err(OpenError::Maps)?;
         let state = kernel.read().map_err(OpenError::Maps)?;
-        let (model, leftovers) = Model::adopt(&state);
+        let (model, leftovers) = Model::adopt(&state, Capacity::default());
         for write in leftovers {
             kernel.apply(&write).map_err(OpenError::Maps)?;
         }
+        // Pieces of the tables that the earlier process freed a moment ago may be reused from here on.
+        kernel.wait_for_readers().map_err(OpenError::Maps)?;
         let adopted = model.frontends().count();
-        Ok(Self { model, kernel, adopted })
+        Ok(Self { model, kernel, unapplied: Unapplied::default(), adopted })
     }
 
     /// How many frontends an earlier process had left, and this one took over.
@@ -100,7 +105,7 @@ impl Dataplane {
     }
 
     /// Makes `frontend` lead to `endpoints`; an empty list refuses connections. The switch is one store in memory: a
-    /// connection sees the old list or the new one.
+    /// connection sees the old list or the new one. After an error of the kernel the same call tries again.
     pub fn set(&mut self, frontend: Frontend, endpoints: &[SocketAddrV4]) -> Result<(), WriteError> {
         let planned = match self.model.set(frontend, endpoints) {
             // What was freed may be reused once no program can still be reading it.
@@ -112,13 +117,13 @@ impl Dataplane {
             planned => planned,
         };
         let writes = planned.map_err(|source| WriteError::Full { frontend, source })?;
-        self.apply(&writes)
+        self.apply(frontend, &writes)
     }
 
     /// Takes `frontend` away; its address is no longer translated. One that is not there is fine.
     pub fn remove(&mut self, frontend: Frontend) -> Result<(), WriteError> {
         let writes = self.model.remove(frontend);
-        self.apply(&writes)
+        self.apply(frontend, &writes)
     }
 
     /// Removes every frontend that is not in `keep`: called once after the first full sync of an adopted dataplane.
@@ -147,11 +152,9 @@ impl Dataplane {
         self.kernel.counters()
     }
 
-    fn apply(&mut self, writes: &[model::Write]) -> Result<(), WriteError> {
-        for write in writes {
-            self.kernel.apply(write).map_err(WriteError::Map)?;
-        }
-        Ok(())
+    fn apply(&mut self, frontend: Frontend, writes: &[model::Write]) -> Result<(), WriteError> {
+        let Self { unapplied, kernel, .. } = self;
+        unapplied.apply(model::to_key(frontend), writes, |write| kernel.apply(write)).map_err(WriteError::Map)
     }
 }
 

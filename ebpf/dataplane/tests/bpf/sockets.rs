@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dataplane::Protocol::{Tcp, Udp};
 
@@ -10,6 +11,9 @@ use crate::node::{Node, ask_tcp, ask_udp, frontend, serve_tcp, serve_udp};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
 const LOCAL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+
+/// Enough for a lookup to meet a change many times over.
+const CONNECTIONS: usize = 5000;
 
 fn vip(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(VIP.into(), port)
@@ -34,6 +38,30 @@ fn without_an_endpoint_a_connection_is_refused_at_once() {
     let socket = UdpSocket::bind(LOCAL).unwrap();
     node.set(frontend(VIP, 53, Udp), &[]);
     assert_eq!(ask_udp(&socket, vip(53)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn no_connection_is_refused_while_endpoints_come_and_go() {
+    let mut node = Node::open();
+    let service = frontend(VIP, 80, Tcp);
+    let (a, b) = (serve_tcp(LOCAL, "a"), serve_tcp(LOCAL, "b"));
+    node.set(service, &[a]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            for _ in 0..CONNECTIONS {
+                TcpStream::connect(vip(80)).inspect_err(|_| done.store(true, Ordering::Relaxed))?;
+            }
+            done.store(true, Ordering::Relaxed);
+            Ok::<(), std::io::Error>(())
+        });
+        // Each change frees the backend that a lookup may just have chosen.
+        while !done.load(Ordering::Relaxed) {
+            node.set(service, &[b]);
+            node.set(service, &[a]);
+        }
+        client.join().unwrap().unwrap();
+    });
 }
 
 #[test]
@@ -99,11 +127,13 @@ fn a_connected_datagram_socket_shows_the_cluster_ip() {
 fn a_removed_service_is_not_translated_any_more() {
     let mut node = Node::open();
     let service = frontend([127, 0, 0, 99], 4000, Tcp);
+    let address = serve_tcp(SocketAddrV4::new(service.address, service.port), "itself");
     node.set(service, &[serve_tcp(LOCAL, "a")]);
-    let address = SocketAddrV4::new(service.address, service.port);
     assert_eq!(ask_tcp(address).unwrap(), "a saw 127.0.0.1");
-    node.dataplane.as_mut().unwrap().remove(service).unwrap();
+    node.set(service, &[]);
     assert_eq!(ask_tcp(address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    node.dataplane.as_mut().unwrap().remove(service).unwrap();
+    assert!(ask_tcp(address).unwrap().starts_with("itself"));
 }
 
 #[test]
@@ -134,7 +164,7 @@ fn attached() -> Vec<u64> {
     let output = std::process::Command::new("bpftool").args(["-j", "link", "show"]).output().unwrap();
     let links: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
     let mut pinned = Vec::new();
-    for entry in std::fs::read_dir("/sys/fs/bpf/orlop/v1").unwrap() {
+    for entry in std::fs::read_dir(format!("/sys/fs/bpf/orlop/v{}", dataplane_abi::LAYOUT_VERSION)).unwrap() {
         let path = entry.unwrap().path();
         if path.file_name().unwrap().to_string_lossy().starts_with("link_") {
             let shown = std::process::Command::new("bpftool")
