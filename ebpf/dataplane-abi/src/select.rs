@@ -56,3 +56,22 @@ pub fn choose(reads: &mut impl Reads) -> Choice {
     }
     Choice::NoBackend
 }
+
+/// How many entries of a table [`find`] looks at. A flow of a larger service may have to choose again after a change.
+pub const FIND_LIMIT: u32 = 128;
+
+/// The packed selection whose table names backend `id` now.
+#[inline(always)]
+pub fn find(reads: &mut impl Reads, id: u32) -> Option<u64> {
+    let selection = reads.selection();
+    let table = Selection::unpack(selection);
+    for place in 0..FIND_LIMIT {
+        if place >= table.length as u32 {
+            return None;
+        }
+        if reads.table(table.offset.wrapping_add(place))? == id {
+            return Some(selection);
+        }
+    }
+    None
+}

@@ -1,10 +1,8 @@
-//! Choosing a backend for a virtual address. Reads maps, changes nothing.
+//! Choosing a backend for a virtual address, and whether an earlier choice still holds. Reads maps, changes nothing.
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use dataplane_abi::select::{self, Reads};
 use dataplane_abi::{Backend, FrontendKey, Service, service_flag};
-
-pub use dataplane_abi::select::Chosen;
 
 use crate::maps::{ORLOP_BACKENDS, ORLOP_FRONTENDS, ORLOP_SERVICES, ORLOP_TABLES};
 
@@ -17,16 +15,59 @@ pub enum Choice {
     Backend(Chosen),
 }
 
+/// A backend, and which service's table named it.
+#[derive(Clone, Copy)]
+pub struct Chosen {
+    pub addr_be: u32,
+    pub port_be: u16,
+    pub pick: Pick,
+}
+
+/// What a flow remembers of its choice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Pick {
+    pub id: u32,
+    pub generation: u32,
+    pub slot: u32,
+    pub selection: u64,
+}
+
 /// Looks `key` up and picks one of its backends at random.
 #[inline(always)]
 pub fn select(key: &FrontendKey) -> Choice {
-    // SAFETY: the slot number is copied at once; a number read from a recycled element is caught by the key in the slot.
-    let Some(slot) = (unsafe { ORLOP_FRONTENDS.get(key) }).copied() else { return Choice::NoService };
-    let Some(service) = service(slot, key) else { return Choice::NoService };
+    let Some((slot, service)) = look_up(key) else { return Choice::NoService };
     match select::choose(&mut Maps { service }) {
         select::Choice::NoBackend => Choice::NoBackend,
-        select::Choice::Backend(chosen) => Choice::Backend(chosen),
+        select::Choice::Backend(select::Chosen { id, backend, selection }) => Choice::Backend(Chosen {
+            addr_be: backend.addr_be,
+            port_be: backend.port_be,
+            pick: Pick { id, generation: backend.generation, slot, selection },
+        }),
     }
+}
+
+/// The choice brought up to date, if its backend lives and still is one of `key`'s. That another service lists the backend
+/// does not count.
+#[inline(always)]
+pub fn still_there(key: &FrontendKey, pick: Pick) -> Option<Pick> {
+    if ORLOP_BACKENDS.get(pick.id)?.generation != pick.generation {
+        return None;
+    }
+    if let Some(service) = service(pick.slot, key)
+        && (Maps { service }).selection() == pick.selection
+    {
+        return Some(pick);
+    }
+    let (slot, service) = look_up(key)?;
+    let selection = select::find(&mut Maps { service }, pick.id)?;
+    Some(Pick { slot, selection, ..pick })
+}
+
+#[inline(always)]
+fn look_up(key: &FrontendKey) -> Option<(u32, *const Service)> {
+    // SAFETY: the slot number is copied at once; a number read from a recycled element is caught by the key in the slot.
+    let slot = *unsafe { ORLOP_FRONTENDS.get(key) }?;
+    Some((slot, service(slot, key)?))
 }
 
 /// The slot's service, if `key` is the one that uses it.
@@ -35,7 +76,7 @@ fn service(slot: u32, key: &FrontendKey) -> Option<*const Service> {
     let service = ORLOP_SERVICES.get_ptr(slot)?;
     // SAFETY: array elements live as long as the map; what can change under us is read once.
     let (found, flags) = unsafe { ((*service).key, (*service).flags) };
-    (flags & service_flag::IN_USE != 0 && found == *key).then_some(service)
+    if flags & service_flag::IN_USE != 0 && found == *key { Some(service) } else { None }
 }
 
 /// The maps behind one service.
@@ -65,16 +106,4 @@ impl Reads for Maps {
         // SAFETY: the helper takes nothing and has no effect but its result.
         unsafe { bpf_get_prandom_u32() }
     }
-}
-
-/// The backend of this number, if it still is the one of this generation.
-#[inline(always)]
-pub fn still_there(id: u32, generation: u32) -> bool {
-    matches!(read(id), Some(backend) if backend.generation == generation)
-}
-
-#[inline(always)]
-fn read(id: u32) -> Option<Backend> {
-    let backend = *ORLOP_BACKENDS.get(id)?;
-    (backend.generation != 0).then_some(backend)
 }

@@ -36,6 +36,7 @@ const PINNED_MAPS: &[&str] = &[
     map::TABLES,
     map::BACKENDS,
     map::NAT,
+    map::INBOUND,
     map::FLOWS,
     map::SOCKETS,
     map::CONFIG,

@@ -125,6 +125,7 @@ pub struct Model {
     ids: Numbers,
     ranges: Ranges,
     last_generation: u32,
+    last_selection: u16,
 }
 
 impl Model {
@@ -138,6 +139,7 @@ impl Model {
             ids: Numbers::new(capacity.backends),
             ranges: Ranges::new(capacity.table_entries),
             last_generation: 0,
+            last_selection: 0,
         }
     }
 
@@ -148,6 +150,8 @@ impl Model {
         let backends: HashMap<u32, Backend> = found.backends.iter().copied().collect();
         let living = found.backends.iter().map(|(_, backend)| backend.generation).max().unwrap_or(0);
         model.last_generation = living.max(found.last_generation);
+        let selections = services.values().map(|service| Selection::unpack(service.selection).generation);
+        model.last_selection = selections.max().unwrap_or(0);
         let mut leftovers = Vec::new();
         for (key, slot) in &found.frontends {
             let adopted = services
@@ -226,8 +230,9 @@ impl Model {
         }
         let length = ids.len() as u16;
         let old = self.entries.remove(&frontend);
-        let generation = old.as_ref().map_or(1, |old| old.selection.generation.wrapping_add(1));
-        let selection = Selection { offset, length, generation };
+        // One count for all services: a slot that is used again shows another word than the flows of its last service know.
+        self.last_selection = self.last_selection.wrapping_add(1);
+        let selection = Selection { offset, length, generation: self.last_selection };
         let slot = match &old {
             Some(old) => {
                 writes.push(Write::Select { slot: old.slot, selection });

@@ -91,6 +91,37 @@ fn an_unconnected_socket_stays_with_its_backend_until_that_goes() {
 }
 
 #[test]
+fn a_socket_leaves_a_backend_that_only_another_service_keeps() {
+    let mut node = Node::open();
+    let (blue, green) = (serve_udp(LOCAL, "blue"), serve_udp(LOCAL, "green"));
+    node.set(frontend(VIP, 53, Udp), &[blue]);
+    node.set(frontend(VIP, 54, Udp), &[blue]);
+    let socket = UdpSocket::bind(LOCAL).unwrap();
+    // The first address stands in the socket's record, the second in the flow table.
+    for port in [53, 54] {
+        assert_eq!(ask_udp(&socket, vip(port)).unwrap().0, "blue saw 127.0.0.1");
+    }
+    node.set(frontend(VIP, 53, Udp), &[green]);
+    assert_eq!(ask_udp(&socket, vip(53)).unwrap().0, "green saw 127.0.0.1");
+    node.set(frontend(VIP, 53, Udp), &[blue, green]);
+    assert_eq!(ask_udp(&socket, vip(53)).unwrap().0, "green saw 127.0.0.1", "still a member");
+    node.set(frontend(VIP, 54, Udp), &[green]);
+    assert_eq!(ask_udp(&socket, vip(54)).unwrap().0, "green saw 127.0.0.1");
+}
+
+#[test]
+fn services_that_share_a_backend_show_the_address_that_was_sent_to_last() {
+    let mut node = Node::open();
+    let backend = serve_udp(LOCAL, "a");
+    node.set(frontend(VIP, 53, Udp), &[backend]);
+    node.set(frontend(VIP, 54, Udp), &[backend]);
+    let socket = UdpSocket::bind(LOCAL).unwrap();
+    for port in [53, 54, 53, 54, 54, 53] {
+        assert_eq!(ask_udp(&socket, vip(port)).unwrap().1, format!("10.96.0.10:{port}"));
+    }
+}
+
+#[test]
 fn one_socket_may_talk_to_several_services() {
     let mut node = Node::open();
     for port in 53..57 {
