@@ -14,6 +14,7 @@ mod sys;
 mod unapplied;
 
 use std::collections::HashSet;
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
@@ -53,6 +54,16 @@ pub struct Frontend {
     pub protocol: Protocol,
 }
 
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+        };
+        write!(f, "{}:{}/{protocol}", self.address, self.port)
+    }
+}
+
 /// How pods appear outside of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Masquerade {
@@ -67,10 +78,12 @@ pub struct Masquerade {
 /// What a map write can fail with.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    #[error("program {frontend:?}")]
+    #[error("program {frontend}")]
     Full { frontend: Frontend, source: Full },
     #[error("program the kernel")]
     Map(#[source] MapError),
+    #[error("remove what another version left")]
+    OtherLayout(#[source] Box<OpenError>),
     #[error("masquerade: {count} excluded networks, at most {limit} are supported")]
     TooManyExcluded { count: usize, limit: usize },
 }
@@ -80,6 +93,7 @@ pub struct Dataplane {
     model: Model,
     kernel: Kernel,
     unapplied: Unapplied,
+    pin_root: PathBuf,
     adopted: usize,
 }
 
@@ -96,7 +110,8 @@ impl Dataplane {
         // Pieces of the tables that the earlier process freed a moment ago may be reused from here on.
         kernel.wait_for_readers().map_err(OpenError::Maps)?;
         let adopted = model.frontends().count();
-        Ok(Self { model, kernel, unapplied: Unapplied::default(), adopted })
+        let pin_root = options.pin_root.clone();
+        Ok(Self { model, kernel, unapplied: Unapplied::default(), pin_root, adopted })
     }
 
     /// How many frontends an earlier process had left, and this one took over.
@@ -126,13 +141,15 @@ impl Dataplane {
         self.apply(frontend, &writes)
     }
 
-    /// Removes every frontend that is not in `keep`: called once after the first full sync of an adopted dataplane.
+    /// Removes every frontend that is not in `keep`, and what builds with other map layouts left behind: called once after
+    /// the first full sync of an adopted dataplane.
     pub fn retain(&mut self, keep: &HashSet<Frontend>) -> Result<usize, WriteError> {
         let stale: Vec<Frontend> =
             self.model.frontends().filter(|frontend| !keep.contains(frontend)).collect();
         for frontend in &stale {
             self.remove(*frontend)?;
         }
+        attach::remove_other_layouts(&self.pin_root).map_err(Box::new).map_err(WriteError::OtherLayout)?;
         Ok(stale.len())
     }
 

@@ -115,3 +115,8 @@ fn one_call_tries_a_bounded_number_and_all_get_their_turn() {
     }
     assert!((1..=100).all(|number| both.present(number)));
 }
+
+#[test]
+fn an_error_names_the_frontend_as_services_are_written() {
+    assert_eq!(frontend(10).to_string(), "10.96.0.10:80/TCP");
+}

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
-use dataplane::{Dataplane, Frontend, Options, Protocol};
+use dataplane::{Dataplane, Frontend, OpenError, Options, Protocol};
 use dataplane_abi::{LAYOUT_VERSION, NatValue};
 
 pub const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
@@ -82,11 +82,15 @@ impl Node {
     }
 
     pub fn reopen(&mut self) -> usize {
+        self.try_reopen().unwrap()
+    }
+
+    pub fn try_reopen(&mut self) -> Result<usize, OpenError> {
         self.dataplane = None;
-        let dataplane = Dataplane::open(&self.options).unwrap();
+        let dataplane = Dataplane::open(&self.options)?;
         let adopted = dataplane.adopted();
         self.dataplane = Some(dataplane);
-        adopted
+        Ok(adopted)
     }
 }
 

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dataplane::Protocol::{Tcp, Udp};
+use dataplane_abi::{LAYOUT_VERSION, map};
 
 use crate::node::{Node, ask_tcp, ask_udp, frontend, serve_tcp, serve_udp};
 
@@ -195,7 +197,7 @@ fn attached() -> Vec<u64> {
     let output = std::process::Command::new("bpftool").args(["-j", "link", "show"]).output().unwrap();
     let links: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
     let mut pinned = Vec::new();
-    for entry in std::fs::read_dir(format!("/sys/fs/bpf/orlop/v{}", dataplane_abi::LAYOUT_VERSION)).unwrap() {
+    for entry in std::fs::read_dir(pins()).unwrap() {
         let path = entry.unwrap().path();
         if path.file_name().unwrap().to_string_lossy().starts_with("link_") {
             let shown = std::process::Command::new("bpftool")
@@ -209,4 +211,49 @@ fn attached() -> Vec<u64> {
     assert!(pinned.len() >= 4 && links.len() >= pinned.len(), "{pinned:?}");
     pinned.sort_unstable();
     pinned
+}
+
+#[test]
+fn programs_of_other_maps_are_replaced() {
+    let mut node = Node::open();
+    let service = frontend(VIP, 80, Tcp);
+    node.set(service, &[serve_tcp(LOCAL, "old")]);
+    node.crash();
+    // As after a removal that died half-way in the wrong order: the links are there, the maps are not.
+    for entry in std::fs::read_dir(pins()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("ORLOP_") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    assert_eq!(node.reopen(), 0);
+    node.set(service, &[serve_tcp(LOCAL, "new")]);
+    assert_eq!(ask_tcp(vip(80)).unwrap(), "new saw 127.0.0.1");
+}
+
+#[test]
+fn what_another_layout_left_goes_after_the_first_sync() {
+    let mut node = Node::open();
+    let earlier = std::path::Path::new("/sys/fs/bpf/orlop/v1");
+    std::fs::rename(pins(), earlier).unwrap();
+    assert_eq!(node.reopen(), 0);
+    assert!(earlier.exists(), "translation goes on until the new one is complete");
+    node.dataplane.as_mut().unwrap().retain(&[].into()).unwrap();
+    assert!(!earlier.exists());
+    assert!(pins().exists());
+}
+
+#[test]
+fn a_pinned_map_of_another_shape_is_refused() {
+    let mut node = Node::open();
+    node.crash();
+    let (counters, config) = (pins().join(map::COUNTERS), pins().join(map::CONFIG));
+    std::fs::remove_file(&counters).unwrap();
+    std::fs::rename(config, counters).unwrap();
+    let error = node.try_reopen().unwrap_err().to_string();
+    assert!(error.starts_with("the pinned map /sys/fs/bpf/orlop/v"), "{error}");
+}
+
+fn pins() -> PathBuf {
+    format!("/sys/fs/bpf/orlop/v{LAYOUT_VERSION}").into()
 }

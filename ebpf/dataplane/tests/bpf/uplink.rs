@@ -3,7 +3,6 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
-use std::time::Instant;
 
 use dataplane::Masquerade;
 use dataplane::Protocol::{Tcp, Udp};
@@ -138,7 +137,7 @@ fn masqueraded_ports_come_back() {
     const FLOWS: u16 = 1000;
     /// Ticks: longer than any silence of a datagram flow.
     const LONG: u32 = 1000;
-    assert!(ROUNDS * FLOWS > nat::LAST_PORT - nat::FIRST_PORT + 1);
+    const { assert!(ROUNDS * FLOWS > nat::LAST_PORT - nat::FIRST_PORT + 1) };
     let _links = Links::make();
     let mut node = Node::with_uplink();
     masquerade(&mut node);
@@ -216,9 +215,5 @@ fn what_cannot_be_masqueraded_does_not_leave() {
 }
 
 fn wait_until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !condition() {
-        assert!(Instant::now() < deadline, "the counter stays");
-        std::thread::yield_now();
-    }
+    harness::wait::until("a counter", LIMIT, || condition().then_some(()).ok_or_else(|| "it stays".into()));
 }
