@@ -2,10 +2,13 @@
 //!
 //! Layouts are fixed: no padding, no bool, enum or Option in a value (I7), and a name that ends in `_be` holds network
 //! byte order as the bytes stand in a packet. A change of any layout raises [`LAYOUT_VERSION`], which names the pin folder.
+//! [`select`] is the reader's half of the protocol by which services change.
 #![no_std]
 
+pub mod select;
+
 /// Part of the pin path: maps of different layouts never meet.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Names of the maps, as the kernel shows them (15 characters at most). The loader takes a map's name from its type
 /// information, which is the name of the Rust static: hence capitals.
@@ -15,21 +18,24 @@ pub mod map {
     pub const TABLES: &str = "ORLOP_TABLES";
     pub const BACKENDS: &str = "ORLOP_BACKENDS";
     pub const NAT: &str = "ORLOP_NAT";
+    pub const INBOUND: &str = "ORLOP_INBOUND";
     pub const FLOWS: &str = "ORLOP_FLOWS";
     pub const SOCKETS: &str = "ORLOP_SOCKETS";
     pub const CONFIG: &str = "ORLOP_CONFIG";
     pub const COUNTERS: &str = "ORLOP_COUNTERS";
 }
 
-/// Sizes the maps are compiled with; user space may lower or raise them when it loads.
+/// Sizes the maps are compiled with. A map that is pinned already must have the same.
 pub mod capacity {
     /// Virtual addresses with a port: cluster IPs, node ports on each node address.
     pub const FRONTENDS: usize = 65_536;
     /// Backend numbers over all selection tables.
     pub const TABLE_ENTRIES: usize = 524_288;
     pub const BACKENDS: usize = 262_144;
-    /// Translations, two for each connection from outside or to the outside.
+    /// Translations of what pods send to the outside, two for each flow.
     pub const NAT: usize = 131_072;
+    /// Flows that hosts outside begin, two entries for each of a node port. A map of their own: they cannot evict ours.
+    pub const INBOUND: usize = 131_072;
     /// Unconnected UDP sockets that talk to several virtual addresses, two for each pair.
     pub const FLOWS: usize = 16_384;
     /// Destinations that pods reach under their own address.
@@ -101,7 +107,9 @@ pub struct Backend {
     pub reserved: u16,
     /// 0 is a free number. A flow remembers the generation and notices when its backend is gone.
     pub generation: u32,
-    pub reserved2: u32,
+    /// The generation that this number has, or had before it was freed: it stays in the kernel, so that no later process
+    /// gives a number the generation of an earlier backend.
+    pub last_generation: u32,
 }
 
 /// What a socket that was translated remembers.
@@ -114,8 +122,21 @@ pub struct SocketRecord {
     pub backend_port_be: u16,
     pub backend: u32,
     pub generation: u32,
-    /// 0: the record is void.
-    pub in_use: u32,
+    /// The service's slot, and its packed [`Selection`] when the backend was last known to belong to it.
+    pub slot: u32,
+    pub selection: u64,
+    /// One of [`record`]'s states.
+    pub state: u32,
+    pub reserved: u32,
+}
+
+pub mod record {
+    pub const VOID: u32 = 0;
+    /// The socket talks to this virtual address alone.
+    pub const ALONE: u32 = 1;
+    /// The socket talks to further virtual addresses, which stand in the flows map, and so does which of them was sent to
+    /// last by each backend.
+    pub const SEVERAL: u32 = 2;
 }
 
 /// An unconnected UDP socket and one peer of it.
@@ -144,6 +165,10 @@ pub struct FlowValue {
     pub reserved: u16,
     pub backend: u32,
     pub generation: u32,
+    /// As in [`SocketRecord`].
+    pub selection: u64,
+    pub slot: u32,
+    pub reserved2: u32,
 }
 
 /// A packet's addresses as it crosses an uplink, before translation.
@@ -167,17 +192,51 @@ pub mod nat {
     pub const OUT: u8 = 1;
 
     /// A node port: towards a backend and back.
-    pub const NODE_PORT: u16 = 1;
+    pub const NODE_PORT: u8 = 1;
     /// A pod that talks to the outside under the node's address.
-    pub const MASQUERADE: u16 = 2;
+    pub const MASQUERADE: u8 = 2;
     /// A flow that reached a pod directly; its answers keep their source.
-    pub const DIRECT: u16 = 3;
+    pub const DIRECT: u8 = 3;
 
-    /// Masqueraded flows get their ports here, above the range of the node's own sockets.
+    /// What was seen of a flow, as bits of [`super::NatValue::state`].
+    pub const ANSWERED: u8 = 1;
+    pub const FIN_IN: u8 = 2;
+    pub const FIN_OUT: u8 = 4;
+    pub const RESET: u8 = 8;
+
+    /// Masqueraded flows get their ports here, above the kernel's default range of ephemeral ports. Where
+    /// `ip_local_port_range` reaches higher, the node's own sockets may collide with them: whoever sets the node up lists
+    /// this range in `ip_local_reserved_ports`.
     pub const FIRST_PORT: u16 = 61_000;
     pub const LAST_PORT: u16 = 65_535;
     /// How many ports are tried before a packet is dropped.
     pub const PORT_TRIES: u32 = 16;
+
+    /// Ticks of [`super::NatValue::used`]: 2^30 nanoseconds since boot, a little more than a second.
+    pub const TICK_SHIFT: u32 = 30;
+
+    /// After how many idle ticks a flow's port may be given to another one. TCP as RFC 5382 asks (an open connection two
+    /// hours and four minutes, a half-open or half-closed one four), UDP as the kernel's own connection tracking.
+    pub const fn idle_limit(protocol: u8, state: u8) -> u32 {
+        const FIN_BOTH: u8 = FIN_IN | FIN_OUT;
+        if protocol != super::protocol::TCP {
+            return if state & ANSWERED == 0 { 30 } else { 120 };
+        }
+        if state & RESET != 0 {
+            2
+        } else if state & FIN_BOTH == FIN_BOTH {
+            10
+        } else if state & FIN_BOTH != 0 || state & ANSWERED == 0 {
+            240
+        } else {
+            7440
+        }
+    }
+
+    /// The limit when ports are short: questions and answers are over sooner than [`idle_limit`] can know.
+    pub const fn scarce_idle_limit(protocol: u8, state: u8) -> u32 {
+        if protocol == super::protocol::TCP { idle_limit(protocol, state) } else { 5 }
+    }
 }
 
 /// What takes the place of the address that the direction rewrites.
@@ -187,9 +246,17 @@ pub struct NatValue {
     pub addr_be: u32,
     pub port_be: u16,
     /// One of [`nat`]'s kinds.
-    pub kind: u16,
+    pub kind: u8,
+    /// Bits of [`nat`], kept where ports are contended: with a masqueraded flow's [`nat::IN`] and a node port's
+    /// [`nat::OUT`] entry.
+    pub state: u8,
     pub backend: u32,
     pub generation: u32,
+    /// As in [`SocketRecord`].
+    pub selection: u64,
+    pub slot: u32,
+    /// The last packet's time in ticks of [`nat::TICK_SHIFT`], kept like `state`.
+    pub used: u32,
 }
 
 /// A network: an address belongs to it if `addr & mask == network`, all in network byte order.
@@ -224,13 +291,27 @@ pub mod counter {
     pub const MASQUERADE_NO_PORT: u32 = 7;
     pub const FRAGMENT: u32 = 8;
     pub const REWRITE_FAILED: u32 = 9;
-    pub const COUNT: u32 = 10;
+    /// A TCP packet to a node port that belongs to no known connection: left to the node, which resets it.
+    pub const NODE_PORT_NO_FLOW: u32 = 10;
+    /// One client address and port talks to one pod by two ways at once; the later one is dropped.
+    pub const NODE_PORT_COLLISION: u32 = 11;
+    /// A pod's TCP packet to the outside whose connection is not known (any more): dropped.
+    pub const MASQUERADE_NO_FLOW: u32 = 12;
+    /// A pod's packet to the outside that has no port to translate, such as a fragment: dropped.
+    pub const MASQUERADE_IMPOSSIBLE: u32 = 13;
+    pub const COUNT: u32 = 14;
 }
 
-/// Values that may be shown to the kernel as bytes.
+/// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.
 macro_rules! plain {
-    ($($kind:ty: $size:literal),+ $(,)?) => { $(
+    ($($kind:ident: $size:literal { $($field:ident: $type:ty),+ $(,)? })+) => { $(
         const _: () = assert!(size_of::<$kind>() == $size);
+        // No padding: the fields fill the value. Taking it apart names every field and its type.
+        const _: () = assert!(0 $(+ size_of::<$type>())+ == $size);
+        const _: fn($kind) = |value| {
+            let $kind { $($field),+ } = value;
+            $(let _: $type = $field;)+
+        };
         impl $kind {
             /// The value as it stands in the map.
             pub const fn to_bytes(self) -> [u8; $size] {
@@ -248,6 +329,14 @@ macro_rules! plain {
 }
 
 plain! {
-    FrontendKey: 8, Service: 24, Backend: 16, SocketRecord: 24, FlowKey: 16, FlowValue: 16, NatKey: 16, NatValue: 16,
-    Config: 80,
+    FrontendKey: 8 { addr_be: u32, port_be: u16, protocol: u8, scope: u8 }
+    Service: 24 { key: FrontendKey, selection: u64, flags: u32, reserved: u32 }
+    Backend: 16 { addr_be: u32, port_be: u16, reserved: u16, generation: u32, last_generation: u32 }
+    SocketRecord: 40 { vip_be: u32, backend_be: u32, vip_port_be: u16, backend_port_be: u16, backend: u32, generation: u32, slot: u32, selection: u64, state: u32, reserved: u32 }
+    FlowKey: 16 { cookie: u64, addr_be: u32, port_be: u16, direction: u16 }
+    FlowValue: 32 { addr_be: u32, port_be: u16, reserved: u16, backend: u32, generation: u32, selection: u64, slot: u32, reserved2: u32 }
+    NatKey: 16 { source_be: u32, destination_be: u32, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }
+    NatValue: 32 { addr_be: u32, port_be: u16, kind: u8, state: u8, backend: u32, generation: u32, selection: u64, slot: u32, used: u32 }
+    Network: 8 { network_be: u32, mask_be: u32 }
+    Config: 80 { pods: Network, masquerade_be: u32, unmasqueraded_count: u32, unmasqueraded: [Network; capacity::UNMASQUERADED] }
 }

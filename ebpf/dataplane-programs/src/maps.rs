@@ -27,6 +27,10 @@ pub static ORLOP_BACKENDS: Array<Backend, { capacity::BACKENDS }, MMAPABLE> = Ar
 #[btf_map]
 pub static ORLOP_NAT: LruHashMap<NatKey, NatValue, { capacity::NAT }> = LruHashMap::new();
 
+/// The flows that hosts outside begin: what they flood evicts nothing of the pods'.
+#[btf_map]
+pub static ORLOP_INBOUND: LruHashMap<NatKey, NatValue, { capacity::INBOUND }> = LruHashMap::new();
+
 #[btf_map]
 pub static ORLOP_FLOWS: LruHashMap<FlowKey, FlowValue, { capacity::FLOWS }> = LruHashMap::new();
 

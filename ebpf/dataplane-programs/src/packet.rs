@@ -14,6 +14,10 @@ const SOURCE_OFFSET: usize = ETHERNET_LENGTH + 12;
 const DESTINATION_OFFSET: usize = ETHERNET_LENGTH + 16;
 
 const TCP_FLAGS_OFFSET: usize = 13;
+const TCP_FIN: u8 = 0x01;
+const TCP_SYN: u8 = 0x02;
+const TCP_RST: u8 = 0x04;
+const TCP_ACK: u8 = 0x10;
 const TCP_CHECKSUM_OFFSET: usize = 16;
 const UDP_CHECKSUM_OFFSET: usize = 6;
 const ICMP_CHECKSUM_OFFSET: usize = 2;
@@ -32,16 +36,28 @@ pub struct Packet {
     pub source_port_be: u16,
     pub destination_port_be: u16,
     pub protocol: u8,
-    /// The first packet of a TCP connection, and every packet of the others.
+    /// The first packet of a TCP connection, an echo request, and every datagram.
     pub may_begin_flow: bool,
+    /// TCP alone: the connection is being closed.
+    pub fin: bool,
+    pub reset: bool,
     transport: usize,
+}
+
+/// The two ends of a packet whose ports are unknown.
+#[derive(Clone, Copy)]
+pub struct Ends {
+    pub source_be: u32,
+    pub destination_be: u32,
 }
 
 pub enum Parsed {
     Packet(Packet),
-    /// A fragment: its ports are unknown.
-    Fragment,
-    /// Nothing that we translate.
+    /// A fragment: later ones have no ports.
+    Fragment(Ends),
+    /// Another protocol, an ICMP message that is no echo, or a packet that ends before its ports.
+    Portless(Ends),
+    /// No IPv4.
     Other,
 }
 
@@ -62,40 +78,58 @@ fn try_parse(ctx: &TcContext) -> Option<Parsed> {
     if u16::from_be(ctx.load(ETHERTYPE_OFFSET).ok()?) != ETHERTYPE_IPV4 {
         return None;
     }
+    let ends =
+        Ends { source_be: ctx.load(SOURCE_OFFSET).ok()?, destination_be: ctx.load(DESTINATION_OFFSET).ok()? };
+    // More fragments, or not the first.
+    if u16::from_be(ctx.load(FRAGMENT_OFFSET).ok()?) & 0x3fff != 0 {
+        return Some(Parsed::Fragment(ends));
+    }
+    Some(match with_ports(ctx, ends) {
+        Some(packet) => Parsed::Packet(packet),
+        None => Parsed::Portless(ends),
+    })
+}
+
+#[inline(always)]
+fn with_ports(ctx: &TcContext, Ends { source_be, destination_be }: Ends) -> Option<Packet> {
     let version: u8 = ctx.load(ETHERNET_LENGTH).ok()?;
     let transport = ETHERNET_LENGTH + ((version & 0x0f) as usize) * 4;
     let protocol: u8 = ctx.load(PROTOCOL_OFFSET).ok()?;
-    // More fragments, or not the first.
-    if u16::from_be(ctx.load(FRAGMENT_OFFSET).ok()?) & 0x3fff != 0 {
-        return Some(Parsed::Fragment);
-    }
-    let (source_port_be, destination_port_be, may_begin_flow) = match protocol {
-        protocol::TCP => {
-            let flags: u8 = ctx.load(transport + TCP_FLAGS_OFFSET).ok()?;
-            // SYN without ACK.
-            (ctx.load(transport).ok()?, ctx.load(transport + 2).ok()?, flags & 0x12 == 0x02)
+    let mut packet = Packet {
+        source_be,
+        destination_be,
+        source_port_be: 0,
+        destination_port_be: 0,
+        protocol,
+        may_begin_flow: true,
+        fin: false,
+        reset: false,
+        transport,
+    };
+    match protocol {
+        protocol::TCP | protocol::UDP => {
+            packet.source_port_be = ctx.load(transport).ok()?;
+            packet.destination_port_be = ctx.load(transport + 2).ok()?;
+            if protocol == protocol::TCP {
+                let flags: u8 = ctx.load(transport + TCP_FLAGS_OFFSET).ok()?;
+                packet.may_begin_flow = flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+                packet.fin = flags & TCP_FIN != 0;
+                packet.reset = flags & TCP_RST != 0;
+            }
         }
-        protocol::UDP => (ctx.load(transport).ok()?, ctx.load(transport + 2).ok()?, true),
         protocol::ICMP => {
             let kind: u8 = ctx.load(transport).ok()?;
             let id: u16 = ctx.load(transport + ICMP_ID_OFFSET).ok()?;
             match kind {
-                ICMP_ECHO => (id, 0, true),
-                ICMP_ECHO_REPLY => (0, id, true),
+                ICMP_ECHO => packet.source_port_be = id,
+                ICMP_ECHO_REPLY => packet.destination_port_be = id,
                 _ => return None,
             }
+            packet.may_begin_flow = kind == ICMP_ECHO;
         }
         _ => return None,
-    };
-    Some(Parsed::Packet(Packet {
-        source_be: ctx.load(SOURCE_OFFSET).ok()?,
-        destination_be: ctx.load(DESTINATION_OFFSET).ok()?,
-        source_port_be,
-        destination_port_be,
-        protocol,
-        may_begin_flow,
-        transport,
-    }))
+    }
+    Some(packet)
 }
 
 /// Writes another address and port to one end and mends the checksums. `Err` leaves a packet that must be dropped.

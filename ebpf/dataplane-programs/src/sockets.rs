@@ -1,16 +1,16 @@
 //! Translation at the socket: connect, sendmsg, recvmsg and getpeername, IPv4.
 //!
-//! A connected socket is translated once. An unconnected UDP socket keeps its backend as long as that lives, per virtual
-//! address. What a program sees of its peer is the virtual address again.
+//! A connected socket is translated once. An unconnected UDP socket keeps its backend, per virtual address, as long as that
+//! lives and belongs to the service. What a program sees of its peer is the virtual address again.
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use dataplane_abi::{FlowKey, FlowValue, FrontendKey, SocketRecord, counter, flow, protocol};
+use dataplane_abi::{FlowKey, FlowValue, FrontendKey, SocketRecord, counter, flow, record};
 
 use crate::maps::{ORLOP_FLOWS, ORLOP_SOCKETS, count};
-use crate::select::{self, Choice, Chosen};
+use crate::select::{self, Choice, Chosen, Pick};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -26,16 +26,15 @@ struct Peer {
 #[cgroup_sock_addr(connect4)]
 pub fn orlop_connect4(ctx: SockAddrContext) -> i32 {
     let peer = peer(&ctx);
-    let key = frontend(&ctx, peer);
-    match select::select(&key) {
+    match select::select(&frontend(&ctx, peer)) {
         Choice::NoService => {
             forget(&ctx);
             ALLOW
         }
         Choice::NoBackend => refuse(counter::CONNECT_NO_BACKEND),
         Choice::Backend(chosen) => {
-            remember(&ctx, peer, chosen);
-            set_peer(&ctx, Peer { addr_be: chosen.backend.addr_be, port_be: chosen.backend.port_be });
+            remember(&ctx, peer, chosen, record::ALONE);
+            set_peer(&ctx, Peer { addr_be: chosen.addr_be, port_be: chosen.port_be });
             count(counter::CONNECT_TRANSLATED);
             ALLOW
         }
@@ -45,16 +44,24 @@ pub fn orlop_connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg4)]
 pub fn orlop_sendmsg4(ctx: SockAddrContext) -> i32 {
     let peer = peer(&ctx);
-    if let Some(backend) = remembered_backend(&ctx, peer) {
-        set_peer(&ctx, backend);
+    let key = frontend(&ctx, peer);
+    if let Some(used) = remembered(&ctx, peer)
+        && let Some(pick) = select::still_there(&key, used.pick)
+    {
+        if pick != used.pick {
+            remember_flow(&ctx, peer, Chosen { pick, ..used });
+        }
+        note_sent(&ctx, peer, used);
+        set_peer(&ctx, Peer { addr_be: used.addr_be, port_be: used.port_be });
         return ALLOW;
     }
-    match select::select(&frontend(&ctx, peer)) {
+    match select::select(&key) {
         Choice::NoService => ALLOW,
         Choice::NoBackend => refuse(counter::SENDMSG_NO_BACKEND),
         Choice::Backend(chosen) => {
             remember_flow(&ctx, peer, chosen);
-            set_peer(&ctx, Peer { addr_be: chosen.backend.addr_be, port_be: chosen.backend.port_be });
+            note_sent(&ctx, peer, chosen);
+            set_peer(&ctx, Peer { addr_be: chosen.addr_be, port_be: chosen.port_be });
             count(counter::SENDMSG_TRANSLATED);
             ALLOW
         }
@@ -112,15 +119,18 @@ fn record(ctx: &SockAddrContext) -> Option<&mut SocketRecord> {
 }
 
 #[inline(always)]
-fn remember(ctx: &SockAddrContext, vip: Peer, chosen: Chosen) {
+fn remember(ctx: &SockAddrContext, vip: Peer, chosen: Chosen, state: u32) {
     let mut fresh = SocketRecord {
         vip_be: vip.addr_be,
-        backend_be: chosen.backend.addr_be,
+        backend_be: chosen.addr_be,
         vip_port_be: vip.port_be,
-        backend_port_be: chosen.backend.port_be,
-        backend: chosen.id,
-        generation: chosen.backend.generation,
-        in_use: 1,
+        backend_port_be: chosen.port_be,
+        backend: chosen.pick.id,
+        generation: chosen.pick.generation,
+        slot: chosen.pick.slot,
+        selection: chosen.pick.selection,
+        state,
+        reserved: 0,
     };
     // SAFETY: as in `record`.
     let record = unsafe { ORLOP_SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut fresh)) };
@@ -134,64 +144,85 @@ fn remember(ctx: &SockAddrContext, vip: Peer, chosen: Chosen) {
 #[inline(always)]
 fn forget(ctx: &SockAddrContext) {
     if let Some(record) = record(ctx) {
-        record.in_use = 0;
+        record.state = record::VOID;
     }
 }
 
+/// The key of this socket's flow with `peer`.
 #[inline(always)]
-fn cookie(ctx: &SockAddrContext) -> u64 {
+fn flow_key(ctx: &SockAddrContext, addr_be: u32, port_be: u16, direction: u16) -> FlowKey {
     // SAFETY: the context is valid, and the helper only reads it.
-    unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) }
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
+    FlowKey { cookie, addr_be, port_be, direction }
 }
 
-/// The backend that this UDP socket used for `vip` before, if it is still there.
+/// The backend that this UDP socket used for `vip` before.
 #[inline(always)]
-fn remembered_backend(ctx: &SockAddrContext, vip: Peer) -> Option<Peer> {
-    if let Some(record) = record(ctx) {
-        if record.in_use == 0 {
-            return None;
-        }
-        if record.vip_be == vip.addr_be && record.vip_port_be == vip.port_be {
-            let alive = select::still_there(record.backend, record.generation);
-            return alive.then_some(Peer { addr_be: record.backend_be, port_be: record.backend_port_be });
-        }
-    } else {
+fn remembered(ctx: &SockAddrContext, vip: Peer) -> Option<Chosen> {
+    let record = record(ctx)?;
+    if record.state == record::VOID {
         return None;
     }
-    let key = FlowKey {
-        cookie: cookie(ctx),
-        addr_be: vip.addr_be,
-        port_be: vip.port_be,
-        direction: flow::TO_BACKEND,
-    };
+    if record.vip_be == vip.addr_be && record.vip_port_be == vip.port_be {
+        return Some(Chosen {
+            addr_be: record.backend_be,
+            port_be: record.backend_port_be,
+            pick: Pick {
+                id: record.backend,
+                generation: record.generation,
+                slot: record.slot,
+                selection: record.selection,
+            },
+        });
+    }
+    let key = flow_key(ctx, vip.addr_be, vip.port_be, flow::TO_BACKEND);
     // SAFETY: the value is copied at once. A recycled element would show another flow's backend once, a lost race that costs one datagram.
-    let value = *unsafe { ORLOP_FLOWS.get(&key) }?;
-    select::still_there(value.backend, value.generation)
-        .then_some(Peer { addr_be: value.addr_be, port_be: value.port_be })
+    let FlowValue { addr_be, port_be, backend, generation, selection, slot, .. } =
+        *unsafe { ORLOP_FLOWS.get(&key) }?;
+    Some(Chosen { addr_be, port_be, pick: Pick { id: backend, generation, slot, selection } })
 }
 
 /// The first virtual address of a socket stands in the socket's own record, further ones in the flow table.
 #[inline(always)]
 fn remember_flow(ctx: &SockAddrContext, vip: Peer, chosen: Chosen) {
-    let other = match record(ctx) {
-        Some(record) if record.in_use != 0 => {
-            record.vip_be != vip.addr_be || record.vip_port_be != vip.port_be
+    let mut state = record::ALONE;
+    if let Some(record) = record(ctx)
+        && record.state != record::VOID
+    {
+        if record.vip_be != vip.addr_be || record.vip_port_be != vip.port_be {
+            record.state = record::SEVERAL;
+            let key = flow_key(ctx, vip.addr_be, vip.port_be, flow::TO_BACKEND);
+            let _ = ORLOP_FLOWS.insert(&key, &flow_value(chosen.addr_be, chosen.port_be, chosen.pick), 0);
+            return;
         }
-        _ => false,
-    };
-    if !other {
-        return remember(ctx, vip, chosen);
+        state = record.state;
     }
-    let cookie = cookie(ctx);
-    let (backend, generation) = (chosen.id, chosen.backend.generation);
-    let (to, from) = (chosen.backend.addr_be, chosen.backend.port_be);
-    let forward = FlowKey { cookie, addr_be: vip.addr_be, port_be: vip.port_be, direction: flow::TO_BACKEND };
-    let target = FlowValue { addr_be: to, port_be: from, reserved: 0, backend, generation };
-    let back = FlowKey { cookie, addr_be: to, port_be: from, direction: flow::TO_VIP };
-    let shown = FlowValue { addr_be: vip.addr_be, port_be: vip.port_be, reserved: 0, backend, generation };
-    // A full table evicts; the flow then chooses again and shows the backend's own address, which is all that can fail here.
-    let _ = ORLOP_FLOWS.insert(&forward, &target, 0);
-    let _ = ORLOP_FLOWS.insert(&back, &shown, 0);
+    remember(ctx, vip, chosen, state);
+}
+
+/// Of a socket that talks to several virtual addresses, answers show the one that was sent to last by their backend.
+#[inline(always)]
+fn note_sent(ctx: &SockAddrContext, vip: Peer, chosen: Chosen) {
+    let Some(record) = record(ctx) else { return };
+    if record.state != record::SEVERAL {
+        return;
+    }
+    let key = flow_key(ctx, chosen.addr_be, chosen.port_be, flow::TO_VIP);
+    // SAFETY: the value is copied at once.
+    if let Some(shown) = unsafe { ORLOP_FLOWS.get(&key) }.copied()
+        && shown.addr_be == vip.addr_be
+        && shown.port_be == vip.port_be
+    {
+        return;
+    }
+    // A full table evicts; answers then show the socket's first virtual address or the backend's own.
+    let _ = ORLOP_FLOWS.insert(&key, &flow_value(vip.addr_be, vip.port_be, chosen.pick), 0);
+}
+
+#[inline(always)]
+fn flow_value(addr_be: u32, port_be: u16, pick: Pick) -> FlowValue {
+    let Pick { id, generation, slot, selection } = pick;
+    FlowValue { addr_be, port_be, reserved: 0, backend: id, generation, selection, slot, reserved2: 0 }
 }
 
 /// Puts the virtual address in the place of the backend's.
@@ -199,26 +230,19 @@ fn remember_flow(ctx: &SockAddrContext, vip: Peer, chosen: Chosen) {
 fn show_vip(ctx: &SockAddrContext) -> i32 {
     let peer = peer(ctx);
     let Some(record) = record(ctx) else { return ALLOW };
-    if record.in_use == 0 {
-        return ALLOW;
+    if record.state == record::SEVERAL {
+        let key = flow_key(ctx, peer.addr_be, peer.port_be, flow::TO_VIP);
+        // SAFETY: the value is copied at once.
+        if let Some(vip) = unsafe { ORLOP_FLOWS.get(&key) }.copied() {
+            set_peer(ctx, Peer { addr_be: vip.addr_be, port_be: vip.port_be });
+            return ALLOW;
+        }
     }
-    if record.backend_be == peer.addr_be && record.backend_port_be == peer.port_be {
+    if record.state != record::VOID
+        && record.backend_be == peer.addr_be
+        && record.backend_port_be == peer.port_be
+    {
         set_peer(ctx, Peer { addr_be: record.vip_be, port_be: record.vip_port_be });
-        return ALLOW;
-    }
-    // SAFETY: as in `peer`.
-    if unsafe { (*ctx.sock_addr).protocol } as u8 != protocol::UDP {
-        return ALLOW;
-    }
-    let key = FlowKey {
-        cookie: cookie(ctx),
-        addr_be: peer.addr_be,
-        port_be: peer.port_be,
-        direction: flow::TO_VIP,
-    };
-    // SAFETY: the value is copied at once.
-    if let Some(vip) = unsafe { ORLOP_FLOWS.get(&key) }.copied() {
-        set_peer(ctx, Peer { addr_be: vip.addr_be, port_be: vip.port_be });
     }
     ALLOW
 }

@@ -1,24 +1,41 @@
 //! Traffic that crosses an uplink: node ports on the way in, masquerading on the way out.
 //!
-//! Each flow has two entries in the ORLOP_NAT map, one for each direction, written together. Every packet touches both, and
-//! makes the other one again if the kernel evicted it, so that half a pair never lasts.
+//! Each flow has two entries, one for each direction, written together: in ORLOP_NAT for what pods begin (masqueraded), in
+//! ORLOP_INBOUND for what hosts outside begin (node ports; packets straight to a pod). Every packet touches both, and makes
+//! the other one again if the kernel evicted it, so that half a pair never lasts.
+//!
+//! What should be masqueraded and cannot be (fragments, protocols without ports, ICMP errors, connections whose entry is
+//! gone) is dropped and counted: it never leaves under the pod's address. Only ports are translated towards a pod, not the
+//! client's: one client address and port that uses two node ports of one pod at the same time has the later flow dropped
+//! and counted. ICMP errors for masqueraded flows are not translated back.
+//!
+//! Nothing here ends the chain of programs of the link, except by dropping.
 
-use aya_ebpf::bindings::{BPF_NOEXIST, TC_ACT_OK, TC_ACT_SHOT};
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use dataplane_abi::{Config, FrontendKey, NatKey, NatValue, Network, counter, nat, protocol};
 
-use crate::maps::{ORLOP_CONFIG, ORLOP_NAT, count};
-use crate::packet::{self, End, Packet, Parsed};
-use crate::select::{self, Choice};
+use crate::maps::{ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
+use crate::packet::{self, End, Ends, Packet, Parsed};
+use crate::select::{self, Choice, Pick};
+
+/// TCX_NEXT, and TC_ACT_UNSPEC for older hooks: the next program decides.
+const NEXT: i32 = -1;
+/// TCX_DROP and TC_ACT_SHOT.
+const DROP: i32 = 2;
 
 #[classifier]
 pub fn orlop_ingress(ctx: TcContext) -> i32 {
     match packet::parse(&ctx) {
         Parsed::Packet(packet) => ingress(&ctx, &packet),
-        Parsed::Fragment => fragment(),
-        Parsed::Other => TC_ACT_OK,
+        // Untranslated; the counter tells why a flow does not work.
+        Parsed::Fragment(_) => {
+            count(counter::FRAGMENT);
+            NEXT
+        }
+        Parsed::Portless(_) | Parsed::Other => NEXT,
     }
 }
 
@@ -26,29 +43,31 @@ pub fn orlop_ingress(ctx: TcContext) -> i32 {
 pub fn orlop_egress(ctx: TcContext) -> i32 {
     match packet::parse(&ctx) {
         Parsed::Packet(packet) => egress(&ctx, &packet),
-        Parsed::Fragment => fragment(),
-        Parsed::Other => TC_ACT_OK,
+        Parsed::Fragment(ends) => {
+            count(counter::FRAGMENT);
+            untranslatable(ends)
+        }
+        Parsed::Portless(ends) => untranslatable(ends),
+        Parsed::Other => NEXT,
     }
 }
 
-/// Fragments go on untranslated; the counter tells why a flow does not work.
+/// A packet without ports on its way out.
 #[inline(always)]
-fn fragment() -> i32 {
-    count(counter::FRAGMENT);
-    TC_ACT_OK
+fn untranslatable(Ends { source_be, destination_be }: Ends) -> i32 {
+    if !leaves_under_another_address(source_be, destination_be) {
+        return NEXT;
+    }
+    count(counter::MASQUERADE_IMPOSSIBLE);
+    DROP
 }
 
 #[inline(always)]
 fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
     let key = nat_key(packet, nat::IN);
-    if let Some(entry) = known(&key) {
-        // A node port's flow that may begin anew does not stay with a backend that is gone.
-        let stale = entry.kind == nat::NODE_PORT
-            && packet.may_begin_flow
-            && !select::still_there(entry.backend, entry.generation);
-        if !stale {
-            return translate_in(ctx, packet, &entry);
-        }
+    // SAFETY: the value is copied at once; an element that is recycled meanwhile misdirects one packet, which its receiver refuses.
+    if let Some(entry) = unsafe { ORLOP_NAT.get(&key) }.copied() {
+        return answer_in(ctx, packet, &key, &entry);
     }
     let frontend = FrontendKey {
         addr_be: packet.destination_be,
@@ -56,79 +75,267 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
         protocol: packet.protocol,
         scope: 0,
     };
+    // SAFETY: as above.
+    if let Some(entry) = unsafe { ORLOP_INBOUND.get(&key) }.copied() {
+        if !packet.may_begin_flow {
+            return translate_in(ctx, packet, &entry);
+        }
+        // A flow that may begin anew does not stay with a backend that is no longer the service's.
+        let before = pick_of(&entry);
+        if let Some(pick) = select::still_there(&frontend, before) {
+            if pick != before {
+                let renewed = NatValue { selection: pick.selection, slot: pick.slot, ..entry };
+                let _ = ORLOP_INBOUND.insert(&key, &renewed, 0);
+            }
+            return translate_in(ctx, packet, &entry);
+        }
+    }
     match select::select(&frontend) {
         Choice::NoService => {
             note_direct_flow(packet);
-            TC_ACT_OK
+            NEXT
         }
         Choice::NoBackend => {
             count(counter::NODE_PORT_NO_BACKEND);
-            TC_ACT_SHOT
+            DROP
+        }
+        // The middle of a connection that is not known: the node answers with a reset.
+        Choice::Backend(_) if !packet.may_begin_flow => {
+            count(counter::NODE_PORT_NO_FLOW);
+            NEXT
         }
         Choice::Backend(chosen) => {
             let entry = NatValue {
-                addr_be: chosen.backend.addr_be,
-                port_be: chosen.backend.port_be,
+                addr_be: chosen.addr_be,
+                port_be: chosen.port_be,
                 kind: nat::NODE_PORT,
-                backend: chosen.id,
-                generation: chosen.backend.generation,
+                state: 0,
+                backend: chosen.pick.id,
+                generation: chosen.pick.generation,
+                selection: chosen.pick.selection,
+                slot: chosen.pick.slot,
+                used: 0,
             };
-            let _ = ORLOP_NAT.insert(&key, &entry, 0);
+            let _ = ORLOP_INBOUND.insert(&key, &entry, 0);
             count(counter::NODE_PORT_TRANSLATED);
             translate_in(ctx, packet, &entry)
         }
     }
 }
 
-/// Rewrites the destination and makes sure that the answers find their way back.
+/// The answer to a masqueraded packet goes back to its pod.
+#[inline(always)]
+fn answer_in(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue) -> i32 {
+    // SAFETY: the element is ours to count in; if it was recycled, another flow lives a little longer.
+    unsafe { touch(ORLOP_NAT.get_ptr_mut(key), packet, nat::IN) };
+    let back = out_key(packet, entry);
+    // SAFETY: only whether it is there matters; looking also keeps it from being evicted.
+    if unsafe { ORLOP_NAT.get(&back) }.is_none() {
+        let shown =
+            NatValue { addr_be: packet.destination_be, port_be: packet.destination_port_be, ..*entry };
+        let _ = ORLOP_NAT.insert(&back, &shown, BPF_NOEXIST as u64);
+    }
+    finish(packet::rewrite(ctx, packet, End::Destination, entry.addr_be, entry.port_be))
+}
+
+/// Towards a node port's backend: rewrites the destination and makes sure that the answers find their way back.
 #[inline(always)]
 fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue) -> i32 {
-    let back = NatKey {
-        source_be: entry.addr_be,
-        destination_be: packet.source_be,
-        source_port_be: entry.port_be,
-        // An ICMP answer has no port on this side, and neither has the question.
-        destination_port_be: packet.source_port_be,
-        protocol: packet.protocol,
-        direction: nat::OUT,
-        reserved: 0,
-    };
-    keep(&back, &NatValue { addr_be: packet.destination_be, port_be: packet.destination_port_be, ..*entry });
+    let back = out_key(packet, entry);
+    // SAFETY: the value is copied at once.
+    let held = unsafe { ORLOP_INBOUND.get(&back) }.copied();
+    match held {
+        Some(held) if held.addr_be == packet.destination_be && held.port_be == packet.destination_port_be => {
+            // SAFETY: as in `answer_in`.
+            unsafe { touch(ORLOP_INBOUND.get_ptr_mut(&back), packet, nat::IN) };
+        }
+        // The pod already talks to this very client port by another way, and could not tell the two apart.
+        Some(held) if !may_take_over(packet.protocol, &held, true) => {
+            count(counter::NODE_PORT_COLLISION);
+            return DROP;
+        }
+        _ => {
+            let shown = NatValue {
+                addr_be: packet.destination_be,
+                port_be: packet.destination_port_be,
+                state: 0,
+                used: now(),
+                ..*entry
+            };
+            let _ = ORLOP_INBOUND.insert(&back, &shown, 0);
+        }
+    }
     finish(packet::rewrite(ctx, packet, End::Destination, entry.addr_be, entry.port_be))
 }
 
 #[inline(always)]
 fn egress(ctx: &TcContext, packet: &Packet) -> i32 {
     let key = nat_key(packet, nat::OUT);
-    if let Some(entry) = known(&key) {
-        if entry.kind == nat::DIRECT {
-            return TC_ACT_OK;
+    // SAFETY: the value is copied at once.
+    if let Some(entry) = unsafe { ORLOP_NAT.get(&key) }.copied() {
+        if still_holds_port(packet, &entry) {
+            return finish(packet::rewrite(ctx, packet, End::Source, entry.addr_be, entry.port_be));
         }
-        keep(&back_in(packet, entry.addr_be, entry.port_be), &inside(packet, &entry));
-        return finish(packet::rewrite(ctx, packet, End::Source, entry.addr_be, entry.port_be));
+        // Another flow took the port over while this one was silent.
+        let _ = ORLOP_NAT.remove(&key);
     }
-    let Some(config) = ORLOP_CONFIG.get(0) else { return TC_ACT_OK };
-    if !packet.may_begin_flow || !leaves_under_another_address(config, packet) {
-        return TC_ACT_OK;
+    // SAFETY: as above.
+    if let Some(entry) = unsafe { ORLOP_INBOUND.get(&key) }.copied() {
+        return answer_out(ctx, packet, &key, &entry);
     }
-    masquerade(ctx, packet, &key, config.masquerade_be)
+    if !leaves_under_another_address(packet.source_be, packet.destination_be) {
+        return NEXT;
+    }
+    if !packet.may_begin_flow {
+        count(counter::MASQUERADE_NO_FLOW);
+        return DROP;
+    }
+    masquerade(ctx, packet, &key)
 }
 
-/// Finds a port that no other flow to the same peer uses.
+/// A pod's answer to what began outside.
 #[inline(always)]
-fn masquerade(ctx: &TcContext, packet: &Packet, key: &NatKey, addr_be: u32) -> i32 {
-    let entry = NatValue { addr_be, port_be: 0, kind: nat::MASQUERADE, backend: 0, generation: 0 };
+fn answer_out(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue) -> i32 {
+    // SAFETY: as in `answer_in`.
+    unsafe { touch(ORLOP_INBOUND.get_ptr_mut(key), packet, nat::OUT) };
+    if entry.kind == nat::DIRECT {
+        return NEXT;
+    }
+    let back = back_in(packet, entry.addr_be, entry.port_be);
+    // SAFETY: only whether it is there matters. One that leads elsewhere stays: the flow has moved on, and this is a late answer.
+    if unsafe { ORLOP_INBOUND.get(&back) }.is_none() {
+        let _ = ORLOP_INBOUND.insert(&back, &inside(packet, entry), BPF_NOEXIST as u64);
+    }
+    finish(packet::rewrite(ctx, packet, End::Source, entry.addr_be, entry.port_be))
+}
+
+/// Whether the outside port of a masqueraded flow still leads back to it. One that was evicted is made again.
+#[inline(always)]
+fn still_holds_port(packet: &Packet, entry: &NatValue) -> bool {
+    let back = back_in(packet, entry.addr_be, entry.port_be);
+    // SAFETY: the value is copied at once.
+    match unsafe { ORLOP_NAT.get(&back) }.copied() {
+        Some(held) if held.addr_be == packet.source_be && held.port_be == packet.source_port_be => {
+            // SAFETY: as in `answer_in`.
+            unsafe { touch(ORLOP_NAT.get_ptr_mut(&back), packet, nat::OUT) };
+            true
+        }
+        Some(_) => false,
+        None => {
+            let value = NatValue { used: now(), ..inside(packet, entry) };
+            ORLOP_NAT.insert(&back, &value, BPF_NOEXIST as u64).is_ok()
+        }
+    }
+}
+
+/// Finds a port that no other flow to the same peer uses, or that one has done with.
+#[inline(always)]
+fn masquerade(ctx: &TcContext, packet: &Packet, key: &NatKey) -> i32 {
+    let Some(config) = ORLOP_CONFIG.get(0) else { return NEXT };
+    let addr_be = config.masquerade_be;
+    let entry = NatValue {
+        addr_be,
+        port_be: 0,
+        kind: nat::MASQUERADE,
+        state: 0,
+        backend: 0,
+        generation: 0,
+        selection: 0,
+        slot: 0,
+        used: now(),
+    };
     let value = inside(packet, &entry);
-    for _ in 0..nat::PORT_TRIES {
+    for attempt in 0..nat::PORT_TRIES {
         let port_be = random_port().to_be();
-        if ORLOP_NAT.insert(&back_in(packet, addr_be, port_be), &value, BPF_NOEXIST as u64).is_ok() {
+        let back = back_in(packet, addr_be, port_be);
+        let mut taken = ORLOP_NAT.insert(&back, &value, BPF_NOEXIST as u64).is_ok();
+        if !taken && vacate(packet, &back, attempt >= nat::PORT_TRIES / 2) {
+            taken = ORLOP_NAT.insert(&back, &value, BPF_NOEXIST as u64).is_ok();
+        }
+        if taken {
             let _ = ORLOP_NAT.insert(key, &NatValue { port_be, ..entry }, 0);
             count(counter::MASQUERADED);
             return finish(packet::rewrite(ctx, packet, End::Source, addr_be, port_be));
         }
     }
     count(counter::MASQUERADE_NO_PORT);
-    TC_ACT_SHOT
+    DROP
+}
+
+/// Removes the flow that holds `back` if it is over. Of several processors that try, one succeeds.
+#[inline(always)]
+fn vacate(packet: &Packet, back: &NatKey, scarce: bool) -> bool {
+    // SAFETY: the value is copied at once.
+    let Some(old) = (unsafe { ORLOP_NAT.get(back) }).copied() else { return true };
+    if !may_take_over(packet.protocol, &old, scarce) || ORLOP_NAT.remove(back).is_err() {
+        return false;
+    }
+    let forward = NatKey {
+        source_be: old.addr_be,
+        destination_be: packet.destination_be,
+        source_port_be: old.port_be,
+        destination_port_be: packet.destination_port_be,
+        protocol: packet.protocol,
+        direction: nat::OUT,
+        reserved: 0,
+    };
+    // SAFETY: the value is copied at once. The old flow may have got another port since, and keeps that.
+    if let Some(entry) = unsafe { ORLOP_NAT.get(&forward) }.copied()
+        && entry.port_be == back.destination_port_be
+    {
+        let _ = ORLOP_NAT.remove(&forward);
+    }
+    true
+}
+
+#[inline(always)]
+fn may_take_over(protocol: u8, held: &NatValue, scarce: bool) -> bool {
+    let limit = if scarce {
+        nat::scarce_idle_limit(protocol, held.state)
+    } else {
+        nat::idle_limit(protocol, held.state)
+    };
+    now().wrapping_sub(held.used) > limit
+}
+
+/// Notes a packet of the flow: when, and what it says about the connection. A new connection begins with a clean state.
+///
+/// # Safety
+/// `entry` is an element that the kernel gave to this run of the program.
+#[inline(always)]
+unsafe fn touch(entry: Option<*mut NatValue>, packet: &Packet, direction: u8) {
+    let Some(entry) = entry else { return };
+    // SAFETY: the caller vouches for the element. Two processors may race for it: the later one of two equal times stays.
+    let (used, state) = unsafe { (&raw mut (*entry).used, &raw mut (*entry).state) };
+    // SAFETY: as above; these are plain integers inside the element.
+    let before = unsafe { state.read_volatile() };
+    let mut after = if packet.protocol == protocol::TCP && packet.may_begin_flow { 0 } else { before };
+    after |= match (direction, packet.fin) {
+        (nat::IN, true) => nat::FIN_IN | nat::ANSWERED,
+        (nat::IN, false) => nat::ANSWERED,
+        (_, true) => nat::FIN_OUT,
+        (_, false) => 0,
+    };
+    if packet.reset {
+        after |= nat::RESET;
+    }
+    let time = now();
+    // SAFETY: as above. Written only when it changes, so that busy flows do not pass a cache line around.
+    unsafe {
+        if used.read_volatile() != time {
+            used.write_volatile(time);
+        }
+        if before != after {
+            state.write_volatile(after);
+        }
+    }
+}
+
+/// The time in ticks.
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: the helper takes nothing and has no effect but its result.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> nat::TICK_SHIFT) as u32
 }
 
 #[inline(always)]
@@ -153,6 +360,21 @@ fn back_in(packet: &Packet, addr_be: u32, port_be: u16) -> NatKey {
     }
 }
 
+/// The key under which `entry`'s inside answers a packet that came in.
+#[inline(always)]
+fn out_key(packet: &Packet, entry: &NatValue) -> NatKey {
+    NatKey {
+        source_be: entry.addr_be,
+        destination_be: packet.source_be,
+        source_port_be: entry.port_be,
+        // An ICMP answer has no port on this side, and neither has the question.
+        destination_port_be: packet.source_port_be,
+        protocol: packet.protocol,
+        direction: nat::OUT,
+        reserved: 0,
+    }
+}
+
 /// What stands inside for `entry`'s outside: the packet's own source.
 #[inline(always)]
 fn inside(packet: &Packet, entry: &NatValue) -> NatValue {
@@ -173,25 +395,14 @@ fn nat_key(packet: &Packet, direction: u8) -> NatKey {
 }
 
 #[inline(always)]
-fn known(key: &NatKey) -> Option<NatValue> {
-    // SAFETY: the value is copied at once; an element that is recycled meanwhile misdirects one packet, which its receiver refuses.
-    unsafe { ORLOP_NAT.get(key) }.copied()
+fn pick_of(entry: &NatValue) -> Pick {
+    Pick { id: entry.backend, generation: entry.generation, slot: entry.slot, selection: entry.selection }
 }
 
-/// Makes the entry unless it is there; looking it up also keeps it from being evicted.
-#[inline(always)]
-fn keep(key: &NatKey, value: &NatValue) {
-    // An entry of an older flow of the same addresses must not survive.
-    if known(key) != Some(*value) {
-        let _ = ORLOP_NAT.insert(key, value, 0);
-    }
-}
-
-/// A datagram that reaches a pod under the pod's own address: the answer is not a new flow and keeps its source.
+/// A packet that reaches a pod under the pod's own address: the answer is not a new flow and keeps its source.
 #[inline(always)]
 fn note_direct_flow(packet: &Packet) {
-    let Some(config) = ORLOP_CONFIG.get(0) else { return };
-    if packet.protocol == protocol::TCP || !contains(&config.pods, packet.destination_be) {
+    if !leaves_under_another_address(packet.destination_be, packet.source_be) {
         return;
     }
     let back = NatKey {
@@ -203,16 +414,41 @@ fn note_direct_flow(packet: &Packet) {
         direction: nat::OUT,
         reserved: 0,
     };
-    keep(&back, &NatValue { addr_be: 0, port_be: 0, kind: nat::DIRECT, backend: 0, generation: 0 });
+    let direct = NatValue {
+        addr_be: 0,
+        port_be: 0,
+        kind: nat::DIRECT,
+        state: 0,
+        backend: 0,
+        generation: 0,
+        selection: 0,
+        slot: 0,
+        used: now(),
+    };
+    // SAFETY: the value is copied at once.
+    match unsafe { ORLOP_INBOUND.get(&back) }.copied() {
+        // SAFETY: as in `answer_in`.
+        Some(held) if held.kind == nat::DIRECT => unsafe {
+            touch(ORLOP_INBOUND.get_ptr_mut(&back), packet, nat::IN);
+        },
+        // A node port's flow with the same ends goes first while it lives.
+        Some(held) if !may_take_over(packet.protocol, &held, true) => {}
+        _ => {
+            let _ = ORLOP_INBOUND.insert(&back, &direct, 0);
+        }
+    }
 }
 
+/// Whether a packet with these ends is to be masqueraded.
 #[inline(always)]
-fn leaves_under_another_address(config: &Config, packet: &Packet) -> bool {
-    if config.pods.mask_be == 0 || !contains(&config.pods, packet.source_be) {
+fn leaves_under_another_address(source_be: u32, destination_be: u32) -> bool {
+    let Some(config) = ORLOP_CONFIG.get(0) else { return false };
+    let config: &Config = config;
+    if config.pods.mask_be == 0 || !contains(&config.pods, source_be) {
         return false;
     }
     for (index, network) in config.unmasqueraded.iter().enumerate() {
-        if (index as u32) < config.unmasqueraded_count && contains(network, packet.destination_be) {
+        if (index as u32) < config.unmasqueraded_count && contains(network, destination_be) {
             return false;
         }
     }
@@ -228,8 +464,8 @@ fn contains(network: &Network, addr_be: u32) -> bool {
 #[inline(always)]
 fn finish(rewritten: Result<(), i64>) -> i32 {
     if rewritten.is_ok() {
-        return TC_ACT_OK;
+        return NEXT;
     }
     count(counter::REWRITE_FAILED);
-    TC_ACT_SHOT
+    DROP
 }

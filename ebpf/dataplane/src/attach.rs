@@ -1,18 +1,18 @@
 //! Programs, links and pins.
 //!
 //! Maps are pinned by name in `<pin_root>/v<layout>`, links as `link_<program>[_<interface>]`. On opening, each link is one
-//! of: missing -> attach and pin; attached to what we want, same program -> leave; same target, other program -> replace the
-//! program in place; other target (the cgroup or the interface was made anew) -> unpin and attach again. A link that has no
+//! of: missing -> attach and pin; attached to what we want, same program on the same maps -> leave; same target, other
+//! program or other maps -> replace the program in place; other target (the cgroup or the interface was made anew) -> unpin and attach again. A link that has no
 //! place any more, because its interface is no longer an uplink, is removed.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Map, MapData};
+use aya::maps::{Map, MapData, MapInfo};
 use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{
@@ -36,11 +36,15 @@ const PINNED_MAPS: &[&str] = &[
     map::TABLES,
     map::BACKENDS,
     map::NAT,
+    map::INBOUND,
     map::FLOWS,
     map::SOCKETS,
     map::CONFIG,
     map::COUNTERS,
 ];
+/// `getpeername` for cgroups is from 5.8; the links alone from 5.7.
+const CGROUP_LINKS_SINCE: &str = "5.8";
+const TCX_SINCE: &str = "6.6";
 const LINK_PREFIX: &str = "link_";
 
 /// Why the dataplane could not be opened.
@@ -56,8 +60,14 @@ pub enum OpenError {
     Load(#[source] EbpfError),
     #[error("load program {program}")]
     Program { program: String, source: Box<ProgramError> },
-    #[error("attach {program} to {target}: needs root and a kernel from 6.6 on")]
-    Attach { program: String, target: String, source: Box<ProgramError> },
+    #[error("attach {program} to {target}: needs root and a kernel from {since} on")]
+    Attach { program: String, target: String, since: &'static str, source: Box<ProgramError> },
+    #[error(
+        "the pinned map {path} has another shape than the programs need: drain the node and remove its folder"
+    )]
+    Shape { path: PathBuf },
+    #[error("read the pinned map {path}")]
+    PinnedMap { path: PathBuf, source: Box<aya::maps::MapError> },
     #[error("{operation} link {path}")]
     Link { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("the BPF object has no {kind} {name}")]
@@ -85,6 +95,16 @@ struct Target<'a> {
     id: u64,
     pin: PathBuf,
     program: &'a str,
+    /// The first kernel with this kind of attachment.
+    since: &'static str,
+}
+
+/// Tells whether an attached program is the one we loaded: its instructions, and the very maps it works on.
+#[derive(PartialEq, Eq)]
+struct Identity {
+    /// The kernel's digest of the instructions.
+    tag: u64,
+    maps: BTreeSet<u32>,
 }
 
 pub fn open(options: &Options) -> Result<Maps, OpenError> {
@@ -99,6 +119,7 @@ pub fn open(options: &Options) -> Result<Maps, OpenError> {
     })?;
     let mut loader = EbpfLoader::new();
     for name in PINNED_MAPS {
+        check_shape(&pins, name)?;
         loader.map_pin_path(name, pins.join(name));
     }
     let mut programs = loader.load(OBJECT).map_err(OpenError::Load)?;
@@ -111,12 +132,89 @@ pub fn open(options: &Options) -> Result<Maps, OpenError> {
 
 /// Detaches and removes everything below `pin_root`.
 pub fn remove_all(pin_root: &Path) -> Result<(), OpenError> {
-    match fs::remove_dir_all(pin_root) {
+    for layout in layouts(pin_root)? {
+        remove_layout(&layout)?;
+    }
+    remove_folder(pin_root)
+}
+
+/// Detaches and removes what builds with other layouts left below `pin_root`.
+pub fn remove_other_layouts(pin_root: &Path) -> Result<(), OpenError> {
+    let ours = pin_folder(pin_root);
+    for layout in layouts(pin_root)?.into_iter().filter(|layout| *layout != ours) {
+        tracing::info!(path = %layout.display(), "removing an earlier layout");
+        remove_layout(&layout)?;
+    }
+    Ok(())
+}
+
+/// Links first: a process that dies in the middle leaves maps without programs, which is a dataplane that does nothing,
+/// and never programs that work on maps which the next process cannot find.
+fn remove_layout(folder: &Path) -> Result<(), OpenError> {
+    remove_stale_links(folder, &HashSet::new())?;
+    remove_folder(folder)
+}
+
+fn remove_folder(folder: &Path) -> Result<(), OpenError> {
+    match fs::remove_dir_all(folder) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(OpenError::File { operation: "remove", path: pin_root.into(), source })
+            Err(OpenError::File { operation: "remove", path: folder.into(), source })
         }
         _ => Ok(()),
     }
+}
+
+/// The folders `v<number>` of a pin root; none if that is not there.
+fn layouts(pin_root: &Path) -> Result<Vec<PathBuf>, OpenError> {
+    let failed = |source| OpenError::File { operation: "read", path: pin_root.into(), source };
+    let entries = match fs::read_dir(pin_root) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut layouts = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix('v'));
+        if number.is_some_and(|number| number.parse::<u32>().is_ok()) {
+            layouts.push(entry.path());
+        }
+    }
+    Ok(layouts)
+}
+
+/// Key and value sizes and the number of elements of each pinned map. Socket storage is not counted.
+fn shape(name: &str) -> (u32, u32, u32) {
+    use dataplane_abi::{Backend, Config, FlowKey, FlowValue, FrontendKey, NatKey, NatValue, Service};
+    use dataplane_abi::{SocketRecord, capacity, counter};
+    let (key, value, elements) = match name {
+        map::FRONTENDS => (size_of::<FrontendKey>(), 4, capacity::FRONTENDS),
+        map::SERVICES => (4, size_of::<Service>(), capacity::FRONTENDS),
+        map::TABLES => (4, 4, capacity::TABLE_ENTRIES),
+        map::BACKENDS => (4, size_of::<Backend>(), capacity::BACKENDS),
+        map::NAT => (size_of::<NatKey>(), size_of::<NatValue>(), capacity::NAT),
+        map::INBOUND => (size_of::<NatKey>(), size_of::<NatValue>(), capacity::INBOUND),
+        map::FLOWS => (size_of::<FlowKey>(), size_of::<FlowValue>(), capacity::FLOWS),
+        map::SOCKETS => (4, size_of::<SocketRecord>(), 0),
+        map::CONFIG => (4, size_of::<Config>(), 1),
+        map::COUNTERS => (4, size_of::<u64>(), counter::COUNT as usize),
+        other => unreachable!("{other} is no pinned map"),
+    };
+    (key as u32, value as u32, elements as u32)
+}
+
+/// Refuses a pinned map that a build of another shape left under our layout's name.
+fn check_shape(pins: &Path, name: &str) -> Result<(), OpenError> {
+    let path = pins.join(name);
+    if !path.exists() {
+        return Ok(());
+    }
+    let info = MapInfo::from_pin(&path)
+        .map_err(|source| OpenError::PinnedMap { path: path.clone(), source: Box::new(source) })?;
+    if (info.key_size(), info.value_size(), info.max_entries()) == shape(name) {
+        return Ok(());
+    }
+    Err(OpenError::Shape { path })
 }
 
 fn pin_folder(pin_root: &Path) -> PathBuf {
@@ -135,11 +233,12 @@ fn attach_sockets(
     let id = cgroup.metadata().map_err(failed)?.ino();
     for name in SOCKET_PROGRAMS {
         let pin = pins.join(format!("{LINK_PREFIX}{name}"));
-        let target = Target { shown: options.cgroup.display().to_string(), id, pin, program: name };
+        let shown = options.cgroup.display().to_string();
+        let target = Target { shown, id, pin, program: name, since: CGROUP_LINKS_SINCE };
         let program: &mut CgroupSockAddr = get(programs, name)?;
         program.load().map_err(|source| load_error(name, source))?;
-        let (fd, tag) = identity(program.fd(), program.info(), name)?;
-        if !adopt(&target, fd.as_fd(), tag)? {
+        let (fd, loaded) = identity(program.fd(), program.info(), name)?;
+        if !adopt(&target, fd.as_fd(), &loaded)? {
             let attached = program.attach(&cgroup, CgroupAttachMode::Single);
             let link = attached.and_then(|id| program.take_link(id)).map_err(|e| attach_error(&target, e))?;
             let link = FdLink::try_from(link)
@@ -163,9 +262,10 @@ fn attach_uplinks(
         for uplink in &options.uplinks {
             let id = interface_index(uplink)?;
             let pin = pins.join(format!("{LINK_PREFIX}{name}_{uplink}"));
-            let target = Target { shown: uplink.clone(), id: u64::from(id), pin, program: name };
-            let (fd, tag) = identity(program.fd(), program.info(), name)?;
-            if !adopt(&target, fd.as_fd(), tag)? {
+            let shown = uplink.clone();
+            let target = Target { shown, id: u64::from(id), pin, program: name, since: TCX_SINCE };
+            let (fd, loaded) = identity(program.fd(), program.info(), name)?;
+            if !adopt(&target, fd.as_fd(), &loaded)? {
                 let order = TcAttachOptions::TcxOrder(LinkOrder::default());
                 let attached = program.attach_with_options(uplink, *direction, order);
                 let link: SchedClassifierLink =
@@ -191,19 +291,29 @@ where
     program.try_into().map_err(|source| load_error(name, source))
 }
 
-/// A descriptor of the loaded program, and the kernel's digest of its instructions.
+/// A descriptor of the loaded program, and what it is told by.
 fn identity(
     fd: Result<&aya::programs::ProgramFd, ProgramError>,
     info: Result<ProgramInfo, ProgramError>,
     name: &str,
-) -> Result<(aya::programs::ProgramFd, u64), OpenError> {
+) -> Result<(aya::programs::ProgramFd, Identity), OpenError> {
     let fd = fd.map_err(|source| load_error(name, source))?;
     let fd = fd.try_clone().map_err(|source| load_error(name, ProgramError::IOError(source)))?;
-    Ok((fd, info.map_err(|source| load_error(name, source))?.tag()))
+    let identity = info.and_then(|info| identity_of(&info)).map_err(|source| load_error(name, source))?;
+    Ok((fd, identity))
+}
+
+fn identity_of(info: &ProgramInfo) -> Result<Identity, ProgramError> {
+    let maps = info.map_ids()?.unwrap_or_default().into_iter().collect();
+    Ok(Identity { tag: info.tag(), maps })
 }
 
 /// Takes over the pinned link of `target` and makes it run our program; `false` if a new link is needed.
-fn adopt(target: &Target<'_>, program: std::os::fd::BorrowedFd<'_>, tag: u64) -> Result<bool, OpenError> {
+fn adopt(
+    target: &Target<'_>,
+    program: std::os::fd::BorrowedFd<'_>,
+    wanted: &Identity,
+) -> Result<bool, OpenError> {
     let failed = |operation| move |source| OpenError::Link { operation, path: target.pin.clone(), source };
     let link = match sys::object_get(&target.pin) {
         Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -218,8 +328,8 @@ fn adopt(target: &Target<'_>, program: std::os::fd::BorrowedFd<'_>, tag: u64) ->
     let running = aya::programs::loaded_programs()
         .filter_map(Result::ok)
         .find(|loaded| loaded.id() == info.program)
-        .map(|loaded| loaded.tag());
-    if running != Some(tag) {
+        .and_then(|loaded| identity_of(&loaded).ok());
+    if running.as_ref() != Some(wanted) {
         tracing::info!(program = target.program, target = target.shown, "replacing the attached program");
         sys::link_update(link.as_fd(), program).map_err(failed("update"))?;
     }
@@ -240,7 +350,12 @@ fn remove_stale_links(pins: &Path, wanted: &HashSet<PathBuf>) -> Result<(), Open
         let path = entry.map_err(|source| failed("read", pins, source))?.path();
         let is_link = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LINK_PREFIX));
         if is_link && !wanted.contains(&path) {
-            fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove", &path, source));
+                }
+                _ => {}
+            }
         }
     }
     Ok(())
@@ -282,6 +397,7 @@ fn attach_error(target: &Target<'_>, source: ProgramError) -> OpenError {
     OpenError::Attach {
         program: target.program.to_owned(),
         target: target.shown.clone(),
+        since: target.since,
         source: Box::new(source),
     }
 }

@@ -66,6 +66,7 @@ impl Kernel {
         }
         for id in 0..capacity::BACKENDS as u32 {
             let backend = Backend::from_bytes(self.backends.read(id));
+            found.last_generation = found.last_generation.max(backend.last_generation);
             if backend.generation != 0 {
                 found.backends.push((id, backend));
             }
@@ -98,16 +99,17 @@ impl Kernel {
         Ok(())
     }
 
-    /// The generation is what readers go by: it goes away first and comes last.
+    /// The generation is what readers go by: it goes away first and comes last. The number's last generation is stored
+    /// together with it: a process that dies between two of these stores leaves no number without its history.
     fn write_backend(&mut self, id: u32, value: Backend) {
-        let generation = std::mem::offset_of!(Backend, generation);
-        let rest = u64::from(value.generation) | u64::from(value.reserved2) << 32;
-        let hidden = Backend { generation: 0, reserved2: 0, ..value };
-        if value.generation == 0 {
-            self.backends.store_word(id, generation, 0);
-        } else {
-            self.backends.write(id, hidden.to_bytes());
-            self.backends.store_word(id, generation, rest);
+        let place = std::mem::offset_of!(Backend, generation);
+        let last_generation = u64::from(value.last_generation) << 32;
+        self.backends.store_word(id, place, last_generation);
+        if value.generation != 0 {
+            let bytes = value.to_bytes();
+            let (address, _) = bytes.split_first_chunk().expect("a backend has two words");
+            self.backends.store_word(id, 0, u64::from_ne_bytes(*address));
+            self.backends.store_word(id, place, u64::from(value.generation) | last_generation);
         }
     }
 

@@ -11,15 +11,18 @@ mod attach;
 mod kernel;
 mod model;
 mod sys;
+mod unapplied;
 
 use std::collections::HashSet;
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
 pub use dataplane_abi::counter;
 use ipnetwork::Ipv4Network;
 use kernel::Kernel;
-use model::Model;
+use model::{Capacity, Model};
+use unapplied::Unapplied;
 
 pub use attach::OpenError;
 pub use kernel::MapError;
@@ -51,6 +54,16 @@ pub struct Frontend {
     pub protocol: Protocol,
 }
 
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+        };
+        write!(f, "{}:{}/{protocol}", self.address, self.port)
+    }
+}
+
 /// How pods appear outside of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Masquerade {
@@ -65,10 +78,12 @@ pub struct Masquerade {
 /// What a map write can fail with.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    #[error("program {frontend:?}")]
+    #[error("program {frontend}")]
     Full { frontend: Frontend, source: Full },
     #[error("program the kernel")]
     Map(#[source] MapError),
+    #[error("remove what another version left")]
+    OtherLayout(#[source] Box<OpenError>),
     #[error("masquerade: {count} excluded networks, at most {limit} are supported")]
     TooManyExcluded { count: usize, limit: usize },
 }
@@ -77,6 +92,8 @@ pub enum WriteError {
 pub struct Dataplane {
     model: Model,
     kernel: Kernel,
+    unapplied: Unapplied,
+    pin_root: PathBuf,
     adopted: usize,
 }
 
@@ -86,12 +103,15 @@ impl Dataplane {
         let maps = attach::open(options)?;
         let mut kernel = Kernel::open(maps).map_err(OpenError::Maps)?;
         let state = kernel.read().map_err(OpenError::Maps)?;
-        let (model, leftovers) = Model::adopt(&state);
+        let (model, leftovers) = Model::adopt(&state, Capacity::default());
         for write in leftovers {
             kernel.apply(&write).map_err(OpenError::Maps)?;
         }
+        // Pieces of the tables that the earlier process freed a moment ago may be reused from here on.
+        kernel.wait_for_readers().map_err(OpenError::Maps)?;
         let adopted = model.frontends().count();
-        Ok(Self { model, kernel, adopted })
+        let pin_root = options.pin_root.clone();
+        Ok(Self { model, kernel, unapplied: Unapplied::default(), pin_root, adopted })
     }
 
     /// How many frontends an earlier process had left, and this one took over.
@@ -100,7 +120,7 @@ impl Dataplane {
     }
 
     /// Makes `frontend` lead to `endpoints`; an empty list refuses connections. The switch is one store in memory: a
-    /// connection sees the old list or the new one.
+    /// connection sees the old list or the new one. After an error of the kernel the same call tries again.
     pub fn set(&mut self, frontend: Frontend, endpoints: &[SocketAddrV4]) -> Result<(), WriteError> {
         let planned = match self.model.set(frontend, endpoints) {
             // What was freed may be reused once no program can still be reading it.
@@ -112,22 +132,24 @@ impl Dataplane {
             planned => planned,
         };
         let writes = planned.map_err(|source| WriteError::Full { frontend, source })?;
-        self.apply(&writes)
+        self.apply(frontend, &writes)
     }
 
     /// Takes `frontend` away; its address is no longer translated. One that is not there is fine.
     pub fn remove(&mut self, frontend: Frontend) -> Result<(), WriteError> {
         let writes = self.model.remove(frontend);
-        self.apply(&writes)
+        self.apply(frontend, &writes)
     }
 
-    /// Removes every frontend that is not in `keep`: called once after the first full sync of an adopted dataplane.
+    /// Removes every frontend that is not in `keep`, and what builds with other map layouts left behind: called once after
+    /// the first full sync of an adopted dataplane.
     pub fn retain(&mut self, keep: &HashSet<Frontend>) -> Result<usize, WriteError> {
         let stale: Vec<Frontend> =
             self.model.frontends().filter(|frontend| !keep.contains(frontend)).collect();
         for frontend in &stale {
             self.remove(*frontend)?;
         }
+        attach::remove_other_layouts(&self.pin_root).map_err(Box::new).map_err(WriteError::OtherLayout)?;
         Ok(stale.len())
     }
 
@@ -147,11 +169,9 @@ impl Dataplane {
         self.kernel.counters()
     }
 
-    fn apply(&mut self, writes: &[model::Write]) -> Result<(), WriteError> {
-        for write in writes {
-            self.kernel.apply(write).map_err(WriteError::Map)?;
-        }
-        Ok(())
+    fn apply(&mut self, frontend: Frontend, writes: &[model::Write]) -> Result<(), WriteError> {
+        let Self { unapplied, kernel, .. } = self;
+        unapplied.apply(model::to_key(frontend), writes, |write| kernel.apply(write)).map_err(WriteError::Map)
     }
 }
 

@@ -75,7 +75,28 @@ pub struct Found {
     pub frontends: Vec<(FrontendKey, u32)>,
     pub services: Vec<(u32, Service)>,
     pub tables: HashMap<u32, Vec<u32>>,
+    /// Those in use.
     pub backends: Vec<(u32, Backend)>,
+    /// The highest generation that any backend, used or freed, ever had.
+    pub last_generation: u32,
+}
+
+/// How many elements the maps have.
+#[derive(Debug, Clone, Copy)]
+pub struct Capacity {
+    pub frontends: u32,
+    pub table_entries: u32,
+    pub backends: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self {
+            frontends: capacity::FRONTENDS as u32,
+            table_entries: capacity::TABLE_ENTRIES as u32,
+            backends: capacity::BACKENDS as u32,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -89,12 +110,14 @@ struct Entry {
 #[derive(Debug, Clone, Copy)]
 struct Use {
     address: SocketAddrV4,
+    generation: u32,
     /// How many table entries name this backend.
     references: usize,
 }
 
 #[derive(Debug)]
 pub struct Model {
+    capacity: Capacity,
     entries: HashMap<Frontend, Entry>,
     by_address: HashMap<SocketAddrV4, u32>,
     uses: HashMap<u32, Use>,
@@ -102,28 +125,33 @@ pub struct Model {
     ids: Numbers,
     ranges: Ranges,
     last_generation: u32,
+    last_selection: u16,
 }
 
 impl Model {
-    pub fn new() -> Self {
+    pub fn new(capacity: Capacity) -> Self {
         Self {
+            capacity,
             entries: HashMap::new(),
             by_address: HashMap::new(),
             uses: HashMap::new(),
-            slots: Numbers::new(capacity::FRONTENDS as u32),
-            ids: Numbers::new(capacity::BACKENDS as u32),
-            ranges: Ranges::new(capacity::TABLE_ENTRIES as u32),
+            slots: Numbers::new(capacity.frontends),
+            ids: Numbers::new(capacity.backends),
+            ranges: Ranges::new(capacity.table_entries),
             last_generation: 0,
+            last_selection: 0,
         }
     }
 
     /// The model of what was found, and the writes that remove what makes no sense in it.
-    pub fn adopt(found: &Found) -> (Self, Vec<Write>) {
-        let mut model = Self::new();
+    pub fn adopt(found: &Found, capacity: Capacity) -> (Self, Vec<Write>) {
+        let mut model = Self::new(capacity);
         let services: HashMap<u32, Service> = found.services.iter().copied().collect();
         let backends: HashMap<u32, Backend> = found.backends.iter().copied().collect();
-        model.last_generation =
-            found.backends.iter().map(|(_, backend)| backend.generation).max().unwrap_or(0);
+        let living = found.backends.iter().map(|(_, backend)| backend.generation).max().unwrap_or(0);
+        model.last_generation = living.max(found.last_generation);
+        let selections = services.values().map(|service| Selection::unpack(service.selection).generation);
+        model.last_selection = selections.max().unwrap_or(0);
         let mut leftovers = Vec::new();
         for (key, slot) in &found.frontends {
             let adopted = services
@@ -137,9 +165,11 @@ impl Model {
         for (slot, _) in services.iter().filter(|(slot, _)| !model.slots.is_taken(**slot)) {
             leftovers.push(Write::Service { slot: *slot, value: empty_service() });
         }
-        for (id, _) in found.backends.iter().filter(|(id, _)| !model.ids.is_taken(*id)) {
-            leftovers.push(Write::Backend { id: *id, value: empty_backend() });
+        for (id, backend) in found.backends.iter().filter(|(id, _)| !model.ids.is_taken(*id)) {
+            leftovers.push(Write::Backend { id: *id, value: freed_backend(backend.generation) });
         }
+        model.slots.settle();
+        model.ids.settle();
         (model, leftovers)
     }
 
@@ -166,7 +196,8 @@ impl Model {
             let address = SocketAddrV4::new(address(backend.addr_be), u16::from_be(backend.port_be));
             self.ids.take(*id);
             self.by_address.insert(address, *id);
-            self.uses.entry(*id).or_insert(Use { address, references: 0 }).references += 1;
+            let used = Use { address, generation: backend.generation, references: 0 };
+            self.uses.entry(*id).or_insert(used).references += 1;
         }
         self.entries.insert(frontend, Entry { slot, selection, backends: ids });
         Some(())
@@ -199,8 +230,9 @@ impl Model {
         }
         let length = ids.len() as u16;
         let old = self.entries.remove(&frontend);
-        let generation = old.as_ref().map_or(1, |old| old.selection.generation.wrapping_add(1));
-        let selection = Selection { offset, length, generation };
+        // One count for all services: a slot that is used again shows another word than the flows of its last service know.
+        self.last_selection = self.last_selection.wrapping_add(1);
+        let selection = Selection { offset, length, generation: self.last_selection };
         let slot = match &old {
             Some(old) => {
                 writes.push(Write::Select { slot: old.slot, selection });
@@ -247,14 +279,14 @@ impl Model {
             return full(Resource::EndpointsOfOneService, MAX_ENDPOINTS);
         }
         if !self.entries.contains_key(&frontend) && self.slots.available() == 0 {
-            return full(Resource::Frontends, capacity::FRONTENDS);
+            return full(Resource::Frontends, self.capacity.frontends as usize);
         }
         let fresh = endpoints.iter().filter(|address| !self.by_address.contains_key(address)).count();
         if fresh > self.ids.available() as usize {
-            return full(Resource::Backends, capacity::BACKENDS);
+            return full(Resource::Backends, self.capacity.backends as usize);
         }
         if !self.ranges.has_room(endpoints.len() as u32) {
-            return full(Resource::TableEntries, capacity::TABLE_ENTRIES);
+            return full(Resource::TableEntries, self.capacity.table_entries as usize);
         }
         Ok(())
     }
@@ -280,11 +312,11 @@ impl Model {
             port_be: address.port().to_be(),
             reserved: 0,
             generation: self.last_generation,
-            reserved2: 0,
+            last_generation: self.last_generation,
         };
         writes.push(Write::Backend { id, value });
         self.by_address.insert(address, id);
-        self.uses.insert(id, Use { address, references: 1 });
+        self.uses.insert(id, Use { address, generation: self.last_generation, references: 1 });
         id
     }
 
@@ -293,10 +325,11 @@ impl Model {
             let used = self.uses.get_mut(id).expect("every table entry is in use");
             used.references -= 1;
             if used.references == 0 {
+                let value = freed_backend(used.generation);
                 self.by_address.remove(&used.address);
                 self.uses.remove(id);
                 self.ids.free(*id);
-                writes.push(Write::Backend { id: *id, value: empty_backend() });
+                writes.push(Write::Backend { id: *id, value });
             }
         }
     }
@@ -328,7 +361,7 @@ fn network(network: Ipv4Network) -> Network {
     }
 }
 
-fn to_key(frontend: Frontend) -> FrontendKey {
+pub fn to_key(frontend: Frontend) -> FrontendKey {
     let protocol = match frontend.protocol {
         Protocol::Tcp => protocol::TCP,
         Protocol::Udp => protocol::UDP,
@@ -355,6 +388,7 @@ fn empty_service() -> Service {
     Service { key, selection: 0, flags: 0, reserved: 0 }
 }
 
-fn empty_backend() -> Backend {
-    Backend { addr_be: 0, port_be: 0, reserved: 0, generation: 0, reserved2: 0 }
+/// A free number; what it was stays behind in `last_generation`.
+fn freed_backend(last_generation: u32) -> Backend {
+    Backend { addr_be: 0, port_be: 0, reserved: 0, generation: 0, last_generation }
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -77,11 +78,24 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     bpf(BPF_LINK_UPDATE, &mut attributes).map(drop)
 }
 
-/// Returns when every program that was running at the call has ended: the kernel waits for a grace period.
+/// How long [`wait_for_readers`] waits where the kernel offers no grace period to user space. Programs run for microseconds
+/// with preemption of their thread at most in between; a reader that is stopped for longer than this may see a reused slot.
+const READERS_PAUSE: Duration = Duration::from_millis(250);
+
+/// Returns when every program that was running at the call has ended: the kernel waits for a grace period. A kernel that
+/// keeps processors free of ticks (`nohz_full`) refuses that with EINVAL; there a pause has to do.
 pub fn wait_for_readers() -> io::Result<()> {
     // SAFETY: the call takes three integers and touches no memory of ours.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result >= 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::EINVAL) {
+        return Err(error);
+    }
+    std::thread::sleep(READERS_PAUSE);
+    Ok(())
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<i32> {

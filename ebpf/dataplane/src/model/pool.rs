@@ -31,17 +31,17 @@ impl Numbers {
         Some(number)
     }
 
-    /// Takes a number that an earlier process handed out.
+    /// Takes a number that an earlier process handed out. [`Self::settle`] follows once all of them are taken, before
+    /// the first allocation.
     pub fn take(&mut self, number: u32) {
-        if !self.taken.insert(number) {
-            return;
-        }
-        if number >= self.next {
-            self.free.extend(self.next..number);
-            self.next = number + 1;
-        } else {
-            self.free.retain(|free| *free != number);
-        }
+        self.taken.insert(number);
+        self.next = self.next.max(number.saturating_add(1));
+    }
+
+    /// Finds the free numbers between those that were taken. They wait like freed ones: a program may still be using what
+    /// the earlier process, or the clearing up after it, freed a moment ago.
+    pub fn settle(&mut self) {
+        self.cooling = (0..self.next).filter(|number| !self.taken.contains(number)).collect();
     }
 
     pub fn is_taken(&self, number: u32) -> bool {

@@ -1,5 +1,6 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use dataplane_abi::select::{Choice, Reads, choose};
 use proptest::prelude::*;
 
 use super::*;
@@ -68,7 +69,74 @@ impl Maps {
                 .filter(|(_, b)| b.generation != 0)
                 .map(|(id, b)| (*id, *b))
                 .collect(),
+            last_generation: self.backends.values().map(|b| b.last_generation).max().unwrap_or(0),
         }
+    }
+}
+
+/// A program's lookup, while a writer is at work: some of the writes happen before each of its reads.
+struct Reader<'a> {
+    maps: &'a mut Maps,
+    writes: VecDeque<Write>,
+    /// How many writes happen before each read.
+    paces: &'a [u8],
+    reads: usize,
+    slot: u32,
+}
+
+impl Reader<'_> {
+    fn pause(&mut self) {
+        let pace = self.paces[self.reads % self.paces.len()];
+        self.reads += 1;
+        for _ in 0..pace {
+            if let Some(write) = self.writes.pop_front() {
+                self.maps.apply(&write);
+            }
+        }
+    }
+
+    /// `None` for no service; otherwise the endpoint, if there is one.
+    fn look_up(&mut self, frontend: Frontend) -> Option<Option<SocketAddrV4>> {
+        let key = to_key(frontend);
+        self.pause();
+        self.slot = *self.maps.frontends.get(&key.to_bytes())?;
+        self.pause();
+        let service = self.maps.services.get(&self.slot)?;
+        if service.key != key || service.flags == 0 {
+            return None;
+        }
+        match choose(self) {
+            Choice::NoBackend => Some(None),
+            Choice::Backend(chosen) => {
+                let Backend { addr_be, port_be, .. } = chosen.backend;
+                Some(Some(SocketAddrV4::new(address(addr_be), u16::from_be(port_be))))
+            }
+        }
+    }
+
+    fn finish(mut self) {
+        self.writes.drain(..).for_each(|write| self.maps.apply(&write));
+    }
+}
+
+impl Reads for Reader<'_> {
+    fn selection(&mut self) -> u64 {
+        self.pause();
+        self.maps.services[&self.slot].selection
+    }
+
+    fn table(&mut self, index: u32) -> Option<u32> {
+        self.pause();
+        self.maps.tables.get(&index).copied()
+    }
+
+    fn backend(&mut self, id: u32) -> Option<Backend> {
+        self.pause();
+        self.maps.backends.get(&id).copied()
+    }
+
+    fn random(&mut self) -> u32 {
+        (self.reads as u32).wrapping_mul(0x9e37_79b9)
     }
 }
 
@@ -87,6 +155,8 @@ enum Step {
     Remove(u8),
     Release,
     Restart,
+    /// A change of which only so many writes are done when the process dies.
+    Crash(u8, Option<Vec<u8>>, usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -95,70 +165,270 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0u8..6).prop_map(Step::Remove),
         1 => Just(Step::Release),
         1 => Just(Step::Restart),
+        1 => (0u8..6, prop::option::of(prop::collection::vec(0u8..12, 0..8)), 0usize..12)
+            .prop_map(|(f, e, n)| Step::Crash(f, e, n)),
     ];
     prop::collection::vec(step, 0..60)
 }
 
+/// The model, the maps it writes, and what they should lead to.
+struct World {
+    model: Model,
+    maps: Maps,
+    wanted: BTreeMap<u8, Vec<SocketAddrV4>>,
+    /// Every pair of a backend's number and generation that ever was.
+    generations: BTreeSet<(u32, u32)>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            model: new_model(),
+            maps: Maps::default(),
+            wanted: BTreeMap::new(),
+            generations: BTreeSet::new(),
+        }
+    }
+
+    /// Plans a change of `number`; the writes are still to be done.
+    fn plan(&mut self, number: u8, endpoints: Option<Vec<u8>>) -> Vec<Write> {
+        let writes = match endpoints {
+            Some(numbers) => {
+                let endpoints: Vec<_> = numbers.into_iter().map(endpoint).collect();
+                let writes = self.model.set(frontend(number), &endpoints).unwrap();
+                self.wanted.insert(number, endpoints);
+                writes
+            }
+            None => {
+                self.wanted.remove(&number);
+                self.model.remove(frontend(number))
+            }
+        };
+        writes
+    }
+
+    fn apply(&mut self, write: &Write) {
+        if let Write::Backend { id, value } = write
+            && value.generation != 0
+        {
+            let new = self.generations.insert((*id, value.generation));
+            assert!(new, "a generation came twice: {write:?}");
+        }
+        self.maps.apply(write);
+    }
+
+    fn change(&mut self, number: u8, endpoints: &[u8]) {
+        let writes = self.plan(number, Some(endpoints.to_vec()));
+        writes.iter().for_each(|write| self.apply(write));
+    }
+
+    /// A new process takes over. What it finds may be from the middle of a change.
+    fn restart(&mut self) -> Vec<Write> {
+        let (adopted, leftovers) = Model::adopt(&self.maps.found(), Capacity::default());
+        self.model = adopted;
+        leftovers.iter().for_each(|write| self.maps.apply(write));
+        leftovers
+    }
+
+    fn check(&self) {
+        for number in 0..6 {
+            assert_eq!(self.maps.look_up(frontend(number)).as_ref(), self.wanted.get(&number));
+        }
+        let in_use: BTreeSet<_> = self.wanted.values().flatten().collect();
+        let living = self.maps.backends.values().filter(|backend| backend.generation != 0).count();
+        assert_eq!(living, in_use.len());
+    }
+}
+
+fn new_model() -> Model {
+    Model::new(Capacity::default())
+}
+
 proptest! {
-    /// After every single write each frontend leads to a list that was wanted before or is wanted now.
+    /// After every single write each frontend leads to a list that was wanted before or is wanted now; and a process that
+    /// dies between any two of them leaves maps that the next one makes whole.
     #[test]
     fn every_write_leaves_each_frontend_at_its_old_or_its_new_list(steps in steps()) {
-        let mut model = Model::new();
-        let mut maps = Maps::default();
-        let mut wanted: BTreeMap<u8, Vec<SocketAddrV4>> = BTreeMap::new();
+        let mut world = World::new();
         for step in steps {
-            let before = wanted.clone();
+            let before = world.wanted.clone();
             let writes = match step {
-                Step::Set(f, numbers) => {
-                    let endpoints: Vec<_> = numbers.into_iter().map(endpoint).collect();
-                    wanted.insert(f, endpoints.clone());
-                    model.set(frontend(f), &endpoints).unwrap()
-                }
-                Step::Remove(f) => {
-                    wanted.remove(&f);
-                    model.remove(frontend(f))
-                }
+                Step::Set(f, numbers) => world.plan(f, Some(numbers)),
+                Step::Remove(f) => world.plan(f, None),
                 Step::Release => {
-                    model.release();
+                    world.model.release();
                     Vec::new()
                 }
                 Step::Restart => {
-                    let (adopted, leftovers) = Model::adopt(&maps.found());
+                    let leftovers = world.restart();
                     prop_assert!(leftovers.is_empty(), "{leftovers:?}");
-                    model = adopted;
+                    Vec::new()
+                }
+                Step::Crash(f, numbers, done) => {
+                    let writes = world.plan(f, numbers);
+                    writes.iter().take(done).for_each(|write| world.apply(write));
+                    world.restart();
+                    let seen = world.maps.look_up(frontend(f));
+                    prop_assert!(
+                        seen.as_ref() == before.get(&f) || seen.as_ref() == world.wanted.get(&f),
+                        "{f} leads to {seen:?} after {done} of {writes:?}"
+                    );
+                    match seen {
+                        Some(seen) => world.wanted.insert(f, seen),
+                        None => world.wanted.remove(&f),
+                    };
                     Vec::new()
                 }
             };
             for write in &writes {
-                maps.apply(write);
+                world.apply(write);
                 for number in 0..6 {
-                    let seen = maps.look_up(frontend(number));
+                    let seen = world.maps.look_up(frontend(number));
                     prop_assert!(
-                        seen.as_ref() == before.get(&number) || seen.as_ref() == wanted.get(&number),
+                        seen.as_ref() == before.get(&number) || seen.as_ref() == world.wanted.get(&number),
                         "{number} leads to {seen:?} after {write:?}"
                     );
                 }
             }
-            for number in 0..6 {
+            world.check();
+        }
+    }
+
+    /// However slow a reader is while a service changes, it finds an endpoint of the old or of the new list; it finds none
+    /// only if one of the lists is empty.
+    #[test]
+    fn a_reader_amid_a_change_finds_an_endpoint_of_either_list(
+        steps in steps(),
+        paces in prop::collection::vec(0u8..5, 1..20),
+    ) {
+        let mut world = World::new();
+        for step in steps {
+            let (f, numbers) = match step {
+                Step::Set(f, numbers) => (f, Some(numbers)),
+                Step::Remove(f) => (f, None),
+                _ => {
+                    world.model.release();
+                    continue;
+                }
+            };
+            let before = world.wanted.get(&f).cloned();
+            let writes = world.plan(f, numbers).into();
+            let mut reader = Reader { maps: &mut world.maps, writes, paces: &paces, reads: 0, slot: 0 };
+            let seen = reader.look_up(frontend(f));
+            reader.finish();
+            let lists = [before.as_ref(), world.wanted.get(&f)];
+            let fits = |list: &Option<&Vec<SocketAddrV4>>| match (&seen, list) {
+                (None, None) => true,
+                (Some(None), Some(list)) => list.is_empty(),
+                (Some(Some(endpoint)), Some(list)) => list.contains(endpoint),
+                _ => false,
+            };
+            // A service that is being removed may show an empty list for a moment: it refuses, as the address will.
+            let emptied = lists[1].is_none() && seen == Some(None);
+            prop_assert!(lists.iter().any(fits) || emptied, "{seen:?} is of neither of {lists:?}");
+            world.check();
+        }
+    }
+
+    /// With maps that are nearly full, a change either happens or says what ran out, and releasing makes the room that
+    /// was freed usable.
+    #[test]
+    fn small_maps_are_used_up_and_given_back(changes in prop::collection::vec(
+        (0u8..4, prop::option::of(prop::collection::vec(0u8..8, 0..5))), 0..80,
+    )) {
+        let capacity = Capacity { frontends: 3, table_entries: 12, backends: 6 };
+        let mut model = Model::new(capacity);
+        let mut maps = Maps::default();
+        let mut wanted: BTreeMap<u8, Vec<SocketAddrV4>> = BTreeMap::new();
+        for (number, numbers) in changes {
+            let Some(numbers) = numbers else {
+                model.remove(frontend(number)).iter().for_each(|write| maps.apply(write));
+                wanted.remove(&number);
+                continue;
+            };
+            let endpoints: Vec<_> = numbers.into_iter().map(endpoint).collect();
+            let planned = model.set(frontend(number), &endpoints).or_else(|_| {
+                model.release();
+                model.set(frontend(number), &endpoints)
+            });
+            match planned {
+                Ok(writes) => {
+                    writes.iter().for_each(|write| maps.apply(write));
+                    wanted.insert(number, endpoints);
+                }
+                Err(full) => {
+                    let used: BTreeSet<_> = wanted.values().flatten().chain(&endpoints).collect();
+                    match full.resource {
+                        Resource::Frontends => {
+                            prop_assert!(wanted.len() == 3 && !wanted.contains_key(&number));
+                        }
+                        Resource::Backends => prop_assert!(used.len() > 6, "{used:?}"),
+                        Resource::TableEntries => prop_assert!(!endpoints.is_empty()),
+                        Resource::EndpointsOfOneService => return Err(TestCaseError::fail(full.to_string())),
+                    }
+                }
+            }
+            for number in 0..4 {
                 let seen = maps.look_up(frontend(number));
                 prop_assert_eq!(seen.as_ref(), wanted.get(&number));
             }
-            let in_use: std::collections::BTreeSet<_> = wanted.values().flatten().collect();
-            prop_assert_eq!(maps.backends.values().filter(|b| b.generation != 0).count(), in_use.len());
+            prop_assert!(maps.services.keys().all(|slot| *slot < capacity.frontends));
+            prop_assert!(maps.backends.keys().all(|id| *id < capacity.backends));
+            prop_assert!(maps.tables.keys().all(|index| *index < capacity.table_entries));
         }
     }
 }
 
 #[test]
+fn a_generation_does_not_come_back_after_a_restart() {
+    let mut world = World::new();
+    world.change(1, &[1, 2]);
+    world.change(1, &[1]);
+    world.restart();
+    world.model.release();
+    // The number that endpoint 2 had is given again; `apply` refuses a generation that came before.
+    world.change(1, &[1, 3]);
+    assert_eq!(world.maps.backends.len(), 2);
+}
+
+#[test]
+fn what_is_free_at_the_adoption_waits_before_it_is_used() {
+    let mut world = World::new();
+    world.change(1, &[1, 2]);
+    world.change(1, &[2]);
+    world.restart();
+    let taken: Vec<u32> = world
+        .plan(1, Some(vec![2, 3]))
+        .iter()
+        .filter_map(|write| match write {
+            Write::Backend { id, value } if value.generation != 0 => Some(*id),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(taken, [2], "0 was freed just now, 1 is in use");
+}
+
+#[test]
+fn adopting_many_numbers_costs_one_look_at_each() {
+    let mut numbers = Numbers::new(1 << 18);
+    // From the highest down: the order in which a list of free numbers would be searched each time.
+    (0..1 << 18).rev().step_by(2).for_each(|number| numbers.take(number));
+    numbers.settle();
+    numbers.release();
+    assert_eq!(numbers.available(), 1 << 17);
+    assert!(numbers.allocate().unwrap().is_multiple_of(2), "the odd ones are taken");
+}
+
+#[test]
 fn an_unchanged_list_writes_nothing() {
-    let mut model = Model::new();
+    let mut model = new_model();
     assert_eq!(model.set(frontend(1), &[endpoint(1), endpoint(2)]).unwrap().len(), 5);
     assert!(model.set(frontend(1), &[endpoint(1), endpoint(2)]).unwrap().is_empty());
 }
 
 #[test]
 fn one_more_endpoint_costs_its_backend_a_table_and_one_word() {
-    let mut model = Model::new();
+    let mut model = new_model();
     model.set(frontend(1), &[endpoint(1)]).unwrap();
     let writes = model.set(frontend(1), &[endpoint(1), endpoint(2)]).unwrap();
     assert!(
@@ -172,7 +442,7 @@ fn one_more_endpoint_costs_its_backend_a_table_and_one_word() {
 
 #[test]
 fn freed_space_is_not_reused_before_it_is_released() {
-    let mut model = Model::new();
+    let mut model = new_model();
     model.set(frontend(1), &[endpoint(1)]).unwrap();
     model.set(frontend(1), &[endpoint(2)]).unwrap();
     let table = |writes: Vec<Write>| {
@@ -189,7 +459,7 @@ fn freed_space_is_not_reused_before_it_is_released() {
 
 #[test]
 fn a_service_that_is_too_large_changes_nothing() {
-    let mut model = Model::new();
+    let mut model = new_model();
     let many: Vec<SocketAddrV4> =
         (0..=MAX_ENDPOINTS).map(|n| SocketAddrV4::new(Ipv4Addr::from(n as u32), 1)).collect();
     let error = model.set(frontend(1), &many).unwrap_err();
@@ -201,21 +471,22 @@ fn a_service_that_is_too_large_changes_nothing() {
 fn adopting_removes_what_makes_no_sense() {
     let key = to_key(frontend(1));
     let service = Service { key: to_key(frontend(2)), selection: 0, flags: 1, reserved: 0 };
-    let backend = Backend { addr_be: 1, port_be: 1, reserved: 0, generation: 7, reserved2: 0 };
+    let backend = Backend { addr_be: 1, port_be: 1, reserved: 0, generation: 7, last_generation: 7 };
     let found = Found {
         frontends: vec![(key, 3)],
         services: vec![(3, service)],
         tables: HashMap::new(),
         backends: vec![(9, backend)],
+        last_generation: 7,
     };
-    let (model, leftovers) = Model::adopt(&found);
+    let (model, leftovers) = Model::adopt(&found, Capacity::default());
     assert_eq!(model.frontends().count(), 0);
     assert_eq!(
         leftovers,
         [
             Write::FrontendRemove { key },
             Write::Service { slot: 3, value: empty_service() },
-            Write::Backend { id: 9, value: empty_backend() },
+            Write::Backend { id: 9, value: freed_backend(7) },
         ]
     );
 }

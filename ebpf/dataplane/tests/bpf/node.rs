@@ -8,7 +8,9 @@ use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dataplane::{Dataplane, Frontend, Options, Protocol};
+use aya::maps::{HashMap, Map, MapData};
+use dataplane::{Dataplane, Frontend, OpenError, Options, Protocol};
+use dataplane_abi::{LAYOUT_VERSION, NatValue};
 
 pub const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
 pub const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -54,17 +56,41 @@ impl Node {
         self.dataplane.as_mut().unwrap().set(frontend, endpoints).unwrap();
     }
 
+    pub fn counter(&self, index: u32) -> u64 {
+        self.dataplane.as_ref().unwrap().counters().unwrap()[index as usize]
+    }
+
+    /// Changes the entries of one of the translation maps behind the programs' back: `change` gives the new value, or
+    /// `None` to remove the entry.
+    pub fn rewrite_flows(&self, map: &str, change: impl Fn(NatValue) -> Option<NatValue>) {
+        let folder = self.options.pin_root.join(format!("v{LAYOUT_VERSION}"));
+        let data = MapData::from_pin(folder.join(map)).unwrap();
+        let mut flows: HashMap<MapData, [u8; 16], [u8; 32]> =
+            HashMap::try_from(Map::LruHashMap(data)).unwrap();
+        let all: Vec<_> = flows.iter().collect::<Result<_, _>>().unwrap();
+        for (key, value) in all {
+            match change(NatValue::from_bytes(value)) {
+                Some(value) => flows.insert(key, value.to_bytes(), 0).unwrap(),
+                None => flows.remove(&key).unwrap(),
+            }
+        }
+    }
+
     /// As after a kill: the process's descriptors close, pins stay.
     pub fn crash(&mut self) {
         self.dataplane = None;
     }
 
     pub fn reopen(&mut self) -> usize {
+        self.try_reopen().unwrap()
+    }
+
+    pub fn try_reopen(&mut self) -> Result<usize, OpenError> {
         self.dataplane = None;
-        let dataplane = Dataplane::open(&self.options).unwrap();
+        let dataplane = Dataplane::open(&self.options)?;
         let adopted = dataplane.adopted();
         self.dataplane = Some(dataplane);
-        adopted
+        Ok(adopted)
     }
 }
 

@@ -1,14 +1,15 @@
 //! Node ports and masquerading: packets that cross the uplink.
 
-use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 
 use dataplane::Masquerade;
 use dataplane::Protocol::{Tcp, Udp};
+use dataplane_abi::{NatValue, counter, map, nat};
 
 use crate::node::{
-    Links, NODE, Node, OUTSIDE, POD, ask_tcp, ask_udp, frontend, inside, serve_tcp, serve_udp,
+    LIMIT, Links, NODE, Node, OUTSIDE, POD, ask_tcp, ask_udp, frontend, inside, serve_tcp, serve_udp,
 };
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
@@ -119,9 +120,100 @@ fn what_reaches_a_pod_directly_is_answered_by_the_pod() {
 fn a_node_port_that_nobody_serves_is_not_translated() {
     let _links = Links::make();
     let mut node = Node::with_uplink();
+    inside("pod", || serve_tcp(at(ANY, 8080), "pod")).join().unwrap();
+    serve_tcp(at(ANY, 30080), "node");
     let service = frontend(NODE.octets(), 30080, Tcp);
+    let ask = || inside("outside", || ask_tcp(at(NODE, 30080))).join().unwrap();
     node.set(service, &[at(POD, 8080)]);
+    assert_eq!(ask().unwrap(), "pod saw 192.0.2.9");
     node.dataplane.as_mut().unwrap().remove(service).unwrap();
-    let error = inside("outside", || ask_tcp(at(NODE, 30080))).join().unwrap().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(ask().unwrap(), "node saw 192.0.2.9");
+}
+
+/// More flows than there are ports for one peer: ports of flows that are over are given away again.
+#[test]
+fn masqueraded_ports_come_back() {
+    const ROUNDS: u16 = 6;
+    const FLOWS: u16 = 1000;
+    /// Ticks: longer than any silence of a datagram flow.
+    const LONG: u32 = 1000;
+    const { assert!(ROUNDS * FLOWS > nat::LAST_PORT - nat::FIRST_PORT + 1) };
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    masquerade(&mut node);
+    inside("outside", || serve_udp(at(ANY, 7000), "out")).join().unwrap();
+    for round in 0..ROUNDS {
+        let answers: Result<Vec<_>, _> = inside("pod", move || {
+            (0..FLOWS)
+                .map(|flow| {
+                    let socket = UdpSocket::bind(at(ANY, 20_000 + round * FLOWS + flow))?;
+                    ask_udp(&socket, at(OUTSIDE, 7000))
+                })
+                .collect()
+        })
+        .join()
+        .unwrap();
+        let answers = answers.unwrap();
+        assert!(answers.iter().all(|(answer, _)| answer == "out saw 192.0.2.1"));
+        node.rewrite_flows(map::NAT, |flow| Some(NatValue { used: flow.used.wrapping_sub(LONG), ..flow }));
+    }
+    assert_eq!(node.counter(counter::MASQUERADED), u64::from(ROUNDS * FLOWS));
+    assert_eq!(node.counter(counter::MASQUERADE_NO_PORT), 0);
+}
+
+#[test]
+fn the_middle_of_an_unknown_connection_begins_no_flow() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    let listener = inside("pod", || TcpListener::bind(at(ANY, 8080)).unwrap()).join().unwrap();
+    node.set(frontend(NODE.octets(), 30080, Tcp), &[at(POD, 8080)]);
+    let mut client = inside("outside", || TcpStream::connect_timeout(&at(NODE, 30080).into(), LIMIT))
+        .join()
+        .unwrap()
+        .unwrap();
+    let _server = listener.accept().unwrap();
+    node.rewrite_flows(map::INBOUND, |_| None);
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    client.write_all(b"?").unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(node.counter(counter::NODE_PORT_NO_FLOW) > 0);
+    assert_eq!(node.counter(counter::NODE_PORT_TRANSLATED), 1);
+}
+
+/// Nothing leaves under a pod's own address because it could not be translated.
+#[test]
+fn what_cannot_be_masqueraded_does_not_leave() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    masquerade(&mut node);
+    let (listener, datagrams) = inside("outside", || {
+        let datagrams = UdpSocket::bind(at(ANY, 7000)).unwrap();
+        datagrams.set_nonblocking(true).unwrap();
+        (TcpListener::bind(at(ANY, 7000)).unwrap(), datagrams)
+    })
+    .join()
+    .unwrap();
+    let mut client = inside("pod", || TcpStream::connect_timeout(&at(OUTSIDE, 7000).into(), LIMIT))
+        .join()
+        .unwrap()
+        .unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    node.rewrite_flows(map::NAT, |_| None);
+    client.write_all(b"?").unwrap();
+    wait_until(|| node.counter(counter::MASQUERADE_NO_FLOW) > 0);
+    inside("pod", || {
+        let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
+        socket.send_to(&[0; 4000], at(OUTSIDE, 7000)).unwrap();
+    })
+    .join()
+    .unwrap();
+    wait_until(|| node.counter(counter::MASQUERADE_IMPOSSIBLE) >= 3);
+    // Both would be here by now: the counters saw every packet dropped.
+    server.set_nonblocking(true).unwrap();
+    assert_eq!(server.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(datagrams.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    harness::wait::until("a counter", LIMIT, || condition().then_some(()).ok_or_else(|| "it stays".into()));
 }
