@@ -3,15 +3,13 @@
 //! The object lands in `target/bpf/dataplane.o`; the build script of `dataplane` embeds it from there.
 //! `-Z build-std` is unstable, so that one cargo call gets `RUSTC_BOOTSTRAP=1`; nothing else does.
 
-use std::process::Command;
-
 use anyhow::{Context, Result};
 
 use crate::process;
 use crate::setup::BPF_LINKER;
 
 pub fn run() -> Result<()> {
-    let linker = process::probe(Command::new("bpf-linker").arg("--version"));
+    let linker = process::probe(process::tool("bpf-linker").arg("--version"));
     linker
         .filter(|version| version.contains(BPF_LINKER))
         .with_context(|| format!("bpf-linker {BPF_LINKER} is not installed: run `cargo xtask setup`"))?;

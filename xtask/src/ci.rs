@@ -6,18 +6,10 @@ use crate::{build_ebpf, process, test, tidy};
 
 pub fn run() -> Result<()> {
     test::check_tools()?;
-    step("fmt", || process::run(process::cargo().args(["fmt", "--all", "--", "--check"])))?;
+    step("fmt", || each_manifest(&["fmt", "--all"], &["--", "--check"]))?;
     step("tidy", tidy::run)?;
     step("deny", || {
-        process::run(process::cargo().args([
-            "deny",
-            "--log-level",
-            "error",
-            "check",
-            "bans",
-            "licenses",
-            "sources",
-        ]))
+        each_manifest(&["deny"], &["--log-level", "error", "check", "bans", "licenses", "sources"])
     })?;
     step("build-ebpf", build_ebpf::run)?;
     step("clippy", || {
@@ -35,6 +27,17 @@ pub fn run() -> Result<()> {
         process::run(&mut clippy)
     })?;
     step("test", || test::run(&test::Options::everything()))
+}
+
+/// Runs a cargo command for the workspace and for the BPF programs, which are outside of it. Clippy is not among them: it would
+/// need the BPF target's standard library.
+fn each_manifest(command: &[&str], arguments: &[&str]) -> Result<()> {
+    for manifest in ["Cargo.toml", "ebpf/dataplane-programs/Cargo.toml"] {
+        let mut cargo = process::cargo();
+        cargo.args(command).arg("--manifest-path").arg(process::root().join(manifest)).args(arguments);
+        process::run(&mut cargo)?;
+    }
+    Ok(())
 }
 
 /// Announces the step and names it in its error. No clock: CI's log has its own.

@@ -10,10 +10,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::process;
+use crate::{process, setup};
 
-/// Debian's busybox-static.
-const BUSYBOX: &str = "/bin/busybox";
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
@@ -124,9 +122,10 @@ fn layer(recipe: &Recipe) -> Result<Vec<u8>> {
     }
     tar.file("etc/passwd", 0o644, PASSWD.as_bytes())?;
     tar.file("etc/group", 0o644, GROUP.as_bytes())?;
-    let busybox = fs::read(BUSYBOX).context("read /bin/busybox: run `cargo xtask setup`")?;
-    tar.file("bin/busybox", 0o755, &busybox)?;
-    for applet in applets()? {
+    let busybox = setup::busybox()?;
+    let bytes = fs::read(&busybox).with_context(|| format!("read {}", busybox.display()))?;
+    tar.file("bin/busybox", 0o755, &bytes)?;
+    for applet in applets(&busybox)? {
         tar.link(&format!("bin/{applet}"), "busybox")?;
     }
     for (name, path) in &recipe.programs {
@@ -136,8 +135,8 @@ fn layer(recipe: &Recipe) -> Result<Vec<u8>> {
     tar.finish()
 }
 
-fn applets() -> Result<Vec<String>> {
-    let list = process::probe(std::process::Command::new(BUSYBOX).arg("--list"))
+fn applets(busybox: &Path) -> Result<Vec<String>> {
+    let list = process::probe(std::process::Command::new(busybox).arg("--list"))
         .context("`busybox --list` failed: run `cargo xtask setup`")?;
     let mut names: Vec<String> = list.lines().filter(|name| *name != "busybox").map(str::to_owned).collect();
     names.sort();

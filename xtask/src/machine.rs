@@ -2,9 +2,13 @@
 //!
 //! Two stages of one executable. `start` joins the node's cgroup and leaves the host's namespaces, says `ready`, waits until
 //! `up` has put a link into the new network namespace, and starts pid 1. `init` is that pid 1: it mounts what the machine has
-//! of its own, starts the node's parts, restarts one that dies, and reaps. Killing it ends everything inside.
+//! of its own, starts the node's parts in a cgroup each, restarts one that dies, reaps, and keeps `parts.json` true. Killing
+//! it ends everything inside; nothing that fails after the mounts ends it.
 
-use std::fs::{self, File};
+mod log;
+pub mod parts;
+
+use std::fs;
 use std::io::{BufRead, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -13,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use linux::machine::{self, Leaf};
+use linux::machine::{self, Hierarchy, Leaf};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -21,17 +25,19 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use serde::{Deserialize, Serialize};
 
-/// A part that dies at once is started again after this, doubled each time.
-const RESTART_FIRST: Duration = Duration::from_millis(100);
-const RESTART_MOST: Duration = Duration::from_secs(2);
-/// A part that ran this long starts over with the first delay.
-const RESTART_FORGET: Duration = Duration::from_secs(2);
+use parts::{Running, Status};
+
+/// What the command line of pid 1 has after the executable; the node's folder follows.
+pub const INIT_ARGUMENTS: [&str; 2] = ["machine", "init"];
+
+/// How often the sizes of the logs are looked at: a watch would wake up for every line.
+const LOG_CHECK: Duration = Duration::from_secs(60);
 
 /// Everything that the machine needs to know; `up` writes it to `machine.json` in the node's folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     pub name: String,
-    /// Below the caller's cgroup in every hierarchy.
+    /// In every hierarchy, counted from its root: an absolute path.
     pub cgroup: String,
     pub parts: Vec<Part>,
 }
@@ -64,11 +70,6 @@ impl Machine {
         fs::write(&path, serde_json::to_vec_pretty(self)?)
             .with_context(|| format!("write {}", path.display()))
     }
-
-    /// The cgroups of this machine, as seen by a process that is where `up` was.
-    pub fn leaf(&self) -> Result<Leaf> {
-        Ok(Leaf::named(machine::hierarchies()?, &self.cgroup))
-    }
 }
 
 pub fn run(stage: &Stage) -> Result<()> {
@@ -83,15 +84,18 @@ fn start(folder: &Path) -> Result<()> {
     let folder = &fs::canonicalize(folder).with_context(|| format!("find {}", folder.display()))?;
     let description = Machine::read(folder)?;
     let leaf = Leaf::create(machine::hierarchies()?, &description.cgroup)?;
+    let inner = leaf.create_below(machine::INIT)?;
     leaf.join()?;
     machine::unshare()?;
+    // The machine's cgroup root keeps no process: it could not hand controllers down to pods.
+    inner.join()?;
     println!("ready");
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).context("wait for the network")?;
     ensure!(answer.trim() == "go", "the network was not made");
-    let log = log(folder, "init")?;
+    let log = log::open(folder, "init").context("open init.log")?;
     let mut init = Command::new(std::env::current_exe().context("find own executable")?);
-    init.args(["machine", "init"]).arg(folder).current_dir("/");
+    init.args(INIT_ARGUMENTS).arg(folder).current_dir("/");
     init.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
     let child = init.spawn().context("start pid 1")?;
     println!("{}", child.id());
@@ -100,32 +104,64 @@ fn start(folder: &Path) -> Result<()> {
 
 fn init(folder: &Path) -> Result<()> {
     let description = Machine::read(folder)?;
-    mount(folder)?;
+    let hierarchies = machine::hierarchies()?;
+    mount(folder, &hierarchies)?;
     nix::unistd::sethostname(&description.name).context("set the host name")?;
     let children = watch_children()?;
-    let mut running: Vec<Running> = description.parts.iter().map(|part| Running::new(part.clone())).collect();
+    let own = Leaf::named(hierarchies.clone(), in_machine(machine::INIT));
+    let mut running: Vec<Running> = Vec::new();
+    for part in &description.parts {
+        let leaf = Leaf::create(hierarchies.clone(), in_machine(&part.name))?;
+        running.push(Running::new(part.clone(), leaf));
+    }
+    let mut logs_due = Instant::now();
     loop {
         let now = Instant::now();
-        for part in &mut running {
-            part.start_if_due(folder, now)?;
+        if logs_due <= now {
+            log::cap(folder, running.iter().map(Running::name).chain(["init"]));
+            logs_due = now + LOG_CHECK;
         }
-        let next = running.iter().filter_map(|part| part.due).min();
-        wait_for_exit(&children, next, &mut running)?;
+        let mut changed = false;
+        for part in &mut running {
+            changed |= part.start_if_due(folder, &own, now);
+        }
+        // SIGCHLD was not blocked while a part was started: look before waiting for it.
+        changed |= reap(&mut running);
+        if changed {
+            let statuses: Vec<&Status> = running.iter().map(Running::status).collect();
+            if let Err(error) = parts::write(folder, &statuses) {
+                println!("{error:#}");
+            }
+        }
+        let next = running.iter().filter_map(Running::due).fold(logs_due, Instant::min);
+        if let Err(error) = wait_for_exit(&children, next) {
+            println!("{error:#}");
+        }
     }
 }
 
-/// Readable whenever a child ended. Children start with no signal blocked, as the standard library sees to.
+/// A cgroup of the machine, counted from its own root.
+fn in_machine(name: &str) -> PathBuf {
+    Path::new("/").join(name)
+}
+
+/// Readable whenever a child ended.
 fn watch_children() -> Result<SignalFd> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGCHLD);
+    let signals = child_signal();
     signals.thread_block().context("block SIGCHLD")?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .context("watch for children")
 }
 
+fn child_signal() -> SigSet {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
+    signals
+}
+
 /// The machine's own file systems. `/var/lib/orlop` is bound, since layers of containers cannot lie on an overlay.
-fn mount(folder: &Path) -> Result<()> {
-    machine::mount_system(&machine::hierarchies()?)?;
+fn mount(folder: &Path, hierarchies: &[Hierarchy]) -> Result<()> {
+    machine::mount_system(hierarchies)?;
     machine::empty(Path::new("/run"))?;
     for shadowed in ["/etc", "/var/lib", "/var/log"] {
         let name = shadowed.trim_start_matches('/').replace('/', "-");
@@ -139,63 +175,10 @@ fn mount(folder: &Path) -> Result<()> {
     fs::create_dir_all("/run/orlop").context("create /run/orlop")
 }
 
-struct Running {
-    part: Part,
-    pid: Option<i32>,
-    started: Option<Instant>,
-    delay: Duration,
-    /// When to start it; `None` while it runs.
-    due: Option<Instant>,
-}
-
-impl Running {
-    fn new(part: Part) -> Self {
-        Self { part, pid: None, started: None, delay: RESTART_FIRST, due: Some(Instant::now()) }
-    }
-
-    fn start_if_due(&mut self, folder: &Path, now: Instant) -> Result<()> {
-        if self.due.is_none_or(|due| due > now) {
-            return Ok(());
-        }
-        let log = log(folder, &self.part.name)?;
-        let [program, arguments @ ..] = self.part.command.as_slice() else { return Ok(()) };
-        let mut command = Command::new(program);
-        command.args(arguments).envs(self.part.environment.iter().cloned()).process_group(0);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        match command.spawn() {
-            Ok(child) => {
-                self.pid = i32::try_from(child.id()).ok();
-                (self.started, self.due) = (Some(now), None);
-            }
-            Err(error) => {
-                println!("start {program}: {error}");
-                self.retry(now);
-            }
-        }
-        Ok(())
-    }
-
-    fn ended(&mut self, status: &WaitStatus) {
-        let now = Instant::now();
-        println!("{} ended: {status:?}", self.part.name);
-        if self.started.is_some_and(|started| now.duration_since(started) > RESTART_FORGET) {
-            self.delay = RESTART_FIRST;
-        }
-        self.retry(now);
-    }
-
-    fn retry(&mut self, now: Instant) {
-        (self.pid, self.due) = (None, Some(now + self.delay));
-        self.delay = (self.delay * 2).min(RESTART_MOST);
-    }
-}
-
-/// Waits until a child ends or the next restart is due, then reaps whatever has ended.
-fn wait_for_exit(children: &SignalFd, next: Option<Instant>, running: &mut [Running]) -> Result<()> {
-    let timeout = next.map_or(PollTimeout::NONE, |next| {
-        let rest = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-        PollTimeout::try_from(rest).unwrap_or(PollTimeout::MAX)
-    });
+/// Waits until a child ends or `next` comes.
+fn wait_for_exit(children: &SignalFd, next: Instant) -> Result<()> {
+    let rest = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+    let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::MAX);
     let mut ready = [PollFd::new(children.as_fd(), PollFlags::POLLIN)];
     match poll(&mut ready, timeout) {
         Ok(_) | Err(Errno::EINTR) => {}
@@ -203,23 +186,21 @@ fn wait_for_exit(children: &SignalFd, next: Option<Instant>, running: &mut [Runn
     }
     // One signal may stand for several children.
     let _ = children.read_signal();
+    Ok(())
+}
+
+/// Reaps whatever has ended, orphans of the parts too; whether one was a part.
+fn reap(running: &mut [Running]) -> bool {
+    let mut any = false;
     while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
         if status == WaitStatus::StillAlive {
             break;
         }
-        note(&status, running);
+        let pid = status.pid().map(nix::unistd::Pid::as_raw);
+        if let Some(part) = running.iter_mut().find(|part| pid.is_some() && part.pid() == pid) {
+            part.ended(&format!("{status:?}"));
+            any = true;
+        }
     }
-    Ok(())
-}
-
-fn note(status: &WaitStatus, running: &mut [Running]) {
-    let pid = status.pid().map(nix::unistd::Pid::as_raw);
-    if let Some(part) = running.iter_mut().find(|part| part.pid.is_some() && part.pid == pid) {
-        part.ended(status);
-    }
-}
-
-fn log(folder: &Path, name: &str) -> Result<File> {
-    let path = folder.join("logs").join(format!("{name}.log"));
-    File::options().create(true).append(true).open(&path).with_context(|| format!("open {}", path.display()))
+    any
 }

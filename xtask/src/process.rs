@@ -23,11 +23,29 @@ pub fn target() -> PathBuf {
     root().join("target")
 }
 
-/// A `cargo` of the toolchain that runs us.
+/// A `cargo` of the toolchain that runs us, which finds what `cargo install` installed.
 pub fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = tool(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
+}
+
+/// A program that `setup` may have installed with cargo: looked for in `PATH`, then where cargo puts executables.
+pub fn tool(name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(name);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(cargo_bin());
+    // A folder that cannot stand in PATH is left out by leaving PATH as it is.
+    if let Ok(path) = std::env::join_paths(folders) {
+        command.env("PATH", path);
+    }
+    command
+}
+
+/// Where `cargo install` puts executables.
+fn cargo_bin() -> Option<PathBuf> {
+    let home = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    home("CARGO_HOME").or_else(|| home("HOME").map(|home| home.join(".cargo"))).map(|home| home.join("bin"))
 }
 
 /// Runs `command` with its output shown as it comes.

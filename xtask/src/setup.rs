@@ -16,12 +16,16 @@ const PACKAGES: &[(&str, &str)] = &[
     ("gcc", "links every executable"),
     ("pkg-config", "finds libseccomp"),
     ("libseccomp-dev", "seccomp profiles of containers"),
-    ("busybox-static", "test images"),
+    (STATIC_BUSYBOX, "test images"),
     ("iproute2", "tests look at links and routes"),
     ("nftables", "the leak check looks for rules"),
     ("bpftool", "the leak check looks for programs"),
     ("ca-certificates", "registries"),
 ];
+
+/// The package `busybox` has the same file, linked dynamically, and conflicts with this one.
+const STATIC_BUSYBOX: &str = "busybox-static";
+const BUSYBOX: &str = "/bin/busybox";
 
 /// bpf-linker loads the LLVM of the compiler, so its version goes with rust-toolchain.toml.
 pub const BPF_LINKER: &str = "0.10.4";
@@ -41,7 +45,8 @@ pub fn run() -> Result<()> {
 }
 
 fn packages() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES.iter().map(|(name, _)| *name).filter(|name| !installed(name)).collect();
+    let missing: Vec<&str> =
+        PACKAGES.iter().map(|(name, _)| *name).filter(|name| !installed(name) && !replaced(name)).collect();
     if missing.is_empty() {
         println!("setup: {} Debian packages are installed", PACKAGES.len());
         return Ok(());
@@ -61,9 +66,27 @@ fn installed(package: &str) -> bool {
         .is_some_and(|status| status == "installed")
 }
 
+/// Whether the machine has what is meant from another package, which installing ours would remove.
+fn replaced(package: &str) -> bool {
+    package == STATIC_BUSYBOX && Path::new(BUSYBOX).exists()
+}
+
+/// A statically linked busybox: the machine's own, else Debian's package, unpacked.
+pub fn busybox() -> Result<PathBuf> {
+    if installed(STATIC_BUSYBOX) {
+        return Ok(BUSYBOX.into());
+    }
+    let root = debian::unpack(&Package { name: STATIC_BUSYBOX, version: None, suite: None })?;
+    let found = ["bin/busybox", "usr/bin/busybox"]
+        .map(|path| root.join(path))
+        .into_iter()
+        .find(|path| path.is_file());
+    found.with_context(|| format!("{STATIC_BUSYBOX} has no busybox in {}", root.display()))
+}
+
 /// Installs a cargo tool unless `probe` already prints a version: the exact one for bpf-linker, any for the rest.
 fn cargo_tool(name: &str, version: &str, probe: &[&str]) -> Result<()> {
-    let found = process::probe(Command::new(probe[0]).args(&probe[1..]));
+    let found = process::probe(process::tool(probe[0]).args(&probe[1..]));
     let exact = name == "bpf-linker";
     if let Some(found) = found.filter(|found| !exact || found.contains(version)) {
         println!("setup: {}", found.lines().next().unwrap_or(name));

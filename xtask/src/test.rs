@@ -3,7 +3,7 @@
 //! Tier 0 is pure and needs nothing. Tier 1 (`host` test binaries) and tier 2 (`bpf`) run each test as root in a
 //! private host: fresh mount, network, pid, uts, ipc and cgroup namespaces made by `private-host`, which also
 //! fails a test that leaves something behind. Tier 4 (`cluster`) starts a cluster with `up` and drives it with kubectl.
-//! Tier 3 (virtual machines) is `cargo xtask e2e`.
+//! There is no tier 3 (virtual machines) yet.
 //!
 //! A test skips by saying why in the file that `ORLOP_SKIPS` names; such a test is counted as skipped, with its reason.
 
@@ -14,8 +14,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build_ebpf, dist, down, images, process, up};
+use crate::{build_ebpf, dist, down, images, process, setup, up};
 use tally::Tally;
+
+/// What nextest exits with when nothing matches the filter (its NO_TESTS_RUN).
+const NO_TESTS: i32 = 4;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -46,6 +49,18 @@ struct Tier {
     private_host: bool,
     /// How many tests run at a time; `None` leaves it to nextest.
     threads: Option<u8>,
+    /// What has to be built before.
+    needs: Needs,
+}
+
+/// What a tier runs besides its test binaries.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Needs {
+    Nothing,
+    /// The BPF object, which a build script embeds.
+    Object,
+    /// The executables of a node, and with them the object: in `target/debug` and `target/dist-debug`.
+    Executables,
 }
 
 const TIERS: &[Tier] = &[
@@ -55,6 +70,7 @@ const TIERS: &[Tier] = &[
         binaries: "not binary(/^(host|bpf|cluster)$/)",
         private_host: false,
         threads: None,
+        needs: Needs::Nothing,
     },
     Tier {
         number: 1,
@@ -62,28 +78,38 @@ const TIERS: &[Tier] = &[
         binaries: "binary(/^host$/)",
         private_host: true,
         threads: Some(2),
+        needs: Needs::Executables,
     },
-    Tier { number: 2, name: "bpf", binaries: "binary(/^bpf$/)", private_host: true, threads: Some(2) },
+    Tier {
+        number: 2,
+        name: "bpf",
+        binaries: "binary(/^bpf$/)",
+        private_host: true,
+        threads: Some(2),
+        needs: Needs::Object,
+    },
     Tier {
         number: 4,
         name: "cluster",
         binaries: "binary(/^cluster$/)",
         private_host: false,
         threads: Some(1),
+        needs: Needs::Executables,
     },
 ];
 
 pub fn run(options: &Options) -> Result<()> {
     if options.tier == Some(3) {
-        bail!("tier 3 needs virtual machines: `cargo xtask e2e`");
+        bail!("there is no tier 3 (virtual machines) yet: choose 0, 1, 2 or 4");
     }
     let chosen: Vec<&Tier> =
         TIERS.iter().filter(|tier| options.tier.is_none_or(|n| n == tier.number)).collect();
     let root = nix::unistd::geteuid().is_root();
     let mut tally = Tally::default();
-    if chosen.iter().any(|tier| tier.number > 0) && root {
-        build_ebpf::run()?;
-        dist::run(&dist::Options::for_tests())?;
+    match chosen.iter().filter(|tier| root || tier.number == 0).map(|tier| tier.needs).max() {
+        Some(Needs::Executables) => dist::run(&dist::Options::for_tests()).map(drop)?,
+        Some(Needs::Object) => build_ebpf::run()?,
+        Some(Needs::Nothing) | None => {}
     }
     for tier in chosen {
         if tier.number > 0 && !root {
@@ -101,7 +127,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// The tests start the cluster. Afterwards it is stopped, and that nothing is left on the machine is one more test.
 fn run_cluster_tier(tier: &Tier, options: &Options) -> Result<Tally> {
-    if up::folder().exists() {
+    if up::folder().exists() || up::state::is_here()? {
         bail!("a cluster is up, and the cluster tests start their own: run `cargo xtask down` first");
     }
     images::run()?;
@@ -136,9 +162,13 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     std::fs::write(&skips, "").with_context(|| format!("write {}", skips.display()))?;
     let mut command = process::cargo();
     // `--ignore-default-filter`: .config/nextest.toml keeps the root tiers out of a plain `cargo nextest run`.
-    command.args(["nextest", "run", "--workspace", "--ignore-default-filter", "--no-tests=pass"]);
+    command.args(["nextest", "run", "--workspace", "--ignore-default-filter"]);
+    // A name that matches in one tier only is fine; a whole tier without tests is a mistake.
+    command.arg(if options.filter.is_some() { "--no-tests=pass" } else { "--no-tests=fail" });
     command.args(["-E", &filter(tier, options)]).env("ORLOP_SKIPS", &skips);
-    command.env("ORLOP_DIST", dist::folder(dist::Profile::Debug));
+    if tier.number == 4 {
+        command.env("ORLOP_KUBECTL", setup::kubectl()?);
+    }
     if options.no_fail_fast {
         command.arg("--no-fail-fast");
     }
@@ -153,6 +183,9 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     let _ = std::fs::remove_file(&report);
     let status = command.status().context("start cargo nextest: run `cargo xtask setup`")?;
     let text = std::fs::read_to_string(&report);
+    if status.code() == Some(NO_TESTS) {
+        bail!("tier {} ({}) has no tests", tier.number, tier.name);
+    }
     if !status.success() && text.is_err() {
         bail!("tier {} did not build", tier.number);
     }
@@ -184,7 +217,7 @@ fn harness_binary(name: &str) -> Result<PathBuf> {
 
 /// Whether cargo and nextest can be started at all, with a clear sentence if not.
 pub fn check_tools() -> Result<()> {
-    process::probe(Command::new("cargo-nextest").arg("--version"))
+    process::probe(process::tool("cargo-nextest").arg("--version"))
         .map(drop)
         .context("cargo-nextest is not installed: run `cargo xtask setup`")
 }

@@ -1,10 +1,14 @@
 //! `cargo xtask up`: a cluster on this machine, in machines of its own below `target/up`.
 //!
 //! Sets up, builds, starts the node's machine, waits until it is Ready, and proves it with a pod and a Service. Called again
-//! on a running cluster it says so; `down` takes everything away.
+//! on a running cluster it says so; `down` takes everything away. One cluster per machine, whichever checkout it is of.
+//!
+//! The node reaches the host and nothing behind it: it has a default route to the host, which neither forwards nor masquerades
+//! for it, so pods have no way out of the machine.
 
 mod check;
 mod network;
+pub mod owner;
 pub mod state;
 
 use std::fs;
@@ -15,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::machine::parts::{self, Verdict};
 use crate::machine::{Machine, Part};
 use crate::{dist, images, process, setup};
 use state::State;
@@ -40,19 +45,27 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "`up` makes namespaces and loads BPF programs: run it as root");
+    let turn = owner::take_turn()?;
     let mut steps = Steps::new();
     let wanted = State::wanted(options.debug);
-    if let Some(found) = State::read()? {
-        if found.options != wanted.options {
+    let running = owner::find()?.alive;
+    match State::read()? {
+        Some(found) if found.options != wanted.options && state::is_here()? => {
             bail!("a cluster with other options ({}) is here: run `cargo xtask down` first", found.options);
         }
-        if found.is_alive() {
+        Some(_) if running => {
             steps.step("check", || wait_ready(&kubeconfig()))?;
             println!("the cluster is up: {}", kubeconfig().display());
             return Ok(());
         }
+        None if running => {
+            bail!("a cluster runs, but {} is gone: run `cargo xtask down` first", folder().display())
+        }
+        _ => {}
+    }
+    if state::is_here()? {
         println!("the cluster's machine is dead: starting it again");
-        found.clear_remains()?;
+        state::clear()?;
     }
     if !options.no_build {
         steps.step("setup", setup::run)?;
@@ -62,14 +75,24 @@ pub fn run(options: &Options) -> Result<()> {
     steps.step("ready", || wait_ready(&kubeconfig()))?;
     steps.step("self-check", || check::run(&kubeconfig()))?;
     steps.print();
-    println!("\n  export KUBECONFIG={}\n  kubectl get pods -A", kubeconfig().display());
-    println!("  kubectl apply -f examples/hello.yaml\n");
+    println!("\n  export KUBECONFIG={}", kubeconfig().display());
+    let kubectl = shown_kubectl()?;
+    println!("  {kubectl} get pods -A\n  {kubectl} apply -f examples/hello.yaml\n");
+    drop(turn);
     if options.foreground {
         let logs = node_folder().join("logs");
         let mut tail = Command::new("tail");
         process::run(tail.args(["-n", "+1", "-F"]).arg(logs.join("server.log")).arg(logs.join("agent.log")))?;
     }
     Ok(())
+}
+
+/// kubectl as the user has to type it.
+fn shown_kubectl() -> Result<String> {
+    match process::find_in_path("kubectl") {
+        Some(_) => Ok("kubectl".to_owned()),
+        None => Ok(setup::kubectl()?.display().to_string()),
+    }
 }
 
 /// Where everything of the cluster is.
@@ -100,27 +123,42 @@ fn start_machine(wanted: &State) -> Result<()> {
     let dist = dist::folder(if wanted.options.debug { dist::Profile::Debug } else { dist::Profile::Release });
     let machine = Machine {
         name: state::NODE.to_owned(),
-        cgroup: format!("orlop-up/{}", state::NODE),
+        cgroup: format!("{}/{}", state::CGROUP, state::NODE),
         parts: vec![server_part(&dist), agent_part(&dist)],
     };
     machine.write(&folder)?;
     make_credentials(&dist, &folder)?;
+    parts::forget(&folder)?;
     wanted.write()?;
+    let started = start_init(&folder);
+    if started.is_err()
+        && let Err(error) = state::clear()
+    {
+        eprintln!("up: take the machine away again: {error:#}");
+    }
+    started
+}
+
+/// Runs the stage `machine start` up to the machine's pid 1, with the network made in between.
+fn start_init(folder: &Path) -> Result<()> {
     let mut start = Command::new(std::env::current_exe().context("find own executable")?);
-    start.args(["machine", "start"]).arg(&folder).stdin(Stdio::piped()).stdout(Stdio::piped());
+    start.args(["machine", "start"]).arg(folder).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = start.spawn().context("start the machine")?;
     let mut answers = BufReader::new(child.stdout.take().context("the machine has no output")?);
-    ensure!(read_line(&mut answers)? == "ready", "the machine did not start: see the message above");
-    network::connect(child.id())?;
-    child
-        .stdin
-        .take()
-        .context("the machine has no input")?
-        .write_all(b"go\n")
-        .context("start the machine")?;
-    let pid: u32 = read_line(&mut answers)?.parse().context("the machine did not report its pid 1")?;
+    let mut input = child.stdin.take().context("the machine has no input")?;
+    let mut go = || -> Result<()> {
+        ensure!(read_line(&mut answers)? == "ready", "the machine did not start: see the message above");
+        network::connect(child.id())?;
+        input.write_all(b"go\n").context("start the machine")?;
+        let pid = read_line(&mut answers)?;
+        ensure!(pid.parse::<u32>().is_ok(), "the machine did not report its pid 1: see logs/init.log");
+        Ok(())
+    };
+    let gone = go();
+    // Without its input the stage ends by itself.
+    drop(input);
     child.wait().context("wait for the machine's start")?;
-    wanted.clone().with_pid(pid)?.write()
+    gone
 }
 
 fn read_line(answers: &mut impl BufRead) -> Result<String> {
@@ -186,29 +224,39 @@ fn agent_part(dist: &Path) -> Part {
     Part { name: "agent".into(), command, environment: Vec::new() }
 }
 
-/// Waits until the API answers and the node is Ready.
+/// Waits until every part runs, the API answers and the node is Ready. A part that keeps ending is not waited for.
 fn wait_ready(kubeconfig: &Path) -> Result<()> {
     let deadline = Instant::now() + READY_LIMIT;
-    let source = node_folder().join("var-lib-orlop/server/admin.kubeconfig");
+    let logs = node_folder().join("logs");
     let kubectl = setup::kubectl()?;
+    let before = parts::read(&node_folder());
     loop {
-        if source.is_file() {
-            fs::copy(&source, kubeconfig).with_context(|| format!("copy {}", source.display()))?;
-            let mut get = Command::new(&kubectl);
-            get.arg("--kubeconfig").arg(kubeconfig).args(["get", "node", state::NODE, "-o"]);
-            get.arg("jsonpath={.status.conditions[?(@.type=='Ready')].status}");
-            if process::probe(&mut get).as_deref() == Some("True") {
-                return Ok(());
+        match parts::judge(&before, &parts::read(&node_folder()), parts::clock()) {
+            Verdict::Healthy if is_ready(&kubectl, kubeconfig)? => return Ok(()),
+            Verdict::Healthy | Verdict::Wait => {}
+            Verdict::GiveUp { name, last_exit } => {
+                let log = logs.join(format!("{name}.log"));
+                bail!("the {name} ends again and again ({last_exit}): look into {}", log.display());
             }
         }
         if Instant::now() > deadline {
-            bail!(
-                "the node is not Ready after {READY_LIMIT:?}: look into {}",
-                node_folder().join("logs").display()
-            );
+            bail!("the node is not Ready after {READY_LIMIT:?}: look into {}", logs.display());
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Asks the API for the node's condition, with the kubeconfig that the server has written.
+fn is_ready(kubectl: &Path, kubeconfig: &Path) -> Result<bool> {
+    let source = node_folder().join("var-lib-orlop/server/admin.kubeconfig");
+    if !source.is_file() {
+        return Ok(false);
+    }
+    fs::copy(&source, kubeconfig).with_context(|| format!("copy {}", source.display()))?;
+    let mut get = Command::new(kubectl);
+    get.arg("--kubeconfig").arg(kubeconfig).args(["get", "node", state::NODE, "-o"]);
+    get.arg("jsonpath={.status.conditions[?(@.type=='Ready')].status}");
+    Ok(process::probe(&mut get).as_deref() == Some("True"))
 }
 
 /// How long each step took.

@@ -1,9 +1,11 @@
 //! A machine of its own inside the host: namespaces, mounts and a cgroup in every hierarchy.
 //!
 //! Used for a node that `xtask up` starts and for the private host of a test. Order of use, all by one
-//! single-threaded process: [`hierarchies`], [`Leaf::create`], [`Leaf::join`], [`unshare`], then start the child that
-//! is to be pid 1, which calls [`mount_system`] and [`shadow`]. The host's mounts, links and directories are never
-//! changed; what remains on the host is the cgroup leaf, which [`Leaf::remove`] takes away.
+//! single-threaded process: [`hierarchies`], [`Leaf::create`], [`Leaf::join`], [`unshare`], [`Leaf::join`] of a leaf below
+//! it, then start the child that is to be pid 1, which calls [`mount_system`] and [`shadow`]. The leaf becomes the machine's
+//! cgroup root and keeps no process of its own: v2 hands controllers down only from cgroups without processes. The host's
+//! mounts, links and directories are never changed; what remains on the host is the cgroup leaf, which [`Leaf::remove`] takes
+//! away, and on pure v2 the controllers that were enabled on the way to it, which others may use by then.
 
 use std::fs;
 use std::io;
@@ -15,6 +17,12 @@ use nix::sched::CloneFlags;
 
 #[cfg(test)]
 mod tests;
+
+/// The cgroup of pid 1 below the machine's cgroup root.
+pub const INIT: &str = "init";
+
+/// Controllers that a machine gets on pure v2, where its host has them.
+const CONTROLLERS: &[&str] = &["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
 
 /// What went wrong while making or leaving a machine.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +54,26 @@ pub enum Version {
 }
 
 impl Hierarchy {
-    fn folder(&self, relative: &Path) -> PathBuf {
-        join(&join(&self.mount_point, &self.current), relative)
+    fn folder(&self, cgroup: &Path) -> PathBuf {
+        let (base, rest) = self.split(cgroup);
+        base.join(rest)
     }
+
+    /// The folder that `cgroup` counts from and the way down from there. An absolute path counts from the hierarchy's root, a
+    /// relative one from this process's own cgroup.
+    fn split<'a>(&self, cgroup: &'a Path) -> (PathBuf, &'a Path) {
+        match cgroup.strip_prefix("/") {
+            Ok(rest) => (self.mount_point.clone(), rest),
+            Err(_) => {
+                (self.mount_point.join(self.current.strip_prefix("/").unwrap_or(&self.current)), cgroup)
+            }
+        }
+    }
+}
+
+/// Whether v2 is all there is, so that controllers are handed down level by level.
+pub fn is_pure_v2(hierarchies: &[Hierarchy]) -> bool {
+    hierarchies.iter().all(|hierarchy| hierarchy.version == Version::V2)
 }
 
 /// Every hierarchy that this process sees, from its mount table and its own cgroup file.
@@ -64,7 +89,8 @@ fn parse_hierarchies(mountinfo: &str, cgroup: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mountinfo.lines() {
         let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
-        let Some(mount_point) = mount.split(' ').nth(4) else { continue };
+        let mut mount = mount.split(' ').skip(3);
+        let (Some(root), Some(mount_point)) = (mount.next(), mount.next()) else { continue };
         let mut filesystem = filesystem.split(' ');
         let (Some(kind), Some(options)) = (filesystem.next(), filesystem.nth(1)) else { continue };
         let version = match kind {
@@ -76,6 +102,9 @@ fn parse_hierarchies(mountinfo: &str, cgroup: &str) -> Vec<Hierarchy> {
             continue;
         }
         let Some(current) = own_cgroup(cgroup, &version) else { continue };
+        // A container may see the host's paths but only its own part of the tree.
+        let current =
+            current.strip_prefix(root).map_or_else(|_| current.clone(), |rest| Path::new("/").join(rest));
         found.push(Hierarchy { mount_point: mount_point.into(), version, current });
     }
     found
@@ -106,8 +135,9 @@ fn own_cgroup(cgroup: &str, version: &Version) -> Option<PathBuf> {
     })
 }
 
-/// One cgroup of the same name below this process's own, in every hierarchy.
-#[derive(Debug)]
+/// One cgroup of the same name in every hierarchy: below its root where the name begins with `/`, otherwise below this
+/// process's own.
+#[derive(Debug, Clone)]
 pub struct Leaf {
     hierarchies: Vec<Hierarchy>,
     name: PathBuf,
@@ -129,9 +159,23 @@ impl Leaf {
                 path: folder.clone(),
                 source,
             })?;
-            inherit_cpuset(&hierarchy.folder(Path::new("")), &leaf.name)?;
+            let (base, rest) = hierarchy.split(&leaf.name);
+            match hierarchy.version {
+                Version::V1(_) => inherit_cpuset(&base, rest)?,
+                Version::V2 => enable_controllers(&base, rest),
+            }
         }
         Ok(leaf)
+    }
+
+    /// Makes a leaf below this one.
+    pub fn create_below(&self, name: &str) -> Result<Self> {
+        Self::create(self.hierarchies.clone(), self.name.join(name))
+    }
+
+    /// Whether it is there in any hierarchy.
+    pub fn exists(&self) -> bool {
+        self.hierarchies.iter().any(|hierarchy| hierarchy.folder(&self.name).exists())
     }
 
     /// Moves the calling thread, which must be its process's only one, into the leaf of every hierarchy.
@@ -144,13 +188,19 @@ impl Leaf {
         Ok(())
     }
 
-    /// Moves the calling thread back to where the hierarchies were found.
-    pub fn leave(&self) -> Result<()> {
+    /// Names of the cgroups directly below it, in any hierarchy.
+    pub fn children(&self) -> Vec<String> {
+        let mut found = Vec::new();
         for hierarchy in &self.hierarchies {
-            let file = if hierarchy.version == Version::V2 { "cgroup.procs" } else { "tasks" };
-            write(&hierarchy.folder(Path::new("")).join(file), "0")?;
+            for entry in fs::read_dir(hierarchy.folder(&self.name)).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    found.extend(entry.file_name().into_string());
+                }
+            }
         }
-        Ok(())
+        found.sort();
+        found.dedup();
+        found
     }
 
     /// Every process in the leaf or below it, by pid.
@@ -194,6 +244,27 @@ impl Leaf {
     }
 }
 
+/// Hands controllers down to a cgroup of v2, level by level. A level that refuses has processes of its own: the limit that
+/// then cannot be set is reported where it is set.
+fn enable_controllers(base: &Path, cgroup: &Path) {
+    let mut level = base.to_path_buf();
+    for part in cgroup {
+        let listed = |file: &str| fs::read_to_string(level.join(file)).unwrap_or_default();
+        for controller in
+            missing_controllers(&listed("cgroup.controllers"), &listed("cgroup.subtree_control"))
+        {
+            let _ = write(&level.join("cgroup.subtree_control"), &format!("+{controller}"));
+        }
+        level.push(part);
+    }
+}
+
+/// Which controllers a level has and does not hand down yet.
+fn missing_controllers(available: &str, enabled: &str) -> Vec<&'static str> {
+    let listed = |text: &str, name: &str| text.split_whitespace().any(|word| word == name);
+    CONTROLLERS.iter().copied().filter(|name| listed(available, name) && !listed(enabled, name)).collect()
+}
+
 /// A v1 cpuset takes no task until it has processors and memory nodes: copy the parent's, level by level.
 fn inherit_cpuset(base: &Path, name: &Path) -> Result<()> {
     if !base.join("cpuset.cpus").exists() {
@@ -206,7 +277,6 @@ fn inherit_cpuset(base: &Path, name: &Path) -> Result<()> {
             let path = parent.join(file);
             let value =
                 fs::read_to_string(&path).map_err(|source| Error::Io { operation: "read", path, source })?;
-            // The v2 file of this name is empty until somebody restricts it.
             if !value.trim().is_empty() {
                 write(&child.join(file), value.trim())?;
             }
@@ -334,9 +404,4 @@ fn mount_at(source: &str, target: &str, kind: &str, flags: MsFlags, data: &str) 
 
 fn write(path: &Path, value: &str) -> Result<()> {
     fs::write(path, value).map_err(|source| Error::Io { operation: "write", path: path.into(), source })
-}
-
-/// `base` and a path that may begin with `/`, which would otherwise replace the base.
-fn join(base: &Path, relative: &Path) -> PathBuf {
-    base.join(relative.strip_prefix("/").unwrap_or(relative))
 }

@@ -1,5 +1,6 @@
 //! kubectl, as a user types it.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -26,7 +27,7 @@ impl Kubectl {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("kubectl");
+        let mut command = Command::new(program());
         command.arg("--kubeconfig").arg(&self.kubeconfig);
         if let Some(namespace) = &self.namespace {
             command.args(["--namespace", namespace]);
@@ -98,6 +99,11 @@ impl Kubectl {
     pub fn wait<T>(&self, what: &str, look: impl FnMut() -> Result<T, String>) -> T {
         harness::wait::until(what, LIMIT, look)
     }
+}
+
+/// The kubectl that `cargo xtask test` found or unpacked, else the one in `PATH`.
+fn program() -> OsString {
+    std::env::var_os("ORLOP_KUBECTL").unwrap_or_else(|| "kubectl".into())
 }
 
 impl Drop for Kubectl {

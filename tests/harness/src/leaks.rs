@@ -1,8 +1,10 @@
 //! The leak check: what exists on a host before and after, and the difference.
 //!
 //! Two scopes. A private host holds nothing but its test, so everything counts. A developer's machine is busy with
-//! other things, so only kernel objects that others rarely make, and whatever carries our name, count.
+//! other things, other checkouts of this project among them, so there [`machine`] picks what carries our name, our addresses or
+//! our executables, and the settings and packet rules that a node could have changed for everybody.
 
+mod machine;
 mod read;
 
 use std::collections::BTreeSet;
@@ -33,23 +35,22 @@ impl Snapshot {
         Ok(Self(found))
     }
 
-    /// What Orlop could leave on a machine that it shares with others.
-    pub fn of_machine() -> Result<Self> {
-        let mut found = BTreeSet::new();
+    /// What Orlop could leave on a machine that it shares with others. `target` is the folder that our executables are below.
+    pub fn of_machine(target: &Path) -> Result<Self> {
         let hierarchies = linux::machine::hierarchies()?;
-        found.extend(read::processes(|command| command.contains("orlop"))?);
-        found.extend(read::network()?);
-        found.extend(read::sysctls(Path::new("/proc/sys/net")));
+        let mut found = BTreeSet::new();
+        found.extend(read::processes(|process| machine::is_our_process(process, target))?);
+        found.extend(read::network()?.into_iter().filter(|line| machine::is_our_network(line)));
+        found.extend(read::sysctls(Path::new("/proc/sys/net"), machine::is_shared_sysctl));
         found.extend(read::rules());
-        found.extend(read::mounts()?);
-        found.extend(read::cgroups(&hierarchies).into_iter().filter(|line| line.contains("orlop")));
-        found.extend(read::bpf_objects());
-        let ours = |path: &Path| {
-            let path = path.to_string_lossy();
-            ["orlop", "/cni", "kube"].iter().any(|word| path.contains(word))
-        };
+        found.extend(read::mounts()?.into_iter().filter(|line| machine::is_our_mount(line, target)));
+        found.extend(read::cgroups(&hierarchies).into_iter().filter(|line| machine::is_our_cgroup(line)));
+        found.extend(read::bpf_objects().into_iter().filter(|line| machine::is_ours(line)));
         for folder in ["/run", "/etc", "/var/lib", "/var/log"] {
-            found.extend(read::files(Path::new(folder), ours));
+            found.extend(read::files(Path::new(folder), machine::is_our_file));
+        }
+        for folder in ["/tmp", "/var/tmp", "/dev/shm"] {
+            found.extend(read::children(Path::new(folder)).into_iter().filter(|line| machine::is_ours(line)));
         }
         Ok(Self(found))
     }
@@ -69,5 +70,10 @@ impl Snapshot {
         let added = after.0.difference(&self.0).map(|line| format!("+ {line}"));
         let removed = self.0.difference(&after.0).map(|line| format!("- {line}"));
         added.chain(removed).collect()
+    }
+
+    /// As [`Self::leaks`], for a machine whose other users may meanwhile have ended what was theirs.
+    pub fn leaks_of_machine(&self, after: &Self) -> Vec<String> {
+        self.leaks(after).into_iter().filter(|line| machine::counts(line)).collect()
     }
 }

@@ -1,73 +1,113 @@
 //! How the host and the machines are joined: a bridge in a network namespace of its own.
 //!
 //! On the host itself other software's forwarding rules could drop the bridge's frames. The namespace is kept by an nsfs
-//! file below `target/up`. The host has one link of ours, `orlop-host`, which goes away with the namespace.
+//! file below `target/up`. The host has one link of ours, `orlop-host`, whose alias names the checkout it belongs to; it goes away
+//! with the namespace. Routes of the host are looked at and never changed.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, umount2};
 
+use super::owner;
 use crate::process;
+
+#[cfg(test)]
+mod tests;
 
 pub const HOST_ADDRESS: &str = "10.85.0.1";
 pub const NODE_ADDRESS: &str = "10.85.0.11";
+const NETWORK: &str = "10.85.0.0/24";
 const PREFIX_LENGTH: u8 = 24;
 const HOST_LINK: &str = "orlop-host";
+/// IFALIASZ of linux/if.h, with the end of the string.
+const MAX_ALIAS: usize = 256;
 
 fn namespace_file() -> PathBuf {
     super::folder().join("switch")
 }
 
-/// Makes the switch and puts `eth0` into the network namespace of process `pid`.
-pub fn connect(pid: u32) -> Result<()> {
-    remove()?;
-    let switch = make_namespace(&namespace_file())?;
-    let inside = |arguments: &str| in_namespace(&switch, arguments);
-    inside("link add bridge0 type bridge")?;
-    inside("link set bridge0 up")?;
-    // The peer ends of both pairs are made where they belong, so no half of one is ever on the host.
-    ip(&format!("link add {HOST_LINK} type veth peer name host netns {}", switch.display()))
-        .or_else(|_| host_link_by_pid(&switch))?;
-    inside("link set host master bridge0 up")?;
-    ip(&format!("addr add {HOST_ADDRESS}/{PREFIX_LENGTH} dev {HOST_LINK}"))?;
-    ip(&format!("link set {HOST_LINK} up"))?;
-    inside(&format!("link add node type veth peer name eth0 netns {pid}"))?;
-    inside("link set node master bridge0 up")?;
-    let machine = PathBuf::from(format!("/proc/{pid}/ns/net"));
-    let in_machine = |arguments: &str| in_namespace(&machine, arguments);
-    in_machine("link set lo up")?;
-    in_machine(&format!("addr add {NODE_ADDRESS}/{PREFIX_LENGTH} dev eth0"))?;
-    in_machine("link set eth0 up")?;
-    in_machine(&format!("route add default via {HOST_ADDRESS}"))
+/// Whether the host has our link.
+pub fn has_link() -> bool {
+    link_folder().exists()
 }
 
-/// Older `ip` takes only a name or a pid after `netns`: hand it the pid of a process inside.
-fn host_link_by_pid(switch: &Path) -> Result<()> {
-    let mut holder = Command::new("nsenter");
-    holder.arg(format!("--net={}", switch.display())).args(["cat"]).stdin(Stdio::piped());
-    let mut holder = holder.spawn().context("start nsenter")?;
-    // `nsenter` is inside as soon as `cat` runs in its place.
-    let entered = || {
-        let name = fs::read_to_string(format!("/proc/{}/comm", holder.id())).unwrap_or_default();
-        name.trim() == "cat"
-    };
-    while !entered() {
-        std::thread::yield_now();
+/// The `target` folder of the checkout that made the host's link.
+pub fn link_owner() -> Option<PathBuf> {
+    let alias = fs::read_to_string(link_folder().join("ifalias")).ok()?;
+    let alias = alias.trim_end();
+    (!alias.is_empty()).then(|| PathBuf::from(alias))
+}
+
+fn link_folder() -> PathBuf {
+    Path::new("/sys/class/net").join(HOST_LINK)
+}
+
+/// Makes the switch and puts `eth0` into the network namespace of process `pid`. When it fails nothing stays.
+pub fn connect(pid: u32) -> Result<()> {
+    remove()?;
+    refuse_foreign_routes()?;
+    let made = make(pid);
+    if made.is_err()
+        && let Err(error) = remove()
+    {
+        eprintln!("up: take the network away again: {error:#}");
     }
-    let made = ip(&format!("link add {HOST_LINK} type veth peer name host netns {}", holder.id()));
-    drop(holder.stdin.take());
-    holder.wait().context("wait for nsenter")?;
     made
+}
+
+fn make(pid: u32) -> Result<()> {
+    let switch = make_namespace(&namespace_file())?;
+    let switch_path = switch.to_str().context("the path of target/up is not UTF-8")?;
+    let inside = |arguments: &[&str]| in_namespace(&switch, arguments);
+    inside(&["link", "add", "bridge0", "type", "bridge"])?;
+    inside(&["link", "set", "bridge0", "up"])?;
+    // The peer ends of both pairs are made where they belong, so no half of one is ever on the host.
+    ip(&["link", "add", HOST_LINK, "type", "veth", "peer", "name", "host", "netns", switch_path])?;
+    if let Some(alias) = owner::own_target().to_str().filter(|path| path.len() < MAX_ALIAS) {
+        ip(&["link", "set", HOST_LINK, "alias", alias])?;
+    }
+    inside(&["link", "set", "host", "master", "bridge0", "up"])?;
+    ip(&["addr", "add", &with_prefix(HOST_ADDRESS), "dev", HOST_LINK])?;
+    ip(&["link", "set", HOST_LINK, "up"])?;
+    inside(&["link", "add", "node", "type", "veth", "peer", "name", "eth0", "netns", &pid.to_string()])?;
+    inside(&["link", "set", "node", "master", "bridge0", "up"])?;
+    let machine = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    let in_machine = |arguments: &[&str]| in_namespace(&machine, arguments);
+    in_machine(&["link", "set", "lo", "up"])?;
+    in_machine(&["addr", "add", &with_prefix(NODE_ADDRESS), "dev", "eth0"])?;
+    in_machine(&["link", "set", "eth0", "up"])?;
+    in_machine(&["route", "add", "default", "via", HOST_ADDRESS])
+}
+
+fn with_prefix(address: &str) -> String {
+    format!("{address}/{PREFIX_LENGTH}")
+}
+
+/// The cluster's network must be nobody else's: an equal or narrower route would take our packets, and ours theirs.
+fn refuse_foreign_routes() -> Result<()> {
+    let listed =
+        process::probe(Command::new("ip").args(["-4", "route", "show", "table", "all", "root", NETWORK]));
+    let listed = listed.context("`ip route show` failed")?;
+    match foreign_route(&listed) {
+        Some(route) => anyhow::bail!("this machine already uses {NETWORK}, which the cluster needs: {route}"),
+        None => Ok(()),
+    }
+}
+
+/// The first route in `ip route`'s output that is not ours.
+fn foreign_route(listed: &str) -> Option<&str> {
+    let ours = format!("dev {HOST_LINK}");
+    listed.lines().map(str::trim).find(|line| !line.is_empty() && !line.contains(&ours))
 }
 
 /// Takes the switch away, and with it the host's link. Fine when there is none.
 pub fn remove() -> Result<()> {
     let file = namespace_file();
-    if Path::new("/sys/class/net").join(HOST_LINK).exists() {
-        ip(&format!("link del {HOST_LINK}"))?;
+    if has_link() {
+        ip(&["link", "del", HOST_LINK])?;
     }
     if file.exists() {
         match umount2(&file, MntFlags::MNT_DETACH) {
@@ -88,18 +128,19 @@ fn make_namespace(file: &Path) -> Result<PathBuf> {
     Ok(file.to_path_buf())
 }
 
-fn in_namespace(namespace: &Path, arguments: &str) -> Result<()> {
+fn in_namespace(namespace: &Path, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", namespace.display())).arg("ip").args(arguments.split(' '));
+    command.arg(format!("--net={}", namespace.display())).arg("ip").args(arguments);
     succeed(&mut command, arguments)
 }
 
-fn ip(arguments: &str) -> Result<()> {
-    succeed(Command::new("ip").args(arguments.split(' ')), arguments)
+fn ip(arguments: &[&str]) -> Result<()> {
+    succeed(Command::new("ip").args(arguments), arguments)
 }
 
-fn succeed(command: &mut Command, arguments: &str) -> Result<()> {
+fn succeed(command: &mut Command, arguments: &[&str]) -> Result<()> {
     let output = command.output().context("start ip")?;
-    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "ip {}: {}", arguments.join(" "), errors.trim());
     Ok(())
 }

@@ -1,4 +1,8 @@
-//! What `up` wrote down about the cluster: its options and the machine's pid 1.
+//! What there is of a cluster: its options, as `up` wrote them down, and what the kernel still has of it.
+//!
+//! The file is a hint about the options and nothing else. Whether a cluster runs, whose it is and what is left of it is read from
+//! the kernel (the cgroup [`CGROUP`], the processes in it, the host's link), so that `down` works whenever `up` was killed and
+//! whatever became of `target/up`.
 
 use std::fmt;
 use std::fs;
@@ -6,15 +10,18 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use linux::machine::{self, Leaf};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::{folder, network, node_folder};
-use crate::machine::Machine;
+use super::{folder, network};
 
 /// The name of the one node.
 pub const NODE: &str = "node-1";
+/// The cgroup of all machines, in every hierarchy.
+pub const CGROUP: &str = "/orlop-up";
 /// How long the kernel may take to end a machine's processes.
 const END_LIMIT: Duration = Duration::from_secs(20);
 
@@ -32,13 +39,11 @@ impl fmt::Display for Options {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct State {
     pub options: Options,
-    /// Pid 1 of the machine, seen from the host, with its start time: pids are used again.
-    init: Option<(u32, u64)>,
 }
 
 impl State {
     pub fn wanted(debug: bool) -> Self {
-        Self { options: Options { debug }, init: None }
+        Self { options: Options { debug } }
     }
 
     fn path() -> PathBuf {
@@ -58,50 +63,39 @@ impl State {
         fs::write(&temporary, serde_json::to_vec(self)?).context("write target/up/state.json")?;
         fs::rename(&temporary, Self::path()).context("replace target/up/state.json")
     }
-
-    pub fn with_pid(mut self, pid: u32) -> Result<Self> {
-        let started =
-            start_time(pid).with_context(|| format!("the machine's pid 1 ({pid}) ended at once"))?;
-        self.init = Some((pid, started));
-        Ok(self)
-    }
-
-    pub fn is_alive(&self) -> bool {
-        self.init.is_some_and(|(pid, started)| start_time(pid) == Some(started))
-    }
-
-    /// Ends the machine: killing its pid 1 ends everything in its pid namespace.
-    pub fn kill(&self) -> Result<()> {
-        let Some((pid, _)) = self.init.filter(|_| self.is_alive()) else { return Ok(()) };
-        kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL).context("end the machine")
-    }
-
-    /// Removes what a dead machine left in the kernel: its links, namespaces and cgroups.
-    pub fn clear_remains(&self) -> Result<()> {
-        network::remove()?;
-        if !node_folder().join("machine.json").exists() {
-            return Ok(());
-        }
-        let leaf = Machine::read(&node_folder())?.leaf()?;
-        let deadline = Instant::now() + END_LIMIT;
-        while !leaf.processes().is_empty() {
-            if Instant::now() > deadline {
-                bail!("processes of the machine do not end: {:?}", leaf.processes());
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        leaf.remove()?;
-        let parent = linux::machine::Leaf::named(linux::machine::hierarchies()?, "orlop-up");
-        Ok(parent.remove()?)
-    }
 }
 
-/// When a process started, in clock ticks since boot; `None` for a dead one.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-    if fields.first() == Some(&"Z") {
-        return None;
+/// The cgroups of all machines.
+pub fn leaf() -> Result<Leaf> {
+    Ok(Leaf::named(machine::hierarchies()?, CGROUP))
+}
+
+/// Whether the kernel has anything of a cluster, running or not.
+pub fn is_here() -> Result<bool> {
+    Ok(network::has_link() || leaf()?.exists())
+}
+
+/// Ends every machine and removes what is left of them: processes, links, namespaces, cgroups.
+pub fn clear() -> Result<()> {
+    let leaf = leaf()?;
+    let deadline = Instant::now() + END_LIMIT;
+    loop {
+        let left = leaf.processes();
+        if left.is_empty() {
+            break;
+        }
+        if Instant::now() > deadline {
+            bail!("processes of the machine do not end: {left:?}");
+        }
+        for pid in left {
+            // Its pid 1 takes the rest of a machine with it.
+            match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(errno).with_context(|| format!("end process {pid} of the machine")),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
-    fields.get(19)?.parse().ok()
+    network::remove()?;
+    Ok(leaf.remove()?)
 }

@@ -1,5 +1,6 @@
 //! Reading one kind of thing each, as lines that compare equal when nothing changed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +11,17 @@ use linux::machine::Hierarchy;
 /// Entries read from one folder tree at the most: a snapshot is for comparing, not for archiving.
 const MAX_FILES: usize = 200_000;
 
-pub fn processes(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+/// A process, as far as it can be read.
+pub struct Process {
+    pub name: String,
+    /// Where its executable is; empty when that cannot be seen.
+    pub executable: String,
+    /// Its cgroups, one line each.
+    pub cgroup: String,
+}
+
+/// Every process that is `wanted`, without us, those above us, and pid 1.
+pub fn processes(wanted: impl Fn(&Process) -> bool) -> Result<Vec<String>> {
     let me = std::process::id();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("read /proc")?.flatten() {
@@ -19,14 +30,20 @@ pub fn processes(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         };
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
         let Some(name) = live_program(&stat) else { continue };
+        let executable = fs::read_link(entry.path().join("exe")).unwrap_or_default();
+        let process = Process {
+            name: name.to_owned(),
+            executable: executable.to_string_lossy().into_owned(),
+            cgroup: fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default(),
+        };
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         // In the middle of an exec the command line is empty.
         let command = if command.is_empty() {
-            name.into()
+            process.name.clone()
         } else {
             String::from_utf8_lossy(&command).replace('\0', " ")
         };
-        if pid != me && pid != 1 && wanted(&command) && !is_ancestor(pid) {
+        if pid != me && pid != 1 && wanted(&process) && !is_ancestor(pid) {
             found.push(format!("process {pid} {}", command.trim()));
         }
     }
@@ -152,13 +169,19 @@ pub fn files(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Vec<String> {
     found
 }
 
-/// Every readable setting below `folder` that keeps still by itself.
-pub fn sysctls(folder: &Path) -> Vec<String> {
+/// What lies directly in `folder`.
+pub fn children(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| format!("file {}", entry.path().display())).collect()
+}
+
+/// Every readable setting below `folder` that is `wanted` and keeps still by itself.
+pub fn sysctls(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let mut found = Vec::new();
     for line in files(folder, |_| true) {
         let path = line.trim_start_matches("file ").to_owned();
         let counts = ["nf_conntrack_count", "max_lock", "/neigh/", "ipfrag_", "ip6frag_"];
-        if counts.iter().any(|word| path.contains(word)) {
+        if counts.iter().any(|word| path.contains(word)) || !wanted(&path) {
             continue;
         }
         if let Ok(value) = fs::read_to_string(&path) {
@@ -176,22 +199,48 @@ pub fn rules() -> Vec<String> {
     {
         let Ok(output) = Command::new(program).args(arguments).output() else { continue };
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let lines = text.lines().filter(|line| !line.starts_with('#') && !line.contains("packets"));
-        found.extend(lines.map(|line| format!("rule {program} {}", line.trim())));
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        found.extend(lines.map(|line| format!("rule {program} {}", without_counters(line))));
     }
     found
 }
 
-/// BPF programs, maps and links of the kernel. Ids are left out: what counts is how many of each name there are.
+/// A rule as it was written: nft counts as `packets 1 bytes 2`, iptables as `[1:2]`.
+pub(super) fn without_counters(line: &str) -> String {
+    let is_pair = |word: &str| {
+        let inner = word.strip_prefix('[').and_then(|word| word.strip_suffix(']'));
+        let pair = inner.and_then(|inner| inner.split_once(':'));
+        pair.is_some_and(|(packets, bytes)| packets.parse::<u64>().is_ok() && bytes.parse::<u64>().is_ok())
+    };
+    let mut words: Vec<&str> = Vec::new();
+    for word in line.split_whitespace() {
+        let counted = matches!(words.last(), Some(&"packets" | &"bytes")) && word.parse::<u64>().is_ok();
+        if counted {
+            words.pop();
+        } else if !is_pair(word) {
+            words.push(word);
+        }
+    }
+    words.join(" ")
+}
+
+/// BPF programs, maps and links of the kernel. Ids are left out: what counts is how many of each name there are. A link has
+/// the name of its program.
 pub fn bpf_objects() -> Vec<String> {
     let mut found = Vec::new();
+    let mut programs: BTreeMap<u64, String> = BTreeMap::new();
     for kind in ["prog", "map", "link"] {
         let Ok(output) = Command::new("bpftool").args(["-j", kind, "show"]).output() else { continue };
         let Ok(objects) = serde_json::from_slice::<Vec<serde_json::Value>>(&output.stdout) else { continue };
-        let mut names: Vec<String> = objects
-            .iter()
-            .map(|object| format!("{} {}", text(object, "type"), text(object, "name")))
-            .collect();
+        let mut names: Vec<String> = Vec::new();
+        for object in &objects {
+            let program = object["prog_id"].as_u64().and_then(|id| programs.get(&id));
+            let name = program.map_or_else(|| text(object, "name"), String::as_str).to_owned();
+            names.push(format!("{} {name}", text(object, "type")));
+            if let (true, Some(id)) = (kind == "prog", object["id"].as_u64()) {
+                programs.insert(id, name);
+            }
+        }
         names.sort();
         let mut before = String::new();
         let mut count = 0;

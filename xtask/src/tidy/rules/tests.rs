@@ -36,3 +36,18 @@ fn files_are_named_opened_and_kept_pure() {
     assert_eq!(file(Path::new("a/src/x/tests.rs"), "fn x() {}").len(), 0);
     assert_eq!(file(Path::new("a/src/plan.rs"), "//! x\nuse std::fs;").len(), 1);
 }
+
+#[test]
+fn a_pure_module_may_know_addresses_but_no_sockets() {
+    assert_eq!(file(Path::new("a/src/model.rs"), "//! x\nuse std::net::Ipv4Addr;"), Vec::<String>::new());
+    assert_eq!(file(Path::new("a/src/model.rs"), "//! x\nuse std::net::UdpSocket;").len(), 1);
+}
+
+#[test]
+fn unsafe_code_is_expected_in_few_crates_only() {
+    let text = "//! x\n#![expect(unsafe_code, reason = \"y\")]";
+    assert_eq!(file(Path::new("runtime/linux/src/a.rs"), text).len(), 0);
+    assert_eq!(file(Path::new("agent/src/a.rs"), text).len(), 1);
+    assert_eq!(file(Path::new("runtime/linux-more/src/a.rs"), text).len(), 1);
+    assert_eq!(file(Path::new("agent/src/a.rs"), "//! no unsafe_code here").len(), 0);
+}

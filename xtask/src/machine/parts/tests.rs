@@ -1,0 +1,35 @@
+use super::*;
+
+const NOW: u64 = 1_000_000;
+
+fn part(name: &str, pid: Option<i32>, age: u64, ends: u32, failures: u32) -> Status {
+    Status { name: name.into(), pid, since: NOW - age, ends, failures, last_exit: Some("exit 1".into()) }
+}
+
+#[test]
+fn parts_that_run_are_healthy_and_unknown_ones_are_waited_for() {
+    assert_eq!(
+        judge(&[], &[part("server", Some(2), 0, 0, 0), part("agent", Some(3), 0, 4, 0)], NOW),
+        Verdict::Healthy
+    );
+    assert_eq!(
+        judge(&[], &[part("server", Some(2), 0, 0, 0), part("agent", None, 0, 1, 0)], NOW),
+        Verdict::Wait
+    );
+    assert_eq!(judge(&[], &[], NOW), Verdict::Wait);
+}
+
+#[test]
+fn a_part_that_keeps_dying_is_not_healthy_while_it_happens_to_run() {
+    assert_eq!(judge(&[], &[part("agent", Some(3), 100, 3, 3)], NOW), Verdict::Wait);
+    assert_eq!(judge(&[], &[part("agent", Some(3), 2_500, 3, 3)], NOW), Verdict::Healthy);
+}
+
+#[test]
+fn it_gives_up_after_ends_that_it_saw_itself() {
+    let failing = [part("server", Some(2), 9_000, 0, 0), part("agent", None, 0, 20, 20)];
+    assert_eq!(judge(&[part("agent", None, 0, 19, 19)], &failing, NOW), Verdict::Wait);
+    let verdict = judge(&[part("agent", None, 0, 12, 12)], &failing, NOW);
+    assert_eq!(verdict, Verdict::GiveUp { name: "agent".into(), last_exit: "exit 1".into() });
+    assert!(matches!(judge(&[], &failing, NOW), Verdict::GiveUp { .. }));
+}
