@@ -5,7 +5,7 @@
 //! bytes, a rotation (another file under the same name) and the exit each wake it. After the exit the rest is read once more.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,9 @@ const MAX_LINE_BYTES: usize = 256 * 1024;
 /// Chunks that wait for the caller.
 pub const QUEUE_CHUNKS: usize = 4;
 
+/// Room for the events of one read.
+const EVENT_BYTES: usize = 4096;
+
 pub type Chunk = io::Result<Bytes>;
 
 /// A log that is open and ready to be sent.
@@ -44,7 +47,7 @@ pub struct LogStream {
 
 /// What following waits for.
 struct Follow {
-    folder: AsyncFd<Watch>,
+    folder: AsyncFd<OwnedFd>,
     exit: Exit,
 }
 
@@ -55,21 +58,12 @@ pub struct Exit {
     exit: BoxFuture<'static, ()>,
 }
 
-/// tokio asks for `AsRawFd`, which the wrapper of nix does not have.
-struct Watch(Inotify);
-
-impl AsRawFd for Watch {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
 impl LogStream {
     /// Opens the file and goes to where the options want it. With `exit` the log is followed.
     pub async fn open(path: &Path, options: LogOptions, exit: Option<Exit>) -> io::Result<Self> {
         // Watched before the first read: what is written after it wakes us.
         let follow = match exit {
-            Some(exit) => Some(Follow { folder: AsyncFd::new(watch_folder_of(path)?)?, exit }),
+            Some(exit) => Some(Follow { folder: watch_folder_of(path)?, exit }),
             None => None,
         };
         let mut file = File::open(path).await?;
@@ -181,20 +175,21 @@ impl Exit {
     }
 }
 
-fn watch_folder_of(path: &Path) -> io::Result<Watch> {
+fn watch_folder_of(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     let wanted = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
     inotify.add_watch(folder, wanted)?;
-    Ok(Watch(inotify))
+    linux::fds::watch(inotify.into())
 }
 
 /// Waits for events and throws them away. Cancel safe: they are only a reason to look.
-async fn drain(folder: &AsyncFd<Watch>) -> io::Result<()> {
+async fn drain(folder: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    let mut events = [0; EVENT_BYTES];
     loop {
         let mut ready = folder.readable().await?;
-        match ready.try_io(|folder| folder.get_ref().0.read_events().map_err(io::Error::from)) {
-            Ok(Ok(_events)) => return Ok(()),
+        match ready.try_io(|folder| nix::unistd::read(folder, &mut events).map_err(io::Error::from)) {
+            Ok(Ok(_count)) => return Ok(()),
             Ok(Err(error)) => return Err(error),
             Err(_would_block) => {}
         }

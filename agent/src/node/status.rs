@@ -169,7 +169,7 @@ impl std::fmt::Display for Amount {
 /// `hugepages-2Mi`, `hugepages-1Gi`: a binary quantity, as the API spells it.
 fn hugepage_resource(bytes: u64) -> String {
     let units = [(1_u64 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
-    match units.iter().find(|(unit, _)| bytes % unit == 0) {
+    match units.iter().find(|(unit, _)| bytes.is_multiple_of(*unit)) {
         Some((unit, suffix)) => format!("hugepages-{}{suffix}", bytes / unit),
         None => format!("hugepages-{bytes}"),
     }

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use runtime::ContainerId;
 
 use super::observed::{Observed, Record};
 use super::sandbox::Names;

@@ -18,6 +18,15 @@ pub fn set_non_blocking(fd: impl AsFd) -> Result<(), Error> {
         .map_err(|errno| Error::new("fcntl F_SETFL", "descriptor", errno))
 }
 
+/// Lets tokio wait for a non-blocking descriptor.
+///
+/// # Errors
+/// The kernel's, as for a descriptor that cannot be polled.
+pub fn watch(fd: OwnedFd) -> std::io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor stays open, and the same, for as long as the returned value holds it.
+    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(Into::into)
+}
+
 /// A pipe whose ends close on exec.
 ///
 /// # Errors

@@ -35,14 +35,10 @@ impl WriteStream {
     }
 }
 
-#[expect(
-    deprecated,
-    reason = "the sound replacement is an unsafe fn; an OwnedFd keeps its promise: the descriptor stays open while it is registered"
-)]
 fn non_blocking(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-    AsyncFd::new(fd)
+    linux::fds::watch(fd)
 }
 
 impl AsyncRead for ReadStream {

@@ -137,7 +137,10 @@ fn registration_has_the_well_known_labels_and_corrects_them() {
     have.insert("kubernetes.io/arch".into(), "arm64".into());
     have.insert("own".into(), "kept".into());
     let missing = missing_labels(&existing, &desired).expect("one differs");
-    assert_eq!(missing.into_iter().collect::<Vec<_>>(), [("kubernetes.io/arch".to_owned(), "amd64".to_owned())]);
+    assert_eq!(
+        missing.into_iter().collect::<Vec<_>>(),
+        [("kubernetes.io/arch".to_owned(), "amd64".to_owned())]
+    );
 }
 
 #[test]

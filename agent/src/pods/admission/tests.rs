@@ -57,7 +57,7 @@ fn resources_ports_and_taints() {
     let big = tolerant(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1500m"}}}]}));
     assert_eq!(reason(big.clone(), &[]), None);
     assert_eq!(
-        reason(big.clone(), &[big.clone()]).unwrap(),
+        reason(big.clone(), std::slice::from_ref(&big)).unwrap(),
         "OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu, requested: 1500, used: 1500, capacity: 2000"
     );
     let port = |ip: &str, port: i32| {

@@ -23,7 +23,7 @@ fn lookup(
 ) -> Result<ContainerRef, LookupError> {
     let registry = Registry::default();
     let reference = |id: &str, running| ContainerRef {
-        id: ContainerId::from(id.to_owned()),
+        id: runtime::ContainerId::from(id.to_owned()),
         name: "a".into(),
         log_path: PathBuf::new(),
         running,

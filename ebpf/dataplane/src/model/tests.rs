@@ -192,7 +192,7 @@ impl World {
 
     /// Plans a change of `number`; the writes are still to be done.
     fn plan(&mut self, number: u8, endpoints: Option<Vec<u8>>) -> Vec<Write> {
-        let writes = match endpoints {
+        match endpoints {
             Some(numbers) => {
                 let endpoints: Vec<_> = numbers.into_iter().map(endpoint).collect();
                 let writes = self.model.set(frontend(number), &endpoints).unwrap();
@@ -203,8 +203,7 @@ impl World {
                 self.wanted.remove(&number);
                 self.model.remove(frontend(number))
             }
-        };
-        writes
+        }
     }
 
     fn apply(&mut self, write: &Write) {
