@@ -6,7 +6,7 @@
 
 mod pool;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use dataplane_abi::{
@@ -281,8 +281,9 @@ impl Model {
         if !self.entries.contains_key(&frontend) && self.slots.available() == 0 {
             return full(Resource::Frontends, self.capacity.frontends as usize);
         }
-        let fresh = endpoints.iter().filter(|address| !self.by_address.contains_key(address)).count();
-        if fresh > self.ids.available() as usize {
+        let fresh: HashSet<_> =
+            endpoints.iter().filter(|address| !self.by_address.contains_key(address)).collect();
+        if fresh.len() > self.ids.available() as usize {
             return full(Resource::Backends, self.capacity.backends as usize);
         }
         if !self.ranges.has_room(endpoints.len() as u32) {

@@ -2,6 +2,8 @@
 
 #[path = "bpf/node.rs"]
 mod node;
+#[path = "bpf/packets.rs"]
+mod packets;
 #[path = "bpf/sockets.rs"]
 mod sockets;
 #[path = "bpf/uplink.rs"]

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use dataplane_abi::select::{Choice, Reads, choose};
+use dataplane_abi::select::{Choice, Reads, choose, find};
 use proptest::prelude::*;
 
 use super::*;
@@ -502,4 +502,48 @@ fn masquerade_settings_are_network_order() {
     assert_eq!(config.pods.mask_be.to_ne_bytes(), [255, 255, 255, 0]);
     assert_eq!(config.masquerade_be.to_ne_bytes(), [192, 168, 0, 2]);
     assert_eq!(config.unmasqueraded_count, 1);
+}
+
+#[test]
+fn a_backend_is_found_in_the_table_of_its_own_service_alone() {
+    let mut world = World::new();
+    world.change(1, &[1, 2]);
+    world.change(3, &[2, 3]);
+    let id = |number: u8| world.model.by_address[&endpoint(number)];
+    let (shared, first, second) = (id(2), id(1), id(3));
+    let slots = [1, 3].map(|number| world.maps.frontends[&to_key(frontend(number)).to_bytes()]);
+    let mut found = |slot: u32, id: u32| {
+        let writes = VecDeque::new();
+        let mut reader = Reader { maps: &mut world.maps, writes, paces: &[0], reads: 0, slot };
+        find(&mut reader, id).is_some()
+    };
+    assert!(found(slots[0], first) && found(slots[0], shared) && !found(slots[0], second));
+    assert!(!found(slots[1], first) && found(slots[1], shared) && found(slots[1], second));
+}
+
+#[test]
+fn a_slot_that_is_used_again_has_another_selection() {
+    let mut world = World::new();
+    let word = |world: &World| world.maps.services[&0].selection;
+    world.change(1, &[1]);
+    let first = word(&world);
+    let writes = world.plan(1, None);
+    writes.iter().for_each(|write| world.apply(write));
+    world.model.release();
+    world.change(2, &[2]);
+    let (before, after) = (Selection::unpack(first), Selection::unpack(word(&world)));
+    assert_eq!((after.offset, after.length), (before.offset, before.length), "the same place");
+    assert_ne!(after.generation, before.generation);
+}
+
+#[test]
+fn a_flow_may_be_silent_for_as_long_as_its_state_allows() {
+    use dataplane_abi::nat::{ANSWERED, FIN_IN, FIN_OUT, RESET, idle_limit, scarce_idle_limit};
+    let tcp = |state| idle_limit(protocol::TCP, state);
+    assert_eq!([0, ANSWERED, ANSWERED | FIN_IN, ANSWERED | FIN_OUT].map(tcp), [240, 7440, 240, 240]);
+    assert_eq!([ANSWERED | FIN_IN | FIN_OUT, ANSWERED | RESET].map(tcp), [10, 2]);
+    assert_eq!([0, ANSWERED].map(|state| idle_limit(protocol::UDP, state)), [30, 120]);
+    // A shortage of ports ends no connection that is open.
+    assert_eq!(scarce_idle_limit(protocol::TCP, ANSWERED), 7440);
+    assert_eq!(scarce_idle_limit(protocol::UDP, ANSWERED), 5);
 }
