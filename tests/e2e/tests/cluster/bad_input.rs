@@ -78,14 +78,33 @@ fn an_image_archive_whose_digest_lies_is_refused_and_changes_nothing() {
     // The agent imports archives when it starts.
     let old = cluster.kill("orlop-agent");
     cluster.wait_restarted("orlop-agent", old);
-    let log = cluster.file("target/up/nodes/node-1/logs/agent.log");
-    kubectl.wait("the refusal is logged", || {
-        let text = fs::read_to_string(&log).map_err(|error| error.to_string())?;
-        let refused = |line: &str| line.contains("lying.tar") && line.contains("unexpected digest of");
-        if text.lines().any(refused) { Ok(()) } else { Err("no such line".to_owned()) }
-    });
+    cluster.wait_agent_log(&["lying.tar", "unexpected digest of"]);
     kubectl.run(&["run", "a", "--image=localhost/busybox:v1", "--", "sleep", "infinity"]);
     kubectl.run(&["wait", "--for=condition=Ready", "pod/a", "--timeout=60s"]);
+    kubectl.run(&["delete", "pod/a", "--grace-period=0", "--force"]);
+}
+
+/// A file of the node's machine that is removed again.
+struct InMachine<'a>(&'a Cluster, &'static str);
+
+impl Drop for InMachine<'_> {
+    fn drop(&mut self) {
+        let removed = self.0.try_in_machine(&format!("rm -f {}", self.1));
+        assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
+    }
+}
+
+#[test]
+fn a_network_configuration_that_does_not_parse_is_named_and_the_good_one_used() {
+    let cluster = Cluster::get();
+    let kubectl = cluster.namespace("broken-network");
+    // The first by name would be the one to use.
+    let broken = InMachine(&cluster, "/etc/cni/net.d/00-broken.conflist");
+    cluster.try_in_machine(&format!("echo '{{' > {}", broken.1)).expect("write the configuration");
+    kubectl.run(&["run", "a", "--image=localhost/busybox:v1", "--", "sleep", "infinity"]);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/a", "--timeout=60s"]);
+    cluster.wait_agent_log(&["skipping a network configuration", "00-broken.conflist"]);
+    assert!(!kubectl.get("pod/a", "{.status.podIP}").is_empty());
     kubectl.run(&["delete", "pod/a", "--grace-period=0", "--force"]);
 }
 
