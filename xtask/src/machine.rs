@@ -130,12 +130,12 @@ fn init(folder: &Path) -> Result<()> {
         if changed {
             let statuses: Vec<&Status> = running.iter().map(Running::status).collect();
             if let Err(error) = parts::write(folder, &statuses) {
-                println!("{error:#}");
+                log::say(format_args!("{error:#}"));
             }
         }
         let next = running.iter().filter_map(Running::due).fold(logs_due, Instant::min);
         if let Err(error) = wait_for_exit(&children, next) {
-            println!("{error:#}");
+            log::say(format_args!("{error:#}"));
         }
     }
 }

@@ -62,6 +62,28 @@ impl Cluster {
         found.min()
     }
 
+    /// Runs a shell script where the node's file systems are: what it said when it failed.
+    pub fn try_in_machine(&self, script: &str) -> Result<(), String> {
+        let pid = self.pid_of("orlop-agent").ok_or("the agent does not run")?.to_string();
+        let output = Command::new("nsenter")
+            .args(["--target", &pid, "--mount", "--", "sh", "-c", script])
+            .output()
+            .map_err(|error| format!("start nsenter: {error}"))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() { Ok(()) } else { Err(format!("{script}: {errors}")) }
+    }
+
+    /// Waits until the agent's log has a line with all of `words`.
+    #[track_caller]
+    pub fn wait_agent_log(&self, words: &[&str]) {
+        let log = self.root.join("target/up/nodes/node-1/logs/agent.log");
+        harness::wait::until(&format!("the agent logs {words:?}"), RESTART_LIMIT, || {
+            let text = fs::read_to_string(&log).map_err(|error| error.to_string())?;
+            let has_all = |line: &str| words.iter().all(|word| line.contains(word));
+            if text.lines().any(has_all) { Ok(()) } else { Err("no such line".to_owned()) }
+        });
+    }
+
     /// Kills a part without warning and gives its pid.
     pub fn kill(&self, program: &str) -> i32 {
         let pid = self.pid_of(program).unwrap_or_else(|| panic!("{program} is not running"));

@@ -5,3 +5,4 @@
 pub mod cluster;
 pub mod kubectl;
 pub mod load;
+pub mod processes;

@@ -10,12 +10,19 @@ pub struct Load<'a> {
     name: String,
 }
 
+/// New connections per second.
+const RATE: u32 = 200;
+/// How much of the rate must have been reached: the machine is shared with the cluster.
+const LEAST: f64 = 0.9;
+/// The load ends by itself after this many seconds, when a test forgot it.
+const MOST_SECONDS: u32 = 600;
+
 impl<'a> Load<'a> {
-    /// Makes 200 new connections a second, one kept-alive connection and one flow of datagrams for `seconds`. Returns when
-    /// it runs.
+    /// Makes [`RATE`] new connections a second, one kept-alive connection and one flow of datagrams until
+    /// [`Self::assert_no_failure`]. Returns when it runs.
     #[track_caller]
-    pub fn start(kubectl: &'a Kubectl, name: &str, target: &str, seconds: u32) -> Self {
-        let seconds = seconds.to_string();
+    pub fn start(kubectl: &'a Kubectl, name: &str, target: &str) -> Self {
+        let (seconds, rate) = (MOST_SECONDS.to_string(), RATE.to_string());
         kubectl.run(&[
             "run",
             name,
@@ -27,19 +34,23 @@ impl<'a> Load<'a> {
             "load",
             target,
             &seconds,
-            "200",
+            &rate,
         ]);
         kubectl.run(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
         Self { kubectl, name: name.to_owned() }
     }
 
-    /// Waits for the end and checks that nothing failed.
+    /// Checks that it still runs, ends it, and checks that it kept its rate and that nothing failed.
     #[track_caller]
     pub fn assert_no_failure(self) {
         let object = format!("pod/{}", self.name);
+        let phase = self.kubectl.get(&object, "{.status.phase}");
+        assert_eq!(phase, "Running", "the load ended before it was told to");
+        // The container may end before it has said how `kill` went.
+        let told = self.kubectl.try_run(&["exec", &self.name, "--", "kill", "-TERM", "1"]);
         self.kubectl.wait("the load ends", || match self.kubectl.get(&object, "{.status.phase}") {
             phase if phase == "Succeeded" => Ok(()),
-            phase => Err(phase),
+            phase => Err(format!("{phase}, having been told: {told:?}")),
         });
         let text = self.kubectl.run(&["logs", &self.name]);
         let counts: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("no counts: {text}"));
@@ -49,6 +60,9 @@ impl<'a> Load<'a> {
             assert_eq!(count["failed"], 0, "{kind}: {text}");
             assert_eq!(count["wrong_peer"], 0, "{kind}: {text}");
         }
+        let seconds = counts["seconds"].as_f64().expect("how long the load ran");
+        let wanted = f64::from(RATE) * seconds * LEAST;
+        assert!(answers(&counts["connections"]) as f64 >= wanted, "too slow for {RATE} a second: {text}");
     }
 }
 

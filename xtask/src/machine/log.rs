@@ -3,7 +3,7 @@
 //! A part writes its file itself, so a full one is copied to `<name>.log.1` and emptied; the few lines written in between are lost.
 
 use std::fs::File;
-use std::io::{Read, Result};
+use std::io::{Read, Result, Write};
 use std::path::{Path, PathBuf};
 
 #[cfg(test)]
@@ -20,12 +20,17 @@ pub fn open(folder: &Path, name: &str) -> Result<File> {
     File::options().create(true).append(true).open(path(folder, name))
 }
 
+/// Writes a line to pid 1's own log. A disk that is full must not end the machine, as `println!` would.
+pub fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 /// Cuts every log that has become too large. A log that cannot be cut goes on growing, which its own line says.
 pub fn cap<'a>(folder: &Path, names: impl Iterator<Item = &'a str>) {
     for name in names {
         let log = path(folder, name);
         if let Err(error) = cut(&log, LOG_LIMIT) {
-            println!("cut {}: {error}", log.display());
+            say(format_args!("cut {}: {error}", log.display()));
         }
     }
 }

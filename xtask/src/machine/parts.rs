@@ -162,15 +162,15 @@ impl Running {
             Ok((output, errors)) => {
                 command.stdout(output).stderr(errors);
             }
-            Err(error) => println!("open the log of {}: {error}", self.part.name),
+            Err(error) => log::say(format_args!("open the log of {}: {error}", self.part.name)),
         }
         // A child starts where its parent is, so pid 1, which has one thread, goes there and comes back.
         if let Err(error) = self.leaf.join() {
-            println!("start {} in its cgroup: {error}", self.part.name);
+            log::say(format_args!("start {} in its cgroup: {error}", self.part.name));
         }
         let child = unblocked(|| command.spawn());
         if let Err(error) = own.join() {
-            println!("return to pid 1's cgroup: {error}");
+            log::say(format_args!("return to pid 1's cgroup: {error}"));
         }
         let child = child.with_context(|| format!("start {program}"))?;
         i32::try_from(child.id()).context("the pid is too large")
@@ -179,7 +179,7 @@ impl Running {
     /// Notes the end, and when to start again.
     pub fn ended(&mut self, how: &str) {
         let now = Instant::now();
-        println!("{} ended: {how}", self.part.name);
+        log::say(format_args!("{} ended: {how}", self.part.name));
         if self.started.is_some_and(|started| now.duration_since(started) > RESTART_FORGET) {
             (self.delay, self.status.failures) = (RESTART_FIRST, 0);
         } else {
@@ -197,11 +197,11 @@ impl Running {
 fn unblocked<T>(spawn: impl FnOnce() -> T) -> T {
     let signals = child_signal();
     if let Err(errno) = signals.thread_unblock() {
-        println!("unblock SIGCHLD: {errno}");
+        log::say(format_args!("unblock SIGCHLD: {errno}"));
     }
     let child = spawn();
     if let Err(errno) = signals.thread_block() {
-        println!("block SIGCHLD: {errno}");
+        log::say(format_args!("block SIGCHLD: {errno}"));
     }
     child
 }

@@ -1,5 +1,8 @@
 //! Bad input: one clear error each, in upstream's words, and nothing half-made.
 
+use std::fs;
+use std::path::PathBuf;
+
 use e2e::cluster::Cluster;
 use e2e::kubectl::Kubectl;
 
@@ -51,6 +54,58 @@ fn an_image_that_does_not_exist_is_said_in_the_status() {
         if failed { Ok((reason, waiting["message"].to_string())) } else { Err(waiting.to_string()) }
     });
     assert!(message.contains("127.0.0.1:1/nothing:v1"), "{reason}: {message}");
+}
+
+/// A file that is removed again, whatever becomes of the test.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn an_image_archive_whose_digest_lies_is_refused_and_changes_nothing() {
+    let cluster = Cluster::get();
+    let kubectl = cluster.namespace("lying-image");
+    let mut bytes = fs::read(cluster.file("target/images/busybox.tar")).expect("the test images");
+    // The middle of the archive is inside of its only layer.
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    let lying = Temporary(PathBuf::from(cluster.file("target/images/lying.tar")));
+    fs::write(&lying.0, bytes).expect("write the archive");
+    // The agent imports archives when it starts.
+    let old = cluster.kill("orlop-agent");
+    cluster.wait_restarted("orlop-agent", old);
+    cluster.wait_agent_log(&["lying.tar", "unexpected digest of"]);
+    kubectl.run(&["run", "a", "--image=localhost/busybox:v1", "--", "sleep", "infinity"]);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/a", "--timeout=60s"]);
+    kubectl.run(&["delete", "pod/a", "--grace-period=0", "--force"]);
+}
+
+/// A file of the node's machine that is removed again.
+struct InMachine<'a>(&'a Cluster, &'static str);
+
+impl Drop for InMachine<'_> {
+    fn drop(&mut self) {
+        let removed = self.0.try_in_machine(&format!("rm -f {}", self.1));
+        assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
+    }
+}
+
+#[test]
+fn a_network_configuration_that_does_not_parse_is_named_and_the_good_one_used() {
+    let cluster = Cluster::get();
+    let kubectl = cluster.namespace("broken-network");
+    // The first by name would be the one to use.
+    let broken = InMachine(&cluster, "/etc/cni/net.d/00-broken.conflist");
+    cluster.try_in_machine(&format!("echo '{{' > {}", broken.1)).expect("write the configuration");
+    kubectl.run(&["run", "a", "--image=localhost/busybox:v1", "--", "sleep", "infinity"]);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/a", "--timeout=60s"]);
+    cluster.wait_agent_log(&["skipping a network configuration", "00-broken.conflist"]);
+    assert!(!kubectl.get("pod/a", "{.status.podIP}").is_empty());
+    kubectl.run(&["delete", "pod/a", "--grace-period=0", "--force"]);
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn hello_runs_answers_scales_under_load_and_goes() {
     let from_outside = http(&cluster.node_address(), 30080);
     assert!(names.iter().any(|name| from_outside.contains(name.as_str())), "{from_outside}");
 
-    let load = Load::start(&kubectl, "load", &format!("{address}:80"), 20);
+    let load = Load::start(&kubectl, "load", &format!("{address}:80"));
     kubectl.run(&["scale", "deployment/hello", "--replicas=5"]);
     kubectl.run(&["rollout", "status", "deployment/hello", "--timeout=60s"]);
     wait_endpoints(&kubectl, 5);

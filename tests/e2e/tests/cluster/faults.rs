@@ -7,18 +7,21 @@ use std::time::Duration;
 use e2e::cluster::Cluster;
 use e2e::kubectl::Kubectl;
 use e2e::load::Load;
+use e2e::processes;
 
 const KILLS: usize = 20;
 
-/// Name, uid, address, restart count, container and start time of every pod: what must not change.
+/// Name, uid, address, restart count, container, start time and first process of every pod: what must not change. The process
+/// comes from the kernel, the rest from the API. The load is left out: it ends when it is told to.
 fn identities(kubectl: &Kubectl) -> BTreeSet<String> {
     kubectl
-        .list(&["pods"])
+        .list(&["pods", "-l", "run!=load"])
         .iter()
         .map(|pod| {
             let container = &pod["status"]["containerStatuses"][0];
+            let process = processes::first_of_pod(pod["metadata"]["uid"].as_str().expect("a uid"));
             format!(
-                "{} {} {} {} {} {}",
+                "{} {} {} {} {} {} {process:?}",
                 pod["metadata"]["name"],
                 pod["metadata"]["uid"],
                 pod["status"]["podIP"],
@@ -42,7 +45,7 @@ fn the_agent_dies_under_load_and_its_successor_adopts_the_pods() {
         let found = kubectl.get("endpoints/hello", "{.subsets[0].addresses[*].ip}");
         if found.split_whitespace().count() == 3 { Ok(()) } else { Err(found) }
     });
-    let load = Load::start(&kubectl, "load", &format!("{address}:80"), 25);
+    let load = Load::start(&kubectl, "load", &format!("{address}:80"));
     let writer = "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.1; done";
     kubectl.run(&[
         "run",
@@ -66,6 +69,12 @@ fn the_agent_dies_under_load_and_its_successor_adopts_the_pods() {
         let pods = identities(&kubectl);
         if pods == before { Ok(()) } else { Err(format!("{pods:?} instead of {before:?}")) }
     });
+    // The new agent can do with an old pod what the old one could.
+    assert_eq!(kubectl.run(&["exec", "client", "--", "echo", "still"]), "still\n");
+    let client = kubectl.get("pod/client", "{.metadata.uid}");
+    assert!(processes::first_of_pod(&client).is_some(), "the pod has no process that the kernel knows of");
+    kubectl.run(&["delete", "pod/client", "--timeout=60s"]);
+    assert_eq!(processes::first_of_pod(&client), None, "the deleted pod still runs");
     load.assert_no_failure();
     let seen = kubectl.run(&["logs", "writer"]).lines().count();
     kubectl.wait("the log goes on", || {

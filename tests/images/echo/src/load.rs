@@ -1,14 +1,21 @@
-//! The client: asks a Service and counts who answered and what failed. Prints one JSON document.
+//! The client: asks a Service and counts who answered and what failed. Prints one JSON document, at its end or on SIGTERM.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
 
 /// A request that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Distinct errors that are kept.
 const MAX_ERRORS: usize = 20;
+
+/// Set once SIGTERM came: the load ends before its time.
+static STOP: AtomicBool = AtomicBool::new(false);
 
 /// What became of one kind of traffic.
 #[derive(Default)]
@@ -61,22 +68,22 @@ pub fn ask(target: &str, count: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// New connections at a rate, one kept-alive connection and one flow of datagrams, all at once.
+/// New connections at a rate, one kept-alive connection and one flow of datagrams, all at once, for `seconds` at the most.
 pub fn run(target: &str, seconds: &str, rate: &str) -> Result<(), String> {
     let address = resolve(target)?;
     let seconds: u64 = seconds.parse().map_err(|_| format!("{seconds:?} is not a number of seconds"))?;
     let rate: u32 =
         rate.parse().ok().filter(|rate| *rate > 0).ok_or_else(|| format!("{rate:?} is not a rate"))?;
+    stop_on_signals()?;
     let end = Instant::now() + Duration::from_secs(seconds);
     let connections = std::thread::spawn(move || new_connections(address, rate, end));
     let kept = std::thread::spawn(move || kept_alive(address, end));
     let datagrams = std::thread::spawn(move || datagrams(address, end));
-    let joined = |thread: std::thread::JoinHandle<Count>| {
-        thread.join().map_err(|_| "a client thread panicked".to_owned())
-    };
-    let (connections, kept, datagrams) = (joined(connections)?, joined(kept)?, joined(datagrams)?);
+    let (connections, time) = joined(connections)?;
+    let (kept, datagrams) = (joined(kept)?, joined(datagrams)?);
     println!(
-        "{{\"connections\":{},\"kept_alive\":{},\"datagrams\":{}}}",
+        "{{\"seconds\":{:.3},\"rate\":{rate},\"connections\":{},\"kept_alive\":{},\"datagrams\":{}}}",
+        time.as_secs_f64(),
         connections.json(),
         kept.json(),
         datagrams.json()
@@ -84,22 +91,46 @@ pub fn run(target: &str, seconds: &str, rate: &str) -> Result<(), String> {
     Ok(())
 }
 
+fn joined<T>(thread: JoinHandle<T>) -> Result<T, String> {
+    thread.join().map_err(|_| "a client thread panicked".to_owned())
+}
+
+/// Called before any thread starts, so that all of them block what only the waiting one takes.
+fn stop_on_signals() -> Result<(), String> {
+    let mut terminate = SigSet::empty();
+    terminate.add(Signal::SIGTERM);
+    terminate.add(Signal::SIGINT);
+    terminate.thread_block().map_err(|errno| format!("block SIGTERM: {errno}"))?;
+    std::thread::spawn(move || {
+        if terminate.wait().is_ok() {
+            STOP.store(true, Ordering::Relaxed);
+        }
+    });
+    Ok(())
+}
+
+fn goes_on(end: Instant) -> bool {
+    !STOP.load(Ordering::Relaxed) && Instant::now() < end
+}
+
 fn resolve(target: &str) -> Result<SocketAddr, String> {
     let mut found = target.to_socket_addrs().map_err(|error| format!("resolve {target}: {error}"))?;
     found.find(SocketAddr::is_ipv4).ok_or_else(|| format!("resolve {target}: no IPv4 address"))
 }
 
-fn new_connections(address: SocketAddr, rate: u32, end: Instant) -> Count {
+/// What was counted, and in which time.
+fn new_connections(address: SocketAddr, rate: u32, end: Instant) -> (Count, Duration) {
     let mut count = Count::default();
     let step = Duration::from_secs(1) / rate;
-    let mut next = Instant::now();
-    while Instant::now() < end {
+    let start = Instant::now();
+    let mut next = start;
+    while goes_on(end) {
         let answer = new_connection(address, &mut count.wrong_peer);
         count.add(answer);
         next += step;
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    count
+    (count, start.elapsed())
 }
 
 fn new_connection(address: SocketAddr, wrong_peer: &mut u64) -> Result<String, String> {
@@ -114,7 +145,7 @@ fn new_connection(address: SocketAddr, wrong_peer: &mut u64) -> Result<String, S
 fn kept_alive(address: SocketAddr, end: Instant) -> Count {
     let mut count = Count::default();
     let mut open: Option<BufReader<TcpStream>> = None;
-    while Instant::now() < end {
+    while goes_on(end) {
         let answer = match open.take() {
             Some(mut reader) => request(&mut reader, "keep-alive").map(|answer| (answer, reader)),
             None => connect(address)
@@ -146,7 +177,7 @@ fn datagrams(address: SocketAddr, end: Instant) -> Count {
         }
     };
     let mut buffer = [0; 2048];
-    while Instant::now() < end {
+    while goes_on(end) {
         let answer = socket.send_to(b"?", address).and_then(|_| socket.recv_from(&mut buffer));
         let answer = match answer {
             Ok((length, peer)) => {

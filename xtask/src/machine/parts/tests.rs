@@ -33,3 +33,18 @@ fn it_gives_up_after_ends_that_it_saw_itself() {
     assert_eq!(verdict, Verdict::GiveUp { name: "agent".into(), last_exit: "exit 1".into() });
     assert!(matches!(judge(&[], &failing, NOW), Verdict::GiveUp { .. }));
 }
+
+#[test]
+fn a_part_inherits_no_blocked_signal_and_pid_1_keeps_it_blocked() {
+    let signals = child_signal();
+    signals.thread_block().unwrap();
+    let mut command = Command::new("grep");
+    let output = unblocked(|| command.args(["SigBlk", "/proc/self/status"]).output()).unwrap();
+    let line = String::from_utf8(output.stdout).unwrap();
+    let blocked = u64::from_str_radix(line.trim_start_matches("SigBlk:").trim(), 16).unwrap();
+    let bit: u64 = 1 << (nix::sys::signal::Signal::SIGCHLD as u64 - 1);
+    assert_eq!(blocked & bit, 0, "{line}");
+    let mask = nix::sys::signal::SigSet::thread_get_mask().unwrap();
+    assert!(mask.contains(nix::sys::signal::Signal::SIGCHLD));
+    signals.thread_unblock().unwrap();
+}
