@@ -1,7 +1,6 @@
 //! A runtime in a temporary directory with a busybox image, and helpers that wait for conditions with a deadline.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,8 +11,6 @@ use runtime::{
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// Inode of the machine's initial pid namespace (include/uapi/linux/nsfs.h, PROC_PID_INIT_INO).
-const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// Longest wait for anything that a test waits for.
 pub const LIMIT: Duration = Duration::from_secs(30);
 pub const IMAGE: &str = "localhost/busybox:test";
@@ -27,12 +24,7 @@ pub struct Host {
 impl Host {
     /// Refuses to run where it could change the machine.
     pub fn new() -> Host {
-        let namespace = std::fs::metadata("/proc/self/ns/pid").expect("a mounted /proc");
-        assert_ne!(
-            namespace.ino(),
-            INITIAL_PID_NAMESPACE,
-            "host tests run in private namespaces only: unshare -mnpuif --mount-proc"
-        );
+        harness::private_host::require();
         linux::interface::loopback_up().expect("loopback");
         let directory = tempfile::Builder::new().prefix("ot").tempdir_in("/tmp").expect("a directory");
         let base = directory.path();
@@ -125,6 +117,12 @@ impl Drop for Host {
             let _ = group.kill(LIMIT);
             let _ = group.remove();
         }
+        // The bridge plugin keeps its bridge, and mount(8) its notes; both are the test's to remove.
+        let _ = std::process::Command::new("ip")
+            .args(["link", "delete", "cni0"])
+            .stderr(std::process::Stdio::null())
+            .status();
+        let _ = std::fs::remove_dir_all("/run/mount");
         for entry in linux::mount::table().unwrap_or_default() {
             if entry.mount_point.starts_with(self.directory.path()) {
                 let _ = linux::mount::detach(&entry.mount_point);
