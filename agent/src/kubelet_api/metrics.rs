@@ -22,6 +22,10 @@ pub const DATAPLANE_COUNTERS: &[(u32, &str)] = &[
     (dataplane::counter::MASQUERADE_NO_PORT, "masquerade_no_port"),
     (dataplane::counter::FRAGMENT, "fragment"),
     (dataplane::counter::REWRITE_FAILED, "rewrite_failed"),
+    (dataplane::counter::NODE_PORT_NO_FLOW, "node_port_no_flow"),
+    (dataplane::counter::NODE_PORT_COLLISION, "node_port_collision"),
+    (dataplane::counter::MASQUERADE_NO_FLOW, "masquerade_no_flow"),
+    (dataplane::counter::MASQUERADE_IMPOSSIBLE, "masquerade_impossible"),
 ];
 
 /// All metrics as text.
