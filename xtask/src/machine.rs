@@ -89,6 +89,7 @@ fn start(folder: &Path) -> Result<()> {
     machine::unshare()?;
     // The machine's cgroup root keeps no process: it could not hand controllers down to pods.
     inner.join()?;
+    inner.enable_controllers();
     println!("ready");
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).context("wait for the network")?;

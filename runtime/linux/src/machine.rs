@@ -160,12 +160,20 @@ impl Leaf {
                 source,
             })?;
             let (base, rest) = hierarchy.split(&leaf.name);
-            match hierarchy.version {
-                Version::V1(_) => inherit_cpuset(&base, rest)?,
-                Version::V2 => enable_controllers(&base, rest),
+            if hierarchy.version != Version::V2 {
+                inherit_cpuset(&base, rest)?;
             }
         }
         Ok(leaf)
+    }
+
+    /// Hands controllers down to the leaf on pure v2; beside v1 the unified tree is for grouping alone and stays as it is.
+    /// Called when no process is left in the cgroups above: a cgroup that hands controllers down takes no process.
+    pub fn enable_controllers(&self) {
+        for hierarchy in self.hierarchies.iter().filter(|_| is_pure_v2(&self.hierarchies)) {
+            let (base, rest) = hierarchy.split(&self.name);
+            enable_controllers(&base, rest);
+        }
     }
 
     /// Makes a leaf below this one.

@@ -159,6 +159,7 @@ fn enter(arguments: &[OsString]) -> Result<ExitCode> {
     leaf.join()?;
     machine::unshare()?;
     inner.join()?;
+    inner.enable_controllers();
     let mut command = me("--init", arguments)?;
     command.env(PARENT, std::process::id().to_string()).env(MARK, "1");
     let status = command.status().context("start pid 1")?;
