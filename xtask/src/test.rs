@@ -14,7 +14,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build_ebpf, dist, down, images, process, setup, up};
+use crate::{build_ebpf, debian, dist, down, images, process, setup, up};
 use tally::Tally;
 
 /// What nextest exits with when nothing matches the filter (its NO_TESTS_RUN).
@@ -166,8 +166,10 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     // A name that matches in one tier only is fine; a whole tier without tests is a mistake.
     command.arg(if options.filter.is_some() { "--no-tests=pass" } else { "--no-tests=fail" });
     command.args(["-E", &filter(tier, options)]).env("ORLOP_SKIPS", &skips);
-    if tier.number == 4 {
-        command.env("ORLOP_KUBECTL", setup::kubectl()?);
+    match tier.number {
+        1 => drop(command.env("ORLOP_DOCKER_REGISTRY", registry()?)),
+        4 => drop(command.env("ORLOP_KUBECTL", setup::kubectl()?)),
+        _ => {}
     }
     if options.no_fail_fast {
         command.arg("--no-fail-fast");
@@ -194,6 +196,12 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
         bail!("tier {}: nextest failed without a failed test: {status}", tier.number);
     }
     Ok(tally)
+}
+
+/// A real registry for the tests that pull.
+fn registry() -> Result<PathBuf> {
+    let package = debian::Package { name: "docker-registry", version: None, suite: None };
+    Ok(debian::unpack(&package)?.join("usr/bin/docker-registry"))
 }
 
 fn filter(tier: &Tier, options: &Options) -> String {

@@ -28,17 +28,16 @@ impl Drop for Registry {
     }
 }
 
-/// `None` when the package is not unpacked: the caller says so and skips.
-fn program() -> Option<PathBuf> {
-    let target = crate::fixture::built("orlop-shim");
-    let path = target.parent()?.parent()?.join("peers/docker-registry/usr/bin/docker-registry");
-    path.exists().then_some(path)
+/// Debian's registry, which the test run has unpacked.
+fn program() -> PathBuf {
+    let path =
+        std::env::var_os("ORLOP_DOCKER_REGISTRY").expect("run the registry tests with `cargo xtask test 1`");
+    PathBuf::from(path)
 }
 
 impl Registry {
     async fn start(host: &Host, port: u16, extra: &str) -> Registry {
-        let program = program()
-            .expect("docker-registry below target/peers: apt-get download docker-registry && dpkg -x");
+        let program = program();
         let base = host.directory.path().join(format!("registry-{port}"));
         let (storage, config) = (base.join("storage"), base.join("config.yml"));
         std::fs::create_dir_all(&storage).unwrap();
