@@ -2,7 +2,7 @@
 //!
 //! Input: TLS connections. Output: the Kubernetes API. A request is parsed into a route, authorized, and handed to the
 //! verb; an error becomes a Status here and nowhere else. Refuses clients without a certificate (but for the health
-//! endpoints), bodies over 3 MiB, and media types other than JSON.
+//! endpoints), bodies over 3 MiB, and media types other than JSON for answers (OpenAPI v2 comes in protobuf, too).
 
 pub(crate) mod discovery;
 mod form;

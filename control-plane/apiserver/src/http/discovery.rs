@@ -1,11 +1,12 @@
 //! The documents that say what is served: versions, groups, resources (plain and aggregated), paths.
 //!
-//! Input: the registry. Output: JSON with an ETag. Pure but for the OpenAPI documents, which are made on request.
+//! Input: the registry. Output: JSON with an ETag, OpenAPI v2 in protobuf as well. Pure but for the OpenAPI documents, which are made on request.
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::openapi::gnostic;
 use super::route::Document;
 use super::{Body, JSON, respond};
 use crate::api::{Api, GIT_VERSION, VERSION_MAJOR, VERSION_MINOR};
@@ -37,8 +38,7 @@ pub(super) fn answer(api: &Api, document: Document, headers: &HeaderMap) -> Resu
             Some(list) => (JSON, list.to_string()),
             None => return Err(ApiError::no_such_path()),
         },
-        Document::OpenApiV2 if !accepts_json(accept) => return Err(ApiError::not_acceptable(JSON)),
-        Document::OpenApiV2 => (JSON, super::openapi::v2(registry).to_string()),
+        Document::OpenApiV2 => return open_api_v2(registry, headers, accept),
         Document::OpenApiV3Index => (JSON, api.documents.index(registry).to_string()),
         Document::OpenApiV3 { .. } if !accepts_json(accept) => return Err(ApiError::not_acceptable(JSON)),
         Document::OpenApiV3 { group, version } => match super::openapi::v3(registry, &group, &version) {
@@ -46,15 +46,49 @@ pub(super) fn answer(api: &Api, document: Document, headers: &HeaderMap) -> Resu
             None => return Err(ApiError::no_such_path()),
         },
     };
-    Ok(with_etag(headers, content_type, body))
+    Ok(with_etag(headers, content_type, body.into_bytes()))
+}
+
+/// JSON or protobuf, as the client prefers.
+fn open_api_v2(registry: &Registry, headers: &HeaderMap, accept: &str) -> Result<Response<Body>, ApiError> {
+    let Some(media_type) = open_api_v2_type(accept) else {
+        return Err(ApiError::not_acceptable(&format!("{JSON}, {}", gnostic::MEDIA_TYPE)));
+    };
+    let document = super::openapi::v2(registry);
+    let body = match media_type {
+        JSON => document.to_string().into(),
+        _ => gnostic::encode(&document).map_err(ApiError::internal)?,
+    };
+    Ok(with_etag(headers, media_type, body))
+}
+
+/// The media type for an `Accept` header: the first of those that the client likes best.
+fn open_api_v2_type(accept: &str) -> Option<&'static str> {
+    if accept.trim().is_empty() {
+        return Some(JSON);
+    }
+    let mut best: Option<(f32, &'static str)> = None;
+    for clause in accept.split(',') {
+        let mut parts = clause.split(';').map(str::trim);
+        let served = match parts.next().unwrap_or("") {
+            JSON | "application/*" | "*/*" => JSON,
+            gnostic::MEDIA_TYPE | gnostic::OLD_MEDIA_TYPE => gnostic::MEDIA_TYPE,
+            _ => continue,
+        };
+        let quality = parts.find_map(|part| part.strip_prefix("q=")?.parse().ok()).unwrap_or(1.0);
+        if quality > best.map_or(0.0, |(quality, _)| quality) {
+            best = Some((quality, served));
+        }
+    }
+    best.map(|(_, served)| served)
 }
 
 fn accepts_json(accept: &str) -> bool {
     accept.is_empty() || accept.contains("json") || accept.contains("*/*")
 }
 
-fn with_etag(headers: &HeaderMap, content_type: &'static str, body: String) -> Response<Body> {
-    let etag = format!("\"{}\"", hash(body.as_bytes()));
+fn with_etag(headers: &HeaderMap, content_type: &'static str, body: Vec<u8>) -> Response<Body> {
+    let etag = format!("\"{}\"", hash(&body));
     let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
     let mut response = if known == Some(etag.as_str()) {
         let mut response = respond(200, content_type, "");
@@ -254,3 +288,6 @@ fn aggregated_resources(registry: &Registry, group: &str, version: &str) -> Vec<
     }));
     list
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,8 @@
 //!
 //! Output: v3 per group version with an index of hashes, v2 as one document. Only the hashes are kept in memory.
 
+pub(super) mod gnostic;
+
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 

@@ -6,7 +6,7 @@
 //! that sends protobuf also accepts.
 
 mod numbers;
-mod wire;
+pub(crate) mod wire;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -262,6 +262,15 @@ async fn discovery_and_openapi_describe_what_is_served() {
     let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
     assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
     assert_eq!(server.get("/openapi/v2").await.body["swagger"], "2.0");
+    let mut binary = request("GET", "/openapi/v2", "", Bytes::new());
+    let accept = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    binary.headers_mut().insert("accept", accept.parse().unwrap());
+    let answer = server.send(Some(Identity::Admin), binary).await;
+    let wanted = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    assert_eq!((answer.code, answer.headers["content-type"].to_str().unwrap()), (200, wanted));
+    let mut neither = request("GET", "/openapi/v2", "", Bytes::new());
+    neither.headers_mut().insert("accept", "text/html".parse().unwrap());
+    assert_eq!(server.send(Some(Identity::Admin), neither).await.reason(), (406, "NotAcceptable"));
 }
 
 #[tokio::test]
