@@ -52,7 +52,15 @@ fn download(package: &Package<'_>, into: &Path) -> Result<PathBuf> {
         None => package.name.to_owned(),
     };
     command.arg("download").arg(&wanted).current_dir(into);
-    process::run_quietly(&format!("downloading {wanted}"), &mut command)?;
+    let what = format!("downloading {wanted}");
+    match process::run_quietly(&what, &mut command) {
+        // The machine's own lists may be missing or old; a suite's were fetched just now.
+        Err(_) if package.suite.is_none() => {
+            process::run_quietly("apt-get update", Command::new("apt-get").args(["update", "-q"]))?;
+            process::run_quietly(&what, &mut command)?;
+        }
+        downloaded => drop(downloaded?),
+    }
     let mut archives = std::fs::read_dir(into)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     archives
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))

@@ -1,7 +1,7 @@
 //! Killing the agent and the server while the cluster works.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use e2e::cluster::Cluster;
@@ -88,20 +88,26 @@ fn the_agent_dies_under_load_and_its_successor_adopts_the_pods() {
 fn the_server_dies_in_the_middle_of_writes_and_loses_nothing_acknowledged() {
     let cluster = Cluster::get();
     let kubectl = cluster.namespace("server-dies");
-    let stop = AtomicBool::new(false);
+    let writes = Writes::default();
     let acknowledged = std::thread::scope(|scope| {
+        // Also when a wait below panics: the scope would wait for its writers for ever.
+        let stop = StopOnDrop(&writes.stop);
         let writers: Vec<_> = (0..2)
             .map(|writer| {
-                let (kubectl, stop) = (&kubectl, &stop);
-                scope.spawn(move || write(kubectl, stop, writer))
+                let (kubectl, writes) = (&kubectl, &writes);
+                scope.spawn(move || write(kubectl, writes, writer))
             })
             .collect();
         for _ in 0..KILLS {
+            let before = writes.acknowledged.load(Ordering::Relaxed);
+            kubectl.wait("a write is acknowledged", || match writes.acknowledged.load(Ordering::Relaxed) {
+                now if now > before => Ok(()),
+                now => Err(format!("{now} so far")),
+            });
             let old = cluster.kill("orlop-server");
             cluster.wait_restarted("orlop-server", old);
-            kubectl.wait("the server answers", || kubectl.try_run(&["get", "--raw", "/readyz"]));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stop);
         writers.into_iter().flat_map(|writer| writer.join().expect("a writer")).collect::<Vec<_>>()
     });
     assert!(acknowledged.len() >= KILLS, "only {} writes were acknowledged", acknowledged.len());
@@ -114,15 +120,31 @@ fn the_server_dies_in_the_middle_of_writes_and_loses_nothing_acknowledged() {
     assert!(lost.is_empty(), "lost: {lost:?}");
 }
 
+/// What the writers and the test tell each other.
+#[derive(Default)]
+struct Writes {
+    stop: AtomicBool,
+    acknowledged: AtomicUsize,
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Creates objects until told to stop: the names that the server acknowledged.
-fn write(kubectl: &Kubectl, stop: &AtomicBool, writer: usize) -> Vec<String> {
+fn write(kubectl: &Kubectl, writes: &Writes, writer: usize) -> Vec<String> {
     let mut acknowledged = Vec::new();
     let mut number = 0;
-    while !stop.load(Ordering::Relaxed) {
+    while !writes.stop.load(Ordering::Relaxed) {
         number += 1;
         let name = format!("written-{writer}-{number}");
         if kubectl.try_run(&["create", "configmap", &name, "--request-timeout=5s"]).is_ok() {
             acknowledged.push(name);
+            writes.acknowledged.fetch_add(1, Ordering::Relaxed);
         } else {
             std::thread::sleep(Duration::from_millis(20));
         }
