@@ -5,8 +5,10 @@
 //! object (`add veth "veth0123abcd": File exists (os error 17)`). It refuses to decide what should exist: one method
 //! is one request to the kernel, or one dump.
 //!
-//! Every method needs a tokio runtime with I/O enabled: a task on it serves the socket, and ends with the last clone
-//! of the handle.
+//! Every method needs a tokio runtime with I/O and time enabled: a task on it serves the socket, and ends with the last
+//! clone of the handle. The kernel drops a reply that finds the socket's receive buffer full, and tells nobody: so
+//! requests never share a socket with notifications, which fill it, and no answer is waited for longer than
+//! [`REPLY_LIMIT`].
 
 mod address;
 mod link;
@@ -15,7 +17,7 @@ mod neighbour;
 mod route;
 mod watch;
 
-use std::io;
+use std::{io, time::Duration};
 
 pub use address::{Address, AddressFlags, AddressScope, NewAddress};
 pub use link::{BridgeOptions, BridgePortOptions, Link, LinkChange, OperState, VethOptions, VethPeer};
@@ -25,6 +27,10 @@ pub use route::{MAIN_TABLE, Route};
 pub use watch::{AddressWatch, LinkEvent, LinkWatch};
 
 use crate::netns::{self, Netns};
+
+/// How long the kernel may take to answer one request or dump. It answers at once when it is its turn, but every change
+/// of a link waits for the lock that all namespaces share, which is held for tens of milliseconds per deleted link.
+pub const REPLY_LIMIT: Duration = Duration::from_secs(60);
 
 /// What failed, on which object, and the kernel's answer.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +44,8 @@ pub enum Error {
     Protocol { operation: &'static str, object: String, detail: String },
     #[error("{operation} {object}: not reached within {seconds} s")]
     Deadline { operation: &'static str, object: String, seconds: u64 },
+    #[error("{operation} {object}: no reply from the kernel within {seconds} s")]
+    NoReply { operation: &'static str, object: String, seconds: u64 },
     #[error("open netlink socket: {error}")]
     Open { error: io::Error },
     #[error("open netlink socket: {0}")]
@@ -106,6 +114,28 @@ impl Netlink {
 
 fn current_runtime() -> Result<tokio::runtime::Handle, Error> {
     tokio::runtime::Handle::try_current().map_err(|error| Error::Open { error: io::Error::other(error) })
+}
+
+/// Waits for the kernel's answer, for at most [`REPLY_LIMIT`], and names what was being done when there is none, or when
+/// it is no.
+async fn answer<T>(
+    operation: &'static str,
+    object: impl Into<String>,
+    reply: impl Future<Output = Result<T, rtnetlink::Error>>,
+) -> Result<T, Error> {
+    answer_within(REPLY_LIMIT, operation, object.into(), reply).await
+}
+
+async fn answer_within<T>(
+    limit: Duration,
+    operation: &'static str,
+    object: String,
+    reply: impl Future<Output = Result<T, rtnetlink::Error>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(limit, reply).await {
+        Ok(reply) => reply.map_err(failed(operation, object)),
+        Err(_elapsed) => Err(Error::NoReply { operation, object, seconds: limit.as_secs() }),
+    }
 }
 
 /// Names what was being done when the kernel said no.

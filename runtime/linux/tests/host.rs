@@ -1,4 +1,6 @@
-//! Control groups on the real kernel. Every test is a process of its own in fresh mount, network and pid namespaces, as root.
+//! Control groups and netlink on the real kernel. Every test is a process of its own in fresh mount, network and pid namespaces, as root.
 
 #[path = "host/cgroups.rs"]
 mod cgroups;
+#[path = "host/notifications.rs"]
+mod notifications;

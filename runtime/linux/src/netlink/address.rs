@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 pub use rtnetlink::packet_route::address::{AddressFlags, AddressScope};
 
-use super::{Error, Netlink, failed};
+use super::{Error, Netlink, answer};
 
 /// An address as the kernel reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Netlink {
             request = request.set_link_index_filter(index);
         }
         let found = request.execute().try_filter_map(|message| async move { Ok(parse(&message)) });
-        found.try_collect().await.map_err(failed("list", "addresses"))
+        answer("list", "addresses", found.try_collect()).await
     }
 
     /// Adds an address.
@@ -74,7 +74,7 @@ impl Netlink {
             request.message_mut().attributes.push(AddressAttribute::Flags(new.flags));
         }
         let object = format!("{} to link index {}", new.network, new.link);
-        request.execute().await.map_err(failed("add address", object))
+        answer("add address", object, request.execute()).await
     }
 
     /// Deletes an address.
@@ -84,7 +84,7 @@ impl Netlink {
     pub async fn del_address(&self, link: u32, network: IpNetwork) -> Result<(), Error> {
         let message = self.handle.address().add(link, network.ip(), network.prefix()).message_mut().clone();
         let object = format!("{network} of link index {link}");
-        self.handle.address().del(message).execute().await.map_err(failed("delete address", object))
+        answer("delete address", object, self.handle.address().del(message).execute()).await
     }
 }
 

@@ -14,7 +14,7 @@ use rtnetlink::{
     },
 };
 
-use super::{Error, MacAddress, Netlink, failed};
+use super::{Error, MacAddress, Netlink, answer};
 
 /// Operational state by RFC 2863.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -165,7 +165,7 @@ impl Netlink {
     /// When the dump fails.
     pub async fn links(&self) -> Result<Vec<Link>, Error> {
         let links = self.handle.link().get().execute().map_ok(|message| parse(&message));
-        links.try_collect().await.map_err(failed("list", "links"))
+        answer("list", "links", links.try_collect()).await
     }
 
     /// Creates a bridge, down.
@@ -182,7 +182,7 @@ impl Netlink {
             message = message.address(mac.0.to_vec());
         }
         let request = self.handle.link().add(message.build());
-        request.execute().await.map_err(failed("add bridge", format!("{:?}", bridge.name)))
+        answer("add bridge", format!("{:?}", bridge.name), request.execute()).await
     }
 
     /// Creates a veth pair in one message.
@@ -191,7 +191,7 @@ impl Netlink {
     /// `EEXIST` when either name is taken, each in its own namespace.
     pub async fn add_veth(&self, veth: &VethOptions<'_>) -> Result<(), Error> {
         let request = self.handle.link().add(veth_message(veth));
-        request.execute().await.map_err(failed("add veth", format!("{:?}", veth.name)))
+        answer("add veth", format!("{:?}", veth.name), request.execute()).await
     }
 
     /// Changes properties of the link, in one message.
@@ -200,7 +200,7 @@ impl Netlink {
     /// `ENODEV` when it is gone; what the kernel says of the first property that it refuses.
     pub async fn change_link(&self, index: u32, change: &LinkChange<'_>) -> Result<(), Error> {
         let request = self.handle.link().change(change_message(index, change));
-        request.execute().await.map_err(failed("change link", format!("index {index}")))
+        answer("change link", format!("index {index}"), request.execute()).await
     }
 
     /// Sets the link up.
@@ -233,7 +233,7 @@ impl Netlink {
             ]))
             .build();
         let request = self.handle.link().set_port(message);
-        request.execute().await.map_err(failed("set bridge port", format!("index {index}")))
+        answer("set bridge port", format!("index {index}"), request.execute()).await
     }
 
     /// Deletes the link. For a veth the kernel takes 13–34 ms (it waits for RCU), and deletes the peer too.
@@ -242,13 +242,13 @@ impl Netlink {
     /// `ENODEV` when it is gone: see [`Error::is_gone`].
     pub async fn del_link(&self, index: u32) -> Result<(), Error> {
         let request = self.handle.link().del(index);
-        request.execute().await.map_err(failed("delete link", format!("index {index}")))
+        answer("delete link", format!("index {index}"), request.execute()).await
     }
 }
 
 async fn single(request: rtnetlink::LinkGetRequest, object: String) -> Result<Option<Link>, Error> {
     let mut found = std::pin::pin!(request.execute());
-    match found.try_next().await.map_err(failed("find link", object)) {
+    match answer("find link", object, found.try_next()).await {
         Ok(message) => Ok(message.map(|message| parse(&message))),
         Err(error) if error.is_gone() => Ok(None),
         Err(error) => Err(error),

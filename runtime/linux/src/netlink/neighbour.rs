@@ -10,7 +10,7 @@ use rtnetlink::packet_route::{
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
 };
 
-use super::{Error, MacAddress, Netlink, failed};
+use super::{Error, MacAddress, Netlink, answer};
 
 /// Who has which address on a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Netlink {
     pub async fn neighbours(&self) -> Result<Vec<Neighbour>, Error> {
         let request = self.handle.neighbours().get();
         let found = request.execute().try_filter_map(|message| async move { Ok(parse(&message)) });
-        found.try_collect().await.map_err(failed("list", "neighbours"))
+        answer("list", "neighbours", found.try_collect()).await
     }
 
     /// Adds a permanent neighbour entry, in place of what is there.
@@ -48,7 +48,7 @@ impl Netlink {
     pub async fn replace_neighbour(&self, link: u32, address: IpAddr, mac: MacAddress) -> Result<(), Error> {
         let request = self.handle.neighbours().add(link, address).link_layer_address(&mac.0).replace();
         let object = format!("{address} on link index {link}");
-        request.execute().await.map_err(failed("replace neighbour", object))
+        answer("replace neighbour", object, request.execute()).await
     }
 
     /// Deletes a neighbour entry, permanent or learnt.
@@ -64,7 +64,7 @@ impl Netlink {
         message.header.ifindex = link;
         message.attributes.push(NeighbourAttribute::Destination(address.into()));
         let object = format!("{address} on link index {link}");
-        self.handle.neighbours().del(message).execute().await.map_err(failed("delete neighbour", object))
+        answer("delete neighbour", object, self.handle.neighbours().del(message).execute()).await
     }
 
     /// Adds a forwarding entry of the link itself (`bridge fdb replace … self permanent`).
@@ -82,7 +82,7 @@ impl Netlink {
             request.message_mut().attributes.push(NeighbourAttribute::Destination(remote.into()));
         }
         let object = format!("{} on link index {}", entry.mac, entry.link);
-        request.execute().await.map_err(failed("replace forwarding entry", object))
+        answer("replace forwarding entry", object, request.execute()).await
     }
 
     /// Deletes a forwarding entry of the link itself.
@@ -100,7 +100,7 @@ impl Netlink {
         }
         let object = format!("{} on link index {}", entry.mac, entry.link);
         let request = self.handle.neighbours().del(message);
-        request.execute().await.map_err(failed("delete forwarding entry", object))
+        answer("delete forwarding entry", object, request.execute()).await
     }
 }
 

@@ -14,7 +14,7 @@ use rtnetlink::packet_route::{
     },
 };
 
-use super::{Error, Netlink, failed};
+use super::{Error, Netlink, answer};
 
 /// `RT_TABLE_MAIN`.
 pub const MAIN_TABLE: u32 = 254;
@@ -74,7 +74,7 @@ impl Netlink {
             filter.header.address_family = family;
             let request = self.handle.route().get(filter);
             let found = request.execute().try_filter_map(|message| async move { Ok(parse(&message)) });
-            let routes: Vec<Route> = found.try_collect().await.map_err(failed("list", "routes"))?;
+            let routes: Vec<Route> = answer("list", "routes", found.try_collect()).await?;
             all.extend(routes);
         }
         Ok(all)
@@ -87,7 +87,7 @@ impl Netlink {
     /// a connected network.
     pub async fn add_route(&self, route: &Route) -> Result<(), Error> {
         let request = self.handle.route().add(message(route));
-        request.execute().await.map_err(failed("add route", describe(route)))
+        answer("add route", describe(route), request.execute()).await
     }
 
     /// Adds a route, in place of one with the same destination, table and priority.
@@ -96,7 +96,7 @@ impl Netlink {
     /// As [`Netlink::add_route`], without `EEXIST`.
     pub async fn replace_route(&self, route: &Route) -> Result<(), Error> {
         let request = self.handle.route().add(message(route)).replace();
-        request.execute().await.map_err(failed("replace route", describe(route)))
+        answer("replace route", describe(route), request.execute()).await
     }
 
     /// Deletes a route.
@@ -105,7 +105,7 @@ impl Netlink {
     /// `ESRCH` when there is none: see [`Error::is_gone`].
     pub async fn del_route(&self, route: &Route) -> Result<(), Error> {
         let request = self.handle.route().del(message(route));
-        request.execute().await.map_err(failed("delete route", describe(route)))
+        answer("delete route", describe(route), request.execute()).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tables for the pure halves of the netlink module: parsing messages, and naming failures.
 
-use std::num::NonZeroI32;
+use std::{num::NonZeroI32, time::Duration};
 
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::{
@@ -13,7 +13,7 @@ use rtnetlink::packet_route::{
     route::{RouteAttribute, RouteMessage, RouteMetric, RouteType},
 };
 
-use super::{MacAddress, OperState, address, failed, link, route};
+use super::{MacAddress, OperState, address, answer_within, failed, link, route};
 
 #[test]
 fn hardware_addresses_read_and_print() {
@@ -111,4 +111,15 @@ fn a_failure_names_operation_object_and_reason() {
     let error = failed("add veth", format!("{:?}", "veth0123abcd"))(rtnetlink::Error::NetlinkError(refusal));
     assert_eq!(error.to_string(), r#"add veth "veth0123abcd": File exists (os error 17)"#);
     assert!(error.is_exists() && !error.is_gone());
+}
+
+#[test]
+fn a_reply_that_does_not_come_is_an_error_that_says_whose() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let never = std::future::pending::<Result<(), rtnetlink::Error>>();
+    let answer =
+        async { answer_within(Duration::ZERO, "find link", "\"veth0123abcd\"".to_owned(), never).await };
+    let error = runtime.block_on(answer).expect_err("no reply");
+    assert_eq!(error.to_string(), "find link \"veth0123abcd\": no reply from the kernel within 0 s");
+    assert!(!error.is_gone());
 }

@@ -1,24 +1,28 @@
 //! Notifications: links that change, and addresses that finish duplicate detection.
 //!
-//! Owns: one multicast socket per watch. The kernel drops notifications when the reader is slow and says so; a watch
-//! then tells its reader to look again ([`LinkEvent::Lost`]), or looks again itself. What is queued between the socket
-//! and the reader is bounded by what the kernel sends between two reads: read a watch, or drop it.
+//! Owns: one multicast socket per watch, and beside it a socket for questions. The kernel drops notifications when the
+//! reader is slow and says so; a watch then tells its reader to look again ([`LinkEvent::Lost`]), or looks again itself.
+//! Nothing is queued but in the multicast socket's receive buffer, whose size is the limit. Questions never go through
+//! that socket: the kernel drops a reply that finds the buffer full, without a word to anybody.
 
-use std::time::Duration;
+use std::{collections::VecDeque, io, time::Duration};
 
-use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{
     MulticastGroup,
-    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload},
     packet_route::{AddressFamily, RouteNetlinkMessage},
-    sys::SocketAddr,
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    io::unix::AsyncFd,
+    time::{Instant, timeout_at},
+};
 
 use super::{Error, Link, Netlink, current_runtime, link};
 use crate::netns::Netns;
 
-type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+/// Messages of one datagram start at multiples of this.
+const NLMSG_ALIGN: usize = 4;
 
 /// What happened to a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +41,7 @@ pub enum LinkEvent {
 #[derive(Debug)]
 pub struct LinkWatch {
     netlink: Netlink,
-    messages: Messages,
+    notifications: Notifications,
 }
 
 impl LinkWatch {
@@ -46,8 +50,9 @@ impl LinkWatch {
     /// # Errors
     /// When the kernel refuses the socket.
     pub fn open() -> Result<Self, Error> {
-        let (netlink, messages) = subscribe(MulticastGroup::Link)?;
-        Ok(Self { netlink, messages })
+        let notifications =
+            Notifications::subscribe(MulticastGroup::Link).map_err(|error| Error::Open { error })?;
+        Ok(Self { netlink: Netlink::open()?, notifications })
     }
 
     /// Watches another namespace, from now on.
@@ -55,11 +60,11 @@ impl LinkWatch {
     /// # Errors
     /// When the namespace cannot be entered, or the kernel refuses the socket.
     pub fn open_in(netns: &Netns) -> Result<Self, Error> {
-        let (netlink, messages) = subscribe_in(netns, MulticastGroup::Link)?;
-        Ok(Self { netlink, messages })
+        let notifications = Notifications::subscribe_in(netns, MulticastGroup::Link)?;
+        Ok(Self { netlink: Netlink::open_in(netns)?, notifications })
     }
 
-    /// A handle on the watch's own socket, for questions.
+    /// A socket in the watched namespace, for questions.
     pub fn netlink(&self) -> &Netlink {
         &self.netlink
     }
@@ -68,10 +73,13 @@ impl LinkWatch {
     ///
     /// Cancel-safe: an event is taken only when it is returned.
     pub async fn next(&mut self) -> Option<LinkEvent> {
+        self.event().await.ok()
+    }
+
+    async fn event(&mut self) -> io::Result<LinkEvent> {
         loop {
-            let (message, _) = self.messages.next().await?;
-            if let Some(event) = link_event(message.payload) {
-                return Some(event);
+            if let Some(event) = link_event(self.notifications.next().await?) {
+                return Ok(event);
             }
         }
     }
@@ -90,28 +98,25 @@ impl LinkWatch {
     ) -> Result<Link, Error> {
         let deadline = Instant::now() + limit;
         let object = || format!("of link index {index}");
+        let late = |_elapsed| Error::Deadline { operation: what, object: object(), seconds: limit.as_secs() };
         let mut look = true;
         loop {
             if look {
-                match self.netlink.find_link_by_index(index).await? {
+                let question = self.netlink.find_link_by_index(index);
+                match timeout_at(deadline, question).await.map_err(late)?? {
                     Some(link) if ready(&link) => return Ok(link),
                     Some(_) => {}
                     None => return Err(Error::NoLink { object: format!("index {index}") }),
                 }
             }
-            let event = timeout_at(deadline, self.next()).await.map_err(|_elapsed| Error::Deadline {
-                operation: what,
-                object: object(),
-                seconds: limit.as_secs(),
-            })?;
-            look = match event {
-                Some(LinkEvent::Changed(link)) if link.index == index && ready(&link) => return Ok(link),
-                Some(LinkEvent::Removed { index: removed, .. }) if removed == index => {
+            let event = timeout_at(deadline, self.event()).await.map_err(late)?;
+            look = match event.map_err(|error| Error::Kernel { operation: what, object: object(), error })? {
+                LinkEvent::Changed(link) if link.index == index && ready(&link) => return Ok(link),
+                LinkEvent::Removed { index: removed, .. } if removed == index => {
                     return Err(Error::NoLink { object: format!("index {index}") });
                 }
-                Some(LinkEvent::Lost) => true,
-                Some(LinkEvent::Changed(_) | LinkEvent::Removed { .. }) => false,
-                None => return Err(closed(what, object())),
+                LinkEvent::Lost => true,
+                LinkEvent::Changed(_) | LinkEvent::Removed { .. } => false,
             };
         }
     }
@@ -121,7 +126,7 @@ impl LinkWatch {
 #[derive(Debug)]
 pub struct AddressWatch {
     netlink: Netlink,
-    messages: Messages,
+    notifications: Notifications,
 }
 
 impl AddressWatch {
@@ -130,8 +135,8 @@ impl AddressWatch {
     /// # Errors
     /// When the namespace cannot be entered, or the kernel refuses the socket.
     pub fn open_in(netns: &Netns) -> Result<Self, Error> {
-        let (netlink, messages) = subscribe_in(netns, MulticastGroup::Ipv6Ifaddr)?;
-        Ok(Self { netlink, messages })
+        let notifications = Notifications::subscribe_in(netns, MulticastGroup::Ipv6Ifaddr)?;
+        Ok(Self { netlink: Netlink::open_in(netns)?, notifications })
     }
 
     /// Waits until no address of the link is tentative any more.
@@ -142,8 +147,10 @@ impl AddressWatch {
         let deadline = Instant::now() + limit;
         let operation = "settle addresses";
         let object = || format!("of link index {link}");
+        let late = |_elapsed| Error::Deadline { operation, object: object(), seconds: limit.as_secs() };
         loop {
-            let addresses = self.netlink.addresses(Some(link)).await?;
+            let question = self.netlink.addresses(Some(link));
+            let addresses = timeout_at(deadline, question).await.map_err(late)??;
             if let Some(duplicate) = addresses.iter().find(|address| address.is_duplicate()) {
                 let detail = format!("{} is in use by another node", duplicate.network);
                 return Err(Error::Protocol { operation, object: object(), detail });
@@ -152,55 +159,108 @@ impl AddressWatch {
                 return Ok(());
             }
             // Any notification is a reason to look again; a namespace of a container has few of them.
-            let message = timeout_at(deadline, self.messages.next()).await.map_err(|_elapsed| {
-                Error::Deadline { operation, object: object(), seconds: limit.as_secs() }
-            })?;
-            if message.is_none() {
-                return Err(closed(operation, object()));
-            }
+            let notification = timeout_at(deadline, self.notifications.next()).await.map_err(late)?;
+            notification.map_err(|error| Error::Kernel { operation, object: object(), error })?;
         }
     }
 }
 
-fn closed(operation: &'static str, object: String) -> Error {
-    Error::Protocol { operation, object, detail: "the netlink socket was closed".to_owned() }
+/// What a multicast socket has to say.
+#[derive(Debug)]
+enum Notification {
+    Message(RouteNetlinkMessage),
+    /// The kernel dropped some; everything that was queued before this was read.
+    Lost,
 }
 
-fn subscribe(group: MulticastGroup) -> Result<(Netlink, Messages), Error> {
-    let (connection, handle, messages) =
-        rtnetlink::new_multicast_connection(&[group]).map_err(|error| Error::Open { error })?;
-    tokio::spawn(connection);
-    Ok((Netlink { handle }, messages))
+/// One multicast socket.
+#[derive(Debug)]
+struct Notifications {
+    socket: AsyncFd<Socket>,
+    /// The rest of the datagram that was read last.
+    read: VecDeque<RouteNetlinkMessage>,
+    /// Some were dropped, and the reader was not told yet.
+    lost: bool,
 }
 
-fn subscribe_in(netns: &Netns, group: MulticastGroup) -> Result<(Netlink, Messages), Error> {
-    let runtime = current_runtime()?;
-    let opened = netns.run(|| {
-        let _reactor = runtime.enter();
-        rtnetlink::new_multicast_connection(&[group])
-    });
-    let (connection, handle, messages) =
-        opened.map_err(Error::Netns)?.map_err(|error| Error::Open { error })?;
-    tokio::spawn(connection);
-    Ok((Netlink { handle }, messages))
+impl Notifications {
+    fn subscribe(group: MulticastGroup) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.set_non_blocking(true)?;
+        socket.bind(&SocketAddr::new(0, 1 << (group as u32 - 1)))?;
+        // SAFETY: the socket owns its descriptor and always gives the same one; the AsyncFd owns the socket, is never asked
+        // for it back, and so ends its registration before the descriptor is closed.
+        let socket = unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)?;
+        Ok(Self { socket, read: VecDeque::new(), lost: false })
+    }
+
+    fn subscribe_in(netns: &Netns, group: MulticastGroup) -> Result<Self, Error> {
+        let runtime = current_runtime()?;
+        let opened = netns.run(|| {
+            let _reactor = runtime.enter();
+            Self::subscribe(group)
+        });
+        opened.map_err(Error::Netns)?.map_err(|error| Error::Open { error })
+    }
+
+    /// The next one. After a loss the kernel drops everything until its queue is empty, and says so only once; so a
+    /// loss is told when the queue is empty, for whoever looks again before that may miss what is dropped after.
+    ///
+    /// Cancel-safe: a notification is taken only when it is returned.
+    async fn next(&mut self) -> io::Result<Notification> {
+        loop {
+            if let Some(message) = self.read.pop_front() {
+                return Ok(Notification::Message(message));
+            }
+            let mut ready = self.socket.readable().await?;
+            match ready.try_io(|socket| socket.get_ref().recv_from_full()) {
+                // Only the kernel has port 0; what others send is nobody's business here.
+                Ok(Ok((datagram, from))) if from.port_number() == 0 => self.take(&datagram),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => self.lost = true,
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) if self.lost => {
+                    self.lost = false;
+                    return Ok(Notification::Lost);
+                }
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// What cannot be decoded counts as lost.
+    fn take(&mut self, datagram: &[u8]) {
+        let mut rest = datagram;
+        while !rest.is_empty() {
+            let length = NetlinkBuffer::new_checked(rest).map(|message| message.length() as usize);
+            let (Ok(length), Ok(message)) = (length, NetlinkMessage::deserialize(rest)) else {
+                self.lost = true;
+                return;
+            };
+            if let NetlinkPayload::InnerMessage(message) = message.payload {
+                self.read.push_back(message);
+            }
+            rest = rest.get(length.next_multiple_of(NLMSG_ALIGN)..).unwrap_or_default();
+        }
+    }
 }
 
 /// None for messages about something else. Bridges also send their own view of a port, family `AF_BRIDGE`, which
 /// lacks most properties.
-fn link_event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<LinkEvent> {
-    match payload {
-        NetlinkPayload::Overrun(_) => Some(LinkEvent::Lost),
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message))
+fn link_event(notification: Notification) -> Option<LinkEvent> {
+    match notification {
+        Notification::Lost => Some(LinkEvent::Lost),
+        Notification::Message(RouteNetlinkMessage::NewLink(message))
             if message.header.interface_family == AddressFamily::Unspec =>
         {
             Some(LinkEvent::Changed(link::parse(&message)))
         }
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message))
+        Notification::Message(RouteNetlinkMessage::DelLink(message))
             if message.header.interface_family == AddressFamily::Unspec =>
         {
             let link = link::parse(&message);
             Some(LinkEvent::Removed { index: link.index, name: link.name })
         }
-        _ => None,
+        Notification::Message(_) => None,
     }
 }
