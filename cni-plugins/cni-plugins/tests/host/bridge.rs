@@ -224,7 +224,7 @@ fn a_failed_add_leaves_nothing() {
 fn many_at_once_get_different_addresses() {
     let node = Node::new();
     let config = node.config("1.0.0");
-    let containers: Vec<Container> = (0..16).map(|index| Container::new(&format!("c{index}"))).collect();
+    let containers: Vec<Container> = (0..50).map(|index| Container::new(&format!("c{index}"))).collect();
     let config = &config;
     let results: Vec<Value> = std::thread::scope(|scope| {
         let adding: Vec<_> = containers.iter().map(|c| scope.spawn(move || add(config, c))).collect();
