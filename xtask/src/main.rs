@@ -2,6 +2,7 @@
 //!
 //! One file per command. Commands call each other as functions (`up` calls `setup`), never through a shell.
 
+mod bench;
 mod build_ebpf;
 mod ci;
 mod debian;
@@ -38,6 +39,8 @@ enum Command {
     Down,
     /// Run the tests that this machine can run, or one tier.
     Test(test::Options),
+    /// Measure the cluster that is up.
+    Bench(bench::Options),
     /// Run every check that a change must pass.
     Ci,
     /// Check the rules that the compiler does not know: dependency directions, file headers, pure modules.
@@ -67,6 +70,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Setup => setup::run(),
         Command::BuildEbpf => build_ebpf::run(),
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),
         Command::Dist(options) => dist::run(&options).map(drop),
