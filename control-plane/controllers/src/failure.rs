@@ -100,6 +100,16 @@ pub fn is_not_found(error: &ApiError) -> bool {
     matches!(error, ApiError::Api(status) if status.is_not_found())
 }
 
+/// The answer to a request that names an object's uid and no version: nothing, where the object is gone or another has its
+/// name now.
+pub fn unless_gone<T>(answer: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether the object changed since it was read.
 pub fn is_conflict(error: &ApiError) -> bool {
     matches!(error, ApiError::Api(status) if status.is_conflict())

@@ -148,25 +148,18 @@ impl Controller {
         });
         let result =
             self.api(&key).patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-        match result {
-            Ok(_) => Ok(()),
-            Err(error) if failure::is_not_found(&error) || failure::is_conflict(&error) => Ok(()),
-            Err(error) => Err(Failure::api("mark pod failed", &key)(error)),
-        }
+        failure::unless_gone(result).map(drop).map_err(Failure::api("mark pod failed", &key))
     }
 
     async fn delete(&self, pod: &Pod) -> Result<(), Failure> {
         let key = ObjectKey::of(pod);
         let uid = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
         let parameters = DeleteParams::default().grace_period(0).preconditions(uid);
-        match self.api(&key).delete(&key.name, &parameters).await {
-            Ok(_) => {
-                tracing::info!(pod = %key, "pod collected");
-                Ok(())
-            }
-            Err(error) if failure::is_not_found(&error) || failure::is_conflict(&error) => Ok(()),
-            Err(error) => Err(Failure::api("delete pod", &key)(error)),
+        let result = self.api(&key).delete(&key.name, &parameters).await;
+        if failure::unless_gone(result).map_err(Failure::api("delete pod", &key))?.is_some() {
+            tracing::info!(pod = %key, "pod collected");
         }
+        Ok(())
     }
 
     fn api(&self, key: &ObjectKey) -> Api<Pod> {

@@ -90,18 +90,11 @@ impl Controller {
             }] },
         });
         let marked = api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-        ignore_gone(marked.map(drop)).map_err(Failure::api("mark pod for eviction", key))?;
+        failure::unless_gone(marked).map_err(Failure::api("mark pod for eviction", key))?;
         let uid = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
         let deleted = api.delete(&key.name, &DeleteParams::default().preconditions(uid)).await;
-        ignore_gone(deleted.map(drop)).map_err(Failure::api("evict pod", key))?;
+        failure::unless_gone(deleted).map_err(Failure::api("evict pod", key))?;
         Ok(Outcome::Done)
-    }
-}
-
-fn ignore_gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
-    match result {
-        Err(error) if failure::is_not_found(&error) || failure::is_conflict(&error) => Ok(()),
-        other => other,
     }
 }
 
