@@ -6,6 +6,7 @@
 
 mod channels;
 mod exec;
+mod frames;
 mod handler;
 mod identity;
 mod log_format;

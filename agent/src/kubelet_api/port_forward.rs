@@ -14,7 +14,7 @@ use futures::{SinkExt, StreamExt};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use linux::netns::Netns;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -22,13 +22,12 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::Context;
 use super::channels::{self, Input, Protocol};
+use super::frames;
 use super::handler::{Answer, text};
 use super::query;
 use super::route::Target;
 use super::websocket::{self, Receiver, Sender, Socket};
 
-/// Bytes per frame.
-const FRAME_BYTES: usize = 32 * 1024;
 /// Frames that wait for the client, over all ports.
 const QUEUE_FRAMES: usize = 8;
 /// Longest wait for a connection inside the pod.
@@ -70,7 +69,7 @@ fn network_of(context: &Context, target: &Target) -> Option<Network> {
 
 async fn serve(socket: Socket, protocol: Protocol, pod: &str, network: &Network, ports: &[u16]) {
     let (mut sink, source) = socket.split();
-    let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
+    let (sender, queue) = mpsc::channel(QUEUE_FRAMES);
     let mut inputs = Vec::new();
     let mut copies = Vec::new();
     // At most 16 ports: two channels for each fit into a byte.
@@ -82,9 +81,9 @@ async fn serve(socket: Socket, protocol: Protocol, pod: &str, network: &Network,
         }
         let (read, write) = connected.map(TcpStream::into_split).ok().unzip();
         inputs.push(write);
-        copies.extend(read.map(|read| copy_output(read, data_channel, frames.clone())));
+        copies.extend(read.map(|read| copy_output(read, data_channel, sender.clone())));
     }
-    drop(frames);
+    drop(sender);
     // Dropping what is unfinished closes the connections into the pod.
     tokio::select! {
         _ = futures::future::join(write_frames(sink, queue), futures::future::join_all(copies)) => {}
@@ -130,41 +129,20 @@ async fn connect(network: &Network, port: u16) -> io::Result<TcpStream> {
 }
 
 /// Ends when all copies have ended, and closes the socket then.
-async fn write_frames(mut sink: Sender, mut queue: mpsc::Receiver<Message>) {
-    while let Some(frame) = queue.recv().await {
-        if let Err(error) = sink.send(frame).await {
-            return tracing::debug!(%error, "a port-forward client is gone");
-        }
-    }
-    if let Err(error) = sink.close().await {
+async fn write_frames(sink: Sender, queue: mpsc::Receiver<Message>) {
+    if let Some(mut sink) = frames::send_all(sink, queue).await
+        && let Err(error) = sink.close().await
+    {
         tracing::debug!(%error, "close a port-forward socket");
     }
 }
 
-async fn copy_output(mut stream: OwnedReadHalf, channel: u8, frames: mpsc::Sender<Message>) {
-    let mut buffer = vec![0; FRAME_BYTES];
-    loop {
-        match stream.read(&mut buffer).await {
-            Ok(0) => return,
-            Ok(count) => {
-                let frame = Message::Binary(channels::encode(channel, &buffer[..count]));
-                if frames.send(frame).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => return tracing::debug!(%error, channel, "read from a forwarded port"),
-        }
-    }
+async fn copy_output(stream: OwnedReadHalf, channel: u8, sender: mpsc::Sender<Message>) {
+    frames::copy_stream(stream, channel, &sender).await;
 }
 
 async fn read_frames(mut source: Receiver, protocol: Protocol, mut ports: Vec<Option<OwnedWriteHalf>>) {
-    while let Some(message) = source.next().await {
-        let data = match message {
-            Ok(Message::Binary(data)) => data,
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Text(_) | Message::Frame(_)) => continue,
-            Ok(Message::Close(_)) => return,
-            Err(error) => return tracing::debug!(%error, "a port-forward client is gone"),
-        };
+    while let Some(data) = frames::next_binary(&mut source).await {
         match channels::decode(protocol, data) {
             Input::Data { channel, data } if channel % 2 == 0 => {
                 let Some(slot) = ports.get_mut(usize::from(channel / 2)) else { continue };
