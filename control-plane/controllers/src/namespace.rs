@@ -167,11 +167,8 @@ impl Controller {
             for object in left.iter().filter(|object| !is_deleting(&object.metadata)) {
                 let name = object.metadata.name.as_deref().unwrap_or_default();
                 let uid = Preconditions { uid: object.metadata.uid.clone(), resource_version: None };
-                match api.delete(name, &parameters.clone().preconditions(uid)).await {
-                    Ok(_) => {}
-                    Err(error) if failure::is_not_found(&error) || failure::is_conflict(&error) => {}
-                    Err(error) => return Err(Failure::api("delete one of", &what)(error)),
-                }
+                let deleted = api.delete(name, &parameters.clone().preconditions(uid)).await;
+                failure::ignore_replaced(deleted).map_err(Failure::api("delete one of", &what))?;
             }
         }
         left = list(&api, &what).await?;
@@ -208,11 +205,10 @@ impl Controller {
             finalizers.retain(|finalizer| finalizer != FINALIZER);
         }
         let api: Api<Namespace> = Api::all(self.context.client.clone());
-        match api.replace_subresource("finalize", &key.name, &PostParams::default(), &namespace).await {
-            Ok(_) => Ok(()),
-            Err(error) if failure::is_not_found(&error) => Ok(()),
-            Err(error) => Err(Failure::api("finalize namespace", key)(error)),
-        }
+        let finalized =
+            api.replace_subresource("finalize", &key.name, &PostParams::default(), &namespace).await;
+        failure::ignore_gone(finalized).map_err(Failure::api("finalize namespace", key))?;
+        Ok(())
     }
 }
 

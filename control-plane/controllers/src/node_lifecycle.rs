@@ -168,7 +168,8 @@ impl Controller {
             json!({ "metadata": { "uid": node.metadata.uid }, "status": { "conditions": conditions } });
         let result =
             self.api().patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-        ignore_gone(result.map(drop)).map_err(Failure::api("update status of node", key))
+        failure::ignore_gone(result).map_err(Failure::api("update status of node", key))?;
+        Ok(())
     }
 
     async fn write_taints(
@@ -181,7 +182,7 @@ impl Controller {
         // The status may have been written just now, so the version is not named; the list is compared on the next event.
         let patch = json!({ "metadata": { "uid": node.metadata.uid }, "spec": { "taints": taints } });
         let result = self.api().patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-        ignore_gone(result.map(drop)).map_err(Failure::api("update taints of node", key))?;
+        failure::ignore_gone(result).map_err(Failure::api("update taints of node", key))?;
         if plan.evicts {
             lock(&self.memory).evictions.insert(zone_of(node), Instant::now());
         }
@@ -210,7 +211,7 @@ impl Controller {
         });
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &key.namespace);
         let result = api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-        ignore_gone(result.map(drop)).map_err(Failure::api("mark pod not ready", &key))?;
+        failure::ignore_gone(result).map_err(Failure::api("mark pod not ready", &key))?;
         self.events.record(pod, Severity::Warning, "NodeNotReady", "Node is not ready".to_owned());
         Ok(())
     }
@@ -222,13 +223,6 @@ impl Controller {
 
 fn lock(memory: &Mutex<Memory>) -> std::sync::MutexGuard<'_, Memory> {
     memory.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn ignore_gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
-    match result {
-        Err(error) if failure::is_not_found(&error) => Ok(()),
-        other => other,
-    }
 }
 
 fn zone_of(node: &Node) -> String {
