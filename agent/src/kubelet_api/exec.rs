@@ -54,7 +54,7 @@ pub fn exec(context: Context, target: &Target, request: Request<Incoming>) -> An
         Ok(container) => container,
         Err(answer) => return *answer,
     };
-    websocket::upgrade(request, move |socket, protocol| async move {
+    websocket::upgrade(request, channels::PROTOCOLS, move |socket, protocol| async move {
         let StreamOptions { command, stdin, stdout, stderr, tty } = options.clone();
         let session = context.runtime.exec(&container.id, ExecConfig { command, stdin, stdout, stderr, tty });
         serve(socket, protocol, &options, session).await;
@@ -77,7 +77,7 @@ pub fn attach(context: Context, target: &Target, request: Request<Incoming>) -> 
     }
     // A container without an open stdin has nothing that input could go to.
     options.stdin &= container.stdin;
-    websocket::upgrade(request, move |socket, protocol| async move {
+    websocket::upgrade(request, channels::PROTOCOLS, move |socket, protocol| async move {
         let session = context.runtime.attach(&container.id, options.stdin);
         serve(socket, protocol, &options, session).await;
     })

@@ -2,8 +2,8 @@
 //!
 //! In: a request for a pod and ports. Out: two channels per port, data (even) and error (odd), each opened with the port in
 //! little-endian order. The connection goes to the loopback inside the pod; for a pod in the node's network, to the node's.
-//! What does not connect is said on the error channel. Only the `channel.k8s.io` protocols: kubectl's tunnelled SPDY is not
-//! spoken.
+//! What does not connect is said on the error channel. So much for the `channel.k8s.io` protocols; kubectl's, which opens
+//! connections as it needs them, is `tunnel`.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -26,6 +26,7 @@ use super::frames;
 use super::handler::{Answer, text};
 use super::query;
 use super::route::Target;
+use super::tunnel;
 use super::websocket::{self, Receiver, Sender, Socket};
 
 /// Frames that wait for the client, over all ports.
@@ -40,18 +41,46 @@ enum Network {
     Pod(PathBuf),
 }
 
+/// A pod as connections are made into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Namespace and name, for messages.
+    pod: String,
+    network: Network,
+}
+
+/// What a client may ask to speak, the preferred first.
+#[derive(Debug, Clone, Copy)]
+enum Spoken {
+    Tunnel,
+    Channels(Protocol),
+}
+
+const SPOKEN: &[(&str, Spoken)] = &[
+    (tunnel::PROTOCOL, Spoken::Tunnel),
+    (channels::V5, Spoken::Channels(Protocol::V5)),
+    (channels::V4, Spoken::Channels(Protocol::V4)),
+];
+
 /// Answers a port-forward request.
 pub fn forward(context: Context, target: &Target, request: Request<Incoming>) -> Answer {
-    let ports = match query::ports(request.uri().query().unwrap_or_default()) {
+    let ports = query::ports(request.uri().query().unwrap_or_default());
+    let is_tunnel = websocket::offers(request.headers(), tunnel::PROTOCOL);
+    let ports = match ports {
         Ok(ports) => ports,
+        // Each connection names its own.
+        Err(_) if is_tunnel => Vec::new(),
         Err(error) => return text(StatusCode::BAD_REQUEST, error.to_string()),
     };
     let Some(network) = network_of(&context, target) else {
         return text(StatusCode::NOT_FOUND, format!("pod \"{}\" does not exist", target.pod));
     };
-    let pod = format!("{}/{}", target.namespace, target.pod);
-    websocket::upgrade(request, move |socket, protocol| async move {
-        serve(socket, protocol, &pod, &network, &ports).await;
+    let place = Place { pod: format!("{}/{}", target.namespace, target.pod), network };
+    websocket::upgrade(request, SPOKEN, move |socket, spoken| async move {
+        match spoken {
+            Spoken::Tunnel => tunnel::serve(socket, place).await,
+            Spoken::Channels(protocol) => serve(socket, protocol, &place, &ports).await,
+        }
     })
 }
 
@@ -67,16 +96,16 @@ fn network_of(context: &Context, target: &Target) -> Option<Network> {
     context.pods.list().iter().any(|pod| own(pod)).then_some(Network::Node)
 }
 
-async fn serve(socket: Socket, protocol: Protocol, pod: &str, network: &Network, ports: &[u16]) {
+async fn serve(socket: Socket, protocol: Protocol, place: &Place, ports: &[u16]) {
     let (mut sink, source) = socket.split();
     let (sender, queue) = mpsc::channel(QUEUE_FRAMES);
     let mut inputs = Vec::new();
     let mut copies = Vec::new();
     // At most 16 ports: two channels for each fit into a byte.
     for (data_channel, port) in (0_u8..).step_by(2).zip(ports) {
-        let connected = connect(network, *port).await;
-        let failure = connected.as_ref().err().map(ToString::to_string);
-        if open_channels(&mut sink, data_channel, *port, pod, failure).await.is_err() {
+        let connected = place.connect(*port).await;
+        let failure = connected.as_ref().err().map(|error| failure_text(place, *port, error));
+        if open_channels(&mut sink, data_channel, *port, failure).await.is_err() {
             return;
         }
         let (read, write) = connected.map(TcpStream::into_split).ok().unzip();
@@ -96,36 +125,47 @@ async fn open_channels(
     sink: &mut Sender,
     data_channel: u8,
     port: u16,
-    pod: &str,
     failure: Option<String>,
 ) -> Result<(), tokio_tungstenite::tungstenite::Error> {
     for channel in [data_channel, data_channel + 1] {
         sink.send(Message::Binary(channels::encode(channel, &port.to_le_bytes()))).await?;
     }
     if let Some(failure) = failure {
-        let message = format!("error forwarding port {port} to pod {pod}: {failure}");
-        tracing::debug!(pod, port, failure, "forward a port");
-        sink.send(Message::Binary(channels::encode(data_channel + 1, message.as_bytes()))).await?;
+        sink.send(Message::Binary(channels::encode(data_channel + 1, failure.as_bytes()))).await?;
     }
     Ok(())
 }
 
-async fn connect(network: &Network, port: u16) -> io::Result<TcpStream> {
-    let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
-    let network = network.clone();
-    let connecting = tokio::task::spawn_blocking(move || {
-        let connect = || std::net::TcpStream::connect_timeout(&address, CONNECT_TIMEOUT);
-        match network {
-            Network::Node => connect(),
-            Network::Pod(path) => {
-                let netns = Netns::open(&path).map_err(io::Error::other)?;
-                netns.run(connect).map_err(io::Error::other)?
+impl Place {
+    #[cfg(test)]
+    pub fn node() -> Self {
+        Self { pod: "default/p".to_owned(), network: Network::Node }
+    }
+
+    /// Connects to a port on the loopback of the pod.
+    pub async fn connect(&self, port: u16) -> io::Result<TcpStream> {
+        let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+        let network = self.network.clone();
+        let connecting = tokio::task::spawn_blocking(move || {
+            let connect = || std::net::TcpStream::connect_timeout(&address, CONNECT_TIMEOUT);
+            match network {
+                Network::Node => connect(),
+                Network::Pod(path) => {
+                    let netns = Netns::open(&path).map_err(io::Error::other)?;
+                    netns.run(connect).map_err(io::Error::other)?
+                }
             }
-        }
-    });
-    let stream = connecting.await.map_err(io::Error::other)??;
-    stream.set_nonblocking(true)?;
-    TcpStream::from_std(stream)
+        });
+        let stream = connecting.await.map_err(io::Error::other)??;
+        stream.set_nonblocking(true)?;
+        TcpStream::from_std(stream)
+    }
+}
+
+/// Why a port is not forwarded, for the client.
+pub fn failure_text(place: &Place, port: u16, error: &io::Error) -> String {
+    tracing::debug!(pod = place.pod, port, %error, "forward a port");
+    format!("error forwarding port {port} to pod {}: {error}", place.pod)
 }
 
 /// Ends when all copies have ended, and closes the socket then.

@@ -12,3 +12,5 @@ mod many;
 mod namespace;
 #[path = "cluster/node_api.rs"]
 mod node_api;
+#[path = "cluster/port_forward.rs"]
+mod port_forward;
