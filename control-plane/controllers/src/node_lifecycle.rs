@@ -174,7 +174,7 @@ impl Controller {
             json!({ "metadata": { "uid": node.metadata.uid }, "status": { "conditions": conditions } });
         let result =
             self.api().patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-        failure::unless_gone(result).map_err(Failure::api("update status of node", key))
+        failure::ignore_replaced(result).map_err(Failure::api("update status of node", key))
     }
 
     /// Replaces the whole list, so the version that it was computed from is named: a taint that somebody else has set
@@ -187,12 +187,7 @@ impl Controller {
     ) -> Result<(), Failure> {
         let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": taints } });
         let result = self.api().patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-        match result {
-            Err(error) if !failure::is_not_found(&error) => {
-                Err(Failure::api("update taints of node", key)(error))
-            }
-            _ => Ok(()),
-        }
+        failure::ignore_gone(result).map(drop).map_err(Failure::api("update taints of node", key))
     }
 
     /// Takes the readiness of the node's pods away, so that no Service sends anybody there.
@@ -217,7 +212,7 @@ impl Controller {
         });
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &key.namespace);
         let result = api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-        failure::unless_gone(result).map_err(Failure::api("mark pod not ready", &key))?;
+        failure::ignore_replaced(result).map_err(Failure::api("mark pod not ready", &key))?;
         self.events.record(pod, Severity::Warning, "NodeNotReady", "Node is not ready".to_owned());
         Ok(())
     }
