@@ -42,12 +42,11 @@ fn own(node: &str, wanted: &Attributes) -> bool {
     wanted.name == node
 }
 
-/// Its own pods; lists and watches must select them.
+/// Its own pods; lists and watches must select them. It creates none, for a node may read what its pods refer to: mirror
+/// pods would have to refer to nothing.
 fn pods(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
     match wanted.verb {
         "list" | "watch" => selects(&wanted.field_selector, "spec.nodeName", node),
-        // A mirror pod; the admission of pods checks that it is bound to its creator.
-        "create" => true,
         "get" | "delete" => is_bound(node, wanted, cache),
         _ => false,
     }

@@ -64,6 +64,8 @@ fn who_may_do_what() {
         (node, "patch", "pods/status x other", false),
         (node, "update", "pods x mine", false),
         (node, "delete", "pods x other", false),
+        (node, "create", "pods x", false),
+        (node, "create", "pods/binding x mine", false),
         (node, "list", "pods   spec.nodeName=n1", true),
         (node, "watch", "pods   spec.nodeName=n2", false),
         (node, "list", "pods", false),
