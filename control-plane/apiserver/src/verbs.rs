@@ -9,6 +9,7 @@ mod change;
 mod create;
 mod delete;
 mod pods;
+mod restriction;
 mod scale;
 
 use serde_json::Value;
@@ -16,6 +17,8 @@ use serde_json::Value;
 use crate::auth::User;
 use crate::error::ApiError;
 use crate::kinds::Kind;
+use crate::object;
+use restriction::NodeWrite;
 
 pub use body::{FieldValidation, decode_options, decode_review};
 pub use delete::DeleteOptions;
@@ -53,10 +56,19 @@ impl Written {
     }
 }
 
+impl Target<'_> {
+    /// Whether its user may write this, where the user is a node.
+    fn admit(&self, name: &str, write: NodeWrite<'_>) -> Result<(), ApiError> {
+        let Some(node) = self.user.node() else { return Ok(()) };
+        restriction::check(node, self.kind, write)
+            .map_err(|reason| ApiError::forbidden(self.kind.resource(), name, &reason))
+    }
+}
+
 fn race_lost(target: &Target<'_>) -> ApiError {
     ApiError::modified(target.kind.resource(), target.name)
 }
 
 fn set_revision(object: &mut Value, revision: u64) {
-    crate::object::metadata(object).insert("resourceVersion".into(), revision.to_string().into());
+    object::metadata(object).insert("resourceVersion".into(), revision.to_string().into());
 }

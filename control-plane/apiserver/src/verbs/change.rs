@@ -8,6 +8,7 @@
 use serde_json::Value;
 
 use super::body::{Expected, conform, decode};
+use super::restriction::NodeWrite;
 use super::{FieldValidation, MAX_RACES, Target, WriteOptions, Written, race_lost, set_revision};
 use crate::api::Api;
 use crate::error::{ApiError, FieldError};
@@ -167,7 +168,7 @@ impl Api {
                 Settled::Write(new) => (new, false),
                 Settled::Remove(last) => (last, true),
             };
-            admit_node(&target, part, &old, &new)?;
+            target.admit(target.name, NodeWrite::Update { old: &old, new: &new })?;
             let reservation = if kind.storage == "services" && part == Part::Main && !remove {
                 let allocated = self.allocators.allocate(&mut new, Some(&old));
                 Some(allocated.map_err(|errors| kind.invalid(target.name, &errors))?)
@@ -332,33 +333,6 @@ fn spec_changed(new: &Value, old: &Value) -> bool {
         rest
     };
     rest(new) != rest(old)
-}
-
-/// A node may not change labels, taints or owners of itself that decide where pods run (NodeRestriction).
-fn admit_node(target: &Target<'_>, part: Part, old: &Value, new: &Value) -> Result<(), ApiError> {
-    let Some(node) = target.user.node() else { return Ok(()) };
-    let refuse = |reason: &str| {
-        Err(ApiError::forbidden(target.kind.resource(), target.name, &format!("node {node:?} {reason}")))
-    };
-    if target.kind.storage == "nodes" && part == Part::Main && new["spec"]["taints"] != old["spec"]["taints"]
-    {
-        return refuse("is not allowed to modify taints");
-    }
-    let restricted = |object: &Value| -> Vec<(String, String)> {
-        let labels = object::entries(object, "/metadata/labels");
-        let of_isolation = labels.filter(|(key, _)| key.contains("node-restriction.kubernetes.io/"));
-        of_isolation.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
-    };
-    if target.kind.storage == "nodes" && restricted(new) != restricted(old) {
-        return refuse("is not allowed to modify labels: node-restriction.kubernetes.io/");
-    }
-    if target.kind.storage == "pods"
-        && part == Part::Status
-        && new["metadata"]["labels"] != old["metadata"]["labels"]
-    {
-        return refuse("cannot update labels through pod status");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

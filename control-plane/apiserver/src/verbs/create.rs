@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::body::{Expected, decode};
+use super::restriction::NodeWrite;
 use super::{MAX_RACES, Target, WriteOptions, Written, set_revision};
 use crate::api::Api;
 use crate::error::{ApiError, FieldError};
@@ -63,7 +64,7 @@ impl Api {
         system_fields(kind, &mut object);
         (kind.default)(&mut object);
         (kind.prepare_create)(&mut object);
-        admit(&target, &object)?;
+        target.admit(object::name(&object), NodeWrite::Create(&object))?;
         let mut errors = kinds::validate_metadata(kind, &object);
         errors.extend((kind.validate)(&object));
         let name = object::name(&object).to_owned();
@@ -175,21 +176,5 @@ fn system_fields(kind: &Kind, object: &mut Value) {
     metadata.insert("creationTimestamp".into(), object::timestamp(jiff::Timestamp::now()).into());
     if kind.has_generation {
         metadata.insert("generation".into(), json!(1));
-    }
-}
-
-/// A node may only create itself, its lease, and pods that are bound to it (upstream's NodeRestriction).
-fn admit(target: &Target<'_>, object: &Value) -> Result<(), ApiError> {
-    let Some(node) = target.user.node() else { return Ok(()) };
-    let name = object::name(object);
-    let refuse = |reason: String| Err(ApiError::forbidden(target.kind.resource(), name, &reason));
-    match target.kind.storage {
-        "nodes" | "leases" if name != node => {
-            refuse(format!("node {node:?} is not allowed to modify {} {name:?}", target.kind.singular))
-        }
-        "pods" if text(object, "/spec/nodeName") != node => {
-            refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"))
-        }
-        _ => Ok(()),
     }
 }
