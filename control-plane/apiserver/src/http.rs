@@ -34,7 +34,7 @@ use route::{ResourceRoute, Route};
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// Bytes of a request body, at most (upstream's limit).
-const MAX_BODY: usize = 3 << 20;
+const MAX_BODY: usize = crate::object::MAX_SIZE;
 const JSON: &str = "application/json";
 
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {

@@ -12,6 +12,7 @@ mod pods;
 mod restriction;
 mod scale;
 
+use bytes::Bytes;
 use serde_json::Value;
 
 use crate::auth::User;
@@ -63,6 +64,16 @@ impl Target<'_> {
         restriction::check(node, self.kind, write)
             .map_err(|reason| ApiError::forbidden(self.kind.resource(), name, &reason))
     }
+}
+
+/// The bytes to store. Refuses an object that is too large, unless it was larger before: what removes a finalizer from it
+/// must not fail.
+fn encode(object: &Value, old_size: usize) -> Result<Bytes, ApiError> {
+    let bytes = object::encode(object);
+    if bytes.len() > object::MAX_SIZE.max(old_size) {
+        return Err(ApiError::too_large(object::MAX_SIZE));
+    }
+    Ok(bytes)
 }
 
 fn race_lost(target: &Target<'_>) -> ApiError {

@@ -178,7 +178,7 @@ impl Api {
             if options.dry_run {
                 return Ok(answer(new, entry.revision));
             }
-            let value = object::encode(&new);
+            let value = super::encode(&new, entry.size())?;
             let write = if remove {
                 Write::Delete { key: key.clone(), last: value }
             } else {

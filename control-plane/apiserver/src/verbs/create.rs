@@ -104,7 +104,7 @@ impl Api {
         dry_run: bool,
     ) -> Result<Option<u64>, Option<ApiError>> {
         let key = Api::key(target.kind, target.namespace, name);
-        let value = object::encode(object);
+        let value = super::encode(object, 0).map_err(Some)?;
         for _ in 0..MAX_RACES {
             let mut compares = vec![Compare { key: key.clone(), expect: Expect::Absent }];
             if target.kind.namespaced {
