@@ -222,18 +222,8 @@ impl Call<'_> {
         else {
             return Err(ApiError::no_such_path());
         };
-        if kind.namespaced && self.route.namespace.is_empty() && !matches!(self.verb, "list" | "watch") {
-            // Only lists reach over all namespaces.
-            return Err(ApiError::method_not_allowed());
-        }
-        let subresource = self.route.subresource.clone();
-        if !subresource.is_empty() {
-            let Some(known) = kind.subresource(&subresource) else { return Err(ApiError::no_such_path()) };
-            if !known.verbs.contains(&self.verb) {
-                return Err(ApiError::method_not_allowed());
-            }
-        }
-        match (subresource.as_str(), self.verb) {
+        route::check_served(kind, &self.route, self.verb)?;
+        match (self.route.subresource.as_str(), self.verb) {
             ("log" | "exec" | "attach" | "portforward", _) => self.proxy(kind).await,
             ("", "list") => self.list(kind),
             ("", "watch") => self.watch(kind),

@@ -55,6 +55,8 @@ pub struct Kind {
     pub type_name: &'static str,
     /// Kinds with one storage name are views of the same objects.
     pub storage: &'static str,
+    /// What can be done with the objects themselves.
+    pub verbs: &'static [&'static str],
     pub subresources: &'static [Subresource],
     /// `metadata.generation` counts changes outside metadata and status.
     pub has_generation: bool,
@@ -107,7 +109,7 @@ pub fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
-/// The verbs of every kind.
+/// Every verb of objects; most kinds have them all.
 pub const VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
