@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::body::{Expected, conform, decode};
+use super::body::{Expected, check_name, check_namespace, conform, decode};
 use super::restriction::NodeWrite;
 use super::{FieldValidation, MAX_RACES, Target, WriteOptions, Written, race_lost, set_revision};
 use crate::api::Api;
@@ -62,16 +62,8 @@ impl Api {
         }
         let (mut body, warnings) =
             decode(&self.registry, target.kind.expected(), bytes, options.field_validation)?;
-        let name = object::name(&body);
-        if name.is_empty() {
-            object::metadata(&mut body).insert("name".into(), target.name.into());
-        } else if name != target.name {
-            let message = format!(
-                "the name of the object ({name}) does not match the name on the URL ({})",
-                target.name
-            );
-            return Err(ApiError::bad_request(message));
-        }
+        check_namespace(&target, &mut body)?;
+        check_name(&target, &body)?;
         target.kind.to_storage(&mut body);
         let propose = |_: &Value| Ok((body.clone(), Vec::new()));
         let mut written = self.change(target, Part::of(subresource), options, propose).await?;
@@ -97,7 +89,7 @@ impl Api {
             target.kind.from_storage(&mut current);
             self.patched(
                 target.kind.expected(),
-                target.name,
+                &target,
                 kind,
                 &current,
                 &patch,
@@ -115,7 +107,7 @@ impl Api {
     pub(super) fn patched(
         &self,
         expected: Expected<'_>,
-        name: &str,
+        target: &Target<'_>,
         kind: PatchType,
         current: &Value,
         patch: &Value,
@@ -132,11 +124,12 @@ impl Api {
             }
         }
         let problems = conform(&self.registry, expected, &mut object)?;
+        check_name(target, &object)?;
         match validation {
             FieldValidation::Strict if !problems.is_empty() => {
                 let detail = format!("strict decoding error: {}", problems.join(", "));
                 let error = FieldError::invalid("patch", patch.to_string(), &detail);
-                Err(ApiError::invalid(expected.kind, expected.group, name, &[error]))
+                Err(ApiError::invalid(expected.kind, expected.group, target.name, &[error]))
             }
             FieldValidation::Ignore => Ok((object, Vec::new())),
             _ => Ok((object, problems)),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::body::{Expected, decode};
+use super::body::{Expected, check_namespace, decode};
 use super::restriction::NodeWrite;
 use super::{MAX_RACES, Target, WriteOptions, Written, set_revision};
 use crate::api::Api;
@@ -130,20 +130,9 @@ impl Api {
     }
 }
 
-/// Namespace and name of body and path must agree.
+/// The namespace is the path's, and the version is the server's to give.
 fn check_metadata(target: &Target<'_>, object: &mut Value) -> Result<(), ApiError> {
-    let given = object::namespace(object).to_owned();
-    if target.kind.namespaced {
-        if given.is_empty() {
-            object::metadata(object).insert("namespace".into(), target.namespace.into());
-        } else if given != target.namespace {
-            let message =
-                "the namespace of the provided object does not match the namespace sent on the request";
-            return Err(ApiError::bad_request(message));
-        }
-    } else {
-        object::metadata(object).remove("namespace");
-    }
+    check_namespace(target, object)?;
     if !text(object, "/metadata/resourceVersion").is_empty() {
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
     }

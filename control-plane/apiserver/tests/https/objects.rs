@@ -128,6 +128,35 @@ async fn deployments_scale_and_keep_their_selector() {
 }
 
 #[tokio::test]
+async fn a_body_is_about_the_object_of_its_path() {
+    let server = server().await;
+    server.post(MAPS, &map("m")).await;
+    server.post(DEPLOYMENTS, &deployment()).await;
+    let (path, scale) = (format!("{MAPS}/m"), format!("{DEPLOYMENTS}/web/scale"));
+    let sent = "the namespace of the provided object does not match the namespace sent on the request";
+    let url = "the name of the object (n) does not match the name on the URL";
+    let request = "the namespace of the object (y) does not match the namespace on the request (default)";
+    let of = |name: &str, namespace: &str| json!({"metadata": {"name": name, "namespace": namespace}});
+    for (answer, message) in [
+        (server.put(&path, &of("m", "y")).await, sent.to_owned()),
+        (server.put(&path, &of("n", "default")).await, format!("{url} (m)")),
+        (
+            server.put(&path, &of("", "")).await,
+            "the name of the object (m based on URL) was undeterminable: name must be provided".into(),
+        ),
+        (server.patch(&path, "merge", &json!({"metadata": {"name": "n"}})).await, format!("{url} (m)")),
+        (server.patch(&path, "strategic-merge", &json!({"metadata": {"namespace": "y"}})).await, request.into()),
+        (server.put(&scale, &of("web", "y")).await, sent.to_owned()),
+        (server.put(&scale, &of("n", "default")).await, format!("{url} (web)")),
+        (server.patch(&scale, "merge", &json!({"metadata": {"namespace": "y"}})).await, request.into()),
+    ] {
+        assert_eq!((answer.reason(), answer.message()), ((400, "BadRequest"), message.as_str()));
+    }
+    assert_eq!(server.put(&path, &of("m", "")).await.code, 200);
+    assert_eq!(server.put(&scale, &of("web", "default")).await.code, 200);
+}
+
+#[tokio::test]
 async fn lists_are_paged_selected_and_printed() {
     let server = server().await;
     for name in ["a", "b", "c"] {
