@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Target;
 use crate::api::Api;
-use crate::error::ApiError;
+use crate::error::{ApiError, FieldError};
 use crate::kinds::{self, Registry, api_version};
 use crate::object::{self, text};
 use crate::schema::{decode, protobuf};
@@ -22,15 +22,14 @@ pub enum FieldValidation {
 }
 
 impl FieldValidation {
-    pub fn parse(value: &str) -> Result<Self, ApiError> {
+    pub fn parse(value: &str) -> Result<Self, FieldError> {
         match value {
             "" | "Warn" => Ok(FieldValidation::Warn),
             "Ignore" => Ok(FieldValidation::Ignore),
             "Strict" => Ok(FieldValidation::Strict),
-            other => Err(ApiError::unprocessable(format!(
-                "CreateOptions.meta.k8s.io \"\" is invalid: fieldValidation: Unsupported value: {other:?}: supported \
-                 values: \"Ignore\", \"Warn\", \"Strict\""
-            ))),
+            other => {
+                Err(FieldError::not_supported("fieldValidation", other, &["Ignore", "Warn", "Strict"]))
+            }
         }
     }
 }

@@ -128,6 +128,28 @@ async fn deployments_scale_and_keep_their_selector() {
 }
 
 #[tokio::test]
+async fn bad_options_are_named_as_the_verbs_options() {
+    let server = server().await;
+    server.post(MAPS, &map("m")).await;
+    let bad = |path: &str| format!("{path}?dryRun=Some");
+    let one = format!("{MAPS}/m");
+    for (answer, kind) in [
+        (server.post(&bad(MAPS), &map("n")).await, "CreateOptions"),
+        (server.put(&bad(&one), &map("m")).await, "UpdateOptions"),
+        (server.patch(&bad(&one), "merge", &json!({})).await, "PatchOptions"),
+        (server.delete(&bad(&one)).await, "DeleteOptions"),
+        (server.delete(&bad(MAPS)).await, "DeleteOptions"),
+    ] {
+        let expected = format!(
+            "{kind}.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: \"Some\": supported values: \"All\""
+        );
+        assert_eq!((answer.reason(), answer.message()), ((422, "Invalid"), expected.as_str()));
+    }
+    let validation = server.patch(&format!("{one}?fieldValidation=x"), "merge", &json!({})).await;
+    assert!(validation.message().starts_with("PatchOptions.meta.k8s.io \"\" is invalid: fieldValidation: "));
+}
+
+#[tokio::test]
 async fn a_body_is_about_the_object_of_its_path() {
     let server = server().await;
     server.post(MAPS, &map("m")).await;
