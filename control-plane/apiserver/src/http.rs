@@ -6,6 +6,7 @@
 
 pub(crate) mod discovery;
 mod form;
+mod health;
 pub(crate) mod openapi;
 mod proxy;
 mod read;
@@ -143,7 +144,8 @@ async fn dispatch(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let path = request.uri().path();
-    if let Some(response) = health(path, request.uri().query().unwrap_or("")) {
+    let query = request.uri().query().unwrap_or("");
+    if let Some(response) = health::answer(path, query, &*api.store) {
         return Ok(response);
     }
     let user = user.ok_or_else(ApiError::unauthorized)?;
@@ -167,19 +169,6 @@ fn metrics(api: &Api, user: &User, path: &str) -> Result<Response<Body>, ApiErro
     }
     let text = api.cache.metrics.render(&api.cache.gauges());
     Ok(respond(200, "text/plain; version=0.0.4; charset=utf-8", text))
-}
-
-/// The endpoints that are open to everybody.
-fn health(path: &str, query: &str) -> Option<Response<Body>> {
-    let check = path.strip_prefix('/')?;
-    let (check, _) = check.split_once('/').unwrap_or((check, ""));
-    if !matches!(check, "livez" | "readyz" | "healthz") {
-        return None;
-    }
-    let verbose = Query::parse(query).has("verbose");
-    let text =
-        if verbose { format!("[+]ping ok\n[+]store ok\n{check} check passed\n") } else { "ok".to_owned() };
-    Some(respond(200, "text/plain; charset=utf-8", text))
 }
 
 async fn resource(
