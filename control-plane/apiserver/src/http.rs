@@ -8,6 +8,7 @@ pub(crate) mod discovery;
 mod form;
 mod health;
 pub(crate) mod openapi;
+pub mod places;
 mod proxy;
 mod read;
 mod reviews;

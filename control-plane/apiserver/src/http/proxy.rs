@@ -4,6 +4,7 @@
 
 use http::{Method, Response, header};
 
+use super::places::Upgrade;
 use super::{Body, Call, Query};
 use crate::error::{ApiError, Resource};
 use crate::kinds::Kind;
@@ -50,7 +51,7 @@ impl Call<'_> {
         })?;
         let target = target(&subresource, &namespace, &name, &container, &self.query);
         let upgrade = self.request.headers().contains_key(header::UPGRADE);
-        let upgrade = upgrade.then(|| hyper::upgrade::on(&mut self.request));
+        let upgrade = upgrade.then(|| Upgrade::of(&mut self.request));
         let (parts, body) = self.request.into_parts();
         let method = if subresource == "log" { Method::GET } else { parts.method };
         let request = KubeletRequest { address, method, target, headers: &parts.headers, body, upgrade };
