@@ -4,6 +4,7 @@ pub(super) mod config;
 pub(super) mod pod;
 pub(super) mod service;
 pub(super) mod simple;
+mod volumes;
 pub(super) mod workload;
 
 use serde_json::Value;
