@@ -180,7 +180,7 @@ async fn resource(
 ) -> Result<Response<Body>, ApiError> {
     let query = Query::parse(request.uri().query().unwrap_or(""));
     let attributes = route.attributes(request.method(), &query)?;
-    if let Err(reason) = auth::authorize(user, &attributes, &api.cache) {
+    if let Err(reason) = auth::authorize(user, &attributes, api.known()) {
         let resource = crate::error::Resource { group: &attributes.group, name: &attributes.resource };
         return Err(ApiError::forbidden(resource, &attributes.name, &reason));
     }
