@@ -31,6 +31,18 @@ fn every_row_has_a_type_and_as_many_cells_as_columns() {
 }
 
 #[test]
+fn every_row_can_come_as_protobuf() {
+    let registry = Registry::build().unwrap();
+    // An envelope around an object with metadata (field 1) that has a name (field 1).
+    let bytes = [b"k8s\0".as_slice(), &[0x12, 5, 0x0a, 3, 0x0a, 1, b'x']].concat();
+    for kind in rows::KINDS {
+        let root = registry.type_of(kind.type_name).unwrap();
+        let object = crate::schema::protobuf::decode(&registry.schemas, &registry.numbers, root, &bytes);
+        assert_eq!(object.unwrap()["metadata"]["name"], "x", "{} has no numbers", kind.kind);
+    }
+}
+
+#[test]
 fn pods_get_upstreams_defaults() {
     let pod = defaulted(
         "Pod",
