@@ -1,7 +1,7 @@
 //! Starting: open the store, fill the cache and the allocators, make the objects that every cluster has, listen.
 //!
-//! Input: validated options. Output: a running server, or the first error. The port is bound before the store is
-//! opened, so a port in use changes nothing on disk but the certificates.
+//! Input: validated options. Output: a running server, or the first error. The port is bound before certificates and
+//! store are opened, so a port in use changes nothing on disk.
 
 mod own;
 
