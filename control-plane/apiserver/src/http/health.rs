@@ -96,7 +96,11 @@ mod tests {
     #[test]
     fn a_closed_store_fails_the_checks() {
         for (path, open, closed) in [
-            ("/readyz", (200, "ok"), (500, "[+]ping ok\n[-]store failed: reason withheld\nreadyz check failed\n")),
+            (
+                "/readyz",
+                (200, "ok"),
+                (500, "[+]ping ok\n[-]store failed: reason withheld\nreadyz check failed\n"),
+            ),
             (
                 "/livez?verbose",
                 (200, "[+]ping ok\n[+]store ok\nlivez check passed\n"),

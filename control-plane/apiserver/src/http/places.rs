@@ -116,7 +116,8 @@ mod tests {
         let places = Places::new(1);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let _clients = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+        let _clients =
+            [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
         let (stream, _, place) = places.accept(&listener).await.unwrap();
         keep_alive(&stream).unwrap();
         assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), TCP_SILENCE);

@@ -127,7 +127,9 @@ fn ephemeral_containers_come_with_no_pod_and_no_template() {
             "Deployment",
             json!({"spec": {"selector": {"matchLabels": {"app": "a"}}, "template": template}})
         ),
-        ["spec.template.spec.ephemeralContainers: Forbidden: ephemeral containers not allowed in pod template"]
+        [
+            "spec.template.spec.ephemeralContainers: Forbidden: ephemeral containers not allowed in pod template"
+        ]
     );
 }
 

@@ -39,9 +39,7 @@ pub(super) fn apply(object: &mut Value, patch: &Value) -> Result<(), ApiError> {
 }
 
 fn refused(why: impl std::fmt::Display) -> ApiError {
-    ApiError::unprocessable(format!(
-        "the server rejected our request due to an error in our request: {why}"
-    ))
+    ApiError::unprocessable(format!("the server rejected our request due to an error in our request: {why}"))
 }
 
 /// Whether the object stays within the limits when the operation is done. What cannot be done is left to the patch.

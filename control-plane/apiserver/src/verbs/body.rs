@@ -27,9 +27,7 @@ impl FieldValidation {
             "" | "Warn" => Ok(FieldValidation::Warn),
             "Ignore" => Ok(FieldValidation::Ignore),
             "Strict" => Ok(FieldValidation::Strict),
-            other => {
-                Err(FieldError::not_supported("fieldValidation", other, &["Ignore", "Warn", "Strict"]))
-            }
+            other => Err(FieldError::not_supported("fieldValidation", other, &["Ignore", "Warn", "Strict"])),
         }
     }
 }
@@ -138,7 +136,10 @@ pub(super) fn check_namespace(target: &Target<'_>, object: &mut Value) -> Result
 pub(super) fn check_name(target: &Target<'_>, object: &Value) -> Result<(), ApiError> {
     let (name, namespace) = (object::name(object), object::namespace(object));
     let message = if name.is_empty() {
-        format!("the name of the object ({} based on URL) was undeterminable: name must be provided", target.name)
+        format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            target.name
+        )
     } else if name != target.name {
         format!("the name of the object ({name}) does not match the name on the URL ({})", target.name)
     } else if !namespace.is_empty() && !target.namespace.is_empty() && namespace != target.namespace {

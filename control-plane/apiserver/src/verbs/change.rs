@@ -87,18 +87,11 @@ impl Api {
         self.change(target, Part::of(subresource), options, |old| {
             let mut current = old.clone();
             target.kind.from_storage(&mut current);
-            self.patched(
-                target.kind.expected(),
-                &target,
-                kind,
-                &current,
-                &patch,
-                options.field_validation,
-            )
-            .map(|(mut object, warnings)| {
-                target.kind.to_storage(&mut object);
-                (object, warnings)
-            })
+            self.patched(target.kind.expected(), &target, kind, &current, &patch, options.field_validation)
+                .map(|(mut object, warnings)| {
+                    target.kind.to_storage(&mut object);
+                    (object, warnings)
+                })
         })
         .await
     }

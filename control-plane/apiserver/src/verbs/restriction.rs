@@ -87,10 +87,9 @@ fn own_node(node: &str, write: NodeWrite<'_>) -> Result<(), String> {
     let forbidden: Vec<&str> = changed_labels(old, new).into_iter().filter(|key| !is_free(key)).collect();
     match (forbidden.is_empty(), old.is_null()) {
         (true, _) => Ok(()),
-        (false, true) => Err(format!(
-            "node {node:?} is not allowed to set the following labels: {}",
-            forbidden.join(", ")
-        )),
+        (false, true) => {
+            Err(format!("node {node:?} is not allowed to set the following labels: {}", forbidden.join(", ")))
+        }
         (false, false) => Err(format!("is not allowed to modify labels: {}", forbidden.join(", "))),
     }
 }
@@ -99,9 +98,9 @@ fn own_pod(node: &str, write: NodeWrite<'_>) -> Result<(), String> {
     let is_own = text(write.object(), "/spec/nodeName") == node;
     match write {
         NodeWrite::Create(_) => Err("pods are not created by nodes".into()),
-        NodeWrite::Update { .. } if !is_own => Err(format!(
-            "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
-        )),
+        NodeWrite::Update { .. } if !is_own => {
+            Err(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"))
+        }
         NodeWrite::Update { old, new } if new["metadata"]["labels"] != old["metadata"]["labels"] => {
             Err(format!("node {node:?} cannot update labels through pod status"))
         }

@@ -169,7 +169,10 @@ async fn a_body_is_about_the_object_of_its_path() {
             "the name of the object (m based on URL) was undeterminable: name must be provided".into(),
         ),
         (server.patch(&path, "merge", &json!({"metadata": {"name": "n"}})).await, format!("{url} (m)")),
-        (server.patch(&path, "strategic-merge", &json!({"metadata": {"namespace": "y"}})).await, request.into()),
+        (
+            server.patch(&path, "strategic-merge", &json!({"metadata": {"namespace": "y"}})).await,
+            request.into(),
+        ),
         (server.put(&scale, &of("web", "y")).await, sent.to_owned()),
         (server.put(&scale, &of("n", "default")).await, format!("{url} (web)")),
         (server.patch(&scale, "merge", &json!({"metadata": {"namespace": "y"}})).await, request.into()),
@@ -327,8 +330,47 @@ async fn discovery_and_openapi_describe_what_is_served() {
 }
 
 #[tokio::test]
+async fn an_object_does_not_outgrow_a_request() {
+    let server = server().await;
+    server.post(DEPLOYMENTS, &deployment()).await;
+    let path = format!("{DEPLOYMENTS}/web");
+    let grow = |field: &str| {
+        let path = format!("/spec/template/spec/containers/0/{field}");
+        json!([{"op": "add", "path": path, "value": ["x".repeat(2 << 20)]}])
+    };
+    assert_eq!(server.patch(&path, "json", &grow("args")).await.code, 200);
+    let refused = server.patch(&path, "json", &grow("command")).await;
+    assert_eq!(refused.reason(), (413, "RequestEntityTooLarge"));
+    let third = json!({"metadata": {"labels": {"a": "b"}}});
+    assert_eq!(server.patch(&path, "merge", &third).await.code, 200);
+}
+
+#[tokio::test]
+async fn kinds_are_served_in_their_scope_with_their_verbs() {
+    let server = server().await;
+    let node = json!({"metadata": {"name": "n"}});
+    assert_eq!(server.post("/api/v1/namespaces/default/nodes", &node).await.reason(), (404, "NotFound"));
+    let review = json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}});
+    let reviews = "/apis/authorization.k8s.io/v1/namespaces/default/selfsubjectaccessreviews";
+    assert_eq!(server.post(reviews, &review).await.reason(), (404, "NotFound"));
+    assert_eq!(server.delete("/api/v1/namespaces").await.reason(), (405, "MethodNotAllowed"));
+    let resources = server.get("/api/v1").await.body;
+    let verbs = |name: &str| {
+        let mut all = resources["resources"].as_array().unwrap().iter();
+        all.find(|resource| resource["name"] == name).unwrap()["verbs"].clone()
+    };
+    assert_eq!(verbs("namespaces"), json!(["create", "delete", "get", "list", "patch", "update", "watch"]));
+    assert!(verbs("pods").as_array().unwrap().contains(&json!("deletecollection")));
+    let paths = &server.get("/openapi/v3/api/v1").await.body["paths"];
+    assert!(
+        paths["/api/v1/namespaces"].get("delete").is_none() && paths["/api/v1/nodes"]["delete"].is_object()
+    );
+}
+
+#[tokio::test]
 async fn a_port_in_use_changes_nothing_on_disk() {
-    let (directory, taken) = (tempfile::tempdir().unwrap(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let (directory, taken) =
+        (tempfile::tempdir().unwrap(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let mut options = options_in(directory.path());
     options.bind = taken.local_addr().unwrap();
     let result = bootstrap::start(&options, CancellationToken::new()).await;

@@ -105,12 +105,7 @@ fn mode(object: &Value, field: &str, path: &str, errors: &mut Vec<FieldError>) {
 }
 
 /// Checks what a container mounts.
-pub(super) fn mounts(
-    container: &Value,
-    path: &str,
-    volumes: &BTreeSet<&str>,
-    errors: &mut Vec<FieldError>,
-) {
+pub(super) fn mounts(container: &Value, path: &str, volumes: &BTreeSet<&str>, errors: &mut Vec<FieldError>) {
     let list = format!("{path}.volumeMounts");
     let mut seen = BTreeSet::new();
     for (index, mount) in items(container, "/volumeMounts").iter().enumerate() {
