@@ -1,13 +1,11 @@
 //! Objects: create, read, update, patch, delete, lists, tables, errors, services, namespaces.
 
-use apiserver::bootstrap::{self, StartError};
 use apiserver::pki::Identity;
 use bytes::Bytes;
 use http_body_util::Full;
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
-use super::client::{Server, options_in, request, server, server_in};
+use super::client::{Server, request, server, server_in};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
@@ -365,17 +363,6 @@ async fn kinds_are_served_in_their_scope_with_their_verbs() {
     assert!(
         paths["/api/v1/namespaces"].get("delete").is_none() && paths["/api/v1/nodes"]["delete"].is_object()
     );
-}
-
-#[tokio::test]
-async fn a_port_in_use_changes_nothing_on_disk() {
-    let (directory, taken) =
-        (tempfile::tempdir().unwrap(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-    let mut options = options_in(directory.path());
-    options.bind = taken.local_addr().unwrap();
-    let result = bootstrap::start(&options, CancellationToken::new()).await;
-    assert!(matches!(result, Err(StartError::Listen { .. })));
-    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
 #[tokio::test]
