@@ -15,7 +15,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::{build_ebpf, debian, dist, down, images, process, setup, up};
-use tally::Tally;
+pub use tally::Tally;
 
 /// What nextest exits with when nothing matches the filter (its NO_TESTS_RUN).
 const NO_TESTS: i32 = 4;
@@ -99,13 +99,29 @@ const TIERS: &[Tier] = &[
 ];
 
 pub fn run(options: &Options) -> Result<()> {
+    let mut tally = Tally::default();
+    let end = tiers(options, &mut tally);
+    close(tally, end)
+}
+
+/// Prints the closing lines of a run, whatever became of it: what stopped it counts as one more failure, and nothing is printed after.
+pub fn close(mut tally: Tally, end: Result<()>) -> Result<()> {
+    if let Err(error) = end {
+        println!("xtask: {error:#}");
+        tally.failed += 1;
+    }
+    tally.print();
+    if tally.failed > 0 { Err(process::Told.into()) } else { Ok(()) }
+}
+
+/// Runs the chosen tiers and adds up what became of their tests, up to the tier that could not be run.
+pub fn tiers(options: &Options, tally: &mut Tally) -> Result<()> {
     if options.tier == Some(3) {
         bail!("there is no tier 3 (virtual machines) yet: choose 0, 1, 2 or 4");
     }
     let chosen: Vec<&Tier> =
         TIERS.iter().filter(|tier| options.tier.is_none_or(|n| n == tier.number)).collect();
     let root = nix::unistd::geteuid().is_root();
-    let mut tally = Tally::default();
     match chosen.iter().filter(|tier| root || tier.number == 0).map(|tier| tier.needs).max() {
         Some(Needs::Executables) => dist::run(&dist::Options::for_tests()).map(drop)?,
         Some(Needs::Object) => build_ebpf::run()?,
@@ -117,10 +133,6 @@ pub fn run(options: &Options) -> Result<()> {
             continue;
         }
         tally.add(if tier.number == 4 { run_cluster_tier(tier, options)? } else { run_tier(tier, options)? });
-    }
-    tally.print();
-    if tally.failed > 0 {
-        bail!("{} tests failed", tally.failed);
     }
     Ok(())
 }

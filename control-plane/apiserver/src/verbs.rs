@@ -6,6 +6,7 @@
 
 mod body;
 mod change;
+mod commit;
 mod create;
 mod delete;
 mod pods;

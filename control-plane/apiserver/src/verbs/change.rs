@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::body::{Expected, check_name, check_namespace, conform, decode};
 use super::restriction::NodeWrite;
 use super::{FieldValidation, MAX_RACES, Target, WriteOptions, Written, race_lost, set_revision};
+use crate::allocators::Bookkeeping;
 use crate::api::Api;
 use crate::error::{ApiError, FieldError};
 use crate::kinds::{self, Kind};
@@ -171,19 +172,17 @@ impl Api {
                 Write::Put { key: key.clone(), value }
             };
             let compares = vec![Compare { key: key.clone(), expect: Expect::At(entry.revision) }];
-            match self.store.commit(Transaction { compares, writes: vec![write] }).await {
-                Ok(revision) => {
-                    if let Some(reservation) = reservation {
-                        reservation.keep();
-                    }
-                    if kind.storage == "services" {
-                        self.allocators.release(&old, (!remove).then_some(&new));
-                    }
-                    return Ok(answer(new, revision));
-                }
-                // Again from the newest state, where a client that named the old revision is refused.
-                Err(StorageError::Conflict { .. }) => Metrics::add(&self.cache.metrics.conflicts),
-                Err(error) => return Err(error.into()),
+            let bookkeeping = (kind.storage == "services").then(|| {
+                let left = (!remove).then_some(&new);
+                Bookkeeping::new(&self.allocators, reservation, Some(&old), left)
+            });
+            match self.commit(Transaction { compares, writes: vec![write] }, bookkeeping).await {
+                Ok(revision) => return Ok(answer(new, revision)),
+                Err(refused) => match refused.error {
+                    // Again from the newest state, where a client that named the old revision is refused.
+                    StorageError::Conflict { .. } => Metrics::add(&self.cache.metrics.conflicts),
+                    error => return Err(error.into()),
+                },
             }
         }
         Err(race_lost(&target))

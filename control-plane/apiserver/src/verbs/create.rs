@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::body::{Expected, check_namespace, decode};
 use super::restriction::NodeWrite;
 use super::{MAX_RACES, Target, WriteOptions, Written, set_revision};
+use crate::allocators::Bookkeeping;
 use crate::api::Api;
 use crate::error::{ApiError, FieldError};
 use crate::kinds::{self, Kind};
@@ -76,18 +77,20 @@ impl Api {
         } else {
             None
         };
-        let revision = self.insert(&target, &object, &name, dry_run).await.map_err(|error| match error {
-            Some(error) => error,
-            None if generated => {
-                let mut error = ApiError::already_exists(kind.resource(), &name);
-                error.message.push_str(", the server was not able to generate a unique name for the object");
-                error
-            }
-            None => ApiError::already_exists(kind.resource(), &name),
-        })?;
-        if let (Some(reservation), Some(_)) = (reservation, revision) {
-            reservation.keep();
-        }
+        let bookkeeping = reservation
+            .map(|reservation| Bookkeeping::new(&self.allocators, Some(reservation), None, Some(&object)));
+        let revision =
+            self.insert(&target, &object, bookkeeping, dry_run).await.map_err(|error| match error {
+                Some(error) => error,
+                None if generated => {
+                    let mut error = ApiError::already_exists(kind.resource(), &name);
+                    error
+                        .message
+                        .push_str(", the server was not able to generate a unique name for the object");
+                    error
+                }
+                None => ApiError::already_exists(kind.resource(), &name),
+            })?;
         if let Some(revision) = revision {
             set_revision(&mut object, revision);
         }
@@ -100,9 +103,10 @@ impl Api {
         &self,
         target: &Target<'_>,
         object: &Value,
-        name: &str,
+        mut bookkeeping: Option<Bookkeeping>,
         dry_run: bool,
     ) -> Result<Option<u64>, Option<ApiError>> {
+        let name = object::name(object);
         let key = Api::key(target.kind, target.namespace, name);
         let value = super::encode(object, 0).map_err(Some)?;
         for _ in 0..MAX_RACES {
@@ -119,11 +123,13 @@ impl Api {
                 return Ok(None);
             }
             let writes = vec![Write::Put { key: key.clone(), value: value.clone() }];
-            match self.store.commit(Transaction { compares, writes }).await {
+            match self.commit(Transaction { compares, writes }, bookkeeping).await {
                 Ok(revision) => return Ok(Some(revision)),
-                Err(StorageError::Conflict { key: lost }) if lost == key => return Err(None),
-                Err(StorageError::Conflict { .. }) => {}
-                Err(error) => return Err(Some(error.into())),
+                Err(refused) => match refused.error {
+                    StorageError::Conflict { key: lost } if lost == key => return Err(None),
+                    StorageError::Conflict { .. } => bookkeeping = refused.bookkeeping,
+                    error => return Err(Some(error.into())),
+                },
             }
         }
         Err(Some(super::race_lost(target)))

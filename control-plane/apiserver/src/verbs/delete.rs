@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::change::is_finished;
 use super::restriction::NodeWrite;
 use super::{MAX_RACES, Target, Written, race_lost, set_revision};
+use crate::allocators::Bookkeeping;
 use crate::api::Api;
 use crate::cache::{Filter, Page};
 use crate::error::ApiError;
@@ -119,16 +120,17 @@ impl Api {
                 Write::Put { key: key.clone(), value }
             };
             let compares = vec![Compare { key: key.clone(), expect: Expect::At(entry.revision) }];
-            match self.store.commit(Transaction { compares, writes: vec![write] }).await {
+            let bookkeeping = (remove && kind.storage == "services")
+                .then(|| Bookkeeping::new(&self.allocators, None, Some(&old), None));
+            match self.commit(Transaction { compares, writes: vec![write] }, bookkeeping).await {
                 Ok(revision) => {
-                    if remove && kind.storage == "services" {
-                        self.allocators.release(&old, None);
-                    }
                     set_revision(&mut new, revision);
                     return Ok(answer(kind, new, remove));
                 }
-                Err(StorageError::Conflict { .. }) => Metrics::add(&self.cache.metrics.conflicts),
-                Err(error) => return Err(error.into()),
+                Err(refused) => match refused.error {
+                    StorageError::Conflict { .. } => Metrics::add(&self.cache.metrics.conflicts),
+                    error => return Err(error.into()),
+                },
             }
         }
         Err(race_lost(&target))

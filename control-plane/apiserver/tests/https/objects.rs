@@ -1,11 +1,14 @@
 //! Objects: create, read, update, patch, delete, lists, tables, errors, services, namespaces.
 
+use apiserver::auth::User;
 use apiserver::pki::Identity;
+use apiserver::verbs::Target;
 use bytes::Bytes;
 use http_body_util::Full;
 use serde_json::{Value, json};
 
 use super::client::{Server, request, server, server_in};
+use super::watches::Events;
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
@@ -387,4 +390,49 @@ async fn a_restarted_server_has_what_it_had() {
     let mut taken = json!({"metadata": {"name": "b"}, "spec": {"ports": [{"port": 1}]}});
     taken["spec"]["clusterIP"] = created["spec"]["clusterIP"].clone();
     assert_eq!(server.post(SERVICES, &taken).await.reason(), (422, "Invalid"), "allocators are rebuilt");
+}
+
+#[tokio::test]
+async fn the_namespaces_of_every_cluster_come_back() {
+    let server = server().await;
+    let path = "/api/v1/namespaces/kube-node-lease";
+    let before = server.get(path).await.body["metadata"]["uid"].clone();
+    let watch = "/api/v1/namespaces?watch=1&fieldSelector=metadata.name%3Dkube-node-lease";
+    let mut events = Events::of(&server, watch).await;
+    server.delete(path).await;
+    // No namespace controller runs here, so the test empties the namespace itself.
+    let mut namespace = server.get(path).await.body;
+    namespace["spec"]["finalizers"] = json!([]);
+    server.put(&format!("{path}/finalize"), &namespace).await;
+    loop {
+        let event = events.next().await.unwrap();
+        if event["type"] == "ADDED" && event["object"]["metadata"]["uid"] != before {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_address_follows_its_service_when_the_client_goes_away() {
+    let server = server().await;
+    let service = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"clusterIP": "10.96.0.77", "ports": [{"port": 80}]}})
+    };
+    let user = User { name: "test".into(), groups: vec!["system:masters".into()] };
+    let api = &server.running.api;
+    let kind = api.registry.find("", "v1", "services").unwrap();
+    let target = Target { kind, namespace: "default", name: "first", user: &user };
+    // Polled once, the transaction is with the store; then the client is gone.
+    let mut create = Box::pin(api.create_decoded(target, service("first"), false));
+    assert!(futures::poll!(&mut create).is_pending());
+    drop(create);
+    let path = format!("{SERVICES}/first");
+    let watch = format!("{SERVICES}?watch=1&fieldSelector=metadata.name%3Dfirst");
+    let mut events = Events::of(&server, &watch).await;
+    while events.next().await.unwrap()["type"] != "ADDED" {}
+    let second = server.post(SERVICES, &service("second")).await;
+    assert!(second.message().contains("provided IP is already allocated"), "{}", second.body);
+    server.delete(&path).await;
+    assert_eq!(server.post(SERVICES, &service("second")).await.code, 201);
 }
