@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
@@ -183,6 +184,7 @@ impl Task {
     }
 
     async fn put(&mut self, pod: Pod) {
+        let seen = Instant::now();
         let pod = Arc::new(pod);
         let uid = Names::of(&pod).uid.to_owned();
         if let Some(known) = self.workers.get_mut(&uid) {
@@ -196,6 +198,7 @@ impl Task {
         let group = group.unwrap_or_default();
         self.spawn(Begin {
             pod,
+            seen,
             gone: false,
             rejected,
             sandboxes: group.sandboxes,
@@ -277,6 +280,7 @@ impl Task {
             let pod = Arc::new(orphan(&uid, &group));
             self.spawn(Begin {
                 pod,
+                seen: Instant::now(),
                 gone: true,
                 rejected: None,
                 sandboxes: group.sandboxes,
@@ -317,6 +321,7 @@ impl Task {
         let group = group(&self.site.runtime).remove(Names::of(&known.pod).uid).unwrap_or_default();
         self.spawn(Begin {
             pod: known.pod,
+            seen: Instant::now(),
             gone: false,
             rejected: None,
             sandboxes: group.sandboxes,

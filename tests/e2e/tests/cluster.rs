@@ -8,3 +8,5 @@ mod demo;
 mod faults;
 #[path = "cluster/many.rs"]
 mod many;
+#[path = "cluster/metrics.rs"]
+mod metrics;
