@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::pods::kubectl;
 use crate::process;
@@ -18,16 +18,25 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Pods whose start is measured to its end.
 const STARTS: &str = "orlop_pod_start_phase_duration_seconds_count{phase=\"status\"}";
 
-/// Values by series, name and labels as they are written.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct NodeMetrics(BTreeMap<String, f64>);
+/// `address:port` of each node's kubelet API.
+pub struct Nodes(Vec<String>);
 
-impl NodeMetrics {
-    pub fn read() -> Result<Self> {
-        let mut all = Self::default();
-        for address in addresses()? {
+impl Nodes {
+    pub fn find() -> Result<Self> {
+        let path = "jsonpath={range .items[*]}{.status.addresses[?(@.type=='InternalIP')].address}:\
+                    {.status.daemonEndpoints.kubeletEndpoint.Port}{\"\\n\"}{end}";
+        let mut get = kubectl()?;
+        let text = process::run_quietly("kubectl get nodes", get.args(["get", "nodes", "-o", path]))?;
+        let found: Vec<String> = text.lines().map(str::to_owned).collect();
+        ensure!(!found.is_empty(), "the cluster has no nodes");
+        Ok(Self(found))
+    }
+
+    pub fn read(&self) -> Result<NodeMetrics> {
+        let mut all = NodeMetrics::default();
+        for address in &self.0 {
             let mut get = kubectl()?;
-            // The name in the certificate that the API server shows is not the kubelet's, so only its address is replaced.
+            // One authority signs the API server's certificate and the kubelets': only the address differs.
             get.args(["get", "--raw", "/metrics", "--server", &format!("https://{address}")]);
             all.add(&process::run_quietly(&format!("metrics of {address}"), &mut get)?);
         }
@@ -35,10 +44,10 @@ impl NodeMetrics {
     }
 
     /// Reads until the starts of so many pods since `before` are in it.
-    pub fn read_after(before: &Self, starts: usize) -> Result<Self> {
+    pub fn read_after(&self, before: &NodeMetrics, starts: usize) -> Result<NodeMetrics> {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let now = Self::read()?;
+            let now = self.read()?;
             let count = now.value(STARTS) - before.value(STARTS);
             if count >= starts as f64 {
                 return Ok(now);
@@ -49,7 +58,13 @@ impl NodeMetrics {
             );
         }
     }
+}
 
+/// Values by series, name and labels as they are written.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeMetrics(BTreeMap<String, f64>);
+
+impl NodeMetrics {
     /// Adds a page in the text format.
     fn add(&mut self, page: &str) {
         for line in page.lines().filter(|line| !line.starts_with('#')) {
@@ -65,24 +80,9 @@ impl NodeMetrics {
         self.0.get(series).copied().unwrap_or_default()
     }
 
-    /// What a family of durations summed up since `before`, under one label; all labels are `label` and one more at most.
+    /// What a family of durations summed up since `before`, in the series whose labels are exactly `label`.
     pub fn spent_since(&self, before: &Self, family: &str, label: &str) -> Duration {
         let series = format!("{family}_sum{{{label}}}");
         Duration::try_from_secs_f64(self.value(&series) - before.value(&series)).unwrap_or_default()
     }
-}
-
-/// `address:port` of each node's kubelet API.
-fn addresses() -> Result<Vec<String>> {
-    let path = "jsonpath={range .items[*]}{.status.addresses[?(@.type=='InternalIP')].address}:\
-                {.status.daemonEndpoints.kubeletEndpoint.Port}{\"\\n\"}{end}";
-    let mut get = kubectl()?;
-    let text = process::run_quietly("kubectl get nodes", get.args(["get", "nodes", "-o", path]))?;
-    let found: Vec<String> = text.lines().map(str::to_owned).collect();
-    ensure!(!found.is_empty(), "the cluster has no nodes");
-    found.iter().try_for_each(|address| {
-        let _: std::net::SocketAddr = address.parse().with_context(|| format!("address {address:?}"))?;
-        Ok::<(), anyhow::Error>(())
-    })?;
-    Ok(found)
 }

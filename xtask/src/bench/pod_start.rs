@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::cpu;
-use super::node_metrics::NodeMetrics;
+use super::node_metrics::Nodes;
 use super::percentile::{mean, percentile};
 use super::pods::{Bench, Times};
 use shares::Shares;
@@ -26,30 +26,41 @@ struct Batch {
 }
 
 pub fn run() -> Result<()> {
+    let nodes = Nodes::find()?;
     let mut bench = Bench::start()?;
     // One pod first: what happens only once is not what is measured.
     bench.create(1)?;
     bench.clear()?;
-    let batches = BATCHES.iter().map(|batch| measure(&mut bench, *batch)).collect::<Result<Vec<Batch>>>()?;
+    let batches =
+        BATCHES.iter().map(|batch| measure(&mut bench, &nodes, *batch)).collect::<Result<Vec<Batch>>>()?;
     print(&batches);
     Ok(())
 }
 
-fn measure(bench: &mut Bench, (count, rounds): (usize, usize)) -> Result<Batch> {
+fn measure(bench: &mut Bench, nodes: &Nodes, (count, rounds): (usize, usize)) -> Result<Batch> {
     let mut times = Vec::new();
     let mut cpu = [Duration::ZERO; 2];
-    let before = NodeMetrics::read()?;
+    let before = nodes.read()?;
     let mut after = before.clone();
     for round in 1..=rounds {
         let begin = cpu::spent()?;
         bench.create(count)?;
-        cpu[0] += cpu::spent()?.saturating_sub(begin);
-        after = NodeMetrics::read_after(&before, count * round)?;
+        let started = cpu::spent()?.saturating_sub(begin);
+        // What the question costs is not the pods'.
+        after = nodes.read_after(&before, count * round)?;
+        let begin = cpu::spent()?;
         times.extend(bench.clear()?);
-        cpu[1] += cpu::spent()?.saturating_sub(begin);
+        cpu[0] += started;
+        cpu[1] += started + cpu::spent()?.saturating_sub(begin);
     }
     let shares = Shares::of(&times, &before, &after);
     Ok(Batch { count, times, shares, cpu })
+}
+
+impl Batch {
+    fn all(&self, time: fn(Times) -> Option<Duration>) -> Vec<Duration> {
+        self.times.iter().copied().filter_map(time).collect()
+    }
 }
 
 fn print(batches: &[Batch]) {
@@ -58,24 +69,24 @@ fn print(batches: &[Batch]) {
     );
     println!("|---|---|---|---|---|---|---|---|");
     for batch in batches {
-        let all = |time: fn(Times) -> Option<Duration>| {
-            batch.times.iter().copied().filter_map(time).collect::<Vec<Duration>>()
-        };
-        let (start, end) = (all(Times::to_running), all(Times::to_gone));
+        let (start, end) = (batch.all(Times::to_running), batch.all(Times::to_gone));
+        let pods = u32::try_from(batch.times.len()).unwrap_or(u32::MAX);
         let cells = [
             percentile(&start, 50),
             percentile(&start, 99),
             percentile(&end, 50),
             percentile(&end, 99),
-            Some(batch.cpu[0] / u32::try_from(batch.times.len().max(1)).unwrap_or(u32::MAX)),
-            Some(batch.cpu[1] / u32::try_from(batch.times.len().max(1)).unwrap_or(u32::MAX)),
-        ];
-        let cells: Vec<String> = cells
-            .map(|cell| cell.map_or("-".to_owned(), |time| format!("{:.0} ms", milliseconds(time))))
-            .into();
-        println!("| {} | {} | {} |", batch.count, batch.times.len(), cells.join(" | "));
+            batch.cpu[0].checked_div(pods),
+            batch.cpu[1].checked_div(pods),
+        ]
+        .map(shown);
+        println!("| {} | {pods} | {} |", batch.count, cells.join(" | "));
     }
     println!("\nMean time of a pod's start by what it was spent on, and its share:\n");
+    print_shares(batches);
+}
+
+fn print_shares(batches: &[Batch]) {
     let heads: Vec<String> = batches.iter().map(|batch| format!("{} at once", batch.count)).collect();
     println!("| phase | {} |\n|---{}|", heads.join(" | "), "|---".repeat(batches.len()));
     let columns: Vec<Vec<(&str, f64)>> = batches.iter().map(|batch| batch.shares.rows()).collect();
@@ -83,16 +94,10 @@ fn print(batches: &[Batch]) {
         let cells: Vec<String> = columns.iter().map(|rows| shares::cell(rows, index)).collect();
         println!("| {name} | {} |", cells.join(" | "));
     }
-    let means: Vec<String> = batches
-        .iter()
-        .map(|batch| {
-            let start: Vec<Duration> = batch.times.iter().copied().filter_map(Times::to_running).collect();
-            mean(&start).map_or("-".to_owned(), |time| format!("{:.1} ms", milliseconds(time)))
-        })
-        .collect();
+    let means: Vec<String> = batches.iter().map(|batch| shown(mean(&batch.all(Times::to_running)))).collect();
     println!("| **whole** | {} |", means.join(" | "));
 }
 
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
+fn shown(time: Option<Duration>) -> String {
+    time.map_or("-".to_owned(), |time| format!("{:.0} ms", time.as_secs_f64() * 1000.0))
 }

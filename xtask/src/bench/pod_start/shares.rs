@@ -2,7 +2,8 @@
 //!
 //! The agent divides the time from its first sight of a pod to its being reported as Running into phases without gap or overlap, and the runtime
 //! measures the operations inside of them. Means add up, so what a phase has beyond its operation is waiting (for a processor, for a message,
-//! for a place), and what the whole has beyond schedule and phases is the way of the news between API server, agent and kubectl.
+//! for a place), and what the whole has beyond schedule and phases is the way of the news between API server, agent and kubectl. It is negative where kubectl sees the pod run before
+//! the agent has the API server's answer, with which the phase "status" ends.
 
 use std::time::Duration;
 
@@ -86,7 +87,10 @@ impl Shares {
             ("start", self.start.done),
             ("between the steps (queueing, files)", phases - done),
             ("status", self.status),
-            ("unexplained (news on their way)", self.whole - self.schedule - phases - rest),
+            (
+                "unexplained (news; negative: kubectl hears before the agent)",
+                self.whole - self.schedule - phases - rest,
+            ),
         ]
     }
 }
