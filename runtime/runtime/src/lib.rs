@@ -10,6 +10,7 @@ pub mod error;
 pub mod event;
 pub mod exec;
 pub mod image;
+pub mod metrics;
 pub mod sandbox;
 pub mod streams;
 

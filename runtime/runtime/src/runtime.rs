@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use linux::cgroup::Layout;
+use prometheus_client::registry::Registry;
 use shim_protocol::{Record, Request};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
@@ -35,6 +36,7 @@ use crate::image::{AuthConfig, DiskUsage, Image, PullProgress};
 use crate::images::reference::Name;
 use crate::images::registry::{Pull, blocking};
 use crate::images::{Store, archive};
+use crate::metrics::Metrics;
 use crate::network::PodNetwork;
 use crate::sandbox::{SandboxConfig, SandboxId, SandboxStatus};
 use crate::{shims, spec};
@@ -72,6 +74,7 @@ struct Inner {
     apparmor: bool,
     tables: Mutex<Tables>,
     events: broadcast::Sender<Event>,
+    metrics: Metrics,
     execs: Mutex<HashMap<ExecKey, oneshot::Sender<Result<i32, Error>>>>,
     next_exec: AtomicU64,
     background: TaskTracker,
@@ -156,15 +159,17 @@ impl Runtime {
         };
         let layout = Layout::detect(&config.cgroup_root).map_err(system("find control groups"))?;
         let living = shims::living(&config);
+        let metrics = Metrics::new();
         let runtime = Runtime(Arc::new(Inner {
             layout,
             store: Arc::new(Store::open(&config.root)?),
-            network: PodNetwork::new(&config),
+            network: PodNetwork::new(&config, metrics.network.clone()),
             executable: shims::executable(&config, &living)?,
             bounding: bounding_set(),
             apparmor: has_apparmor(),
             tables: Mutex::default(),
             events: broadcast::Sender::new(EVENT_QUEUE_EVENTS),
+            metrics,
             execs: Mutex::default(),
             next_exec: AtomicU64::new(state::now().cast_unsigned()),
             background: TaskTracker::new(),
@@ -179,6 +184,11 @@ impl Runtime {
     /// Subscribes to events from now on.
     pub fn events(&self) -> Events {
         Events { receiver: self.0.events.subscribe() }
+    }
+
+    /// Adds what the runtime measures of itself to a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.0.metrics.register(registry);
     }
 
     /// Waits until nothing is left to do in the background: networks taken down, removed sandboxes gone.
@@ -256,7 +266,7 @@ impl Runtime {
             progress,
             layers_in_use: self.0.layers_in_use(),
         };
-        pull.run().await
+        self.0.metrics.operation("pull_image", pull.run()).await
     }
 
     /// The image that a name, a digest reference or an id stands for; `None` when it is not here.
@@ -296,7 +306,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::CniNotInitialized`], [`Error::Network`], [`Error::InvalidArgument`] and what the machine says.
     pub async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, Error> {
-        self.run_sandbox_inner(config).await
+        self.0.metrics.operation("run_podsandbox", self.run_sandbox_inner(config)).await
     }
 
     /// Kills what still runs in the sandbox; its network is taken down in the background. Idempotent; fine when there is no such sandbox.
@@ -304,7 +314,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::Timeout`] when a container could not be killed; the call can be repeated.
     pub async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
-        self.stop_sandbox_inner(id).await
+        self.0.metrics.operation("stop_podsandbox", self.stop_sandbox_inner(id)).await
     }
 
     /// Removes a sandbox and its containers, stopping it first. It is gone from `list` at once; network, shim and directory are removed in the
@@ -313,7 +323,7 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::stop_sandbox`].
     pub async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
-        self.remove_sandbox_inner(id).await
+        self.0.metrics.operation("remove_podsandbox", self.remove_sandbox_inner(id)).await
     }
 
     /// Creates a container: user, specification, directories. Undone when any step fails. Its process is made by `start_container`, as with
@@ -326,7 +336,7 @@ impl Runtime {
         sandbox: &SandboxId,
         config: ContainerConfig,
     ) -> Result<ContainerId, Error> {
-        self.create_container_inner(sandbox, config).await
+        self.0.metrics.operation("create_container", self.create_container_inner(sandbox, config)).await
     }
 
     /// Makes a created container run: control group, mounts, process.
@@ -335,7 +345,7 @@ impl Runtime {
     /// [`Error::WrongState`], [`Error::Start`] when its process cannot be set up or executed; the container then exists as exited with
     /// reason StartError and code 128.
     pub async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
-        self.start_container_inner(id).await
+        self.0.metrics.operation("start_container", self.start_container_inner(id)).await
     }
 
     /// Sends the stop signal, waits at most `grace`, kills, and returns when the exit is recorded. Idempotent.
@@ -343,7 +353,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::Timeout`] when even the kill did not end it.
     pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
-        self.stop_container_inner(id, grace).await
+        self.0.metrics.operation("stop_container", self.stop_container_inner(id, grace)).await
     }
 
     /// Removes a container, killing it when it runs. Its log stays. Idempotent.
@@ -351,7 +361,7 @@ impl Runtime {
     /// # Errors
     /// What the machine says; the call can be repeated.
     pub async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
-        self.remove_container_inner(id).await
+        self.0.metrics.operation("remove_container", self.remove_container_inner(id)).await
     }
 
     /// Runs a process in a running container.
@@ -359,7 +369,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::WrongState`]; [`Error::Start`] when it cannot be executed.
     pub async fn exec(&self, id: &ContainerId, config: ExecConfig) -> Result<ExecSession, Error> {
-        self.exec_inner(id, config).await
+        self.0.metrics.operation("exec", self.exec_inner(id, config)).await
     }
 
     /// Runs a process in a running container to its end. At the timeout it is killed.
@@ -372,7 +382,7 @@ impl Runtime {
         command: Vec<String>,
         timeout: Option<Duration>,
     ) -> Result<ExecSyncResult, Error> {
-        self.exec_sync_inner(id, command, timeout).await
+        self.0.metrics.operation("exec_sync", self.exec_sync_inner(id, command, timeout)).await
     }
 
     /// Attaches to the streams of a running container; `wait` of the session gives the container's exit code. An attached reader that does
@@ -381,7 +391,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::WrongState`].
     pub async fn attach(&self, id: &ContainerId, stdin: bool) -> Result<ExecSession, Error> {
-        self.attach_inner(id, stdin).await
+        self.0.metrics.operation("attach", self.attach_inner(id, stdin)).await
     }
 
     /// Reads a container's counters.

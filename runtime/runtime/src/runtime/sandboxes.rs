@@ -141,8 +141,10 @@ impl Runtime {
         write_pod_files(&meta.config, directory)?;
         save(&directory.join("meta.json"), meta)?;
         let config = self.shim_config(meta);
-        shims::spawn(&self.0.executable, &config, &directory.join("shim.json")).await?;
-        let shim = self.connect(&meta.id).await?;
+        let steps = &self.0.metrics.sandbox_steps;
+        let file = directory.join("shim.json");
+        steps.time("start_shim", shims::spawn(&self.0.executable, &config, &file)).await?;
+        let shim = steps.time("connect_shim", self.connect(&meta.id)).await?;
         if meta.own_network {
             let netns = self.0.config.netns_path(&meta.id);
             meta.ips = self.0.network.add(&meta.id, &meta.config, &netns).await?;
