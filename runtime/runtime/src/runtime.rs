@@ -96,14 +96,6 @@ impl Inner {
         self.tables().containers.get(container).and_then(|container| container.record.borrow().clone())
     }
 
-    fn layers_in_use(&self) -> BTreeSet<String> {
-        self.tables()
-            .containers
-            .values()
-            .flat_map(|container| container.meta.layers.iter().cloned())
-            .collect()
-    }
-
     fn warn_once(&self, warning: &str) {
         let mut warned = lock(&self.warned);
         if warned.len() < MAX_WARNINGS && warned.insert(warning.to_owned()) {
@@ -229,12 +221,9 @@ impl Runtime {
     /// # Errors
     /// Every [`ImageError`]; nothing half imported stays.
     pub async fn import_archive(&self, archive: &Path, name: Option<&str>) -> Result<Vec<Image>, ImageError> {
-        let (store, layers) = (Arc::clone(&self.0.store), self.0.layers_in_use());
+        let store = Arc::clone(&self.0.store);
         let (path, name) = (archive.to_path_buf(), name.map(str::to_owned));
-        blocking(&archive.display().to_string(), move || {
-            archive::import(&store, &path, name.as_deref(), &layers)
-        })
-        .await
+        blocking(&archive.display().to_string(), move || archive::import(&store, &path, name.as_deref())).await
     }
 
     /// Pulls an image and unpacks it. Two pulls of one reference at a time share the work of blobs that are already here.
@@ -254,7 +243,6 @@ impl Runtime {
             name: Name::parse(reference)?,
             auth,
             progress,
-            layers_in_use: self.0.layers_in_use(),
         };
         pull.run().await
     }
@@ -277,9 +265,8 @@ impl Runtime {
     /// # Errors
     /// [`ImageError::Store`].
     pub async fn remove_image(&self, reference: &str) -> Result<(), ImageError> {
-        let (store, layers) = (Arc::clone(&self.0.store), self.0.layers_in_use());
-        let name = reference.to_owned();
-        blocking(reference, move || store.remove(&name, &layers)).await
+        let (store, name) = (Arc::clone(&self.0.store), reference.to_owned());
+        blocking(reference, move || store.remove(&name)).await
     }
 
     /// Use of the file system that holds images and writable layers.

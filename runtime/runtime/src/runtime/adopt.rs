@@ -73,7 +73,8 @@ impl Runtime {
             match meta {
                 Some(meta) if kept(&meta) => {
                     let record = load::<Record>(&directory.join("record.json"));
-                    self.0.tables().containers.insert(id, Container::new(meta, record));
+                    let layers = self.0.store.hold(meta.layers.clone());
+                    self.0.tables().containers.insert(id, Container::new(meta, record, layers));
                 }
                 other => self.drop_container(&id, other.map(|meta| meta.cgroup), &directory).await,
             }

@@ -17,7 +17,7 @@ use super::state::{Container, ContainerMeta, SandboxMeta, load, log_path, new_id
 use crate::container::{ContainerConfig, ContainerId, ContainerState, MountPropagation, SecurityProfile};
 use crate::error::Error;
 use crate::event::Event;
-use crate::images::UnpackedImage;
+use crate::images::{Hold, UnpackedImage};
 use crate::sandbox::{NamespaceMode, SandboxId, SandboxState};
 use crate::shims::client::Client;
 use crate::spec::{self, devices, resources, user};
@@ -137,12 +137,12 @@ impl Runtime {
         let directory = self.0.config.container_dir(id);
         let made = self.make_container_steps(sandbox, id, config, &directory);
         match made {
-            Ok(meta) => {
+            Ok((meta, layers)) => {
                 let event = Event::ContainerCreated {
                     sandbox: sandbox.clone(),
                     container: ContainerId(id.to_owned()),
                 };
-                self.0.tables().containers.insert(id.to_owned(), Container::new(meta, None));
+                self.0.tables().containers.insert(id.to_owned(), Container::new(meta, None, layers));
                 self.0.announce(event);
                 Ok(())
             }
@@ -161,11 +161,9 @@ impl Runtime {
         id: &str,
         config: ContainerConfig,
         directory: &Path,
-    ) -> Result<ContainerMeta, Error> {
+    ) -> Result<(ContainerMeta, Hold), Error> {
         let pod = self.sandbox_meta(&sandbox.0)?;
         let image = self.0.store.unpacked(&config.image)?;
-        // From here on the layers must stay: the container is in no table yet.
-        let _layers = self.0.store.hold(image.layers.clone());
         make_directories(directory)?;
         let staged = stage(&config, directory)?;
         let cgroup = format!("{}/{id}", pod.config.linux.cgroup_parent.trim_end_matches('/'));
@@ -186,7 +184,7 @@ impl Runtime {
             config,
         };
         save(&directory.join("meta.json"), &meta)?;
-        Ok(meta)
+        Ok((meta, image.hold))
     }
 
     pub(super) fn sandbox_meta(&self, id: &str) -> Result<SandboxMeta, Error> {
@@ -425,7 +423,9 @@ impl Runtime {
         tokio::task::spawn_blocking(move || remove_directory(&directory))
             .await
             .map_err(|error| Error::Shim { operation: "remove container", message: error.to_string() })??;
-        self.0.tables().containers.remove(&id.0);
+        // Its hold on the layers ends after the tables are free again.
+        let removed = self.0.tables().containers.remove(&id.0);
+        drop(removed);
         Ok(())
     }
 

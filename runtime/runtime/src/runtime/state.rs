@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::container::{ContainerConfig, ContainerId, ContainerState, ContainerStatus};
 use crate::error::Error;
+use crate::images::Hold;
 use crate::sandbox::{SandboxConfig, SandboxId, SandboxState, SandboxStatus};
 use crate::shims::client::Client;
 
@@ -76,6 +77,8 @@ pub(crate) struct Container {
     pub record: watch::Sender<Option<Record>>,
     /// Serialises start, stop and remove.
     pub turn: Arc<tokio::sync::Mutex<()>>,
+    /// Keeps its layers.
+    _layers: Hold,
 }
 
 #[derive(Debug, Default)]
@@ -85,8 +88,8 @@ pub(crate) struct Tables {
 }
 
 impl Container {
-    pub fn new(meta: ContainerMeta, record: Option<Record>) -> Container {
-        Container { meta, record: watch::Sender::new(record), turn: Arc::default() }
+    pub fn new(meta: ContainerMeta, record: Option<Record>, layers: Hold) -> Container {
+        Container { meta, record: watch::Sender::new(record), turn: Arc::default(), _layers: layers }
     }
 
     pub fn state(&self) -> ContainerState {
