@@ -17,7 +17,7 @@ use shim_protocol::{Answer, Record, Request};
 use super::Runtime;
 use super::containers::KILL_LIMIT;
 use super::sandboxes::remove_directory;
-use super::state::{Container, ContainerMeta, Phase, Sandbox, SandboxMeta, load};
+use super::state::{Container, ContainerMeta, Phase, Sandbox, SandboxMeta, learn, load};
 use crate::error::Error;
 use crate::sandbox::SandboxConfig;
 use crate::shims::{self, Living};
@@ -105,7 +105,7 @@ impl Runtime {
             Ok(shim) => {
                 if let Ok((Answer::Containers(reports), _)) = shim.call(Request::List, Vec::new()).await {
                     for report in reports {
-                        self.0.note(&report.container, |known| *known = Some(report.record));
+                        self.0.note(&report.container, |known| learn(known, report.record));
                     }
                     if let Some(sandbox) = self.0.tables().sandboxes.get_mut(id) {
                         sandbox.shim = Some(shim);

@@ -13,7 +13,7 @@ use shim_protocol::{Answer, Exit, Record, Request, RootFs, Staged, StartContaine
 
 use super::Runtime;
 use super::sandboxes::remove_directory;
-use super::state::{Container, ContainerMeta, SandboxMeta, load, log_path, new_id, now, save};
+use super::state::{Container, ContainerMeta, SandboxMeta, learn, load, log_path, new_id, now, save};
 use crate::container::{ContainerConfig, ContainerId, ContainerState, MountPropagation, SecurityProfile};
 use crate::error::Error;
 use crate::event::Event;
@@ -289,11 +289,7 @@ impl Runtime {
                 for warning in warnings {
                     self.0.warn_once(&warning);
                 }
-                self.0.note(&id.0, |known| {
-                    if known.is_none() {
-                        *known = Some(Record { pid, started_at, exit: None });
-                    }
-                });
+                self.0.note(&id.0, |known| learn(known, Record { pid, started_at, exit: None }));
                 Ok(())
             }
             Ok((other, _)) => Err(Error::Shim {

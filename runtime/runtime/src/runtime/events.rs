@@ -7,7 +7,7 @@ use std::sync::Weak;
 use shim_protocol::{Exit, Record, ShimEvent};
 use tokio::sync::mpsc;
 
-use super::state::{Phase, now, save};
+use super::state::{Phase, learn, now, save};
 use super::{Inner, Runtime};
 use crate::container::ContainerId;
 use crate::event::Event;
@@ -35,11 +35,7 @@ impl Inner {
     fn take_event(&self, sandbox: &str, event: ShimEvent) {
         match event {
             ShimEvent::Started { container, record } => {
-                self.note(&container, |known| {
-                    if known.is_none() {
-                        *known = Some(record);
-                    }
-                });
+                self.note(&container, |known| learn(known, record));
                 let container = ContainerId(container);
                 self.announce(Event::ContainerStarted { sandbox: SandboxId(sandbox.into()), container });
             }
@@ -56,7 +52,9 @@ impl Inner {
 
     fn take_exit(&self, sandbox: &str, container: String, exit: Exit) {
         let exit_code = exit.code;
-        self.note(&container, |known| known.get_or_insert_default().exit = Some(exit));
+        self.note(&container, |known| {
+            known.get_or_insert_default().exit.get_or_insert(exit);
+        });
         let container = ContainerId(container);
         self.announce(Event::ContainerExited { sandbox: SandboxId(sandbox.into()), container, exit_code });
     }

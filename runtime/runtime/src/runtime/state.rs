@@ -123,6 +123,19 @@ impl Container {
     }
 }
 
+/// Takes in what a shim says of a container. Answers and events reach the tables by different ways, so what is said may be older than what is
+/// known: an exit is final, and a process stays known.
+pub(crate) fn learn(known: &mut Option<Record>, said: Record) {
+    let newer = match known {
+        None => true,
+        Some(Record { exit: Some(_), .. }) => false,
+        Some(Record { pid, exit: None, .. }) => *pid == 0 || said.exit.is_some(),
+    };
+    if newer {
+        *known = Some(said);
+    }
+}
+
 /// CRI's words for an exit.
 fn reason(exit: &Exit) -> String {
     match exit {

@@ -1,7 +1,10 @@
 //! Validation tables and small pure decisions.
 
+use shim_protocol::{Exit, Record};
+
 use super::containers::{signal_number, validate};
 use super::sandboxes::{resolv_conf, validate as validate_sandbox};
+use super::state::learn;
 use crate::sandbox::{DnsConfig, LinuxSandboxConfig, NamespaceMode, NamespaceOptions, SandboxConfig};
 use crate::{ContainerConfig, Mount, MountPropagation};
 
@@ -28,6 +31,29 @@ fn resolv_conf_has_the_order_that_people_expect() {
     };
     assert_eq!(resolv_conf(&dns), "search a.svc svc\nnameserver 10.0.0.10\noptions ndots:5\n");
     assert_eq!(resolv_conf(&DnsConfig::default()), "");
+}
+
+#[test]
+fn what_a_shim_says_late_takes_nothing_back() {
+    let starting = || Record::default();
+    let running = || Record { pid: 7, started_at: 1, exit: None };
+    let ended = || Record { exit: Some(Exit { code: 3, ..Exit::default() }), ..running() };
+    let refused = || Record { exit: Some(Exit { code: 128, ..Exit::default() }), ..starting() };
+    for (known, said, expected) in [
+        (None, starting(), starting()),
+        (None, running(), running()),
+        (Some(starting()), running(), running()),
+        (Some(starting()), refused(), refused()),
+        (Some(running()), starting(), running()),
+        (Some(running()), ended(), ended()),
+        (Some(ended()), running(), ended()),
+        (Some(ended()), starting(), ended()),
+        (Some(ended()), refused(), ended()),
+    ] {
+        let mut record = known.clone();
+        learn(&mut record, said.clone());
+        assert_eq!(record, Some(expected), "{known:?} and {said:?}");
+    }
 }
 
 fn pod() -> SandboxConfig {
