@@ -100,16 +100,14 @@ impl Runtime {
 
     async fn adopt_sandbox(&self, id: &str, meta: SandboxMeta) {
         let phase = meta.phase;
-        self.0.tables().sandboxes.insert(id.to_owned(), Sandbox::new(meta.clone(), None));
+        self.0.tables().sandboxes.insert(id.to_owned(), Sandbox::new(meta.clone()));
         match self.connect(id).await {
             Ok(shim) => {
                 if let Ok((Answer::Containers(reports), _)) = shim.call(Request::List, Vec::new()).await {
                     for report in reports {
                         self.0.note(&report.container, |known| learn(known, report.record));
                     }
-                    if let Some(sandbox) = self.0.tables().sandboxes.get_mut(id) {
-                        sandbox.shim = Some(shim);
-                    }
+                    self.keep_shim(id, shim).await;
                 }
             }
             Err(error) => tracing::warn!(sandbox = id, %error, "shim does not answer"),

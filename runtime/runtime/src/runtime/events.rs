@@ -2,7 +2,7 @@
 //!
 //! One task per sandbox, in the order in which its shim speaks. When the shim is gone, the task ends what the shim kept.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use shim_protocol::{Exit, Record, ShimEvent};
 use tokio::sync::mpsc;
@@ -12,7 +12,7 @@ use super::{Inner, Runtime};
 use crate::container::ContainerId;
 use crate::event::Event;
 use crate::sandbox::SandboxId;
-use crate::shims::client::FromClient;
+use crate::shims::client::{Client, FromClient};
 
 /// Exit code of a container of which nobody saw the end, as containerd.
 pub(super) const UNKNOWN_EXIT_CODE: i32 = 255;
@@ -73,13 +73,22 @@ impl Inner {
 }
 
 impl Runtime {
+    /// Keeps a connected shim in its sandbox's entry. When it ended already, its end found no entry or one without it, and is dealt with here.
+    pub(super) async fn keep_shim(&self, sandbox: &str, shim: Arc<Client>) {
+        if let Some(known) = self.0.tables().sandboxes.get_mut(sandbox) {
+            known.shim = Some(Arc::clone(&shim));
+        }
+        if shim.is_gone() {
+            self.shim_gone(sandbox).await;
+        }
+    }
+
     /// The shim ended without being asked: nobody reaps or logs for its containers any more, so they are ended too.
     async fn shim_gone(&self, sandbox: &str) {
         {
             let mut tables = self.0.tables();
             let Some(known) = tables.sandboxes.get_mut(sandbox) else { return };
-            known.shim = None;
-            if known.meta.phase != Phase::Ready {
+            if known.shim.take().is_none() || known.meta.phase != Phase::Ready {
                 return;
             }
         }

@@ -114,8 +114,9 @@ impl Runtime {
         let directory = self.0.config.sandbox_dir(&meta.id);
         match self.make_sandbox_steps(&mut meta, &directory).await {
             Ok(shim) => {
-                let mut tables = self.0.tables();
-                tables.sandboxes.insert(meta.id.clone(), Sandbox::new(meta, Some(shim)));
+                let id = meta.id.clone();
+                self.0.tables().sandboxes.insert(id.clone(), Sandbox::new(meta));
+                self.keep_shim(&id, shim).await;
                 Ok(())
             }
             Err(error) => {

@@ -147,8 +147,8 @@ fn reason(exit: &Exit) -> String {
 }
 
 impl Sandbox {
-    pub fn new(meta: SandboxMeta, shim: Option<Arc<Client>>) -> Sandbox {
-        Sandbox { meta, shim, turn: Arc::default() }
+    pub fn new(meta: SandboxMeta) -> Sandbox {
+        Sandbox { meta, shim: None, turn: Arc::default() }
     }
 
     pub fn status(&self, netns: PathBuf) -> SandboxStatus {
