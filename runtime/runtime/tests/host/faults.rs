@@ -130,6 +130,31 @@ async fn killed_shim(host: &Host) -> (Runtime, runtime::SandboxId, runtime::Cont
 }
 
 #[tokio::test]
+async fn a_shim_that_dies_while_its_network_is_made_leaves_no_ready_sandbox() {
+    let mut host = Host::new();
+    // Kills the sandbox's shim and waits until it is a zombie or gone: its descriptors are closed then.
+    host.configure_scripted_network(
+        "[ $CNI_COMMAND = ADD ] || exit 0
+         for file in /proc/[0-9]*/cmdline; do
+             pid=${file#/proc/}; pid=${pid%/cmdline}
+             case \"$(tr '\\0' ' ' < $file 2>/dev/null)\" in
+                 \"orlop-shim $CNI_CONTAINERID\"*)
+                     kill -9 $pid
+                     while grep -q 'State:.[^Z]' /proc/$pid/status 2>/dev/null; do :; done;;
+             esac
+         done",
+    );
+    let mut config = host.pod();
+    config.linux.namespaces.network = NamespaceMode::Pod;
+    let runtime = host.open().await;
+    let pod = runtime.run_sandbox(config).await.unwrap();
+    until("it is not ready", || runtime.sandbox_status(&pod).unwrap().state == SandboxState::NotReady).await;
+    assert_eq!(runtime.sandbox_status(&pod).unwrap().shim_pid, None);
+    runtime.remove_sandbox(&pod).await.unwrap();
+    runtime.idle().await;
+}
+
+#[tokio::test]
 async fn a_killed_shim_ends_its_containers() {
     let host = Host::new();
     let (runtime, pod, id) = killed_shim(&host).await;
