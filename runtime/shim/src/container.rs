@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Starting --worker reports a pid--> Running --first process reaped--> Exited --deleted--> (forgotten)
-//!     \--worker reports a failure--> (forgotten)
+//!     \--worker reports a failure--> recorded as exited (and forgotten)
 //! ```
 
 use std::fs::File;
@@ -94,6 +94,17 @@ impl Container {
         self.record = Record { pid, started_at: timestamp::now(), exit: None };
         self.oom = OomWatch::new(&self.group).ok();
         write_record(&self.record_path, &self.record)
+    }
+
+    /// There will be no first process.
+    pub fn start_failed(&mut self, message: &str) -> Exit {
+        let message = format!("{}: {message}", shim_protocol::START_FAILED);
+        let exit = Exit::start_error(message, timestamp::now());
+        self.record.exit = Some(exit.clone());
+        if let Err(error) = write_record(&self.record_path, &self.record) {
+            eprintln!("record the failed start of {}: {error}", self.id);
+        }
+        exit
     }
 
     /// The first process ended: the rest of its output goes to the log, then the record is made durable.

@@ -315,8 +315,7 @@ impl Keeper {
                 self.claim(pid);
             }
             (Task::Start { slot, .. }, Outcome::Failed { message }) => {
-                self.containers.remove(&slot);
-                self.refuse(worker.caller, FailureKind::Start, message);
+                self.start_failed(worker.caller, slot, message);
             }
             (Task::Exec { .. }, Outcome::Failed { message }) => {
                 self.refuse(worker.caller, FailureKind::Start, message);
@@ -357,6 +356,17 @@ impl Keeper {
         }
         self.tell(event);
         self.claim(pid);
+    }
+
+    /// Written down, and told to everybody but who asked: he may be gone, and who came in his place knows the container as starting.
+    fn start_failed(&mut self, caller: Option<(u32, u64)>, slot: u32, message: String) {
+        if let Some(mut container) = self.containers.remove(&slot) {
+            let exit = container.start_failed(&message);
+            let event = FromShim::Event(ShimEvent::Exited { container: container.id.clone(), exit });
+            let asker = caller.map(|(connection, _)| connection);
+            self.connections.retain(|id, connection| Some(*id) == asker || connection.tell(&event));
+        }
+        self.refuse(caller, FailureKind::Start, message);
     }
 
     /// The process may have ended before its worker reported it.

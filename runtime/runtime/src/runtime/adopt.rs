@@ -3,6 +3,7 @@
 //! | found | done |
 //! |---|---|
 //! | sandbox in phase Ready, shim answers | adopted with its containers |
+//! | container that its shim still starts | waited for, at most [`START_LIMIT`]; then it counts as running, without a pid |
 //! | sandbox in phase Ready, shim gone | containers killed and recorded as exited with 255, sandbox not ready |
 //! | sandbox in phase Stopped | kept, its network taken down again |
 //! | sandbox in phase Creating or Removing, or without a phase | removed in the background |
@@ -11,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use shim_protocol::{Answer, Record, Request};
 
@@ -21,6 +23,9 @@ use super::state::{Container, ContainerMeta, Phase, Sandbox, SandboxMeta, learn,
 use crate::error::Error;
 use crate::sandbox::SandboxConfig;
 use crate::shims::{self, Living};
+
+/// Longest wait for all starts that an earlier process began.
+const START_LIMIT: Duration = Duration::from_secs(10);
 
 impl Runtime {
     pub(super) async fn adopt(&self, living: &[Living]) -> Result<(), Error> {
@@ -42,7 +47,25 @@ impl Runtime {
                 Phase::Ready | Phase::Stopped => self.adopt_sandbox(&id, meta).await,
             }
         }
+        self.await_starts().await;
         Ok(())
+    }
+
+    /// Lets starts that an earlier process asked for come to their end, so that nobody takes such a container for one that was never started.
+    async fn await_starts(&self) {
+        let starting = |container: &&Container| container.record.borrow().as_ref().is_some_and(Record::is_starting);
+        let records: Vec<_> = {
+            let tables = self.0.tables();
+            tables.containers.values().filter(starting).map(|container| container.record.subscribe()).collect()
+        };
+        let ended = async {
+            for mut record in records {
+                let _ = record.wait_for(|record| !record.as_ref().is_some_and(Record::is_starting)).await;
+            }
+        };
+        if tokio::time::timeout(START_LIMIT, ended).await.is_err() {
+            tracing::warn!("containers whose start was under way still start, and count as running");
+        }
     }
 
     /// Mounts and sockets of sandboxes that do not exist any more.

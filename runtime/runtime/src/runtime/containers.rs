@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use shim_protocol::{Answer, Exit, Record, Request, RootFs, Staged, StartContainer};
+use shim_protocol::{Answer, Exit, Record, Request, RootFs, START_ERROR_CODE, Staged, StartContainer};
 
 use super::Runtime;
 use super::sandboxes::remove_directory;
@@ -24,8 +24,6 @@ use crate::spec::{self, devices, resources, user};
 
 /// Longest wait for a killed process to be gone.
 pub(super) const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// Exit code of a container whose process could not be started, as containerd.
-const START_ERROR_CODE: i32 = 128;
 /// Bytes of a seccomp profile file.
 const MAX_PROFILE_BYTES: u64 = 4 << 20;
 
@@ -298,14 +296,8 @@ impl Runtime {
             }),
             Err(error @ Error::ShimGone { .. }) => Err(error),
             Err(error) => {
-                let exit = Exit {
-                    code: START_ERROR_CODE,
-                    finished_at: now(),
-                    reason: "StartError".into(),
-                    message: error.to_string(),
-                    oom_killed: false,
-                };
-                let record = Record { pid: 0, started_at: 0, exit: Some(exit) };
+                let exit = Exit::start_error(error.to_string(), now());
+                let record = Record { exit: Some(exit), ..Record::default() };
                 save(&self.0.config.container_dir(&id.0).join("record.json"), &record)?;
                 self.0.note(&id.0, |known| *known = Some(record));
                 let (sandbox, container) = (SandboxId(meta.sandbox.clone()), id.clone());

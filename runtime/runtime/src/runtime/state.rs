@@ -73,7 +73,7 @@ pub(crate) struct Sandbox {
 #[derive(Debug)]
 pub(crate) struct Container {
     pub meta: ContainerMeta,
-    /// Absent until it was started.
+    /// Absent until it was started. A start that an earlier process began counts as running, without a pid until it is done.
     pub record: watch::Sender<Option<Record>>,
     /// Serialises start, stop and remove.
     pub turn: Arc<tokio::sync::Mutex<()>>,
@@ -100,6 +100,12 @@ impl Container {
         }
     }
 
+    /// Its first process while that runs.
+    pub fn pid(&self) -> Option<i32> {
+        let record = self.record.borrow();
+        record.as_ref().filter(|record| record.exit.is_none() && record.pid > 0).map(|record| record.pid)
+    }
+
     pub fn status(&self, sandbox: Option<&Sandbox>) -> ContainerStatus {
         let record = self.record.borrow().clone();
         let exit = record.as_ref().and_then(|record| record.exit.clone());
@@ -109,7 +115,7 @@ impl Container {
             sandbox: SandboxId(self.meta.sandbox.clone()),
             config: self.meta.config.clone(),
             state: self.state(),
-            pid: record.as_ref().filter(|record| record.exit.is_none()).map(|record| record.pid),
+            pid: self.pid(),
             created_at: self.meta.created_at,
             started_at: record.as_ref().map_or(0, |record| record.started_at),
             finished_at: exit.as_ref().map_or(0, |exit| exit.finished_at),

@@ -80,6 +80,53 @@ fn containers_logs_and_exit_codes_survive() {
     });
 }
 
+/// A start that was under way when the runtime was killed goes on, and whoever opens the runtime next sees how it ended.
+#[test]
+fn starts_under_way_are_adopted() {
+    let host = Host::new();
+    let layout = linux::cgroup::Layout::detect(std::path::Path::new("/sys/fs/cgroup")).unwrap();
+    let group = layout.group(&host.pod().linux.cgroup_parent).unwrap();
+    // Everything in the pod's control group stands still, so its start workers do.
+    let freeze = group.unified_directory().unwrap().join("cgroup.freeze");
+    let (pod, good, bad) = life(async {
+        let runtime = host.open_with_image().await;
+        let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+        let good = runtime.create_container(&pod, container("good", "exec sleep 1000")).await.unwrap();
+        let wrong = ContainerConfig { command: vec!["no-such".into()], ..container("bad", "") };
+        let bad = runtime.create_container(&pod, wrong).await.unwrap();
+        group.create().unwrap();
+        std::fs::write(&freeze, "1").unwrap();
+        for id in [good.clone(), bad.clone()] {
+            let runtime = runtime.clone();
+            tokio::spawn(async move { runtime.start_container(&id).await });
+        }
+        until("both workers are there", || group.processes().len() == 2).await;
+        (pod, good, bad)
+    });
+    life(async {
+        let socket = format!("{pod}.sock");
+        let connected = || {
+            let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+            sockets.lines().any(|line| line.ends_with(&socket) && line.split_whitespace().nth(5) == Some("03"))
+        };
+        until("the first runtime's connection is closed", || !connected()).await;
+        let thaw = async {
+            until("the shim is asked", connected).await;
+            std::fs::write(&freeze, "0").unwrap();
+        };
+        let (runtime, ()) = tokio::join!(host.open(), thaw);
+        let (good, bad) = (runtime.container_status(&good).unwrap(), runtime.container_status(&bad).unwrap());
+        assert_eq!((good.state, good.pid.is_some()), (ContainerState::Running, true));
+        assert_eq!(
+            (bad.state, bad.exit_code, bad.reason.as_str()),
+            (ContainerState::Exited, 128, "StartError")
+        );
+        assert!(bad.message.contains("executable file not found in $PATH"), "{}", bad.message);
+        runtime.remove_sandbox(&pod).await.unwrap();
+        runtime.idle().await;
+    });
+}
+
 #[test]
 fn what_was_half_made_is_removed() {
     let host = Host::new();
