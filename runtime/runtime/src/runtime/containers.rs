@@ -343,20 +343,36 @@ impl Runtime {
     }
 
     pub(super) async fn stop_container_inner(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
-        let Some(turn) = self.turn(id) else { return Ok(()) };
-        let _turn = turn.lock().await;
-        let Some(meta) = self.0.tables().containers.get(&id.0).map(|container| container.meta.clone()) else {
-            return Ok(());
-        };
         if !grace.is_zero() {
-            let wanted = [&meta.config.stop_signal, &meta.stop_signal];
-            let signal = wanted.into_iter().find_map(|text| signal_number(text));
-            self.signal(&meta, signal.unwrap_or(rustix::process::Signal::TERM.as_raw())).await?;
+            self.send_stop_signal(id).await?;
+            // Without the container's turn: a later stop with a shorter grace does not wait for this one.
             if self.await_exit(&id.0, grace).await {
                 return Ok(());
             }
         }
-        self.kill_container(&meta, KILL_LIMIT).await
+        let Some(turn) = self.turn(id) else { return Ok(()) };
+        let _turn = turn.lock().await;
+        let meta = self.0.tables().containers.get(&id.0).map(|container| container.meta.clone());
+        match meta {
+            Some(meta) => self.kill_container(&meta, KILL_LIMIT).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Once, however often a stop is asked for, as containerd.
+    async fn send_stop_signal(&self, id: &ContainerId) -> Result<(), Error> {
+        let Some(turn) = self.turn(id) else { return Ok(()) };
+        let _turn = turn.lock().await;
+        let waits = |container: &&Container| container.pid().is_some() && !container.stop_signaled;
+        let meta = self.0.tables().containers.get(&id.0).filter(waits).map(|container| container.meta.clone());
+        let Some(meta) = meta else { return Ok(()) };
+        let wanted = [&meta.config.stop_signal, &meta.stop_signal];
+        let signal = wanted.into_iter().find_map(|text| signal_number(text));
+        self.signal(&meta, signal.unwrap_or(rustix::process::Signal::TERM.as_raw())).await?;
+        if let Some(container) = self.0.tables().containers.get_mut(&id.0) {
+            container.stop_signaled = true;
+        }
+        Ok(())
     }
 
     async fn signal(&self, meta: &ContainerMeta, signal: i32) -> Result<(), Error> {

@@ -75,8 +75,10 @@ pub(crate) struct Container {
     pub meta: ContainerMeta,
     /// Absent until it was started. A start that an earlier process began counts as running, without a pid until it is done.
     pub record: watch::Sender<Option<Record>>,
-    /// Serialises start, stop and remove.
+    /// Serialises starting, signalling, killing and removing; not held while a stop waits for the exit.
     pub turn: Arc<tokio::sync::Mutex<()>>,
+    /// It was sent its stop signal.
+    pub stop_signaled: bool,
     /// Keeps its layers.
     _layers: Hold,
 }
@@ -89,7 +91,8 @@ pub(crate) struct Tables {
 
 impl Container {
     pub fn new(meta: ContainerMeta, record: Option<Record>, layers: Hold) -> Container {
-        Container { meta, record: watch::Sender::new(record), turn: Arc::default(), _layers: layers }
+        let record = watch::Sender::new(record);
+        Container { meta, record, turn: Arc::default(), stop_signaled: false, _layers: layers }
     }
 
     pub fn state(&self) -> ContainerState {

@@ -7,7 +7,7 @@ use runtime::{
     SecurityContext,
 };
 
-use crate::fixture::{Host, chain, container, exited, start, until};
+use crate::fixture::{Host, LIMIT, chain, container, exited, start, until};
 
 #[tokio::test]
 async fn a_container_runs_logs_and_exits() {
@@ -166,6 +166,25 @@ async fn stop_sends_the_signal_waits_and_kills() {
     runtime.stop_container(&deaf, Duration::from_millis(50)).await.unwrap();
     assert_eq!(runtime.container_status(&deaf).unwrap().exit_code, 137);
     runtime.stop_container(&deaf, Duration::ZERO).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_with_a_shorter_grace_overtakes_one_that_waits() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let script = "trap 'echo asked' USR1; echo up; while :; do sleep 0.05; done";
+    let id = start(&runtime, &pod, container("c", script)).await;
+    until("it is up", || !host.read_log("c.log").is_empty()).await;
+    let (first, stopped) = (runtime.clone(), id.clone());
+    let patient =
+        tokio::spawn(async move { first.stop_container(&stopped, Duration::from_secs(3600)).await });
+    until("it is asked to stop", || host.read_log("c.log").len() == 2).await;
+    let hasty = runtime.stop_container(&id, Duration::from_millis(300));
+    tokio::time::timeout(LIMIT, hasty).await.expect("the shorter grace counts").unwrap();
+    assert_eq!(runtime.container_status(&id).unwrap().exit_code, 137);
+    tokio::time::timeout(LIMIT, patient).await.expect("the exit ends both").unwrap().unwrap();
+    assert_eq!(host.read_log("c.log").len(), 2, "the signal is sent once");
 }
 
 #[tokio::test]
