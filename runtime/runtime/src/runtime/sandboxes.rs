@@ -4,6 +4,7 @@
 //! step fails. Deleting a network takes the kernel tens of milliseconds, so stop and remove only write down that it has to be done, and a background
 //! task does it; [`super::Runtime::idle`] waits for that.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,11 @@ const IPC_SYSCTLS: [&str; 9] = [
     "kernel.shm_rmid_forced",
     "fs.mqueue.",
 ];
+
+/// What containerd 2 sets in every network namespace of a pod's own, so that nobody there needs to be root to listen below 1024 or to ping;
+/// the pod's own values win.
+const NETWORK_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 fn invalid(field: &str, reason: impl Into<String>) -> Error {
     Error::InvalidArgument { field: field.into(), reason: reason.into() }
@@ -168,7 +174,7 @@ impl Runtime {
             pid: namespaces.pid == NamespaceMode::Pod,
             hostname: (meta.own_network && !meta.config.hostname.is_empty())
                 .then(|| meta.config.hostname.clone()),
-            sysctls: meta.config.linux.sysctls.clone(),
+            sysctls: sysctls(meta),
             shm: ipc.then(|| config.shm_path(&meta.id)),
         }
     }
@@ -282,6 +288,15 @@ impl Runtime {
         network?;
         remove_directory(&self.0.config.sandbox_dir(&meta.id))
     }
+}
+
+/// The kernel parameters of a pod.
+pub(crate) fn sysctls(meta: &SandboxMeta) -> BTreeMap<String, String> {
+    let defaults = NETWORK_SYSCTLS.into_iter().filter(|_| meta.own_network);
+    let mut sysctls: BTreeMap<String, String> =
+        defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    sysctls.extend(meta.config.linux.sysctls.clone());
+    sysctls
 }
 
 impl Inner {

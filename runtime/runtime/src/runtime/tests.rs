@@ -3,8 +3,8 @@
 use shim_protocol::{Exit, Record};
 
 use super::containers::{signal_number, validate};
-use super::sandboxes::{resolv_conf, validate as validate_sandbox};
-use super::state::learn;
+use super::sandboxes::{resolv_conf, sysctls, validate as validate_sandbox};
+use super::state::{Phase, SandboxMeta, learn};
 use crate::sandbox::{DnsConfig, LinuxSandboxConfig, NamespaceMode, NamespaceOptions, SandboxConfig};
 use crate::{ContainerConfig, Mount, MountPropagation};
 
@@ -75,6 +75,23 @@ fn sysctls_must_belong_to_the_pod() {
     for name in ["kernel.panic", "vm.swappiness", "net.../../kernel.panic", "net.a/b", ""] {
         assert!(!with(name, NamespaceMode::Pod), "{name}");
     }
+}
+
+#[test]
+fn a_network_of_its_own_has_no_privileged_ports() {
+    const PORTS: &str = "net.ipv4.ip_unprivileged_port_start";
+    let with = |own_network: bool, own: &[(&str, &str)]| {
+        let own = own.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let linux = LinuxSandboxConfig { sysctls: own, ..LinuxSandboxConfig::default() };
+        let config = SandboxConfig { linux, ..pod() };
+        let (id, phase) = (String::new(), Phase::Creating);
+        sysctls(&SandboxMeta { id, config, created_at: 0, phase, ips: Vec::new(), own_network })
+    };
+    let defaults = with(true, &[]);
+    assert_eq!(defaults[PORTS], "0");
+    assert_eq!(defaults["net.ipv4.ping_group_range"], "0 2147483647");
+    assert_eq!(with(true, &[(PORTS, "1024")])[PORTS], "1024");
+    assert!(with(false, &[]).is_empty());
 }
 
 #[test]

@@ -215,12 +215,13 @@ async fn containers_of_a_pod_share_what_they_should() {
     let pod = runtime.run_sandbox(config).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
     let status = runtime.sandbox_status(&pod).unwrap();
     assert_eq!((status.state, status.ips.len()), (SandboxState::Ready, 1));
-    let script = "hostname; cat /etc/hostname; cat /proc/sys/net/ipv4/ip_forward; ip -4 addr show eth0 | grep -c inet; \
+    let script = "hostname; cat /etc/hostname; cd /proc/sys/net/ipv4; cat ip_forward ip_unprivileged_port_start; \
+                  cat ping_group_range | tr '\t' ' '; ip -4 addr show eth0 | grep -c inet; \
                   echo x > /dev/shm/x; cat /proc/1/comm; ls /proc/1/root 2>/dev/null | wc -l; exec sleep 1000";
     let first = start(&runtime, &pod, container("first", script)).await;
-    until("the first one is up", || host.read_log("first.log").len() == 6).await;
+    until("the first one is up", || host.read_log("first.log").len() == 8).await;
     let log: Vec<String> = host.read_log("first.log").into_iter().map(|(_, text)| text).collect();
-    assert_eq!(log, ["podname", "podname", "1", "1", "orlop-pod-init", "0"]);
+    assert_eq!(log, ["podname", "podname", "1", "0", "0 2147483647", "1", "orlop-pod-init", "0"]);
     let second =
         start(&runtime, &pod, container("second", "cat /dev/shm/x; ps | grep -c 'sleep 1000'")).await;
     exited(&runtime, &second).await;
