@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shim_protocol::{Answer, Record, Request};
@@ -43,7 +44,7 @@ impl Runtime {
         self.load_containers(&found).await;
         for (id, meta) in found {
             match meta.phase {
-                Phase::Creating | Phase::Removing => self.remove_in_background(meta),
+                Phase::Creating | Phase::Removing => self.remove_in_background(meta, Arc::default()),
                 Phase::Ready | Phase::Stopped => self.adopt_sandbox(&id, meta).await,
             }
         }
@@ -141,8 +142,9 @@ impl Runtime {
             let _ = tokio::task::spawn_blocking(move || shims::kill(&config, &sandbox)).await;
         }
         self.bury_if_unkept(id, adopted).await;
-        if phase == Phase::Stopped {
-            self.disconnect_in_background(meta);
+        let network = self.0.tables().sandboxes.get(id).map(|sandbox| Arc::clone(&sandbox.network));
+        if let (Phase::Stopped, Some(network)) = (phase, network) {
+            self.disconnect_in_background(meta, network);
         }
     }
 

@@ -68,6 +68,16 @@ pub(crate) struct Sandbox {
     pub shim: Option<Arc<Client>>,
     /// Serialises stop and remove.
     pub turn: Arc<tokio::sync::Mutex<()>>,
+    /// Whether its network was taken down; locked while that is under way.
+    pub network: Arc<tokio::sync::Mutex<Network>>,
+}
+
+/// What a teardown still has to do about a sandbox's network. After a restart nobody knows any more, and it is done again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Network {
+    #[default]
+    Up,
+    Down,
 }
 
 #[derive(Debug)]
@@ -157,7 +167,7 @@ fn reason(exit: &Exit) -> String {
 
 impl Sandbox {
     pub fn new(meta: SandboxMeta) -> Sandbox {
-        Sandbox { meta, shim: None, turn: Arc::default() }
+        Sandbox { meta, shim: None, turn: Arc::default(), network: Arc::default() }
     }
 
     pub fn status(&self, netns: PathBuf) -> SandboxStatus {

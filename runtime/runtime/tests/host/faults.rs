@@ -202,6 +202,47 @@ async fn a_shim_that_dies_while_its_network_is_made_leaves_no_ready_sandbox() {
 }
 
 #[tokio::test]
+async fn networks_are_taken_down_once_and_stuck_ones_do_not_hold_others_up() {
+    let mut host = Host::new();
+    let notes = host.directory.path().join("notes");
+    std::fs::create_dir(&notes).unwrap();
+    // DEL is counted for each sandbox, and fails as long as its file `stuck` is there.
+    host.configure_scripted_network(&format!(
+        "cd {}; [ $CNI_COMMAND = DEL ] || exec echo '{{\"cniVersion\":\"1.0.0\"}}'\n\
+         echo >> $CNI_CONTAINERID; [ ! -e stuck-$CNI_CONTAINERID ] || exit 1",
+        notes.display()
+    ));
+    let count = |pod: &runtime::SandboxId| {
+        std::fs::read_to_string(notes.join(pod.as_str())).unwrap_or_default().lines().count()
+    };
+    let runtime = host.open().await;
+    let mut pods = Vec::new();
+    for index in 0..3 {
+        let mut config = host.pod();
+        config.linux.cgroup_parent.push_str(&index.to_string());
+        config.linux.namespaces.network = NamespaceMode::Pod;
+        pods.push(runtime.run_sandbox(config).await.unwrap());
+    }
+    let stuck = |pod: &runtime::SandboxId| notes.join(format!("stuck-{pod}"));
+    for pod in &pods[..2] {
+        std::fs::write(stuck(pod), "").unwrap();
+        runtime.remove_sandbox(pod).await.unwrap();
+    }
+    // The stop's try and the removal's first one.
+    until("both are stuck", || pods[..2].iter().all(|pod| count(pod) >= 2)).await;
+    runtime.remove_sandbox(&pods[2]).await.unwrap();
+    let directory = |pod: &runtime::SandboxId| host.config.root.join("sandboxes").join(pod.as_str());
+    until("the third is gone", || !directory(&pods[2]).exists()).await;
+    for pod in &pods[..2] {
+        assert!(directory(pod).exists());
+        std::fs::remove_file(stuck(pod)).unwrap();
+    }
+    runtime.idle().await;
+    assert!(pods.iter().all(|pod| !directory(pod).exists()));
+    assert_eq!(count(&pods[2]), 1);
+}
+
+#[tokio::test]
 async fn a_killed_shim_ends_its_containers() {
     let host = Host::new();
     let (runtime, pod, id) = killed_shim(&host).await;
