@@ -13,7 +13,6 @@ pub mod image;
 pub mod sandbox;
 pub mod streams;
 
-mod files;
 mod images;
 mod network;
 mod shims;

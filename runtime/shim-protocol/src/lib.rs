@@ -27,6 +27,12 @@ pub const START_ERROR_CODE: i32 = 128;
 /// How the message of such a container begins, as containerd.
 pub const START_FAILED: &str = "failed to create shim task: OCI runtime create failed";
 
+/// The time in nanoseconds since 1970, as messages and records have it.
+pub fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
 /// The first frame of both sides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {

@@ -128,7 +128,7 @@ pub fn publish(root: &Path, pending: Vec<Pending>) -> Result<(), ImageError> {
             inodes: layer.unpacked.inodes,
         };
         let bytes = serde_json::to_vec(&meta).unwrap_or_default();
-        crate::files::replace(&directory.join(format!("{name}.json")), &bytes)
+        linux::files::replace(&directory.join(format!("{name}.json")), &bytes)
             .and_then(|()| fs::rename(&layer.directory, &target))
             .map_err(store_error(format!("publish layer {}", layer.diff_id)))?;
         layer.kept = true;

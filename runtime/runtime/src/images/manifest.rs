@@ -10,8 +10,8 @@ use crate::error::ImageError;
 #[cfg(test)]
 mod tests;
 
-/// Indexes in indexes.
-const MAX_INDEX_DEPTH: usize = 3;
+/// Documents from a name down to its manifest, that included.
+pub const MAX_DOCUMENTS: usize = 3;
 
 /// A digest with what is behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ pub fn choose(index: &ImageIndex) -> Option<&Descriptor> {
 pub fn resolve(root: &Path, name: &str, target: Part) -> Result<(Vec<String>, ImageManifest), ImageError> {
     let mut documents = Vec::new();
     let mut current = target;
-    for _ in 0..MAX_INDEX_DEPTH {
+    for _ in 0..MAX_DOCUMENTS {
         let bytes = blobs::read(root, &current.digest)?;
         documents.push(current.digest);
         match parse_document(name, &bytes)? {
@@ -119,7 +119,12 @@ pub fn resolve(root: &Path, name: &str, target: Part) -> Result<(Vec<String>, Im
             }
         }
     }
-    Err(malformed(name, format_args!("index: nested more than {MAX_INDEX_DEPTH} deep")))
+    Err(nested_too_deep(name))
+}
+
+/// The error for an index that leads to no manifest within [`MAX_DOCUMENTS`].
+pub fn nested_too_deep(name: &str) -> ImageError {
+    malformed(name, format_args!("index: no manifest within {MAX_DOCUMENTS} documents"))
 }
 
 /// Puts together what manifest and config say, when they fit.

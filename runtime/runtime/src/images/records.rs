@@ -60,7 +60,7 @@ fn path(root: &Path, name: &str) -> PathBuf {
 pub fn save(root: &Path, record: &Record) -> Result<(), ImageError> {
     let target = path(root, &record.name);
     let bytes = serde_json::to_vec(record).unwrap_or_default();
-    crate::files::replace(&target, &bytes).map_err(store_error(format!("write {}", target.display())))
+    linux::files::replace(&target, &bytes).map_err(store_error(format!("write {}", target.display())))
 }
 
 /// Removes a name. Fine when it is gone.

@@ -190,18 +190,13 @@ impl Pull<'_> {
             target.get_or_insert_with(|| Part { digest: digest.clone(), size: bytes.len() as u64 });
             documents.push(digest);
             match manifest::parse_document(&label, &bytes)? {
-                Document::Index(index) if documents.len() < 3 => {
+                Document::Index(index) if documents.len() < manifest::MAX_DOCUMENTS => {
                     let entry = manifest::choose(&index)
                         .ok_or_else(|| ImageError::NoPlatform { reference: label.clone() })?;
                     let part = manifest::part(&label, entry)?;
                     reference = reference.clone_with_digest(part.digest);
                 }
-                Document::Index(_) => {
-                    return Err(ImageError::Malformed {
-                        reference: label,
-                        reason: "index: nested too deep".into(),
-                    });
-                }
+                Document::Index(_) => return Err(manifest::nested_too_deep(&label)),
                 Document::Manifest(parsed) => {
                     let part = manifest::part(&label, parsed.config())?;
                     hold.add(&part.digest);

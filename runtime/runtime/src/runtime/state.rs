@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+pub(crate) use shim_protocol::now;
 use shim_protocol::{Exit, Record};
 use tokio::sync::watch;
 
@@ -194,7 +195,7 @@ pub(crate) fn log_path(sandbox: &SandboxConfig, container: &ContainerConfig) -> 
 pub(crate) fn save(path: &Path, document: &impl Serialize) -> Result<(), Error> {
     let bytes =
         serde_json::to_vec(document).map_err(|source| Error::Corrupt { path: path.to_path_buf(), source })?;
-    crate::files::replace(path, &bytes)
+    linux::files::replace(path, &bytes)
         .map_err(|source| Error::Io { operation: format!("write {}", path.display()), source })
 }
 
@@ -208,12 +209,6 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Option<T> {
             None
         }
     }
-}
-
-/// Nanoseconds since 1970.
-pub(crate) fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// 64 hexadecimal digits from the kernel's random numbers.

@@ -208,8 +208,7 @@ async fn networks_are_taken_down_once_and_stuck_ones_do_not_hold_others_up() {
     std::fs::create_dir(&notes).unwrap();
     // DEL is counted for each sandbox, and fails as long as its file `stuck` is there.
     host.configure_scripted_network(&format!(
-        "cd {}; [ $CNI_COMMAND = DEL ] || exec echo '{{\"cniVersion\":\"1.0.0\"}}'\n\
-         echo >> $CNI_CONTAINERID; [ ! -e stuck-$CNI_CONTAINERID ] || exit 1",
+        "cd {}; [ $CNI_COMMAND != DEL ] || {{ echo >> $CNI_CONTAINERID; [ ! -e stuck-$CNI_CONTAINERID ] || exit 1; }}",
         notes.display()
     ));
     let count = |pod: &runtime::SandboxId| {
