@@ -1,7 +1,9 @@
 //! The shim's loop: everything it keeps, what it watches, and what it does when something becomes ready.
 //!
 //! The set of watched descriptors is rebuilt for every round from the state itself (there are a handful), so there is no registration that could
-//! go stale. Every handler returns without waiting: descriptors are non-blocking, and what takes longer is a worker's.
+//! go stale. Handlers wait for no other process: descriptors are non-blocking, and what takes longer than a file operation is a worker's. Files are
+//! written here: log lines into the page cache, and at each start and end of a container its record with fdatasync, before anybody is told. A disk
+//! that stalls therefore stalls this loop, as it stalls a containerd shim's log; exits are then told late, not wrongly.
 
 mod requests;
 mod watch;
