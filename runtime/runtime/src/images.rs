@@ -198,8 +198,9 @@ impl Store {
         })
     }
 
-    /// Makes an image visible under its names. Its blobs and layers must be there and held.
+    /// Makes an image visible under its names, after the names of its blobs are durable. Its blobs and layers must be there and held.
     pub(crate) fn commit(&self, names: &[Name], content: &Content) -> Result<Image, ImageError> {
+        blobs::sync_names(&self.root)?;
         let mut state = self.state();
         for name in names {
             let record = Record::new(name, content);

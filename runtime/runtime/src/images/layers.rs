@@ -133,7 +133,9 @@ pub fn publish(root: &Path, pending: Vec<Pending>) -> Result<(), ImageError> {
             .map_err(store_error(format!("publish layer {}", layer.diff_id)))?;
         layer.kept = true;
     }
-    Ok(())
+    File::open(&directory)
+        .and_then(|file| file.sync_all())
+        .map_err(store_error(format!("sync {}", directory.display())))
 }
 
 /// Removes what an earlier process did not finish.

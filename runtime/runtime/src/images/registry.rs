@@ -322,8 +322,9 @@ impl Pull<'_> {
                 self.report(PullProgress::Downloading { done: so_far, total });
             }
         }
-        let finished = writer.finish(self.store.root(), &part.digest).map_err(failed("write"))?;
-        finished.map_err(|actual| ImageError::DigestMismatch {
+        let (store, digest, failed) = (Arc::clone(&self.store), part.digest.clone(), failed("write"));
+        let finish = move || writer.finish(store.root(), &digest).map_err(failed);
+        blocking(&label, finish).await?.map_err(|actual| ImageError::DigestMismatch {
             reference: self.name.canonical(),
             what: "blob".into(),
             expected: part.digest.clone(),

@@ -51,3 +51,17 @@ fn what_somebody_holds_outlives_its_name() {
     store.remove(NAME).unwrap();
     assert!(!layers::exists(root.path(), &new) && store.list().is_empty());
 }
+
+#[test]
+fn what_a_power_cut_damaged_is_absent_and_can_be_pulled_again() {
+    let root = tempfile::tempdir().unwrap();
+    let open = || Arc::new(Store::open(root.path()).unwrap());
+    let (_, config) = put(&open(), 'a');
+    assert_eq!(open().list().len(), 1);
+    std::fs::write(blobs::path(root.path(), &config), "").unwrap();
+    assert!(open().list().is_empty());
+    assert!(!blobs::exists(root.path(), &config), "a pull would take it as it is");
+    let (layer, _) = put(&open(), 'b');
+    std::fs::remove_dir(root.path().join("layers").join(layers::name(&layer))).unwrap();
+    assert!(open().list().is_empty());
+}
