@@ -12,6 +12,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod blobs;
+mod bounded;
 pub(crate) mod layers;
 pub(crate) mod manifest;
 pub(crate) mod records;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use oci_spec::image::{Descriptor, ImageIndex};
 use tar::{Archive, Entry};
 
+use super::bounded::{Bounded, Budget};
 use super::manifest::{self, Content, Document, Part};
 use super::reference::{self, Name};
 use super::{Hold, MAX_DOCUMENT_BYTES, Store, blobs, layers, store_error, unpack};
@@ -51,10 +52,12 @@ fn read_archive(
         reason: format!("archive: {error}"),
     };
     let file = std::fs::File::open(archive).map_err(store_error(format!("open {label}")))?;
-    let mut archive = Archive::new(unpack::decompress(file).map_err(malformed)?);
+    let budget = Budget::new();
+    let mut archive = Archive::new(Bounded::new(unpack::decompress(file).map_err(malformed)?, &budget));
     let mut contents = Contents { index: None, blobs: Vec::new() };
     for entry in archive.entries().map_err(malformed)? {
         let mut entry = entry.map_err(malformed)?;
+        budget.enter(&mut entry).map_err(malformed)?;
         let path = entry.path().map_err(malformed)?.into_owned();
         let path: PathBuf =
             path.components().filter(|part| !matches!(part, std::path::Component::CurDir)).collect();
@@ -160,7 +163,7 @@ fn import_one(
         return Err(missing(&target.digest));
     }
     let (documents, parsed) = manifest::resolve(store.root(), label, target.clone())?;
-    let config: Part = manifest::part(label, parsed.config())?;
+    let config: Part = manifest::config_part(label, &parsed)?;
     if !blobs::exists(store.root(), &config.digest) {
         return Err(missing(&config.digest));
     }

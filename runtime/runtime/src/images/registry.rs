@@ -198,7 +198,7 @@ impl Pull<'_> {
                 }
                 Document::Index(_) => return Err(manifest::nested_too_deep(&label)),
                 Document::Manifest(parsed) => {
-                    let part = manifest::part(&label, parsed.config())?;
+                    let part = manifest::config_part(&label, &parsed)?;
                     hold.add(&part.digest);
                     if !blobs::exists(self.store.root(), &part.digest) {
                         self.blob(source, &part, &AtomicU64::new(0), 0).await?;
@@ -261,7 +261,7 @@ impl Pull<'_> {
             .filter(|layer| seen.insert(&layer.digest))
             .cloned()
             .collect();
-        let total = missing.iter().map(|layer| layer.size).sum();
+        let total = manifest::total(&missing);
         let done = AtomicU64::new(0);
         let done = &done;
         futures::stream::iter(missing)
