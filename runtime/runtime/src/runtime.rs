@@ -223,7 +223,8 @@ impl Runtime {
     pub async fn import_archive(&self, archive: &Path, name: Option<&str>) -> Result<Vec<Image>, ImageError> {
         let store = Arc::clone(&self.0.store);
         let (path, name) = (archive.to_path_buf(), name.map(str::to_owned));
-        blocking(&archive.display().to_string(), move || archive::import(&store, &path, name.as_deref())).await
+        blocking(&archive.display().to_string(), move || archive::import(&store, &path, name.as_deref()))
+            .await
     }
 
     /// Pulls an image and unpacks it. Two pulls of one reference at a time share the work of blobs that are already here.

@@ -41,12 +41,7 @@ pub fn import(store: &Arc<Store>, archive: &Path, name: Option<&str>) -> Result<
     result
 }
 
-fn read_archive(
-    store: &Store,
-    archive: &Path,
-    label: &str,
-    hold: &mut Hold,
-) -> Result<Contents, ImageError> {
+fn read_archive(store: &Store, archive: &Path, label: &str, hold: &mut Hold) -> Result<Contents, ImageError> {
     let malformed = |error: std::io::Error| ImageError::Malformed {
         reference: label.into(),
         reason: format!("archive: {error}"),

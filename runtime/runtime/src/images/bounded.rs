@@ -35,7 +35,8 @@ impl Budget {
         }
         // The size of a sparse member is that of the file with its holes.
         let size = if sparse { member.header().entry_size()? } else { member.size() };
-        let padded = size.checked_next_multiple_of(BLOCK_BYTES).ok_or_else(|| invalid("member without an end"))?;
+        let padded =
+            size.checked_next_multiple_of(BLOCK_BYTES).ok_or_else(|| invalid("member without an end"))?;
         self.end.set(self.read.get().saturating_add(padded).saturating_add(MAX_HEADER_BYTES));
         Ok(())
     }

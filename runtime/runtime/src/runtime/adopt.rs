@@ -54,10 +54,16 @@ impl Runtime {
 
     /// Lets starts that an earlier process asked for come to their end, so that nobody takes such a container for one that was never started.
     async fn await_starts(&self) {
-        let starting = |container: &&Container| container.record.borrow().as_ref().is_some_and(Record::is_starting);
+        let starting =
+            |container: &&Container| container.record.borrow().as_ref().is_some_and(Record::is_starting);
         let records: Vec<_> = {
             let tables = self.0.tables();
-            tables.containers.values().filter(starting).map(|container| container.record.subscribe()).collect()
+            tables
+                .containers
+                .values()
+                .filter(starting)
+                .map(|container| container.record.subscribe())
+                .collect()
         };
         let ended = async {
             for mut record in records {

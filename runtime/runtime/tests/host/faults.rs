@@ -107,7 +107,9 @@ fn starts_under_way_are_adopted() {
         let socket = format!("{pod}.sock");
         let connected = || {
             let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
-            sockets.lines().any(|line| line.ends_with(&socket) && line.split_whitespace().nth(5) == Some("03"))
+            sockets
+                .lines()
+                .any(|line| line.ends_with(&socket) && line.split_whitespace().nth(5) == Some("03"))
         };
         until("the first runtime's connection is closed", || !connected()).await;
         let thaw = async {
