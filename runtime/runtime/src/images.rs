@@ -233,6 +233,15 @@ impl Store {
 
     /// Removes blobs and layers that no image has and nobody holds.
     pub fn sweep(&self) -> Result<(), ImageError> {
+        let mut doomed = Vec::new();
+        let swept = self.unname(&mut doomed);
+        // Without the lock: a tree of a hundred thousand files takes a while, and every container's end waits for the lock.
+        doomed.iter().for_each(|layer| layers::remove_tree(layer));
+        swept
+    }
+
+    /// Takes the names of layers that are not used, and removes blobs that are not.
+    fn unname(&self, doomed: &mut Vec<PathBuf>) -> Result<(), ImageError> {
         let state = self.state();
         let mut digests: BTreeSet<&str> = state.held.keys().map(String::as_str).collect();
         let mut layers: BTreeSet<String> = state.held.keys().map(|digest| layers::name(digest)).collect();
@@ -241,7 +250,7 @@ impl Store {
             layers.extend(record.diff_ids.iter().map(|diff_id| layers::name(diff_id)));
         }
         blobs::retain(&self.root, &digests)?;
-        layers::retain(&self.root, &layers)
+        layers::retain(&self.root, &layers, doomed)
     }
 
     /// Bytes and inodes of everything that is kept.

@@ -50,6 +50,8 @@ fn what_somebody_holds_outlives_its_name() {
     assert!(!layers::exists(root.path(), &old) && layers::exists(root.path(), &new));
     store.remove(NAME).unwrap();
     assert!(!layers::exists(root.path(), &new) && store.list().is_empty());
+    let left = std::fs::read_dir(store.layers_dir()).unwrap().count();
+    assert_eq!(left, 0, "trees without a name are removed, too");
 }
 
 #[test]
