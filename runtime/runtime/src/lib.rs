@@ -14,7 +14,6 @@ pub mod metrics;
 pub mod sandbox;
 pub mod streams;
 
-mod files;
 mod images;
 mod network;
 mod shims;

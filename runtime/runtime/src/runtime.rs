@@ -99,14 +99,6 @@ impl Inner {
         self.tables().containers.get(container).and_then(|container| container.record.borrow().clone())
     }
 
-    fn layers_in_use(&self) -> BTreeSet<String> {
-        self.tables()
-            .containers
-            .values()
-            .flat_map(|container| container.meta.layers.iter().cloned())
-            .collect()
-    }
-
     fn warn_once(&self, warning: &str) {
         let mut warned = lock(&self.warned);
         if warned.len() < MAX_WARNINGS && warned.insert(warning.to_owned()) {
@@ -239,12 +231,10 @@ impl Runtime {
     /// # Errors
     /// Every [`ImageError`]; nothing half imported stays.
     pub async fn import_archive(&self, archive: &Path, name: Option<&str>) -> Result<Vec<Image>, ImageError> {
-        let (store, layers) = (Arc::clone(&self.0.store), self.0.layers_in_use());
+        let store = Arc::clone(&self.0.store);
         let (path, name) = (archive.to_path_buf(), name.map(str::to_owned));
-        blocking(&archive.display().to_string(), move || {
-            archive::import(&store, &path, name.as_deref(), &layers)
-        })
-        .await
+        blocking(&archive.display().to_string(), move || archive::import(&store, &path, name.as_deref()))
+            .await
     }
 
     /// Pulls an image and unpacks it. Two pulls of one reference at a time share the work of blobs that are already here.
@@ -264,7 +254,6 @@ impl Runtime {
             name: Name::parse(reference)?,
             auth,
             progress,
-            layers_in_use: self.0.layers_in_use(),
         };
         self.0.metrics.operation("pull_image", pull.run()).await
     }
@@ -287,9 +276,8 @@ impl Runtime {
     /// # Errors
     /// [`ImageError::Store`].
     pub async fn remove_image(&self, reference: &str) -> Result<(), ImageError> {
-        let (store, layers) = (Arc::clone(&self.0.store), self.0.layers_in_use());
-        let name = reference.to_owned();
-        blocking(reference, move || store.remove(&name, &layers)).await
+        let (store, name) = (Arc::clone(&self.0.store), reference.to_owned());
+        blocking(reference, move || store.remove(&name)).await
     }
 
     /// Use of the file system that holds images and writable layers.
