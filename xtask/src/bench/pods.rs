@@ -76,6 +76,8 @@ pub struct Bench {
 
 impl Bench {
     pub fn start() -> Result<Self> {
+        // A run that was interrupted leaves its namespace.
+        run(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s"])?;
         run(&["create", "namespace", NAMESPACE])?;
         let mut command = kubectl()?;
         command.args([
