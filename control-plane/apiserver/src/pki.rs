@@ -2,10 +2,9 @@
 //! kept in the data directory.
 //!
 //! Input: a directory and the names the server answers to. Output: PEM files (mode 0600) and kubeconfig files. A file
-//! appears whole or not at all (temporary file, fsync, rename), and one lock file orders processes that make them at
+//! appears whole or not at all and outlives a power cut, and one lock file orders processes that make them at
 //! the same time. Refuses to replace a CA that exists but cannot be read: that would cut off every node.
 
-mod files;
 mod kubeconfig;
 
 use std::collections::BTreeSet;
@@ -19,6 +18,7 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::files::{self, FileError};
 pub use kubeconfig::Kubeconfig;
 
 /// Clocks of nodes may be behind ours by this much before they refuse a new certificate.
@@ -29,8 +29,8 @@ const LEAF_LIFETIME: time::Duration = time::Duration::days(3650);
 /// Why a certificate could not be read or made.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
-    #[error("{operation} {path}", path = path.display())]
-    File { operation: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("parse {path}: {reason}; move the file away to have a new one made", path = path.display())]
     Parse { path: PathBuf, reason: String },
     #[error("make certificate {name}")]
@@ -226,7 +226,7 @@ pub fn server_names(advertise: IpAddr, service_address: IpAddr, extra: &[String]
 
 /// Writes `contents` to `path`, whole or not at all, readable by the owner only.
 pub fn write_private_file(path: &Path, contents: &str) -> Result<(), PkiError> {
-    files::write_atomically(path, contents.as_bytes())
+    Ok(files::write_atomically(path, contents.as_bytes())?)
 }
 
 /// Everything that a node needs to join: written by [`write_node_credentials`].
@@ -249,12 +249,12 @@ pub fn write_node_credentials(pki: &Pki, request: &NodeCredentials<'_>) -> Resul
     files::write_atomically(&request.out.join("kubelet.key"), serving.key.as_bytes())?;
     files::write_atomically(&request.out.join("kubelet.crt"), serving.certificate.as_bytes())?;
     files::write_atomically(&request.out.join("client-ca.crt"), pki.ca_certificate().as_bytes())?;
-    files::write_atomically(&request.out.join("kubeconfig"), kubeconfig.render().as_bytes())
+    Ok(files::write_atomically(&request.out.join("kubeconfig"), kubeconfig.render().as_bytes())?)
 }
 
 /// Remembers the address that node kubeconfigs of this data directory point to.
 pub fn remember_server_url(data_dir: &Path, url: &str) -> Result<(), PkiError> {
-    files::write_atomically(&data_dir.join("server-url"), url.as_bytes())
+    Ok(files::write_atomically(&data_dir.join("server-url"), url.as_bytes())?)
 }
 
 /// The address remembered by the last start of the server.
