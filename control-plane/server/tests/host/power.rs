@@ -13,7 +13,7 @@ use apiserver::storage::embedded;
 use crate::load::Load;
 
 const BYTES: u64 = 64 << 20;
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 12;
 
 struct Disk {
     /// Holds the images and the mount point.
@@ -46,7 +46,8 @@ impl Disk {
     }
 
     fn mount(&self) {
-        run(Command::new("mount").args(["-o", "loop,commit=600"]).arg(&self.image).arg(self.path()));
+        // `-n`: no note of it in /run, which is to be left as it was.
+        run(Command::new("mount").args(["-n", "-o", "loop,commit=600"]).arg(&self.image).arg(self.path()));
     }
 
     /// The power goes and comes back.
@@ -54,7 +55,7 @@ impl Disk {
         self.cuts += 1;
         let found = self.folder.path().join(format!("disk-{}", self.cuts));
         fs::copy(&self.image, &found).unwrap();
-        run(Command::new("umount").arg(self.path()));
+        run(Command::new("umount").arg("-n").arg(self.path()));
         fs::remove_file(&self.image).unwrap();
         self.image = found;
         self.mount();
@@ -63,7 +64,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.path()).output();
+        let _ = Command::new("umount").arg("-n").arg(self.path()).output();
     }
 }
 
