@@ -86,3 +86,15 @@ pub(crate) fn name_if_free(file: NamedTempFile, path: &Path) -> Result<(), FileE
         Err(error) => Err(failed("rename to", path)(error.error)),
     }
 }
+
+/// Whether a certificate lies in `directory`.
+pub(crate) fn any_certificate(directory: &Path) -> Result<bool, FileError> {
+    let entries = std::fs::read_dir(directory).map_err(failed("read", directory))?;
+    for entry in entries {
+        let name = entry.map_err(failed("read", directory))?.file_name();
+        if Path::new(&name).extension().is_some_and(|extension| extension == "crt") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
