@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod backup;
 pub mod events;
 mod file_watch;
 pub mod kubelet_api;
