@@ -46,7 +46,7 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
@@ -68,7 +68,10 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         // Within the drain of the server's connections the controllers finish what they write.
         running.stopped().await;
         controllers.await.context("stop the controllers")?.context("run the controllers")
-    })
+    });
+    // Ends every task that is left, and with the last of them the store, which closes its file.
+    drop(runtime);
+    result
 }
 
 /// The controllers are clients like any other: they get identities and a URL, nothing of the server's insides.

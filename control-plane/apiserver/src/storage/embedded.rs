@@ -23,6 +23,7 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use futures::future::BoxFuture;
 use redb::backends::FileBackend;
@@ -84,12 +85,26 @@ pub struct Opened {
     pub loaded: Loaded,
 }
 
-/// The running store. Dropping it ends the writer after the queued transactions.
+/// The running store. Dropping it ends the writer after the queued transactions and closes the file, so that the next start
+/// need not examine all of it.
 pub struct EmbeddedStore {
     requests: mpsc::Sender<Request>,
     database: Arc<Database>,
     path: PathBuf,
     backups: Arc<Semaphore>,
+    /// Last, since fields are dropped in order: the writer ends when nobody can send.
+    _writer: Joined,
+}
+
+/// A thread that is waited for when this is dropped.
+struct Joined(Option<JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if self.0.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the store's writer has panicked");
+        }
+    }
 }
 
 /// Opens or creates the store at `path` and reads everything in it. A file left by an unclean stop is repaired.
@@ -138,11 +153,12 @@ impl Opened {
         let (requests, queue) = mpsc::channel(QUEUE);
         let Opened { writer, path, .. } = self;
         let database = writer.database.clone();
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(queue, sink))
             .map_err(|source| OpenError::Thread { path: path.clone(), source })?;
-        Ok(EmbeddedStore { requests, database, path, backups: Arc::new(Semaphore::new(MAX_BACKUPS)) })
+        let backups = Arc::new(Semaphore::new(MAX_BACKUPS));
+        Ok(EmbeddedStore { requests, database, path, backups, _writer: Joined(Some(thread)) })
     }
 }
 

@@ -11,7 +11,7 @@ use kube::{Client, Config};
 pub const SERVER: &str = env!("CARGO_BIN_EXE_orlop-server");
 
 /// A running server; killed without a warning when it goes.
-pub struct Server(Child);
+pub struct Server(pub Child);
 
 impl Server {
     /// Starts the server and waits until it says that it listens.

@@ -97,6 +97,17 @@ async fn a_cluster_goes_back_to_a_backup() {
 }
 
 #[test]
+fn a_server_that_is_stopped_closes_its_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = Server::start(directory.path());
+    let pid = server.0.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(server.0.wait().unwrap().success(), "the server stops without an error");
+    let (sound, said) = check(&directory.path().join("store.redb"));
+    assert!(sound && said.ends_with("end       closed\n"), "{said}");
+}
+
+#[test]
 fn what_is_not_a_sound_store_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("f");
