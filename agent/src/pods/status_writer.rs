@@ -1,7 +1,8 @@
 //! Writes a pod's status to the API server: in order, one write at a time, only when it changed, again until it is there.
 //!
-//! In: the status of each pass. Out: merge patches of the status subresource with the pod's uid as precondition. A status that is
-//! superseded while a write fails is never written; the newest is.
+//! In: the status of each pass, and each version of the pod that the API server has. Out: merge patches of the status subresource with the
+//! pod's uid as precondition. A status that is superseded while a write fails is never written; the newest is. What somebody else writes
+//! over ours (the node controller, when the node was away) is written anew.
 
 use std::time::Duration;
 
@@ -32,7 +33,12 @@ const OWN_FIELDS: [&str; 7] = [
 
 /// What the API server has, and whether a write is under way.
 pub struct StatusWriter {
+    /// What the API server has: after a write of ours in our words, since it may say the same in others.
     written: Value,
+    /// What the API server has, in its words.
+    stored: Value,
+    /// The resourceVersion that `stored` was seen with.
+    version: Option<String>,
     writing: bool,
     failures: u32,
 }
@@ -49,7 +55,12 @@ pub struct Write {
 /// How a write ended.
 pub enum WriteEnd {
     /// The API server has this status.
-    Written(Value),
+    Written {
+        /// As it was written.
+        status: Value,
+        /// The pod as the API server has it now; `None`: it is gone.
+        answer: Option<Box<Pod>>,
+    },
     /// It has not; the delay is over.
     Failed,
 }
@@ -57,19 +68,31 @@ pub enum WriteEnd {
 impl StatusWriter {
     /// The API server has what the pod says.
     pub fn new(pod: &Pod) -> StatusWriter {
-        let written = pod.status.as_ref().map(value).unwrap_or_default();
-        StatusWriter { written, writing: false, failures: 0 }
+        let stored = stored(pod);
+        let version = pod.metadata.resource_version.clone();
+        StatusWriter { written: stored.clone(), stored, version, writing: false, failures: 0 }
+    }
+
+    /// The API server has this version of the pod. A status that is not the one it answered last was written by somebody else: what differs
+    /// from ours is ours to write again.
+    pub fn seen(&mut self, pod: &Pod) {
+        self.version.clone_from(&pod.metadata.resource_version);
+        let stored = stored(pod);
+        if stored != self.stored {
+            self.written = stored.clone();
+            self.stored = stored;
+        }
     }
 
     /// Whether the API server has this status.
     pub fn has(&self, status: &PodStatus) -> bool {
-        self.written == value(status)
+        !differs(&self.written, &value(status))
     }
 
     /// The write that brings the status there, unless it is there or a write is under way.
     pub fn begin(&mut self, pod: &Pod, status: &PodStatus) -> Option<Write> {
         let status = value(status);
-        if self.writing || self.written == status {
+        if self.writing || !differs(&self.written, &status) {
             return None;
         }
         self.writing = true;
@@ -88,9 +111,18 @@ impl StatusWriter {
     pub fn finish(&mut self, end: WriteEnd) {
         self.writing = false;
         match end {
-            WriteEnd::Written(status) => {
-                self.written = status;
+            WriteEnd::Written { status, answer } => {
                 self.failures = 0;
+                let version = answer.as_deref().and_then(|pod| pod.metadata.resource_version.as_deref());
+                // Seen while the write was under way, and later than it: what was seen is what is there.
+                if is_newer(self.version.as_deref(), version) {
+                    return;
+                }
+                self.written = status;
+                if let Some(pod) = answer {
+                    self.stored = stored(&pod);
+                    self.version = pod.metadata.resource_version;
+                }
             }
             WriteEnd::Failed => self.failures = self.failures.saturating_add(1),
         }
@@ -109,9 +141,11 @@ impl Write {
         let pods: Api<Pod> = Api::namespaced(client, &self.namespace);
         let params = PatchParams::default();
         match pods.patch_status(&self.name, &params, &Patch::Merge(&self.patch)).await {
-            Ok(_) => WriteEnd::Written(self.status),
+            Ok(pod) => WriteEnd::Written { status: self.status, answer: Some(Box::new(pod)) },
             // The pod is gone; its task will hear of it.
-            Err(kube::Error::Api(status)) if status.code == 404 => WriteEnd::Written(self.status),
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                WriteEnd::Written { status: self.status, answer: None }
+            }
             Err(error) => {
                 tracing::warn!(pod = self.name, namespace = self.namespace, %error, "write pod status");
                 tokio::time::sleep(self.delay).await;
@@ -123,6 +157,27 @@ impl Write {
 
 fn value(status: &PodStatus) -> Value {
     serde_json::to_value(status).unwrap_or_default()
+}
+
+fn stored(pod: &Pod) -> Value {
+    pod.status.as_ref().map(value).unwrap_or_default()
+}
+
+/// Whether a resourceVersion is later than another (KEP-5504: decimal numbers that grow). Of others nobody knows: they are taken for later,
+/// which at worst writes once more what is there.
+fn is_newer(version: Option<&str>, than: Option<&str>) -> bool {
+    let (Some(version), Some(than)) = (version, than) else { return false };
+    match (version.parse::<u128>(), than.parse::<u128>()) {
+        (Ok(version), Ok(than)) => version > than,
+        _ => version != than,
+    }
+}
+
+/// Whether a status says something that is not there, or lacks something of ours that is. Fields of others are no difference.
+fn differs(before: &Value, status: &Value) -> bool {
+    let fields = status.as_object();
+    fields.into_iter().flatten().any(|(field, value)| before.get(field) != Some(value))
+        || OWN_FIELDS.iter().any(|field| before.get(field).is_some() && status.get(field).is_none())
 }
 
 /// The merge patch from the status that is there to the new one.

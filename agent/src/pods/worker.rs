@@ -218,6 +218,7 @@ impl Worker {
 
     /// The spec is the API server's; the status is ours, but for conditions that others set and an end that others decided.
     fn take_spec(&mut self, pod: Arc<Pod>) {
+        self.writer.seen(&pod);
         let theirs = pod.status.clone().unwrap_or_default();
         let merged = match self.observed.pod.status.clone() {
             None => theirs,
