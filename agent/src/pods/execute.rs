@@ -17,7 +17,7 @@ use runtime::{ContainerId, SandboxId};
 use super::backoff::after;
 use super::container::{self, Objects};
 use super::downward::Source;
-use super::images::{self, ImageFailure, chain};
+use super::images::{self, ImageFailure};
 use super::objects::{Key, Kind, Object};
 use super::observed::StartFailure;
 use super::plan::StopCause;
@@ -25,6 +25,7 @@ use super::resources::Qos;
 use super::sandbox::{self, Names};
 use super::site::Site;
 use super::{hooks, resources, volumes};
+use crate::api::chain;
 use crate::events::EventType;
 
 /// When a container that could not be made is tried again (kubelet: the next sync).

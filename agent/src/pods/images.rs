@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::backoff::go_duration;
 use super::site::Site;
+use crate::api::chain;
 use crate::events::EventType;
 
 mod credentials;
@@ -109,22 +110,8 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.puller.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.puller.running.lock().unwrap_or_else(PoisonError::into_inner).leave(&self.key);
     }
-}
-
-/// An error with its sources, `a: b: c`.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let more = inner.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = inner.source();
-    }
-    text
 }
 
 /// imagePullPolicy of a container; where the spec has none: Always for the tag `latest` and none, else IfNotPresent.

@@ -17,6 +17,8 @@ use super::resources;
 
 mod conditions;
 
+pub use conditions::OWN as OWN_CONDITIONS;
+
 #[cfg(test)]
 mod tests;
 

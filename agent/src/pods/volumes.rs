@@ -24,11 +24,11 @@ use runtime::{Mount, MountPropagation};
 
 use super::downward::Source;
 use super::execute;
-use super::images::chain;
 use super::objects::{Key, Kind};
 use super::resources;
 use super::sandbox::Names;
 use super::site::Site;
+use crate::api::chain;
 
 /// Permissions of an emptyDir, whoever the container runs as.
 const EMPTY_DIR_MODE: u32 = 0o777;

@@ -31,8 +31,10 @@ use super::probes::{Probes, Report};
 use super::registry::Registry;
 use super::sandbox::Names;
 use super::site::{RETRY_AFTER, Site};
+use super::status::OWN_CONDITIONS;
 use super::status_writer::{StatusWriter, WriteEnd};
 use super::volumes;
+use crate::api::chain;
 use crate::events::EventType;
 
 /// Messages that wait for a pod's task; the sender waits when there are more.
@@ -335,7 +337,7 @@ impl Worker {
                 self.observed.sandbox_busy.insert(id.to_string());
                 let runtime = self.site.runtime.clone();
                 self.operations.spawn(async move {
-                    let result = runtime.stop_sandbox(&id).await.map_err(|error| images::chain(&error));
+                    let result = runtime.stop_sandbox(&id).await.map_err(|error| chain(&error));
                     Done::SandboxStopped { id, result }
                 });
             }
@@ -343,7 +345,7 @@ impl Worker {
                 self.observed.sandbox_busy.insert(id.to_string());
                 let runtime = self.site.runtime.clone();
                 self.operations.spawn(async move {
-                    let result = runtime.remove_sandbox(&id).await.map_err(|error| images::chain(&error));
+                    let result = runtime.remove_sandbox(&id).await.map_err(|error| chain(&error));
                     Done::SandboxRemoved { id, result }
                 });
             }
@@ -458,7 +460,7 @@ impl Worker {
         self.observed.removing.insert(id.to_string());
         let runtime = self.site.runtime.clone();
         self.operations.spawn(async move {
-            let result = runtime.remove_container(&id).await.map_err(|error| images::chain(&error));
+            let result = runtime.remove_container(&id).await.map_err(|error| chain(&error));
             Done::Removed { container, id, result }
         });
     }
@@ -513,13 +515,11 @@ impl Worker {
 
 /// Our status with what others may set in it.
 fn merge_status(mut ours: PodStatus, theirs: PodStatus) -> PodStatus {
-    const OWN: [&str; 5] =
-        ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
     let mut conditions = ours.conditions.take().unwrap_or_default();
-    conditions.retain(|condition| OWN.contains(&condition.type_.as_str()));
+    conditions.retain(|condition| OWN_CONDITIONS.contains(&condition.type_.as_str()));
     let foreign = theirs.conditions.into_iter().flatten();
     conditions.extend(foreign.filter(|condition| {
-        !OWN.contains(&condition.type_.as_str())
+        !OWN_CONDITIONS.contains(&condition.type_.as_str())
             || (condition.type_ == "PodScheduled" && !condition.status.is_empty())
     }));
     let mut seen = BTreeSet::new();
