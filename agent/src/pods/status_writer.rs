@@ -1,7 +1,7 @@
 //! Writes a pod's status to the API server: in order, one write at a time, only when it changed, again until it is there.
 //!
-//! In: the status of each pass, and each version of the pod that the API server has. Out: merge patches of the status subresource with the
-//! pod's uid as precondition. A status that is superseded while a write fails is never written; the newest is. What somebody else writes
+//! In: the status of each pass, and each version of the pod that the API server has. Out: strategic merge patches of the status subresource with
+//! the pod's uid as precondition: conditions that others write are never touched. A status that is superseded while a write fails is never written; the newest is. What somebody else writes
 //! over ours (the node controller, when the node was away) is written anew.
 
 use std::time::Duration;
@@ -12,6 +12,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::{Map, Value, json};
 
 use super::sandbox::Names;
+use super::status::OWN_CONDITIONS;
 
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,12 @@ const OWN_FIELDS: [&str; 7] = [
     "containerStatuses",
     "nominatedNodeName",
 ];
+
+const CONDITIONS: &str = "conditions";
+/// Fields of a condition that one may have and the next has not.
+const CONDITION_FIELDS: [&str; 3] = ["lastProbeTime", "message", "reason"];
+/// Lists that a strategic merge patch would merge by address.
+const ADDRESS_LISTS: [&str; 2] = ["podIPs", "hostIPs"];
 
 /// What the API server has, and whether a write is under way.
 pub struct StatusWriter {
@@ -140,7 +147,7 @@ impl Write {
     pub async fn run(self, client: kube::Client) -> WriteEnd {
         let pods: Api<Pod> = Api::namespaced(client, &self.namespace);
         let params = PatchParams::default();
-        match pods.patch_status(&self.name, &params, &Patch::Merge(&self.patch)).await {
+        match pods.patch_status(&self.name, &params, &Patch::Strategic(&self.patch)).await {
             Ok(pod) => WriteEnd::Written { status: self.status, answer: Some(Box::new(pod)) },
             // The pod is gone; its task will hear of it.
             Err(kube::Error::Api(status)) if status.code == 404 => {
@@ -176,11 +183,24 @@ fn is_newer(version: Option<&str>, than: Option<&str>) -> bool {
 /// Whether a status says something that is not there, or lacks something of ours that is. Fields of others are no difference.
 fn differs(before: &Value, status: &Value) -> bool {
     let fields = status.as_object();
-    fields.into_iter().flatten().any(|(field, value)| before.get(field) != Some(value))
+    let is_there = |field: &str, value: &Value| match value {
+        Value::Array(conditions) if field == CONDITIONS => has_conditions(before, conditions),
+        value => before.get(field) == Some(value),
+    };
+    fields.into_iter().flatten().any(|(field, value)| !is_there(field, value))
         || OWN_FIELDS.iter().any(|field| before.get(field).is_some() && status.get(field).is_none())
 }
 
-/// The merge patch from the status that is there to the new one.
+fn is_own(condition: &Value) -> bool {
+    condition.get("type").and_then(Value::as_str).is_some_and(|kind| OWN_CONDITIONS.contains(&kind))
+}
+
+fn has_conditions(before: &Value, conditions: &[Value]) -> bool {
+    let known = before.get(CONDITIONS).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    conditions.iter().filter(|condition| is_own(condition)).all(|condition| known.contains(condition))
+}
+
+/// The strategic merge patch from the status that is there to the new one.
 fn patch(pod: &Pod, before: &Value, status: &Value) -> Value {
     let names = Names::of(pod);
     let mut fields: Map<String, Value> = status.as_object().cloned().unwrap_or_default();
@@ -189,11 +209,23 @@ fn patch(pod: &Pod, before: &Value, status: &Value) -> Value {
             fields.insert(field.to_owned(), Value::Null);
         }
     }
-    let mut metadata = json!({"uid": names.uid});
-    // Lists are replaced as a whole: where others write conditions, theirs must not be lost.
-    let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_ref());
-    if gates.is_some_and(|gates| !gates.is_empty()) {
-        metadata["resourceVersion"] = json!(pod.metadata.resource_version);
+    if let Some(Value::Array(conditions)) = fields.get_mut(CONDITIONS) {
+        conditions.retain(is_own);
+        conditions.iter_mut().for_each(complete);
     }
-    json!({"metadata": metadata, "status": fields})
+    for list in ADDRESS_LISTS {
+        if let Some(Value::Array(addresses)) = fields.get_mut(list) {
+            // By itself an address would be added to those that were there before.
+            addresses.push(json!({"$patch": "replace"}));
+        }
+    }
+    json!({"metadata": {"uid": names.uid}, "status": fields})
+}
+
+/// Names what a condition does not have: what it had before would stay.
+fn complete(condition: &mut Value) {
+    let Value::Object(fields) = condition else { return };
+    for field in CONDITION_FIELDS {
+        fields.entry(field).or_insert(Value::Null);
+    }
 }

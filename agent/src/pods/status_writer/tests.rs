@@ -93,3 +93,28 @@ fn a_patch_removes_what_is_ours_and_names_the_pod() {
     let patch = patch(&pod, &before, &json!({"phase": "Running"}));
     assert_eq!(patch, json!({"metadata": {"uid": "u"}, "status": {"phase": "Running", "reason": null}}));
 }
+
+#[test]
+fn conditions_of_others_are_neither_written_nor_compared() {
+    let pod = pod(json!({"conditions": [
+        {"type": "example.com/gate", "status": "False"}, {"type": "Ready", "status": "False", "reason": "X"},
+    ]}));
+    let ours = |ready| {
+        status(json!({"conditions": [
+            {"type": "Ready", "status": ready, "reason": "X"}, {"type": "example.com/gate", "status": "True"},
+        ]}))
+    };
+    let mut writer = StatusWriter::new(&pod);
+    assert!(writer.has(&ours("False")));
+    let write = writer.begin(&pod, &ours("True")).unwrap();
+    assert_eq!(
+        write.patch["status"]["conditions"],
+        json!([{"type": "Ready", "status": "True", "reason": "X", "message": null, "lastProbeTime": null}])
+    );
+}
+
+#[test]
+fn addresses_replace_those_of_before() {
+    let patch = patch(&pod(json!({})), &json!({}), &json!({"podIPs": [{"ip": "10.0.0.2"}]}));
+    assert_eq!(patch["status"]["podIPs"], json!([{"ip": "10.0.0.2"}, {"$patch": "replace"}]));
+}
