@@ -290,12 +290,12 @@ impl Task {
         }
     }
 
-    /// Removes folders of pods that are gone: an agent died between the last two steps of a deletion.
+    /// Removes folders of pods that are gone: an agent died between the last two steps of a deletion. Which they are is decided here and now:
+    /// a pod that begins later is not among them.
     fn remove_leftovers(&self) {
-        let known: HashSet<String> = self.workers.keys().cloned().collect();
-        let site = self.site.clone();
+        let leftovers = volumes::leftovers(&self.site.root, |uid| self.workers.contains_key(uid));
         tokio::spawn(async move {
-            let removed = execute::blocking(move || volumes::remove_leftovers(&site, &known)).await;
+            let removed = execute::blocking(move || volumes::remove_leftovers(&leftovers?)).await;
             if let Err(error) = removed {
                 tracing::warn!(error, "remove folders of pods that are gone");
             }

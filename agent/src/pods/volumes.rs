@@ -347,20 +347,25 @@ pub fn forget(site: &Site, pod: &Pod) -> Result<(), String> {
     remove_folder(&names.log_directory(&site.log_root))
 }
 
+/// The folders below `root` of pods that nobody knows any more. To be asked by whoever begins with pods, before it begins with more.
+///
+/// # Errors
+/// The folders cannot be listed, in words.
+pub fn leftovers(root: &Path, is_known: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, String> {
+    let entries = fs::read_dir(root).map_err(|error| failed("read", root, &error))?;
+    let is_left = |entry: &fs::DirEntry| !is_known(&entry.file_name().to_string_lossy());
+    Ok(entries.flatten().filter(is_left).map(|entry| entry.path()).collect())
+}
+
 /// Removes folders of pods that nobody knows any more.
 ///
 /// # Errors
 /// What could not be removed, in words.
-pub fn remove_leftovers(site: &Site, known: &HashSet<String>) -> Result<(), String> {
-    let entries = fs::read_dir(&site.root).map_err(|error| failed("read", &site.root, &error))?;
+pub fn remove_leftovers(folders: &[PathBuf]) -> Result<(), String> {
     let mut result = Ok(());
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if known.contains(&name) {
-            continue;
-        }
-        tracing::info!(uid = name, "remove the folder of a pod that is gone");
-        let removed = remove(site, &name).and_then(|()| remove_folder(&entry.path()));
+    for folder in folders {
+        tracing::info!(folder = %folder.display(), "remove the folder of a pod that is gone");
+        let removed = unmount_below(folder).and_then(|()| remove_folder(folder));
         if result.is_ok() {
             result = removed;
         }
