@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, PodSpec, Volume, VolumeMount};
+use linux::mount::MountEntry;
 use runtime::{Mount, MountPropagation};
 
 use super::downward::Source;
@@ -139,7 +140,7 @@ pub fn pod_keys(pod: &Pod) -> BTreeSet<Key> {
 ///
 /// # Errors
 /// The first volume that cannot be made, in the words of a FailedMount event.
-pub async fn prepare(site: Arc<Site>, pod: Arc<Pod>) -> Result<Prepared, String> {
+pub async fn prepare(site: Arc<Site>, pod: Arc<Pod>, kept: Arc<KeptTokens>) -> Result<Prepared, String> {
     let mut refresh_at: Option<Timestamp> = None;
     let folder = site.pod_dir(Names::of(&pod).uid);
     execute::blocking(move || make_private(&folder)).await?;
@@ -376,20 +377,28 @@ pub fn remove_leftovers(folders: &[PathBuf]) -> Result<(), String> {
 /// Takes off everything that is mounted below a folder, the deepest first.
 fn unmount_below(folder: &Path) -> Result<(), String> {
     let table = linux::mount::table().map_err(|error| chain(&error))?;
-    let mut points: Vec<PathBuf> = table
-        .into_iter()
-        .map(|entry| entry.mount_point)
-        .filter(|point| point.starts_with(folder) && point != folder)
-        .collect();
+    let mut points: Vec<&Path> = mounted_in(folder, &table).filter(|point| *point != folder).collect();
     points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
     for point in points {
-        linux::mount::detach(&point).map_err(|error| chain(&error))?;
+        linux::mount::detach(point).map_err(|error| chain(&error))?;
     }
     Ok(())
 }
 
-/// Removes a folder with all that is in it. Never through a mount: what is still mounted makes it fail.
+fn mounted_in<'a>(folder: &'a Path, table: &'a [MountEntry]) -> impl Iterator<Item = &'a Path> {
+    table.iter().map(|entry| entry.mount_point.as_path()).filter(move |point| point.starts_with(folder))
+}
+
+/// Removes a folder with all that is in it. Never through a mount: what is still mounted makes it fail before anything is removed.
 fn remove_folder(folder: &Path) -> Result<(), String> {
+    let table = linux::mount::table().map_err(|error| chain(&error))?;
+    remove_unmounted(folder, &table)
+}
+
+fn remove_unmounted(folder: &Path, table: &[MountEntry]) -> Result<(), String> {
+    if let Some(point) = mounted_in(folder, table).next() {
+        return Err(format!("remove {}: {} is still mounted", folder.display(), point.display()));
+    }
     match fs::remove_dir_all(folder) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
