@@ -207,7 +207,8 @@ fn make(site: &Site, pod: &Pod, volume: &Volume, files: &payload::Payload) -> Re
         Plugin::Payload { memory, .. } => {
             make_folder(&path)?;
             if memory && !is_mount_point(&path)? {
-                linux::mount::tmpfs(&path, "mode=0755,size=64m").map_err(|error| chain(&error))?;
+                linux::mount::tmpfs_of_programs(&path, "mode=0755,size=64m")
+                    .map_err(|error| chain(&error))?;
             }
             atomic_writer::write(&path, files, fs_group(pod)).map_err(|error| chain(&error))
         }
@@ -224,7 +225,7 @@ fn make_empty_dir(path: &Path, empty: &EmptyDirVolumeSource, group: Option<u32>)
     if in_memory && !is_mount_point(path)? {
         let limit = empty.size_limit.as_ref().map(resources::units).filter(|bytes| *bytes > 0);
         let options = limit.map_or("mode=0777".to_owned(), |bytes| format!("mode=0777,size={bytes}"));
-        linux::mount::tmpfs(path, &options).map_err(|error| chain(&error))?;
+        linux::mount::tmpfs_of_programs(path, &options).map_err(|error| chain(&error))?;
     } else if !is_new {
         // What containers did to it stays.
         return Ok(());
