@@ -11,7 +11,12 @@ mod payload;
 mod sub_path;
 mod token;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+pub use token::Kept as KeptTokens;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -147,7 +152,7 @@ pub async fn prepare(site: Arc<Site>, pod: Arc<Pod>, kept: Arc<KeptTokens>) -> R
     for volume in volumes(&pod) {
         let failed =
             |error: String| format!("MountVolume.SetUp failed for volume \"{}\" : {error}", volume.name);
-        let tokens = token::request_all(&site, &pod, volume).await.map_err(failed)?;
+        let tokens = token::tokens(&site, &pod, volume, &kept).await.map_err(failed)?;
         refresh_at = [refresh_at, tokens.refresh_at].into_iter().flatten().min();
         let keys = volume_keys(volume);
         let objects = execute::load(&site, Names::of(&pod).namespace, keys).await.map_err(failed)?;

@@ -101,6 +101,7 @@ pub struct Worker {
     reports: mpsc::Receiver<Report>,
     objects_changed: Arc<Notify>,
     writer: StatusWriter,
+    tokens: Arc<volumes::KeptTokens>,
     volume_failures: u32,
     refreshing: bool,
     refresh_again: bool,
@@ -145,6 +146,7 @@ impl Worker {
             probes,
             reports,
             objects_changed: Arc::default(),
+            tokens: Arc::default(),
             volume_failures: 0,
             refreshing: false,
             refresh_again: false,
@@ -474,7 +476,7 @@ impl Worker {
             return true;
         }
         self.observed.volumes = VolumeState::Preparing;
-        let work = volumes::prepare(self.site.clone(), self.observed.pod.clone());
+        let work = volumes::prepare(self.site.clone(), self.observed.pod.clone(), self.tokens.clone());
         self.operations.spawn(async move { Done::Volumes(work.await) });
         false
     }
@@ -498,7 +500,7 @@ impl Worker {
             self.refresh_again = true;
         } else if self.observed.volumes == VolumeState::Ready {
             self.refreshing = true;
-            let work = volumes::prepare(self.site.clone(), self.observed.pod.clone());
+            let work = volumes::prepare(self.site.clone(), self.observed.pod.clone(), self.tokens.clone());
             self.operations.spawn(async move { Done::VolumesRefreshed(work.await) });
         }
     }
