@@ -106,7 +106,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     let recorder = Recorder::start(client.clone(), settings.node_name.clone(), shutdown.clone());
 
     let mut tasks = Tasks::new();
-    let (network_state, network_receiver) = watch::channel(network::initial_state(&settings));
+    let (network_state, network_receiver) = watch::channel(network::State::of(&runtime).await);
     let (own_node, node_tasks) = node::start(node::Context {
         client: client.clone(),
         settings: settings.clone(),
@@ -128,6 +128,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         settings: settings.clone(),
         uplinks,
         dataplane: dataplane.clone(),
+        runtime: runtime.clone(),
         node: own_node,
         state: network_state,
         shutdown: shutdown.clone(),
