@@ -45,6 +45,8 @@ pub struct Site {
     pub log_root: PathBuf,
     /// The control group that pods live below.
     pub cgroup_parent: String,
+    /// Where the runtime finds the pod network's configuration.
+    pub cni_conf_dir: PathBuf,
     /// The control group hierarchies.
     pub cgroups: linux::cgroup::Layout,
     allocatable: RwLock<Arc<Amounts>>,
@@ -81,6 +83,7 @@ impl Site {
             root: settings.root_dir.join("pods"),
             log_root: settings.log_dir.clone(),
             cgroup_parent: settings.cgroup_parent.clone(),
+            cni_conf_dir: settings.cni_conf_dir.clone(),
             cgroups,
             allocatable: RwLock::default(),
         };
