@@ -136,7 +136,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     if let Some(dir) = &settings.image_archives_dir {
         import_images(&runtime, dir).await;
     }
-    let pods = pods::Manager::start(pods::Context {
+    let (pods, pods_task) = pods::Manager::start(pods::Context {
         client,
         runtime: runtime.clone(),
         services: service_cache,
@@ -145,6 +145,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         shutdown: shutdown.clone(),
     })
     .context("start the management of pods")?;
+    tasks.push(pods_task);
     let socket = admin::bind(&settings.admin_socket())?;
     let questions =
         admin::Context { runtime: runtime.clone(), dataplane: dataplane.clone(), shutdown: shutdown.clone() };
