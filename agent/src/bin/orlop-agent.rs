@@ -140,7 +140,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         client,
         runtime: runtime.clone(),
         services: service_cache,
-        recorder,
+        recorder: recorder.clone(),
         settings: settings.clone(),
         shutdown: shutdown.clone(),
     })
@@ -150,7 +150,8 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     let questions =
         admin::Context { runtime: runtime.clone(), dataplane: dataplane.clone(), shutdown: shutdown.clone() };
     tasks.push(tokio::spawn(admin::run(socket, questions)));
-    let context = kubelet_api::Context { settings: settings.clone(), runtime, pods, dataplane, shutdown };
+    let context =
+        kubelet_api::Context { settings: settings.clone(), runtime, pods, recorder, dataplane, shutdown };
     let server = kubelet_api::Server::bind(context).await?;
     tracing::info!("listening on https://{}:{}", settings.node_ip, settings.port);
     tasks.push(tokio::spawn(server.run()));

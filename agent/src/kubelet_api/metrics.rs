@@ -36,6 +36,7 @@ pub fn render(context: &Context) -> String {
     page.family("kubernetes_build_info", "gauge", "Versions of Kubernetes and of this program.");
     page.sample("kubernetes_build_info", &[("git_version", KUBELET_VERSION), ("orlop_version", VERSION)], 1);
     runtime_metrics(&mut page, &context.runtime.list());
+    event_metrics(&mut page, context.recorder.dropped());
     if let Some(dataplane) = &context.dataplane {
         let (frontends, counters) = dataplane.with(|dataplane| (dataplane.list(), dataplane.counters()));
         page.family("orlop_dataplane_frontends", "gauge", "Service addresses that are translated.");
@@ -66,6 +67,15 @@ fn runtime_metrics(page: &mut Page, snapshot: &Snapshot) {
         let count = snapshot.containers.iter().filter(|container| container.state == state).count();
         page.sample("kubelet_running_containers", &[("container_state", name)], count);
     }
+}
+
+fn event_metrics(page: &mut Page, dropped: u64) {
+    page.family(
+        "orlop_events_dropped_total",
+        "counter",
+        "Events that were not written, for too many waited.",
+    );
+    page.sample("orlop_events_dropped_total", &[], dropped);
 }
 
 fn dataplane_counters(page: &mut Page, counters: &[u64]) {
@@ -111,7 +121,7 @@ fn escape(value: &str) -> String {
 mod tests {
     use runtime::Snapshot;
 
-    use super::{DATAPLANE_COUNTERS, Page, dataplane_counters, runtime_metrics};
+    use super::{DATAPLANE_COUNTERS, Page, dataplane_counters, event_metrics, runtime_metrics};
 
     #[test]
     fn the_text_format() {
@@ -133,6 +143,16 @@ mod tests {
             "{}",
             page.text
         );
+    }
+
+    #[test]
+    fn dropped_events_are_counted() {
+        let recorder = crate::events::Recorder::discarding();
+        let object = k8s_openapi::api::core::v1::ObjectReference::default();
+        recorder.record(object, crate::events::EventType::Normal, "Pulled", String::new());
+        let mut page = Page::default();
+        event_metrics(&mut page, recorder.dropped());
+        assert!(page.text.ends_with("orlop_events_dropped_total 1\n"), "{}", page.text);
     }
 
     #[test]
