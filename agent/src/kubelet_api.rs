@@ -40,6 +40,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::chain;
 use crate::events::Recorder;
+use crate::metrics::Metrics;
 use crate::pods;
 use crate::services::Dataplane;
 use crate::settings::Settings;
@@ -65,6 +66,7 @@ pub struct Context {
     /// For the count of Events that were dropped.
     pub recorder: Recorder,
     pub dataplane: Option<Dataplane>,
+    pub metrics: Metrics,
     pub shutdown: CancellationToken,
 }
 

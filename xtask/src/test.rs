@@ -1,8 +1,8 @@
 //! `cargo xtask test [TIER]`: the tests that this machine can run, a tier at a time, with one closing line.
 //!
-//! Tier 0 is pure and needs nothing. Tier 1 (`host` test binaries) and tier 2 (`bpf`) run each test as root in a
-//! private host: fresh mount, network, pid, uts, ipc and cgroup namespaces made by `private-host`, which also
-//! fails a test that leaves something behind. Tier 4 (`cluster`) starts a cluster with `up` and drives it with kubectl.
+//! Tier 0 needs nothing, root neither (I9): where root runs it, its tests have no capability. Tier 1 (`host` test
+//! binaries) and tier 2 (`bpf`) run each test as root in a private host: fresh mount, network, pid, uts, ipc and cgroup
+//! namespaces made by `private-host`, which also fails a test that leaves something behind. Tier 4 (`cluster`) starts a cluster with `up` and drives it with kubectl.
 //! There is no tier 3 (virtual machines) yet.
 //!
 //! A test skips by saying why in the file that `ORLOP_SKIPS` names; such a test is counted as skipped, with its reason.
@@ -19,6 +19,9 @@ pub use tally::Tally;
 
 /// What nextest exits with when nothing matches the filter (its NO_TESTS_RUN).
 const NO_TESTS: i32 = 4;
+
+/// What tier 0 runs under where root tests: the same user, whose files it may read, with no capability at all.
+const WITHOUT_PRIVILEGES: &str = "setpriv --bounding-set=-all --inh-caps=-all --";
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -189,9 +192,15 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     if let Some(threads) = tier.threads {
         command.args(["--test-threads", &threads.to_string()]);
     }
-    if tier.private_host {
-        command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", private_host()?);
-        command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", private_host()?);
+    let runner = match (tier.number, tier.private_host) {
+        (_, true) => Some(private_host()?.into_os_string()),
+        (0, _) if nix::unistd::geteuid().is_root() => Some(WITHOUT_PRIVILEGES.into()),
+        _ => None,
+    };
+    if let Some(runner) = runner {
+        for architecture in ["X86_64", "AARCH64"] {
+            command.env(format!("CARGO_TARGET_{architecture}_UNKNOWN_LINUX_GNU_RUNNER"), &runner);
+        }
     }
     let report = process::target().join("nextest/default/junit.xml");
     let _ = std::fs::remove_file(&report);

@@ -190,6 +190,7 @@ impl Task {
     }
 
     async fn put(&mut self, pod: Pod) {
+        let seen = Instant::now();
         let pod = Arc::new(pod);
         let uid = Names::of(&pod).uid.to_owned();
         if let Some(known) = self.workers.get_mut(&uid) {
@@ -203,6 +204,7 @@ impl Task {
         let group = group.unwrap_or_default();
         self.spawn(Begin {
             pod,
+            seen,
             gone: false,
             rejected,
             sandboxes: group.sandboxes,
@@ -289,6 +291,7 @@ impl Task {
             let pod = Arc::new(orphan(&uid, &group));
             self.spawn(Begin {
                 pod,
+                seen: Instant::now(),
                 gone: true,
                 rejected: None,
                 sandboxes: group.sandboxes,
@@ -393,6 +396,7 @@ impl Again {
         let group = group(&self.site.runtime).remove(Names::of(&self.pod).uid).unwrap_or_default();
         let begin = Begin {
             pod: self.pod,
+            seen: Instant::now(),
             gone: self.gone,
             rejected: self.rejected,
             sandboxes: group.sandboxes,

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::http::Body;
+use crate::http::places::{self, Upgrade};
 use crate::object::{items, text};
 
 /// How long a kubelet may take to accept a connection.
@@ -90,7 +91,7 @@ pub struct KubeletRequest<'a> {
     pub headers: &'a HeaderMap,
     pub body: Incoming,
     /// The client's connection, when it asked to change protocols.
-    pub upgrade: Option<hyper::upgrade::OnUpgrade>,
+    pub upgrade: Option<Upgrade>,
 }
 
 /// Headers that belong to one connection or that a kubelet must not see.
@@ -144,25 +145,35 @@ impl KubeletClient {
         let refused = |source| KubeletError::Connect { address: address.clone(), source };
         let failed = |error: &dyn fmt::Display| KubeletError::Tls { reason: error.to_string() };
         let stream = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(refused)?;
-        stream.set_nodelay(true).map_err(refused)?;
+        stream.set_nodelay(true).and_then(|()| places::keep_alive(&stream)).map_err(refused)?;
         let name = ServerName::try_from(address.host.clone()).map_err(|error| failed(&error))?;
         TlsConnector::from(self.tls.clone()).connect(name, stream).await.map_err(|error| failed(&error))
     }
 }
 
-/// Copies both ways until one side ends.
-async fn join(client: hyper::upgrade::OnUpgrade, node: hyper::upgrade::OnUpgrade) {
-    let (client, node) = match tokio::try_join!(client, node) {
-        Ok(both) => both,
-        Err(error) => {
-            tracing::debug!(%error, "upgrade");
-            return;
+/// Copies both ways until one side ends, or the server does. The client's place is held until then.
+async fn join(client: Upgrade, node: hyper::upgrade::OnUpgrade) {
+    let Upgrade { client, place } = client;
+    let streams = async {
+        let (client, node) = tokio::try_join!(client, node).map_err(std::io::Error::other)?;
+        let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
+        let result = tokio::io::copy_bidirectional(&mut client, &mut node).await;
+        let _ = client.shutdown().await;
+        let _ = node.shutdown().await;
+        result
+    };
+    let cut = async {
+        match &place {
+            Some(place) => place.cut().await,
+            None => std::future::pending().await,
         }
     };
-    let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
-    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut node).await {
-        tracing::debug!(%error, "stream ended");
+    tokio::select! {
+        result = streams => {
+            if let Err(error) = result {
+                tracing::debug!(%error, "stream ended");
+            }
+        }
+        () = cut => {}
     }
-    let _ = client.shutdown().await;
-    let _ = node.shutdown().await;
 }

@@ -7,6 +7,7 @@
 use http::{Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
 
+use super::places::Upgrade;
 use super::{Body, Call, Query};
 use crate::error::{ApiError, Resource};
 use crate::kinds::Kind;
@@ -55,7 +56,7 @@ impl Call<'_> {
         })?;
         let target = target(&subresource, &namespace, &name, &container, &self.query);
         let upgrade = self.request.headers().contains_key(header::UPGRADE);
-        let upgrade = upgrade.then(|| hyper::upgrade::on(&mut self.request));
+        let upgrade = upgrade.then(|| Upgrade::of(&mut self.request));
         let (parts, body) = self.request.into_parts();
         let method = if subresource == "log" { Method::GET } else { parts.method };
         let url = format!("https://{address}{target}");

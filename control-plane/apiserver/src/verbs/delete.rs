@@ -9,6 +9,7 @@
 use serde_json::{Value, json};
 
 use super::change::is_finished;
+use super::restriction::NodeWrite;
 use super::{MAX_RACES, Target, Written, race_lost, set_revision};
 use crate::allocators::Bookkeeping;
 use crate::api::Api;
@@ -102,7 +103,8 @@ impl Api {
             let entry = self.find(kind, target.namespace, target.name)?;
             let old = entry.value();
             check_preconditions(&target, &old, options)?;
-            admit(&target)?;
+            protect(&target)?;
+            target.admit(target.name, NodeWrite::Delete(&old))?;
             let (mut new, remove) = match step(kind, &old, options, jiff::Timestamp::now()) {
                 Step::Wait => return Ok(answer(kind, old, false)),
                 Step::Mark(new) => (new, false),
@@ -174,7 +176,7 @@ fn check_preconditions(target: &Target<'_>, old: &Value, options: &DeleteOptions
 }
 
 /// The namespaces that every cluster has stay.
-fn admit(target: &Target<'_>) -> Result<(), ApiError> {
+fn protect(target: &Target<'_>) -> Result<(), ApiError> {
     let protected = ["default", "kube-system", "kube-public"];
     if target.kind.storage == "namespaces" && protected.contains(&target.name) {
         return Err(ApiError::forbidden(

@@ -1,6 +1,7 @@
 //! Logs and exec through a kubelet that the test plays.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use apiserver::http::serve;
 use apiserver::pki::Identity;
@@ -84,6 +85,24 @@ async fn node_with_pod(server: &Server) -> Arc<Mutex<Vec<String>>> {
         {"name": "c", "image": "i:1"}, {"name": "d", "image": "i:1"}]}});
     assert_eq!(server.post(PODS, &pod).await.code, 201);
     seen
+}
+
+#[tokio::test]
+async fn a_server_that_stops_cuts_its_streams() {
+    let server = server().await;
+    node_with_pod(&server).await;
+    let mut exec = request("POST", &format!("{PODS}/p/attach?container=c&stdin=true"), "", Bytes::new());
+    exec.headers_mut().insert("connection", "Upgrade".parse().unwrap());
+    exec.headers_mut().insert("upgrade", "SPDY/3.1".parse().unwrap());
+    let mut response = server.open(Some(Identity::Admin), exec).await;
+    let mut stream = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    let mut echoed = [0; 2];
+    stream.write_all(b"hi").await.unwrap();
+    stream.read_exact(&mut echoed).await.unwrap();
+    server.stop.cancel();
+    server.running.stopped().await;
+    let end = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut echoed)).await;
+    assert!(matches!(end, Ok(Ok(0) | Err(_))), "{end:?}");
 }
 
 #[tokio::test]

@@ -131,6 +131,60 @@ async fn deployments_scale_and_keep_their_selector() {
 }
 
 #[tokio::test]
+async fn bad_options_are_named_as_the_verbs_options() {
+    let server = server().await;
+    server.post(MAPS, &map("m")).await;
+    let bad = |path: &str| format!("{path}?dryRun=Some");
+    let one = format!("{MAPS}/m");
+    for (answer, kind) in [
+        (server.post(&bad(MAPS), &map("n")).await, "CreateOptions"),
+        (server.put(&bad(&one), &map("m")).await, "UpdateOptions"),
+        (server.patch(&bad(&one), "merge", &json!({})).await, "PatchOptions"),
+        (server.delete(&bad(&one)).await, "DeleteOptions"),
+        (server.delete(&bad(MAPS)).await, "DeleteOptions"),
+    ] {
+        let expected = format!(
+            "{kind}.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: \"Some\": supported values: \"All\""
+        );
+        assert_eq!((answer.reason(), answer.message()), ((422, "Invalid"), expected.as_str()));
+    }
+    let validation = server.patch(&format!("{one}?fieldValidation=x"), "merge", &json!({})).await;
+    assert!(validation.message().starts_with("PatchOptions.meta.k8s.io \"\" is invalid: fieldValidation: "));
+}
+
+#[tokio::test]
+async fn a_body_is_about_the_object_of_its_path() {
+    let server = server().await;
+    server.post(MAPS, &map("m")).await;
+    server.post(DEPLOYMENTS, &deployment()).await;
+    let (path, scale) = (format!("{MAPS}/m"), format!("{DEPLOYMENTS}/web/scale"));
+    let sent = "the namespace of the provided object does not match the namespace sent on the request";
+    let url = "the name of the object (n) does not match the name on the URL";
+    let request = "the namespace of the object (y) does not match the namespace on the request (default)";
+    let of = |name: &str, namespace: &str| json!({"metadata": {"name": name, "namespace": namespace}});
+    for (answer, message) in [
+        (server.put(&path, &of("m", "y")).await, sent.to_owned()),
+        (server.put(&path, &of("n", "default")).await, format!("{url} (m)")),
+        (
+            server.put(&path, &of("", "")).await,
+            "the name of the object (m based on URL) was undeterminable: name must be provided".into(),
+        ),
+        (server.patch(&path, "merge", &json!({"metadata": {"name": "n"}})).await, format!("{url} (m)")),
+        (
+            server.patch(&path, "strategic-merge", &json!({"metadata": {"namespace": "y"}})).await,
+            request.into(),
+        ),
+        (server.put(&scale, &of("web", "y")).await, sent.to_owned()),
+        (server.put(&scale, &of("n", "default")).await, format!("{url} (web)")),
+        (server.patch(&scale, "merge", &json!({"metadata": {"namespace": "y"}})).await, request.into()),
+    ] {
+        assert_eq!((answer.reason(), answer.message()), ((400, "BadRequest"), message.as_str()));
+    }
+    assert_eq!(server.put(&path, &of("m", "")).await.code, 200);
+    assert_eq!(server.put(&scale, &of("web", "default")).await.code, 200);
+}
+
+#[tokio::test]
 async fn lists_are_paged_selected_and_printed() {
     let server = server().await;
     for name in ["a", "b", "c"] {
@@ -274,6 +328,44 @@ async fn discovery_and_openapi_describe_what_is_served() {
     let mut neither = request("GET", "/openapi/v2", "", Bytes::new());
     neither.headers_mut().insert("accept", "text/html".parse().unwrap());
     assert_eq!(server.send(Some(Identity::Admin), neither).await.reason(), (406, "NotAcceptable"));
+}
+
+#[tokio::test]
+async fn an_object_does_not_outgrow_a_request() {
+    let server = server().await;
+    server.post(DEPLOYMENTS, &deployment()).await;
+    let path = format!("{DEPLOYMENTS}/web");
+    let grow = |field: &str| {
+        let path = format!("/spec/template/spec/containers/0/{field}");
+        json!([{"op": "add", "path": path, "value": ["x".repeat(2 << 20)]}])
+    };
+    assert_eq!(server.patch(&path, "json", &grow("args")).await.code, 200);
+    let refused = server.patch(&path, "json", &grow("command")).await;
+    assert_eq!(refused.reason(), (413, "RequestEntityTooLarge"));
+    let third = json!({"metadata": {"labels": {"a": "b"}}});
+    assert_eq!(server.patch(&path, "merge", &third).await.code, 200);
+}
+
+#[tokio::test]
+async fn kinds_are_served_in_their_scope_with_their_verbs() {
+    let server = server().await;
+    let node = json!({"metadata": {"name": "n"}});
+    assert_eq!(server.post("/api/v1/namespaces/default/nodes", &node).await.reason(), (404, "NotFound"));
+    let review = json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}});
+    let reviews = "/apis/authorization.k8s.io/v1/namespaces/default/selfsubjectaccessreviews";
+    assert_eq!(server.post(reviews, &review).await.reason(), (404, "NotFound"));
+    assert_eq!(server.delete("/api/v1/namespaces").await.reason(), (405, "MethodNotAllowed"));
+    let resources = server.get("/api/v1").await.body;
+    let verbs = |name: &str| {
+        let mut all = resources["resources"].as_array().unwrap().iter();
+        all.find(|resource| resource["name"] == name).unwrap()["verbs"].clone()
+    };
+    assert_eq!(verbs("namespaces"), json!(["create", "delete", "get", "list", "patch", "update", "watch"]));
+    assert!(verbs("pods").as_array().unwrap().contains(&json!("deletecollection")));
+    let paths = &server.get("/openapi/v3/api/v1").await.body["paths"];
+    assert!(
+        paths["/api/v1/namespaces"].get("delete").is_none() && paths["/api/v1/nodes"]["delete"].is_object()
+    );
 }
 
 #[tokio::test]

@@ -96,4 +96,8 @@ async fn a_watch_ends_in_time_and_a_future_one_is_refused() {
     assert!(events.next().await.is_none());
     let mut events = Events::open(&server, "resourceVersion=99999").await;
     assert_eq!(events.next().await.unwrap()["object"]["code"], 504);
+    let longest = format!("timeoutSeconds={}", u64::MAX);
+    let mut events = Events::open(&server, &longest).await;
+    create(&server, "a", "x").await;
+    assert_eq!(events.summary().await, "ADDED a");
 }
