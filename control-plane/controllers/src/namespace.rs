@@ -38,6 +38,9 @@ use plan::{Remaining, Report};
 pub const FINALIZER: &str = "kubernetes";
 /// How soon content that cannot be watched is looked at again.
 const UNWATCHED_RECHECK: Duration = Duration::from_secs(8);
+/// How soon a namespace of which something is left is looked at again whatever is seen of it: what comes and goes between two
+/// looks of a watch is told of by nobody.
+const RECHECK: Duration = Duration::from_secs(60);
 /// Objects of a kind that are listed at once.
 const PAGE: u32 = 500;
 
@@ -46,6 +49,14 @@ const PAGE: u32 = 500;
 struct Found {
     report: Report,
     unwatched: bool,
+}
+
+impl Found {
+    /// When the namespace is looked at again at the latest; nothing where nothing is left.
+    fn recheck(&self) -> Option<Duration> {
+        let delay = if self.unwatched { UNWATCHED_RECHECK } else { RECHECK };
+        (!self.report.remaining.is_empty()).then_some(delay)
+    }
 }
 
 pub struct Controller {
@@ -89,8 +100,9 @@ impl Controller {
         if !is_deleting(&namespace.metadata) || !waits {
             return Ok(Outcome::Done);
         }
-        let Found { report, unwatched } = self.empty(&key, leftovers).await;
-        let namespace = self.write_conditions(&key, &namespace, &report).await?;
+        let found = self.empty(&key, leftovers).await;
+        let report = &found.report;
+        let namespace = self.write_conditions(&key, &namespace, report).await?;
         if !report.errors.is_empty() || report.discovery.is_some() {
             let failed = report.discovery.iter().chain(&report.errors);
             return Err(Failure::Retry {
@@ -99,8 +111,8 @@ impl Controller {
                 reason: failed.cloned().collect::<Vec<_>>().join("; "),
             });
         }
-        if !report.remaining.is_empty() {
-            return Ok(Outcome::after(unwatched.then_some(UNWATCHED_RECHECK)));
+        if let Some(delay) = found.recheck() {
+            return Ok(Outcome::After(delay));
         }
         self.finalize(&key, namespace).await?;
         Ok(Outcome::Done)

@@ -7,6 +7,7 @@ use kube::runtime::watcher::Event;
 
 use super::leftovers::{Left, News};
 use super::plan::{Remaining, Report, status};
+use super::{Found, RECHECK, UNWATCHED_RECHECK};
 use crate::bare::Bare;
 
 fn at(seconds: i64) -> Timestamp {
@@ -114,4 +115,17 @@ fn leftovers_that_went_while_nobody_watched_are_missed_by_the_next_list() {
     assert_eq!(left.observe(Event::InitDone), News::Changed);
     left.observe(Event::Init);
     assert_eq!(left.observe(Event::InitDone), News::Gone);
+}
+
+#[test]
+fn a_namespace_that_is_not_empty_is_looked_at_again() {
+    let remaining = || vec![Remaining { kind: "pods.".to_owned(), count: 1, finalizers: [].into() }];
+    for (remaining, unwatched, expected) in [
+        (vec![], false, None),
+        (remaining(), false, Some(RECHECK)),
+        (remaining(), true, Some(UNWATCHED_RECHECK)),
+    ] {
+        let found = Found { report: Report { remaining, ..Report::default() }, unwatched };
+        assert_eq!(found.recheck(), expected, "unwatched: {unwatched}");
+    }
 }
