@@ -181,9 +181,10 @@ impl Storage for EmbeddedStore {
             let place = self.backups.clone().try_acquire_owned();
             let place = place.map_err(|_| BackupError::Busy { limit: MAX_BACKUPS })?;
             let (database, path) = (self.database.clone(), self.path.clone());
-            let made = tokio::task::spawn_blocking(move || backup::make(&database, &path)).await;
-            let file = made.map_err(|error| BackupError::Failed { reason: error.to_string() })??;
-            Ok(Backup { file, place })
+            // The copy goes on when nobody waits for it any longer, and keeps its place until its end.
+            let make = move || backup::make(&database, &path).map(|file| Backup { file, place });
+            let made = tokio::task::spawn_blocking(make).await;
+            made.map_err(|error| BackupError::Failed { reason: error.to_string() })?
         })
     }
 }

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use bytes::Bytes;
+use futures::FutureExt;
 
 use super::*;
 use crate::storage::Compare;
@@ -80,6 +81,26 @@ async fn a_reopened_store_has_its_state_and_a_bounded_history() {
     assert!((10..=11).contains(&loaded.history.len()), "{}", loaded.history.len());
     assert_eq!(opened.writer.index.len(), 4);
     assert!(read_all(&opened.writer.database, &path).unwrap().len() < 20, "old records are removed");
+}
+
+#[test]
+fn an_abandoned_backup_keeps_its_place_until_the_copy_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, ..) = start(&directory.path().join("s"), 10);
+    // One thread for what blocks, so that the copies wait for what holds it.
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let holder = tokio::task::spawn_blocking(move || held.recv());
+        for _ in 0..2 {
+            assert!(store.backup().now_or_never().is_none(), "the copy is not made yet");
+        }
+        assert!(matches!(store.backup().now_or_never(), Some(Err(BackupError::Busy { limit: 2 }))));
+        drop(release);
+        holder.await.unwrap().unwrap_err();
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
+        store.backup().await.unwrap();
+    });
 }
 
 #[tokio::test]
