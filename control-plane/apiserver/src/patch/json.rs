@@ -1,7 +1,7 @@
 //! JSON patch (RFC 6902) with limits, for a few operations can otherwise grow an object without end.
 //!
 //! Input: the object and a decoded patch. Output: the patched object. Refuses too many operations, copies that add up
-//! to more bytes than a request may have, and nesting that the JSON decoder would not read again.
+//! to more bytes than a request may have, moves of more values than a few objects have, and nesting that the JSON decoder would not read again.
 
 use json_patch::PatchOperation;
 use json_patch::jsonptr::Pointer;
@@ -13,6 +13,8 @@ use crate::error::ApiError;
 const MAX_OPERATIONS: usize = 10_000;
 /// Bytes of JSON that the copies of one patch add up to, at most (upstream's limit).
 pub(super) const MAX_COPIED_BYTES: usize = 3 << 20;
+/// Values that the moves of one patch look at, at most: the largest object a few times.
+pub(super) const MAX_MOVED_VALUES: usize = 2 << 20;
 /// Containers within containers, at most: what the JSON decoder reads.
 pub(super) const MAX_DEPTH: usize = 127;
 
@@ -26,9 +28,9 @@ pub(super) fn apply(object: &mut Value, patch: &Value) -> Result<(), ApiError> {
         );
         return Err(ApiError::too_large_message(message));
     }
-    let mut copied = 0;
+    let mut spent = Spent::default();
     for (index, operation) in patch.0.iter().enumerate() {
-        check(object, operation, &mut copied).map_err(refused)?;
+        check(object, operation, &mut spent).map_err(refused)?;
         // Without undo: the object is a copy, and is dropped when an operation fails.
         json_patch::patch_unsafe(object, std::slice::from_ref(operation)).map_err(|mut error| {
             error.operation = index;
@@ -38,12 +40,19 @@ pub(super) fn apply(object: &mut Value, patch: &Value) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// What the operations of a patch came to so far.
+#[derive(Default)]
+struct Spent {
+    copied_bytes: usize,
+    moved_values: usize,
+}
+
 fn refused(why: impl std::fmt::Display) -> ApiError {
     ApiError::unprocessable(format!("the server rejected our request due to an error in our request: {why}"))
 }
 
 /// Whether the object stays within the limits when the operation is done. What cannot be done is left to the patch.
-fn check(object: &Value, operation: &PatchOperation, copied: &mut usize) -> Result<(), String> {
+fn check(object: &Value, operation: &PatchOperation, spent: &mut Spent) -> Result<(), String> {
     let (path, value): (&Pointer, Option<&Value>) = match operation {
         PatchOperation::Add(add) => (&add.path, Some(&add.value)),
         PatchOperation::Replace(replace) => (&replace.path, Some(&replace.value)),
@@ -52,27 +61,51 @@ fn check(object: &Value, operation: &PatchOperation, copied: &mut usize) -> Resu
         PatchOperation::Remove(_) | PatchOperation::Test(_) => return Ok(()),
     };
     let Some(value) = value else { return Ok(()) };
-    if path.count() + depth(value) > MAX_DEPTH {
+    let extent = Extent::of(value);
+    if path.count() + extent.depth > MAX_DEPTH {
         return Err(format!("the patched object would be nested deeper than {MAX_DEPTH} levels"));
     }
     if matches!(operation, PatchOperation::Copy(_)) {
-        *copied += size(value);
-        if *copied > MAX_COPIED_BYTES {
+        spent.copied_bytes += size(value);
+        let copied = spent.copied_bytes;
+        if copied > MAX_COPIED_BYTES {
             return Err(format!(
                 "Unable to complete the copy, the accumulated size increase of copy is {copied}, exceeding the limit \
                  {MAX_COPIED_BYTES}"
             ));
         }
     }
+    if matches!(operation, PatchOperation::Move(_)) {
+        spent.moved_values += extent.values;
+        if spent.moved_values > MAX_MOVED_VALUES {
+            return Err(format!("the moves of a patch may concern {MAX_MOVED_VALUES} values at most"));
+        }
+    }
     Ok(())
 }
 
-/// Containers within containers; a value that holds nothing is 0 deep.
-pub(super) fn depth(value: &Value) -> usize {
-    match value {
-        Value::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),
-        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
-        _ => 0,
+struct Extent {
+    /// Containers within containers; a value that holds nothing is 0 deep.
+    depth: usize,
+    /// The value and all that are in it.
+    values: usize,
+}
+
+impl Extent {
+    fn of(value: &Value) -> Self {
+        match value {
+            Value::Array(list) => Self::around(list.iter()),
+            Value::Object(map) => Self::around(map.values()),
+            _ => Self { depth: 0, values: 1 },
+        }
+    }
+
+    fn around<'a>(inner: impl Iterator<Item = &'a Value>) -> Self {
+        let empty = Self { depth: 1, values: 1 };
+        inner.map(Self::of).fold(empty, |all, one| Self {
+            depth: all.depth.max(1 + one.depth),
+            values: all.values + one.values,
+        })
     }
 }
 

@@ -103,6 +103,21 @@ fn copies_of_copies_do_not_grow_without_end() {
 }
 
 #[test]
+fn moves_of_a_large_value_end() {
+    let moves = |count: usize| -> Value {
+        let ways = [("/a", "/b"), ("/b", "/a")];
+        (0..count).map(|i| json!({"op": "move", "from": ways[i % 2].0, "path": ways[i % 2].1})).collect()
+    };
+    let object = || json!({"a": vec![0; 1000]});
+    let error = json::apply(&mut object(), &moves(json::MAX_MOVED_VALUES / 1000)).unwrap_err();
+    assert_eq!(error.code, 422);
+    assert!(error.message.contains("the moves of a patch"), "{}", error.message);
+    let mut moved = object();
+    json::apply(&mut moved, &moves(1000)).unwrap();
+    assert_eq!(moved, object());
+}
+
+#[test]
 fn a_patched_object_can_be_read_again() {
     let nested = |depth: usize| (0..depth).fold(json!(1), |inner, _| json!({"a": inner}));
     let path = |depth: usize| "/a".repeat(depth);
