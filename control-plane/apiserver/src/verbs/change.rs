@@ -214,7 +214,7 @@ pub(super) fn settle(kind: &Kind, part: Part, old: &Value, mut new: Value) -> Re
     let mut errors = kinds::validate_metadata(kind, &new);
     errors.extend(kinds::validate_metadata_update(&new, old));
     if part == Part::Main {
-        errors.extend((kind.validate)(&new));
+        errors.extend(new_problems(kind, &new, old));
         errors.extend((kind.validate_update)(&new, old));
     }
     if !errors.is_empty() {
@@ -225,6 +225,17 @@ pub(super) fn settle(kind: &Kind, part: Part, old: &Value, mut new: Value) -> Re
         return Ok(Settled::Remove(new));
     }
     Ok(if new == *old { Settled::Unchanged } else { Settled::Write(new) })
+}
+
+/// What is wrong with the new object and was not with the old one: what was stored before a rule came must still be writable,
+/// were it only to let it go.
+fn new_problems(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = (kind.validate)(new);
+    if !errors.is_empty() {
+        let known = (kind.validate)(old);
+        errors.retain(|error| !known.contains(error));
+    }
+    errors
 }
 
 /// Whether nothing keeps an object that is being deleted any longer.

@@ -66,3 +66,25 @@ fn status_and_spec_are_written_apart() {
     assert_eq!((&status["spec"]["replicas"], &status["status"]["replicas"]), (&json!(1), &json!(9)));
     assert_eq!(status["metadata"]["generation"], 1);
 }
+
+#[test]
+fn what_was_stored_before_a_rule_came_can_still_be_written() {
+    let file =
+        |path: &str| json!({"name": "v", "configMap": {"name": "m", "items": [{"key": "k", "path": path}]}});
+    let mut old = json!({"metadata": {"name": "r", "resourceVersion": "1", "finalizers": ["a.b/c"]},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
+        "spec": {"containers": [{"name": "c", "image": "i:1"}], "volumes": [file("../x")]}}}});
+    (kind("ReplicaSet").default)(&mut old);
+    assert!(!(kind("ReplicaSet").validate)(&old).is_empty(), "the rule is there");
+    let settled = |change: &dyn Fn(&mut Value)| {
+        let mut new = old.clone();
+        change(&mut new);
+        settle(kind("ReplicaSet"), Part::Main, &old, new)
+    };
+    let free = settled(&|new| new["metadata"]["finalizers"] = json!([]));
+    assert!(matches!(free, Ok(Settled::Write(_))), "{free:?}");
+    let scaled = settled(&|new| new["spec"]["replicas"] = 2.into());
+    assert!(matches!(scaled, Ok(Settled::Write(_))), "{scaled:?}");
+    let worse = settled(&|new| new["spec"]["template"]["spec"]["volumes"] = json!([file("../y")]));
+    assert_eq!(worse.unwrap_err().code, 422);
+}
