@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::Api;
 use kube::api::{ListParams, PostParams};
@@ -26,28 +27,32 @@ impl Load {
         let maps = self.check(data_dir, round).await;
         let enough = Arc::new(Notify::new());
         let wanted = self.acknowledged.lock().unwrap().len() + 3 + (round * 37) % 61;
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| {
-                let (maps, acknowledged, enough) = (maps.clone(), self.acknowledged.clone(), enough.clone());
-                tokio::spawn(async move {
-                    for number in 0.. {
-                        let name = format!("r{round}-w{writer}-{number}");
-                        if maps.create(&PostParams::default(), &map(&name)).await.is_err() {
-                            return;
-                        }
-                        let mut list = acknowledged.lock().unwrap();
-                        list.push(name);
-                        if list.len() >= wanted {
-                            enough.notify_one();
-                        }
+        let writers = (0..WRITERS).map(|writer| {
+            let (maps, acknowledged, enough) = (maps.clone(), self.acknowledged.clone(), enough.clone());
+            tokio::spawn(async move {
+                for number in 0.. {
+                    let name = format!("r{round}-w{writer}-{number}");
+                    if let Err(error) = maps.create(&PostParams::default(), &map(&name)).await {
+                        return Some(error);
                     }
-                })
+                    let mut list = acknowledged.lock().unwrap();
+                    list.push(name);
+                    if list.len() >= wanted {
+                        enough.notify_one();
+                    }
+                }
+                None
             })
-            .collect();
-        enough.notified().await;
+        });
+        let mut ended = join_all(writers);
+        tokio::select! {
+            biased;
+            () = enough.notified() => {}
+            errors = &mut ended => panic!("round {round}: every writer ended before the kill: {errors:?}"),
+        }
         server.kill();
-        for writer in writers {
-            writer.await.unwrap();
+        for writer in ended.await {
+            writer.unwrap();
         }
     }
 
