@@ -1,7 +1,8 @@
 //! Which Secrets and ConfigMaps the pods of each node refer to: what a node may read.
 //!
 //! Input: the store's changes. Output: whether a node has a pod that refers to an object. Kept up with every change of a
-//! pod, so that a question costs one look-up however many pods there are. Bounded by the pods in the store. A pod counts
+//! pod, so that a question costs one look-up however many pods there are. What a pod refers to cannot change once it is bound, so that
+//! its later writes, nearly all of them of its status, are not read. Bounded by the pods in the store. A pod counts
 //! until it is removed: its node needs what it refers to until its end.
 
 use std::collections::{BTreeSet, HashMap};
@@ -21,7 +22,7 @@ pub struct References {
 
 #[derive(Default)]
 struct State {
-    /// What each bound pod refers to.
+    /// What each bound pod refers to, also where that is nothing.
     pods: HashMap<Key, Vec<Reference>>,
     /// How many pods make each reference.
     counts: HashMap<Reference, usize>,
@@ -51,10 +52,11 @@ impl References {
     pub fn apply(&self, changes: &[Change]) {
         for change in changes.iter().filter(|change| change.write.key().parts().0 == "pods") {
             let (key, references) = match &change.write {
+                Write::Put { key, .. } if self.lock().pods.contains_key(key) => continue,
                 Write::Put { key, value } => {
                     (key, references_of(key, &object::decode(change.revision, value)))
                 }
-                Write::Delete { key, .. } => (key, Vec::new()),
+                Write::Delete { key, .. } => (key, None),
             };
             self.lock().replace(key, references);
         }
@@ -72,11 +74,14 @@ impl References {
 }
 
 impl State {
-    fn replace(&mut self, pod: &Key, new: Vec<Reference>) {
-        for reference in &new {
+    fn replace(&mut self, pod: &Key, new: Option<Vec<Reference>>) {
+        for reference in new.iter().flatten() {
             *self.counts.entry(reference.clone()).or_default() += 1;
         }
-        let old = if new.is_empty() { self.pods.remove(pod) } else { self.pods.insert(pod.clone(), new) };
+        let old = match new {
+            Some(new) => self.pods.insert(pod.clone(), new),
+            None => self.pods.remove(pod),
+        };
         for reference in old.into_iter().flatten() {
             if let Some(count) = self.counts.get_mut(&reference) {
                 *count -= 1;
@@ -89,17 +94,17 @@ impl State {
 }
 
 /// What a pod refers to, each once; nothing while it is not bound.
-fn references_of(key: &Key, pod: &Value) -> Vec<Reference> {
+fn references_of(key: &Key, pod: &Value) -> Option<Vec<Reference>> {
     let (_, namespace, _) = key.parts();
     let node = text(pod, "/spec/nodeName");
     if node.is_empty() {
-        return Vec::new();
+        return None;
     }
     let names = ["secrets", "configmaps"].into_iter().flat_map(|resource| {
         names_of(pod, resource == "secrets").into_iter().map(move |name| (resource, name))
     });
     let object = |(resource, name)| Key::new(resource, namespace, name);
-    names.map(|name| Reference { node: node.to_owned(), object: object(name) }).collect()
+    Some(names.map(|name| Reference { node: node.to_owned(), object: object(name) }).collect())
 }
 
 /// Names of the Secrets, or of the ConfigMaps, that a pod uses.
@@ -170,6 +175,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_is_read_until_it_is_bound_and_not_again() {
+        let references = References::default();
+        let has = |secret: &str| references.has("n1", &Key::new("secrets", "x", secret));
+        references.apply(&[put("a", "", "s")]);
+        assert!(!has("s"));
+        references.apply(&[put("a", "n1", "s")]);
+        assert!(has("s"));
+        references.apply(&[put("a", "n1", "t")]);
+        assert!(has("s") && !has("t"), "what was not read");
+    }
+
+    #[test]
     fn references_end_with_the_last_pod_that_makes_them() {
         let references = References::default();
         let has = |secret: &str| references.has("n1", &Key::new("secrets", "x", secret));
@@ -178,7 +195,7 @@ mod tests {
         references.apply(&[put("a", "n1", "s"), put("a", "n1", "s"), put("b", "n1", "s")]);
         references.apply(&[delete("a")]);
         assert!(has("s"), "of the other pod");
-        references.apply(&[put("b", "n1", "t")]);
+        references.apply(&[delete("b"), put("b", "n1", "t")]);
         assert!(!has("s") && has("t"));
         references.apply(&[delete("b"), delete("b"), delete("other"), delete("unbound")]);
         assert!(!has("t"));
