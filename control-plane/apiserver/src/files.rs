@@ -3,12 +3,16 @@
 //! A file's contents and its name become durable separately: the name is an entry of its directory, and only a sync of the
 //! directory keeps that. Input: paths and contents. Refuses nothing by itself; every error names the operation and the path.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
+
+/// How the name of a file begins that has not its final one yet.
+const UNNAMED: &str = ".tmp";
 
 /// What could not be done with a file.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +69,20 @@ pub(crate) fn read(path: &Path) -> Result<String, FileError> {
 
 /// A file without its final name yet, in the directory of `path`, readable by the owner only.
 pub(crate) fn beside(path: &Path) -> Result<NamedTempFile, FileError> {
-    NamedTempFile::new_in(directory_of(path)).map_err(failed("make a temporary file for", path))
+    let made = tempfile::Builder::new().prefix(UNNAMED).tempfile_in(directory_of(path));
+    made.map_err(failed("make a temporary file for", path))
+}
+
+/// Removes the files that never got their final names because who made them was killed: there may be keys in them. Only for who
+/// holds the lock of a directory in which nobody makes any without it.
+pub(crate) fn remove_unnamed(directory: &Path) -> Result<(), FileError> {
+    for name in names(directory)? {
+        if name.as_encoded_bytes().starts_with(UNNAMED.as_bytes()) {
+            let path = directory.join(name);
+            std::fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes `contents` to `path`, replacing what is there.
@@ -89,12 +106,12 @@ pub(crate) fn name_if_free(file: NamedTempFile, path: &Path) -> Result<(), FileE
 
 /// Whether a certificate lies in `directory`.
 pub(crate) fn any_certificate(directory: &Path) -> Result<bool, FileError> {
+    let certificate = |name: &OsString| Path::new(name).extension() == Some(OsStr::new("crt"));
+    Ok(names(directory)?.iter().any(certificate))
+}
+
+/// The names of a directory's entries.
+fn names(directory: &Path) -> Result<Vec<OsString>, FileError> {
     let entries = std::fs::read_dir(directory).map_err(failed("read", directory))?;
-    for entry in entries {
-        let name = entry.map_err(failed("read", directory))?.file_name();
-        if Path::new(&name).extension().is_some_and(|extension| extension == "crt") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    entries.map(|entry| Ok(entry.map_err(failed("read", directory))?.file_name())).collect()
 }

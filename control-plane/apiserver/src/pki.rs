@@ -122,6 +122,7 @@ impl Pki {
         let directory = data_dir.join("pki");
         files::make_private_directory(&directory)?;
         let _lock = files::lock(&directory)?;
+        files::remove_unnamed(&directory)?;
         let (certificate_path, key_path) = (directory.join("ca.crt"), directory.join("ca.key"));
         // The key is written first: a certificate without its key would be a CA that cannot sign.
         if !certificate_path.exists() {

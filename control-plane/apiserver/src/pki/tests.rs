@@ -19,6 +19,16 @@ fn certificates_are_kept_and_private() {
 }
 
 #[test]
+fn files_of_a_killed_server_are_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    Pki::open(directory.path()).unwrap();
+    let unnamed = files::beside(&directory.path().join("pki/ca.key")).unwrap();
+    let (_, left) = unnamed.keep().unwrap();
+    Pki::open(directory.path()).unwrap();
+    assert!(!left.exists(), "{}", left.display());
+}
+
+#[test]
 fn server_certificate_is_made_again_when_a_name_is_new() {
     let directory = tempfile::tempdir().unwrap();
     let pki = Pki::open(directory.path()).unwrap();
