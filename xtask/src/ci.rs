@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::{build_ebpf, process, test, tidy};
+use crate::{build_ebpf, e2e, process, test, tidy};
 
 pub fn run() -> Result<()> {
     test::check_tools()?;
@@ -26,6 +26,7 @@ pub fn run() -> Result<()> {
         ]);
         process::run(&mut clippy)
     })?;
+    step("e2e", || e2e::run(&e2e::Options::smoke()))?;
     step("test", || test::run(&test::Options::everything()))
 }
 
