@@ -1,11 +1,12 @@
 //! The kubelet's HTTPS API: what the API server asks this node for logs, exec, attach, port forwarding and figures.
 //!
 //! In: TLS connections on the node's address and on the loopback. Out: answers in the kubelet's words. Every caller shows a
-//! client certificate of the configured authority; only the API server's identity and `system:masters` may go on. Plain
-//! WebSocket streaming only: SPDY is refused with a sentence. Holds no state: pods and containers are asked of their owners.
+//! client certificate of the configured authority; only the API server's identity and `system:masters` may go on. Streams
+//! come over WebSockets only (SPDY for port forwarding inside of one): plain SPDY is refused with a sentence. Holds no state: pods and containers are asked of their owners.
 
 mod channels;
 mod exec;
+mod frames;
 mod handler;
 mod identity;
 mod log_format;
@@ -14,8 +15,10 @@ mod metrics;
 mod port_forward;
 mod query;
 mod route;
+mod spdy;
 mod stats;
 mod tls;
+mod tunnel;
 mod websocket;
 
 use std::convert::Infallible;

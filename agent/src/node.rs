@@ -90,7 +90,7 @@ impl Reporter {
     async fn run(mut self) {
         self.register().await;
         let name = self.context.settings.node_name.clone();
-        let mut changes = Box::pin(watch_object(self.api.clone(), &name).default_backoff());
+        let mut changes = Box::pin(watch_object(self.api.clone(), &name).backoff(Backoff::default()));
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut network = self.context.network.clone();

@@ -63,6 +63,7 @@ enum Command {
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<process::Told>() => ExitCode::FAILURE,
         Err(error) => {
             // One line that says what went wrong, and why; never a backtrace of ours.
             eprintln!("xtask: {error:#}");

@@ -56,7 +56,8 @@ pub fn run(options: &Options) -> Result<()> {
         Some(_) if running => {
             steps.step("check", || wait_ready(&kubeconfig()))?;
             println!("the cluster is up: {}", kubeconfig().display());
-            return Ok(());
+            drop(turn);
+            return if options.foreground { follow_logs() } else { Ok(()) };
         }
         None if running => {
             bail!("a cluster runs, but {} is gone: run `cargo xtask down` first", folder().display())
@@ -79,12 +80,14 @@ pub fn run(options: &Options) -> Result<()> {
     let kubectl = shown_kubectl()?;
     println!("  {kubectl} get pods -A\n  {kubectl} apply -f examples/hello.yaml\n");
     drop(turn);
-    if options.foreground {
-        let logs = node_folder().join("logs");
-        let mut tail = Command::new("tail");
-        process::run(tail.args(["-n", "+1", "-F"]).arg(logs.join("server.log")).arg(logs.join("agent.log")))?;
-    }
-    Ok(())
+    if options.foreground { follow_logs() } else { Ok(()) }
+}
+
+/// Shows the parts' logs until the user interrupts it; the cluster goes on.
+fn follow_logs() -> Result<()> {
+    let logs = node_folder().join("logs");
+    let mut tail = Command::new("tail");
+    process::run(tail.args(["-n", "+1", "-F"]).arg(logs.join("server.log")).arg(logs.join("agent.log")))
 }
 
 /// kubectl as the user has to type it.

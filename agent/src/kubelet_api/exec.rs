@@ -13,11 +13,11 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt};
+use futures::StreamExt;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use runtime::{ExecConfig, ExecSession, ReadStream, Resizer, WriteStream};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
@@ -26,15 +26,14 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::Context;
 use super::channels::{self, Ending, Input, Protocol};
+use super::frames;
 use super::handler::{Answer, not_found, text};
 use super::query::{self, StreamOptions};
 use super::route::Target;
-use super::websocket::{self, Receiver, Sender, Socket};
+use super::websocket::{self, Receiver, Socket};
 use crate::api::chain;
 use crate::pods::ContainerRef;
 
-/// Bytes of output per frame.
-const FRAME_BYTES: usize = 32 * 1024;
 /// Frames that wait for the client.
 const QUEUE_FRAMES: usize = 4;
 /// How long the last frames may take to reach a client.
@@ -55,7 +54,7 @@ pub fn exec(context: Context, target: &Target, request: Request<Incoming>) -> An
         Ok(container) => container,
         Err(answer) => return *answer,
     };
-    websocket::upgrade(request, move |socket, protocol| async move {
+    websocket::upgrade(request, channels::PROTOCOLS, move |socket, protocol| async move {
         let StreamOptions { command, stdin, stdout, stderr, tty } = options.clone();
         let session = context.runtime.exec(&container.id, ExecConfig { command, stdin, stdout, stderr, tty });
         serve(socket, protocol, &options, session).await;
@@ -78,7 +77,7 @@ pub fn attach(context: Context, target: &Target, request: Request<Incoming>) -> 
     }
     // A container without an open stdin has nothing that input could go to.
     options.stdin &= container.stdin;
-    websocket::upgrade(request, move |socket, protocol| async move {
+    websocket::upgrade(request, channels::PROTOCOLS, move |socket, protocol| async move {
         let session = context.runtime.attach(&container.id, options.stdin);
         serve(socket, protocol, &options, session).await;
     })
@@ -104,14 +103,14 @@ async fn serve(
     session: impl Future<Output = Result<ExecSession, runtime::Error>>,
 ) {
     let (sink, mut source) = socket.split();
-    let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
-    let mut writing = pin!(write_frames(sink, queue));
+    let (sender, queue) = mpsc::channel(QUEUE_FRAMES);
+    let mut writing = pin!(frames::send_all(sink, queue));
     let ending = match session.await {
         Ok(session) => {
             // Dropping an unfinished future drops its streams, which is how the other side learns of the end.
             tokio::select! {
-                ending = stream(session, &mut source, protocol, options, frames.clone()) => ending,
-                () = &mut writing => None,
+                ending = stream(session, &mut source, protocol, options, &sender) => ending,
+                _ = &mut writing => None,
             }
         }
         Err(error) => {
@@ -123,8 +122,8 @@ async fn serve(
     let last = async move {
         let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         // A client that is gone needs no ending.
-        let _gone = frames.send(Message::Binary(ending.encode())).await;
-        let _gone = frames.send(Message::Close(Some(close))).await;
+        let _gone = sender.send(Message::Binary(ending.encode())).await;
+        let _gone = sender.send(Message::Close(Some(close))).await;
     };
     if timeout(ENDING_TIMEOUT, futures::future::join(last, writing)).await.is_err() {
         tracing::debug!("a client did not take the end of its stream in time");
@@ -144,7 +143,7 @@ async fn stream<'a>(
     source: &mut Receiver,
     protocol: Protocol,
     options: &'a StreamOptions,
-    frames: mpsc::Sender<Message>,
+    sender: &mpsc::Sender<Message>,
 ) -> Option<Ending<'a>> {
     let resizer = match session.resizer() {
         Ok(resizer) => resizer,
@@ -154,9 +153,9 @@ async fn stream<'a>(
     let stdout = session.stdout.take().filter(|_| options.stdout);
     let stderr = session.stderr.take().filter(|_| options.stderr);
     let output = async {
-        hello(options, &frames).await;
-        let out = copy_output(stdout, channels::STDOUT, &frames);
-        let err = copy_output(stderr, channels::STDERR, &frames);
+        hello(options, sender).await;
+        let out = copy_output(stdout, channels::STDOUT, sender);
+        let err = copy_output(stderr, channels::STDERR, sender);
         futures::future::join(out, err).await;
         match session.wait().await {
             Ok(code) => Ending::Exited { command: &options.command, code },
@@ -170,38 +169,18 @@ async fn stream<'a>(
 }
 
 /// An empty frame tells clients that the stream stands.
-async fn hello(options: &StreamOptions, frames: &mpsc::Sender<Message>) {
+async fn hello(options: &StreamOptions, sender: &mpsc::Sender<Message>) {
     let channel = match (options.stdout, options.stderr) {
         (true, _) => channels::STDOUT,
         (false, true) => channels::STDERR,
         (false, false) => channels::STATUS,
     };
-    let _gone = frames.send(Message::Binary(channels::encode(channel, &[]))).await;
+    let _gone = sender.send(Message::Binary(channels::encode(channel, &[]))).await;
 }
 
-async fn write_frames(mut sink: Sender, mut queue: mpsc::Receiver<Message>) {
-    while let Some(frame) = queue.recv().await {
-        if let Err(error) = sink.send(frame).await {
-            tracing::debug!(%error, "a stream's client is gone");
-            return;
-        }
-    }
-}
-
-async fn copy_output(stream: Option<ReadStream>, channel: u8, frames: &mpsc::Sender<Message>) {
-    let Some(mut stream) = stream else { return };
-    let mut buffer = vec![0; FRAME_BYTES];
-    loop {
-        match stream.read(&mut buffer).await {
-            Ok(0) => return,
-            Ok(count) => {
-                let frame = Message::Binary(channels::encode(channel, &buffer[..count]));
-                if frames.send(frame).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => return tracing::debug!(%error, channel, "read a process's output"),
-        }
+async fn copy_output(stream: Option<ReadStream>, channel: u8, sender: &mpsc::Sender<Message>) {
+    if let Some(stream) = stream {
+        frames::copy_stream(stream, channel, sender).await;
     }
 }
 
@@ -212,14 +191,7 @@ async fn read_frames(
     mut stdin: Option<WriteStream>,
     resizer: Option<Resizer>,
 ) {
-    while let Some(message) = source.next().await {
-        let data = match message {
-            Ok(Message::Binary(data)) => data,
-            // Pings are answered by the library.
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Text(_) | Message::Frame(_)) => continue,
-            Ok(Message::Close(_)) => return,
-            Err(error) => return tracing::debug!(%error, "a stream's client is gone"),
-        };
+    while let Some(data) = frames::next_binary(source).await {
         match channels::decode(protocol, data) {
             Input::Data { channel: channels::STDIN, data } => {
                 if let Some(open) = &mut stdin

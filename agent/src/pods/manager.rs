@@ -115,8 +115,9 @@ impl Task {
         let client = self.site.client.clone();
         let nodes = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let pods = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
-        let mut nodes = watcher(Api::<Node>::all(client.clone()), nodes).default_backoff().boxed();
-        let mut pods = watcher(Api::<Pod>::all(client), pods).default_backoff().boxed();
+        let mut nodes =
+            watcher(Api::<Node>::all(client.clone()), nodes).backoff(crate::api::Backoff::default()).boxed();
+        let mut pods = watcher(Api::<Pod>::all(client), pods).backoff(crate::api::Backoff::default()).boxed();
         let mut node_synced = false;
         loop {
             tokio::select! {

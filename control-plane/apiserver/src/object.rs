@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::storage::Revision;
 
+/// Bytes of a stored object, at most: as many as a request body may have.
+pub const MAX_SIZE: usize = 3 << 20;
 const HEAD: &[u8] = b"{\"metadata\":{\"resourceVersion\":\"";
 
 /// The text at a JSON pointer, or "" when there is none.

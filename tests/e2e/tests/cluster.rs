@@ -8,3 +8,9 @@ mod demo;
 mod faults;
 #[path = "cluster/many.rs"]
 mod many;
+#[path = "cluster/namespace.rs"]
+mod namespace;
+#[path = "cluster/node_api.rs"]
+mod node_api;
+#[path = "cluster/port_forward.rs"]
+mod port_forward;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::test::Tally;
+
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +39,19 @@ pub struct Report {
 impl Report {
     pub fn failed(&self) -> bool {
         self.outcomes.iter().any(|outcome| !matches!(outcome.verdict, Verdict::Passed { .. }))
+    }
+
+    /// Adds each check as a test.
+    pub fn count(&self, tally: &mut Tally) {
+        for Outcome { check, verdict, .. } in &self.outcomes {
+            match verdict {
+                Verdict::Passed { .. } => tally.passed += 1,
+                Verdict::Failed { .. } => tally.failed += 1,
+                Verdict::Skipped { reason } => {
+                    tally.skip(format!("kernel {}: {check}: {reason}", self.kernel))
+                }
+            }
+        }
     }
 }
 

@@ -51,3 +51,15 @@ pub(super) fn write_atomically(path: &Path, contents: &[u8]) -> Result<(), PkiEr
     file.sync_all().map_err(failed("sync", temporary))?;
     std::fs::rename(temporary, path).map_err(failed("rename to", path))
 }
+
+/// Whether a certificate lies in `directory`.
+pub(super) fn any_certificate(directory: &Path) -> Result<bool, PkiError> {
+    let entries = std::fs::read_dir(directory).map_err(failed("read", directory))?;
+    for entry in entries {
+        let name = entry.map_err(failed("read", directory))?.file_name();
+        if Path::new(&name).extension().is_some_and(|extension| extension == "crt") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
