@@ -175,6 +175,7 @@ fn open_dataplane(
         pin_root: settings.bpf_pin_root.clone(),
         cgroup: settings.dataplane_cgroup.clone(),
         uplinks: uplinks.names.clone(),
+        uplink_hook: dataplane::UplinkHook::default(),
     };
     let dataplane = dataplane::Dataplane::open(&options).context("open the dataplane")?;
     tracing::info!(frontends = dataplane.adopted(), "the dataplane is open; what was programmed is adopted");

@@ -26,6 +26,7 @@ pub const DATAPLANE_COUNTERS: &[(u32, &str)] = &[
     (dataplane::counter::NODE_PORT_COLLISION, "node_port_collision"),
     (dataplane::counter::MASQUERADE_NO_FLOW, "masquerade_no_flow"),
     (dataplane::counter::MASQUERADE_IMPOSSIBLE, "masquerade_impossible"),
+    (dataplane::counter::NAT_INSERT_FAILED, "nat_insert_failed"),
 ];
 
 /// All metrics as text.
