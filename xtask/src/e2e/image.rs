@@ -64,11 +64,13 @@ const FILES: &[(&str, &str)] = &[
         "[Match]\nName=eth0\n[Network]\nAddress=10.86.0.11/24\nGateway=10.86.0.1\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
     ),
     ("etc/systemd/journald.conf.d/console.conf", "[Journal]\nRateLimitIntervalSec=0\nForwardToConsole=no\n"),
+    // Else systemd does not know the port as a device.
+    ("etc/udev/rules.d/60-orlop.rules", "SUBSYSTEM==\"virtio-ports\", TAG+=\"systemd\"\n"),
     (
         "etc/systemd/system/orlop-inside.service",
-        // Started again until udev has linked the port.
-        "[Unit]\nDescription=Commands from outside of the virtual machine\nStartLimitIntervalSec=0\n\
-         [Service]\nType=exec\nExecStart=@CHECKOUT@/target/debug/xtask vm inside\nRestart=on-failure\nRestartSec=200ms\nEnvironment=HOME=/root\n\
+        "[Unit]\nDescription=Commands from outside of the virtual machine\n\
+         BindsTo=dev-virtio\\x2dports-orlop.device\nAfter=dev-virtio\\x2dports-orlop.device\n\
+         [Service]\nType=exec\nExecStart=@CHECKOUT@/target/debug/xtask vm inside\nEnvironment=HOME=/root\n\
          [Install]\nWantedBy=multi-user.target\n",
     ),
 ];
