@@ -232,6 +232,7 @@ pub fn payload(root: &Path, payload: &Payload) -> Result<PathBuf> {
         wanted.insert(staging.join(below));
         Ok(staging.join(below))
     };
+    let spinner = process::spinner("collecting the payload");
     for file in tracked_files()?.iter().chain(&payload.files) {
         copy(file, &place(file)?)?;
     }
@@ -239,6 +240,7 @@ pub fn payload(root: &Path, payload: &Payload) -> Result<PathBuf> {
         strip(file, &place(file)?)?;
     }
     remove_others(&staging, &wanted)?;
+    spinner.finish_and_clear();
     let path = folder()?.join("payload.ext4");
     make(&Disk { path: &path, content: &staging, free_mib: PAYLOAD_FREE_MIB }, root)?;
     Ok(path)
@@ -284,7 +286,10 @@ fn strip(from: &Path, to: &Path) -> Result<()> {
     }
     let mut strip = Command::new("strip");
     strip.arg("-o").arg(to).arg(from);
-    process::run_quietly("stripping an executable", &mut strip).map(drop)
+    let output = strip.output().context("start strip")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "strip {}: {}", from.display(), errors.trim());
+    Ok(())
 }
 
 fn is_newer(copy: &Path, original: &Path) -> bool {
