@@ -212,7 +212,8 @@ fn another_layouts_programs_go_after_the_first_sync(hook: UplinkHook) {
     serve(&mut node);
     // What a build with another layout left is what this one attached under another name.
     node.crash();
-    if hook == UplinkHook::Clsact {
+    let by_filter = node.attachments().values().all(|attachment| attachment.held_by.starts_with("filter"));
+    if by_filter {
         rename_filters(&node);
     }
     std::fs::rename(node.pins(), node.pins().with_file_name("v1")).unwrap();
@@ -220,6 +221,8 @@ fn another_layouts_programs_go_after_the_first_sync(hook: UplinkHook) {
     assert_eq!(ask(), "pod saw 192.0.2.9", "the earlier one goes on until the new one is complete");
     publish(&mut node);
     node.dataplane.as_mut().unwrap().retain(&[frontend(NODE.octets(), 30080, Tcp)].into()).unwrap();
+    assert!(!node.pins().with_file_name("v1").exists());
+    assert_eq!(filters().len(), usize::from(by_filter));
     assert_eq!(ask(), "pod saw 192.0.2.9");
     node.remove();
     assert_eq!(qdiscs(), ["noqueue"]);

@@ -222,7 +222,7 @@ pub fn layers() -> Vec<Vec<u8>> {
     for tool in [
         "sh", "cat", "echo", "sleep", "id", "ls", "hostname", "stat", "kill", "ps", "env", "mkdir", "mount",
         "stty", "dd", "wc", "grep", "head", "true", "false", "tr", "seq", "touch", "unshare", "ip", "nc",
-        "yes", "pwd", "rm",
+        "yes", "pwd", "rm", "mknod",
     ] {
         link(&mut base, &format!("bin/{tool}"), "busybox");
     }

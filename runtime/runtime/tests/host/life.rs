@@ -168,6 +168,50 @@ async fn stop_sends_the_signal_waits_and_kills() {
     runtime.stop_container(&deaf, Duration::ZERO).await.unwrap();
 }
 
+/// A loop device, as `MAJOR MINOR`: it stands in for the machine's disk, which may be closed to everybody.
+const DISK: &str = "7 0";
+
+#[tokio::test]
+async fn a_default_container_neither_makes_nor_opens_the_machines_disk() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let upper = host.directory.path().join("node");
+    std::fs::create_dir(&upper).unwrap();
+    let mut mknod = std::process::Command::new("mknod");
+    assert!(mknod.arg(upper.join("disk")).arg("b").args(DISK.split(' ')).status().unwrap().success());
+    let script = format!(
+        "try() {{ name=$1; shift; if \"$@\" 2>/dev/null >/dev/null; then echo $name yes; else echo $name no; fi; }}; \
+         try mknod mknod /disk b {disk}; try open head -c 0 /v/disk; try read head -c 1 /v/disk; \
+         try mknod-char mknod /mem c 1 1; try open-char head -c 1 /mem; \
+         try mknod-null mknod /null c 1 3; try open-null head -c 1 /null; try random head -c 1 /dev/urandom",
+        disk = DISK,
+    );
+    let config = |name: &str, privileged: bool| ContainerConfig {
+        mounts: vec![Mount { container_path: "/v".into(), host_path: upper.clone(), ..Mount::default() }],
+        security: SecurityContext { privileged, ..SecurityContext::default() },
+        ..container(name, &script)
+    };
+    let logged = async |name: &str, privileged: bool| {
+        let id = start(&runtime, &pod, config(name, privileged)).await;
+        exited(&runtime, &id).await;
+        host.read_log(&format!("{name}.log")).into_iter().map(|(_, text)| text).collect::<Vec<_>>()
+    };
+    let allowed = logged("all", true).await;
+    assert_eq!(allowed[..3], ["mknod yes", "open yes", "read yes"], "or the refusals below mean nothing");
+    let expect = [
+        "mknod no",
+        "open no",
+        "read no",
+        "mknod-char yes",
+        "open-char no",
+        "mknod-null yes",
+        "open-null yes",
+        "random yes",
+    ];
+    assert_eq!(logged("default", false).await, expect);
+}
+
 #[tokio::test]
 async fn memory_beyond_the_limit_is_reported_as_oom() {
     let host = Host::new();
