@@ -29,10 +29,24 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 pub const NODE: &str = "node-1";
 
+/// Which run a check belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Always,
+    /// A shorter form of what the whole run does.
+    SmokeAlone,
+    WholeAlone,
+}
+
+impl Part {
+    pub fn is_in(self, smoke: bool) -> bool {
+        self == Self::Always || smoke == (self == Self::SmokeAlone)
+    }
+}
+
 pub struct Check {
     pub name: &'static str,
-    /// Whether it belongs to the fast part.
-    pub smoke: bool,
+    pub part: Part,
     pub needs: &'static [&'static str],
     /// What it has to say about its success.
     pub run: fn(&mut Scene<'_>) -> Result<String>,
@@ -41,16 +55,17 @@ pub struct Check {
 pub const BOOT: &str = "boot";
 
 pub const CHECKS: &[Check] = &[
-    Check { name: BOOT, smoke: true, needs: &[], run: boot },
-    Check { name: "install", smoke: true, needs: &[BOOT], run: install },
-    Check { name: "node ready", smoke: true, needs: &["install"], run: ready },
-    Check { name: "demo", smoke: true, needs: &["node ready"], run: demo },
-    Check { name: "node port", smoke: false, needs: &["node ready"], run: node_port },
-    Check { name: "agent killed", smoke: true, needs: &["node ready"], run: agent_killed },
-    Check { name: "bpf tests", smoke: true, needs: &[BOOT], run: bpf_tests },
-    Check { name: "host tests", smoke: false, needs: &[BOOT], run: host_tests },
-    Check { name: "kernel log", smoke: true, needs: &[BOOT], run: kernel_log },
-    Check { name: "power off", smoke: true, needs: &[BOOT], run: power_off },
+    Check { name: BOOT, part: Part::Always, needs: &[], run: boot },
+    Check { name: "install", part: Part::Always, needs: &[BOOT], run: install },
+    Check { name: "node ready", part: Part::Always, needs: &["install"], run: ready },
+    Check { name: "demo", part: Part::Always, needs: &["node ready"], run: demo },
+    Check { name: "node port", part: Part::WholeAlone, needs: &["node ready"], run: node_port },
+    Check { name: "agent killed", part: Part::Always, needs: &["node ready"], run: agent_killed },
+    Check { name: "uplink tests", part: Part::SmokeAlone, needs: &[BOOT], run: uplink_tests },
+    Check { name: "bpf tests", part: Part::WholeAlone, needs: &[BOOT], run: bpf_tests },
+    Check { name: "host tests", part: Part::WholeAlone, needs: &[BOOT], run: host_tests },
+    Check { name: "kernel log", part: Part::Always, needs: &[BOOT], run: kernel_log },
+    Check { name: "power off", part: Part::Always, needs: &[BOOT], run: power_off },
 ];
 
 /// What a check works with.
@@ -214,6 +229,11 @@ fn exec_until(scene: &Scene<'_>, arguments: &[&str]) -> Result<String> {
             ended => return ended,
         }
     }
+}
+
+/// What differs most between kernels: programs on links, packet by packet and with real ones.
+fn uplink_tests(scene: &mut Scene<'_>) -> Result<String> {
+    tier(scene, "binary(/^bpf$/) & test(/^(packets|uplink)::/)", Duration::from_secs(120))
 }
 
 fn bpf_tests(scene: &mut Scene<'_>) -> Result<String> {

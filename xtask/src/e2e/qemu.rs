@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,6 @@ const QEMU: Tree<'_> = Tree {
 };
 /// How long a kernel may take to run its first program by the processor's virtualization. Software emulation takes 5 s.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
-const PROBE_PAUSE: Duration = Duration::from_millis(50);
 
 const MEMORY: &str = "2G";
 const PROCESSORS: &str = "2";
@@ -61,19 +60,23 @@ pub fn probe(tree: &Path, kernel: &Kernel, console: &Path) -> Result<Accelerator
     if !Path::new("/dev/kvm").exists() {
         return Ok(Accelerator::Tcg);
     }
-    let mut command = base(tree, kernel, Accelerator::Kvm, PROBE);
     let file = fs::File::create(console).with_context(|| format!("create {}", console.display()))?;
+    let mut command = limited(&base(tree, kernel, Accelerator::Kvm, PROBE));
     command.args(["-serial", "stdio"]).stdin(Stdio::null()).stdout(file).stderr(Stdio::null());
-    let mut child = command.spawn().context("start QEMU")?;
-    let deadline = Instant::now() + PROBE_LIMIT;
-    while Instant::now() < deadline && child.try_wait().context("wait for QEMU")?.is_none() {
-        std::thread::sleep(PROBE_PAUSE);
-    }
-    let _ = child.kill();
-    child.wait().context("wait for QEMU")?;
+    // How it ended says nothing: a guest that hangs is ended, one that works powers off.
+    command.status().context("start QEMU")?;
     let printed = fs::read(console).unwrap_or_default();
     let alive = String::from_utf8_lossy(&printed).contains(ALIVE);
     Ok(if alive { Accelerator::Kvm } else { Accelerator::Tcg })
+}
+
+/// The command, ended after [`PROBE_LIMIT`] even when nobody waits for it any more.
+fn limited(command: &Command) -> Command {
+    let mut limited = Command::new("timeout");
+    limited.arg("--signal=KILL").arg(PROBE_LIMIT.as_secs().to_string());
+    limited.arg(command.get_program()).args(command.get_args());
+    limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    limited
 }
 
 /// A whole machine. Its disks are written to in temporary files only. Standard input and output are the port.
