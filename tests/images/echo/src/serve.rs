@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
-/// How long the server goes on after SIGTERM.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the server goes on after SIGTERM: an endpoint goes from API to node meanwhile, on an emulated processor too.
+const FAREWELL: Duration = Duration::from_secs(5);
 const MAX_CONNECTIONS: usize = 1024;
 const MAX_LINE: u64 = 8192;
 /// A client that says nothing for this long is let go.
