@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::chain;
+use crate::metrics::Metrics;
 use crate::pods;
 use crate::services::Dataplane;
 use crate::settings::Settings;
@@ -62,6 +63,7 @@ pub struct Context {
     pub runtime: runtime::Runtime,
     pub pods: pods::Handle,
     pub dataplane: Option<Dataplane>,
+    pub metrics: Metrics,
     pub shutdown: CancellationToken,
 }
 

@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod backoff;
+mod cgroup;
 pub mod container;
 pub mod downward;
 mod execute;
@@ -21,6 +22,7 @@ mod registry;
 pub mod resources;
 pub mod sandbox;
 mod site;
+pub mod startup;
 pub mod status;
 mod status_writer;
 mod termination;
@@ -35,6 +37,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Recorder;
+use crate::metrics::Metrics;
 use crate::settings::Settings;
 
 /// What the pods need.
@@ -47,6 +50,8 @@ pub struct Context {
     pub services: crate::services::Cache,
     /// Takes Events.
     pub recorder: Recorder,
+    /// Takes what is measured.
+    pub metrics: Metrics,
     /// The agent's settings.
     pub settings: Arc<Settings>,
     /// The agent ends. Containers go on.

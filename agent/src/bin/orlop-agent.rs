@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::events::Recorder;
+use agent::metrics::Metrics;
 use agent::settings::{self, Flags, LogFormat, ServiceProxy, Settings};
 use agent::{KUBELET_VERSION, VERSION, admin, api, kubelet_api, network, node, pods, readiness, services};
 use anyhow::{Context, bail};
@@ -135,11 +136,13 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     if let Some(dir) = &settings.image_archives_dir {
         import_images(&runtime, dir).await;
     }
+    let metrics = Metrics::default();
     let pods = pods::Manager::start(pods::Context {
         client,
         runtime: runtime.clone(),
         services: service_cache,
         recorder,
+        metrics: metrics.clone(),
         settings: settings.clone(),
         shutdown: shutdown.clone(),
     })
@@ -148,7 +151,8 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     let questions =
         admin::Context { runtime: runtime.clone(), dataplane: dataplane.clone(), shutdown: shutdown.clone() };
     tasks.push(tokio::spawn(admin::run(socket, questions)));
-    let context = kubelet_api::Context { settings: settings.clone(), runtime, pods, dataplane, shutdown };
+    let context =
+        kubelet_api::Context { settings: settings.clone(), runtime, pods, dataplane, metrics, shutdown };
     let server = kubelet_api::Server::bind(context).await?;
     tracing::info!("listening on https://{}:{}", settings.node_ip, settings.port);
     tasks.push(tokio::spawn(server.run()));

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
@@ -184,6 +185,7 @@ impl Task {
     }
 
     async fn put(&mut self, pod: Pod) {
+        let seen = Instant::now();
         let pod = Arc::new(pod);
         let uid = Names::of(&pod).uid.to_owned();
         if let Some(known) = self.workers.get_mut(&uid) {
@@ -197,6 +199,7 @@ impl Task {
         let group = group.unwrap_or_default();
         self.spawn(Begin {
             pod,
+            seen,
             gone: false,
             rejected,
             sandboxes: group.sandboxes,
@@ -278,6 +281,7 @@ impl Task {
             let pod = Arc::new(orphan(&uid, &group));
             self.spawn(Begin {
                 pod,
+                seen: Instant::now(),
                 gone: true,
                 rejected: None,
                 sandboxes: group.sandboxes,
@@ -318,6 +322,7 @@ impl Task {
         let group = group(&self.site.runtime).remove(Names::of(&known.pod).uid).unwrap_or_default();
         self.spawn(Begin {
             pod: known.pod,
+            seen: Instant::now(),
             gone: false,
             rejected: None,
             sandboxes: group.sandboxes,

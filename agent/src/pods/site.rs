@@ -15,6 +15,7 @@ use super::resources::{Amounts, Qos};
 use super::sandbox::{NameService, Names, parse_resolv_conf};
 use super::{Context, StartError};
 use crate::events::{EventType, Recorder};
+use crate::metrics::Metrics;
 
 /// After a failed cleaning step, volume or sandbox: when it is tried again (kubelet: the next sync of the pod).
 pub const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(2);
@@ -29,6 +30,8 @@ pub struct Site {
     pub services: crate::services::Cache,
     /// Events.
     pub recorder: Recorder,
+    /// What is measured.
+    pub metrics: Metrics,
     /// ConfigMaps and Secrets.
     pub objects: objects::Cache,
     /// Images.
@@ -65,6 +68,7 @@ impl Site {
             runtime: context.runtime.clone(),
             services: context.services.clone(),
             recorder: context.recorder.clone(),
+            metrics: context.metrics.clone(),
             objects: objects::Cache::new(context.client.clone()),
             images: Puller::new(context.runtime.clone()),
             node: Arc::new(NodeFacts {

@@ -13,7 +13,7 @@ mod records;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, after};
+use super::cgroup;
 use super::execute::{self, Start, Stop};
 use super::images::{self, ImageFailure};
 use super::observed::{ImageState, Observed, Operation, Rejection, StartFailure, VolumeState};
@@ -31,6 +32,7 @@ use super::probes::{Probes, Report};
 use super::registry::Registry;
 use super::sandbox::Names;
 use super::site::{RETRY_AFTER, Site};
+use super::startup::{self, Progress, Startup, Step};
 use super::status_writer::{StatusWriter, WriteEnd};
 use super::volumes;
 use crate::events::EventType;
@@ -62,6 +64,8 @@ pub enum Input {
 pub struct Begin {
     /// The pod.
     pub pod: Arc<Pod>,
+    /// When the node saw it for the first time.
+    pub seen: Instant,
     /// The API server no longer has it.
     pub gone: bool,
     /// The node does not take it.
@@ -99,6 +103,8 @@ pub struct Worker {
     reports: mpsc::Receiver<Report>,
     objects_changed: Arc<Notify>,
     writer: StatusWriter,
+    /// While the pod starts.
+    startup: Option<Startup>,
     volume_failures: u32,
     refreshing: bool,
     refresh_again: bool,
@@ -111,7 +117,10 @@ impl Worker {
     pub fn new(site: Arc<Site>, registry: Registry, begin: Begin) -> Worker {
         let (sender, reports) = mpsc::channel(PROBE_REPORTS);
         let probes = Probes::new(site.clone(), begin.pod.clone(), sender);
+        // One that runs already was started by an earlier process of ours.
+        let startup = begin.sandboxes.is_empty().then(|| Startup::new(begin.seen));
         let mut worker = Worker {
+            startup,
             writer: StatusWriter::new(&begin.pod),
             observed: Observed {
                 pod: begin.pod,
@@ -273,6 +282,7 @@ impl Worker {
                     action => again |= self.execute(action, now),
                 }
             }
+            self.follow_startup();
             if !again {
                 return false;
             }
@@ -280,6 +290,26 @@ impl Worker {
         // Whatever goes round is looked at again a little later instead of at once.
         self.wake_at = Some(after(Timestamp::now(), SignedDuration::from_secs(1)));
         false
+    }
+
+    /// Takes note of where the time of the pod's start goes, until the API server has it as Running.
+    fn follow_startup(&mut self) {
+        let metrics = &self.site.metrics;
+        match (startup::step(&self.observed), &mut self.startup) {
+            (_, None) => {}
+            (Step::Abandoned, _) => self.startup = None,
+            (Step::At(phase), Some(startup)) => {
+                if let Progress::Runs(took) = startup.advance(phase, Instant::now()) {
+                    metrics.pod_start.observe(took.as_secs_f64());
+                }
+            }
+            (Step::Told, Some(_)) => {
+                let phases = self.startup.take().map(|startup| startup.finish(Instant::now()));
+                for (phase, took) in phases.into_iter().flatten() {
+                    metrics.pod_start_phases.observe(phase.as_str(), took);
+                }
+            }
+        }
     }
 
     /// Writes the status when it changed and no write is under way; true when the API server has it.
@@ -349,7 +379,7 @@ impl Worker {
             Action::RemoveVolumes => self.remove_volumes(),
             Action::RemoveCgroup => {
                 self.observed.cleanup_retry_at = Some(after(now, RETRY_AFTER));
-                let work = execute::remove_cgroup(self.site.clone(), self.observed.pod.clone());
+                let work = cgroup::remove(self.site.clone(), self.observed.pod.clone());
                 self.operations.spawn(async move { Done::CgroupRemoved(work.await) });
             }
             Action::AnnounceBackOff { container, restarts } => {

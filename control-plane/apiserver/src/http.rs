@@ -4,6 +4,7 @@
 //! verb; an error becomes a Status here and nowhere else. Refuses clients without a certificate (but for the health
 //! endpoints), bodies over 3 MiB, and media types other than JSON for answers (OpenAPI v2 comes in protobuf, too).
 
+mod backup;
 pub(crate) mod discovery;
 mod form;
 mod health;
@@ -152,6 +153,9 @@ async fn dispatch(
     let user = user.ok_or_else(ApiError::unauthorized)?;
     if path == "/metrics" {
         return metrics(api, user, path);
+    }
+    if path == backup::PATH {
+        return backup::answer(api, user, request.method()).await;
     }
     match route::parse(path) {
         Some(Route::Document(_)) if request.method() != Method::GET && request.method() != Method::HEAD => {

@@ -2,11 +2,10 @@
 //! kept in the data directory.
 //!
 //! Input: a directory and the names the server answers to. Output: PEM files (mode 0600) and kubeconfig files. A file
-//! appears whole or not at all (temporary file, fsync, rename), and one lock file orders processes that make them at
-//! the same time. A kept certificate is used only while it fits its key, the CA and the names that are wanted. Refuses to replace a CA
-//! that is damaged, or missing beside certificates that it signed: that would cut off every node.
+//! appears whole or not at all and outlives a power cut, and one lock file orders processes that make them at the same time. A kept
+//! certificate is used only while it fits its key, the CA and the names that are wanted. Refuses to replace a CA that is damaged,
+//! or missing beside certificates that it signed: that would cut off every node.
 
-mod files;
 mod kubeconfig;
 
 use std::collections::BTreeSet;
@@ -22,6 +21,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
+use crate::files::{self, FileError};
 pub use kubeconfig::Kubeconfig;
 
 /// Clocks of nodes may be behind ours by this much before they refuse a new certificate.
@@ -32,8 +32,8 @@ const LEAF_LIFETIME: time::Duration = time::Duration::days(3650);
 /// Why a certificate could not be read or made.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
-    #[error("{operation} {path}", path = path.display())]
-    File { operation: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("parse {path}: {reason}; move the file away to have a new one made", path = path.display())]
     Parse { path: PathBuf, reason: String },
     #[error("open the certificate authority {path}: {reason}; restore it from a backup, since no node or client knows another one", path = path.display())]
@@ -260,7 +260,7 @@ pub fn server_names(advertise: IpAddr, service_address: IpAddr, extra: &[String]
 
 /// Writes `contents` to `path`, whole or not at all, readable by the owner only.
 pub fn write_private_file(path: &Path, contents: &str) -> Result<(), PkiError> {
-    files::write_atomically(path, contents.as_bytes())
+    Ok(files::write_atomically(path, contents.as_bytes())?)
 }
 
 /// Everything that a node needs to join: written by [`write_node_credentials`].
@@ -283,12 +283,12 @@ pub fn write_node_credentials(pki: &Pki, request: &NodeCredentials<'_>) -> Resul
     files::write_atomically(&request.out.join("kubelet.key"), serving.key.as_bytes())?;
     files::write_atomically(&request.out.join("kubelet.crt"), serving.certificate.as_bytes())?;
     files::write_atomically(&request.out.join("client-ca.crt"), pki.ca_certificate().as_bytes())?;
-    files::write_atomically(&request.out.join("kubeconfig"), kubeconfig.render().as_bytes())
+    Ok(files::write_atomically(&request.out.join("kubeconfig"), kubeconfig.render().as_bytes())?)
 }
 
 /// Remembers the address that node kubeconfigs of this data directory point to.
 pub fn remember_server_url(data_dir: &Path, url: &str) -> Result<(), PkiError> {
-    files::write_atomically(&data_dir.join("server-url"), url.as_bytes())
+    Ok(files::write_atomically(&data_dir.join("server-url"), url.as_bytes())?)
 }
 
 /// The address remembered by the last start of the server.

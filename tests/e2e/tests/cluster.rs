@@ -8,6 +8,8 @@ mod demo;
 mod faults;
 #[path = "cluster/many.rs"]
 mod many;
+#[path = "cluster/metrics.rs"]
+mod metrics;
 #[path = "cluster/namespace.rs"]
 mod namespace;
 #[path = "cluster/node_api.rs"]

@@ -69,7 +69,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
-    use crate::storage::{Revision, StorageError, Transaction};
+    use crate::storage::{Backup, BackupError, Revision, StorageError, Transaction};
 
     struct Store {
         is_open: bool,
@@ -82,6 +82,10 @@ mod tests {
 
         fn closed(&self) -> BoxFuture<'_, ()> {
             if self.is_open { std::future::pending().boxed() } else { std::future::ready(()).boxed() }
+        }
+
+        fn backup(&self) -> BoxFuture<'_, Result<Backup, BackupError>> {
+            std::future::ready(Err(BackupError::Failed { reason: "not in this test".into() })).boxed()
         }
     }
 

@@ -7,7 +7,7 @@ use runtime::{
     SecurityContext,
 };
 
-use crate::fixture::{Host, chain, container, exited, start, until};
+use crate::fixture::{Host, LIMIT, chain, container, exited, start, until};
 
 #[tokio::test]
 async fn a_container_runs_logs_and_exits() {
@@ -213,6 +213,25 @@ async fn a_default_container_neither_makes_nor_opens_the_machines_disk() {
 }
 
 #[tokio::test]
+async fn a_stop_with_a_shorter_grace_overtakes_one_that_waits() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let script = "trap 'echo asked' USR1; echo up; while :; do sleep 0.05; done";
+    let id = start(&runtime, &pod, container("c", script)).await;
+    until("it is up", || !host.read_log("c.log").is_empty()).await;
+    let (first, stopped) = (runtime.clone(), id.clone());
+    let patient =
+        tokio::spawn(async move { first.stop_container(&stopped, Duration::from_secs(3600)).await });
+    until("it is asked to stop", || host.read_log("c.log").len() == 2).await;
+    let hasty = runtime.stop_container(&id, Duration::from_millis(300));
+    tokio::time::timeout(LIMIT, hasty).await.expect("the shorter grace counts").unwrap();
+    assert_eq!(runtime.container_status(&id).unwrap().exit_code, 137);
+    tokio::time::timeout(LIMIT, patient).await.expect("the exit ends both").unwrap().unwrap();
+    assert_eq!(host.read_log("c.log").len(), 2, "the signal is sent once");
+}
+
+#[tokio::test]
 async fn memory_beyond_the_limit_is_reported_as_oom() {
     let host = Host::new();
     let runtime = host.open_with_image().await;
@@ -240,12 +259,13 @@ async fn containers_of_a_pod_share_what_they_should() {
     let pod = runtime.run_sandbox(config).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
     let status = runtime.sandbox_status(&pod).unwrap();
     assert_eq!((status.state, status.ips.len()), (SandboxState::Ready, 1));
-    let script = "hostname; cat /etc/hostname; cat /proc/sys/net/ipv4/ip_forward; ip -4 addr show eth0 | grep -c inet; \
+    let script = "hostname; cat /etc/hostname; cd /proc/sys/net/ipv4; cat ip_forward ip_unprivileged_port_start; \
+                  cat ping_group_range | tr '\t' ' '; ip -4 addr show eth0 | grep -c inet; \
                   echo x > /dev/shm/x; cat /proc/1/comm; ls /proc/1/root 2>/dev/null | wc -l; exec sleep 1000";
     let first = start(&runtime, &pod, container("first", script)).await;
-    until("the first one is up", || host.read_log("first.log").len() == 6).await;
+    until("the first one is up", || host.read_log("first.log").len() == 8).await;
     let log: Vec<String> = host.read_log("first.log").into_iter().map(|(_, text)| text).collect();
-    assert_eq!(log, ["podname", "podname", "1", "1", "orlop-pod-init", "0"]);
+    assert_eq!(log, ["podname", "podname", "1", "0", "0 2147483647", "1", "orlop-pod-init", "0"]);
     let second =
         start(&runtime, &pod, container("second", "cat /dev/shm/x; ps | grep -c 'sleep 1000'")).await;
     exited(&runtime, &second).await;
