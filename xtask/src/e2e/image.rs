@@ -156,10 +156,16 @@ pub fn make_executable(path: &Path) -> Result<()> {
         .with_context(|| format!("chmod {}", path.display()))
 }
 
+/// Rises when [`configure`] writes something else.
+const CONFIGURATION: u32 = 2;
+
 /// The root disk; the one of an earlier run when nothing changed.
 pub fn root(tree: &Path) -> Result<PathBuf> {
     let checkout = checkout()?;
-    let tag = Sha256::digest(format!("{} {FILES:?} {ENABLED:?} {ROOT_FREE_MIB} {checkout}", tree.display()));
+    let tag = Sha256::digest(format!(
+        "{} {FILES:?} {ENABLED:?} {ROOT_FREE_MIB} {CONFIGURATION} {checkout}",
+        tree.display()
+    ));
     let tag: String = tag.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     let path = folder()?.join(format!("root-{tag}.ext4"));
     if path.exists() {
@@ -194,6 +200,12 @@ fn configure(root: &Path, checkout: &str) -> Result<()> {
         let text = fs::read(&master).with_context(|| format!("read {}", master.display()))?;
         write(&root.join("etc").join(name), &text)?;
     }
+    let authorities = root.join("usr/share/ca-certificates/mozilla");
+    let mut bundle = Vec::new();
+    for entry in fs::read_dir(&authorities).with_context(|| format!("read {}", authorities.display()))? {
+        bundle.extend(fs::read(entry?.path()).context("read an authority")?);
+    }
+    write(&root.join("etc/ssl/certs/ca-certificates.crt"), &bundle)?;
     for (name, unit) in ENABLED {
         let link = root.join("etc/systemd/system").join(name);
         if let Some(parent) = link.parent() {
