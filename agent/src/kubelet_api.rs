@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::chain;
+use crate::events::Recorder;
 use crate::metrics::Metrics;
 use crate::pods;
 use crate::services::Dataplane;
@@ -62,6 +63,8 @@ pub struct Context {
     pub settings: Arc<Settings>,
     pub runtime: runtime::Runtime,
     pub pods: pods::Handle,
+    /// For the count of Events that were dropped.
+    pub recorder: Recorder,
     pub dataplane: Option<Dataplane>,
     pub metrics: Metrics,
     pub shutdown: CancellationToken,

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-pub use facts::Facts;
+pub use facts::{Facts, machine_memory};
 
 use crate::api::{Backoff, chain, is_code};
 use crate::network;

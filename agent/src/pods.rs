@@ -34,6 +34,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Recorder;
@@ -83,11 +84,11 @@ pub enum StartError {
 pub struct Manager;
 
 impl Manager {
-    /// Makes what pods live in, and starts the task that watches them.
+    /// Makes what pods live in, and starts the task that watches them; it ends only with the agent.
     ///
     /// # Errors
     /// [`StartError`].
-    pub fn start(context: Context) -> Result<Handle, StartError> {
+    pub fn start(context: Context) -> Result<(Handle, JoinHandle<()>), StartError> {
         manager::start(context)
     }
 }

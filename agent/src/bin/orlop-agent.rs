@@ -107,7 +107,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     let recorder = Recorder::start(client.clone(), settings.node_name.clone(), shutdown.clone());
 
     let mut tasks = Tasks::new();
-    let (network_state, network_receiver) = watch::channel(network::initial_state(&settings));
+    let (network_state, network_receiver) = watch::channel(network::State::of(&runtime).await);
     let (own_node, node_tasks) = node::start(node::Context {
         client: client.clone(),
         settings: settings.clone(),
@@ -129,6 +129,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         settings: settings.clone(),
         uplinks,
         dataplane: dataplane.clone(),
+        runtime: runtime.clone(),
         node: own_node,
         state: network_state,
         shutdown: shutdown.clone(),
@@ -137,22 +138,30 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         import_images(&runtime, dir).await;
     }
     let metrics = Metrics::default();
-    let pods = pods::Manager::start(pods::Context {
+    let (pods, pods_task) = pods::Manager::start(pods::Context {
         client,
         runtime: runtime.clone(),
         services: service_cache,
-        recorder,
+        recorder: recorder.clone(),
         metrics: metrics.clone(),
         settings: settings.clone(),
         shutdown: shutdown.clone(),
     })
     .context("start the management of pods")?;
+    tasks.push(pods_task);
     let socket = admin::bind(&settings.admin_socket())?;
     let questions =
         admin::Context { runtime: runtime.clone(), dataplane: dataplane.clone(), shutdown: shutdown.clone() };
     tasks.push(tokio::spawn(admin::run(socket, questions)));
-    let context =
-        kubelet_api::Context { settings: settings.clone(), runtime, pods, dataplane, metrics, shutdown };
+    let context = kubelet_api::Context {
+        settings: settings.clone(),
+        runtime,
+        pods,
+        recorder,
+        dataplane,
+        metrics,
+        shutdown,
+    };
     let server = kubelet_api::Server::bind(context).await?;
     tracing::info!("listening on https://{}:{}", settings.node_ip, settings.port);
     tasks.push(tokio::spawn(server.run()));

@@ -13,16 +13,18 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-use futures::StreamExt;
+use bytes::Bytes;
+use futures::future::FusedFuture;
+use futures::{FutureExt, Stream, StreamExt};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
-use runtime::{ExecConfig, ExecSession, ReadStream, Resizer, WriteStream};
-use tokio::io::AsyncWriteExt;
+use runtime::{ExecConfig, ExecSession, ReadStream, Resizer};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::Context;
 use super::channels::{self, Ending, Input, Protocol};
@@ -34,8 +36,13 @@ use super::websocket::{self, Receiver, Socket};
 use crate::api::chain;
 use crate::pods::ContainerRef;
 
+#[cfg(test)]
+mod tests;
+
 /// Frames that wait for the client.
 const QUEUE_FRAMES: usize = 4;
+/// Pieces of input that wait for the process: while they fit, the client's other frames are seen.
+const QUEUE_INPUTS: usize = 16;
 /// How long the last frames may take to reach a client.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take to answer the close frame.
@@ -184,21 +191,48 @@ async fn copy_output(stream: Option<ReadStream>, channel: u8, sender: &mpsc::Sen
     }
 }
 
-/// Returns when the client has closed the connection or is gone.
+/// Returns when the client has closed the connection or is gone. Beside the frames, input is written: a process that does not read holds
+/// back input and, before the queue is full, neither the news of the client's end nor a new size.
 async fn read_frames(
-    source: &mut Receiver,
+    source: &mut (impl Stream<Item = Result<Message, tungstenite::Error>> + Unpin),
     protocol: Protocol,
-    mut stdin: Option<WriteStream>,
+    stdin: Option<impl AsyncWrite + Unpin>,
+    resizer: Option<Resizer>,
+) {
+    let (queue, inputs) = mpsc::channel(QUEUE_INPUTS);
+    let queue = stdin.is_some().then_some(queue);
+    let mut writing = pin!(write_inputs(stdin, inputs).fuse());
+    let mut reading = pin!(take_frames(source, protocol, queue, resizer));
+    loop {
+        tokio::select! {
+            () = &mut reading => return,
+            // The process closed its stdin, or the client did; output goes on.
+            () = &mut writing, if !writing.is_terminated() => {}
+        }
+    }
+}
+
+async fn write_inputs(stdin: Option<impl AsyncWrite + Unpin>, mut inputs: mpsc::Receiver<Bytes>) {
+    let Some(mut stdin) = stdin else { return };
+    while let Some(data) = inputs.recv().await {
+        if let Err(error) = stdin.write_all(&data).await {
+            return tracing::debug!(%error, "write a process's input");
+        }
+    }
+}
+
+async fn take_frames(
+    source: &mut (impl Stream<Item = Result<Message, tungstenite::Error>> + Unpin),
+    protocol: Protocol,
+    mut stdin: Option<mpsc::Sender<Bytes>>,
     resizer: Option<Resizer>,
 ) {
     while let Some(data) = frames::next_binary(source).await {
         match channels::decode(protocol, data) {
             Input::Data { channel: channels::STDIN, data } => {
-                if let Some(open) = &mut stdin
-                    && let Err(error) = open.write_all(&data).await
+                if let Some(open) = &stdin
+                    && open.send(data).await.is_err()
                 {
-                    // The process closed its stdin; its output goes on.
-                    tracing::debug!(%error, "write a process's input");
                     stdin = None;
                 }
             }

@@ -4,13 +4,13 @@
 //! client's binary messages. A slow client holds the readers back through the queue. Refuses to know what a channel means.
 
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
+use futures::{SinkExt, Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::channels;
-use super::websocket::{Receiver, Sender};
+use super::websocket::Sender;
 
 /// Bytes of a stream per frame.
 const FRAME_BYTES: usize = 32 * 1024;
@@ -44,7 +44,9 @@ pub async fn copy_stream(mut stream: impl AsyncRead + Unpin, channel: u8, frames
 }
 
 /// The client's next binary message; `None` when it has closed the connection or is gone. Cancel safe, as the socket is.
-pub async fn next_binary(source: &mut Receiver) -> Option<Bytes> {
+pub async fn next_binary(
+    source: &mut (impl Stream<Item = Result<Message, tungstenite::Error>> + Unpin),
+) -> Option<Bytes> {
     loop {
         match source.next().await? {
             Ok(Message::Binary(data)) => return Some(data),

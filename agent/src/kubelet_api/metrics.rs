@@ -5,7 +5,7 @@
 use std::fmt;
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
@@ -46,6 +46,7 @@ pub fn render(context: &Context) -> Result<String, fmt::Error> {
     running(&mut registry, &context.runtime.list());
     context.runtime.register_metrics(&mut registry);
     context.metrics.register(&mut registry);
+    dropped_events(&mut registry, context.recorder.dropped());
     if let Some(dataplane) = &context.dataplane {
         let (frontends, counters) = dataplane.with(|dataplane| (dataplane.list(), dataplane.counters()));
         let endpoints: usize = frontends.iter().map(|(_, endpoints)| endpoints.len()).sum();
@@ -85,6 +86,14 @@ fn running(registry: &mut Registry, snapshot: &Snapshot) {
         containers.get_or_create(&[("container_state", name)]).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
     registry.register("kubelet_running_containers", "Number of containers by state", containers);
+}
+
+fn dropped_events(registry: &mut Registry, dropped: u64) {
+    registry.register(
+        "orlop_events_dropped",
+        "Events that were not written, for too many waited",
+        ConstCounter::new(dropped),
+    );
 }
 
 fn services(registry: &mut Registry, frontends: usize, endpoints: usize) {

@@ -13,10 +13,10 @@ use linux::cgroup::Group;
 use nix::sys::inotify::AddWatchFlags;
 
 use super::execute::blocking;
-use super::images::chain;
 use super::resources::{self, Qos};
 use super::sandbox::Names;
 use super::site::Site;
+use crate::api::chain;
 use crate::file_watch::FileWatch;
 
 /// Longest wait for the last process of a group. Shorter than the delay after which the plan tries again.

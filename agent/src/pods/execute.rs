@@ -17,13 +17,14 @@ use runtime::{ContainerId, SandboxId};
 use super::backoff::after;
 use super::container::{self, Objects};
 use super::downward::Source;
-use super::images::{self, ImageFailure, chain};
+use super::images::{self, ImageFailure};
 use super::objects::{Key, Kind, Object};
 use super::observed::StartFailure;
 use super::plan::StopCause;
 use super::sandbox::{self, Names};
 use super::site::Site;
 use super::{cgroup, hooks, resources, volumes};
+use crate::api::chain;
 use crate::events::EventType;
 
 /// When a container that could not be made is tried again (kubelet: the next sync).
@@ -90,6 +91,11 @@ pub async fn run_sandbox(site: Arc<Site>, pod: Arc<Pod>, attempt: u32) -> Result
         site.pod_event(&pod, EventType::Warning, "MissingClusterDNS", message);
     }
     let config = sandbox::config(&pod, inputs);
+    if sandbox::needs_port_mapping(&config) && !maps_ports(&site).await {
+        let message = "Pod requests hostPorts, but the pod network has no plugin that maps ports. \
+                       They will not be reachable on the node.";
+        site.pod_event(&pod, EventType::Warning, "HostPortNotSupported", message);
+    }
     let result = match prepare_sandbox(site.clone(), pod.clone(), config.clone()).await {
         Ok(()) => site.runtime.run_sandbox(config).await.map_err(|error| chain(&error)),
         Err(message) => Err(message),
@@ -98,6 +104,11 @@ pub async fn run_sandbox(site: Arc<Site>, pod: Arc<Pod>, attempt: u32) -> Result
         let text = format!("Failed to create pod sandbox: {message}");
         site.pod_event(&pod, EventType::Warning, "FailedCreatePodSandBox", text);
     })
+}
+
+async fn maps_ports(site: &Site) -> bool {
+    let folder = site.cni_conf_dir.clone();
+    blocking(move || Ok(crate::network::maps_ports(&folder))).await.unwrap_or(false)
 }
 
 async fn prepare_sandbox(

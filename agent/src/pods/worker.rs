@@ -9,6 +9,7 @@
 
 mod ends;
 mod records;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -33,17 +34,16 @@ use super::registry::Registry;
 use super::sandbox::Names;
 use super::site::{RETRY_AFTER, Site};
 use super::startup::{self, Progress, Startup, Step};
+use super::status;
 use super::status_writer::{StatusWriter, WriteEnd};
-use super::volumes;
+use super::volumes::{KeptTokens, Prepared};
+use crate::api::chain;
 use crate::events::EventType;
 
 /// Messages that wait for a pod's task; the sender waits when there are more.
 pub const INBOX: usize = 256;
 /// Probe results that wait for a pod's task.
 const PROBE_REPORTS: usize = 64;
-/// When volumes that could not be made are tried again; it doubles up to the longest (kubelet: `exponentialbackoff`).
-const VOLUME_RETRY: SignedDuration = SignedDuration::from_millis(500);
-const VOLUME_LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(122);
 /// Passes in a row without waiting, when a pass changed the snapshot by itself.
 const PASSES: usize = 16;
 
@@ -78,8 +78,8 @@ pub struct Begin {
 
 /// The end of an operation.
 enum Done {
-    Volumes(Result<volumes::Prepared, String>),
-    VolumesRefreshed(Result<volumes::Prepared, String>),
+    Volumes(Result<Prepared, String>),
+    VolumesRefreshed(Result<Prepared, String>),
     VolumesRemoved(Result<(), String>),
     Image { container: String, result: Result<(), ImageFailure> },
     Sandbox(Result<SandboxId, String>),
@@ -103,6 +103,7 @@ pub struct Worker {
     reports: mpsc::Receiver<Report>,
     objects_changed: Arc<Notify>,
     writer: StatusWriter,
+    tokens: Arc<KeptTokens>,
     /// While the pod starts.
     startup: Option<Startup>,
     volume_failures: u32,
@@ -152,6 +153,7 @@ impl Worker {
             probes,
             reports,
             objects_changed: Arc::default(),
+            tokens: Arc::default(),
             volume_failures: 0,
             refreshing: false,
             refresh_again: false,
@@ -227,10 +229,11 @@ impl Worker {
 
     /// The spec is the API server's; the status is ours, but for conditions that others set and an end that others decided.
     fn take_spec(&mut self, pod: Arc<Pod>) {
+        self.writer.seen(&pod);
         let theirs = pod.status.clone().unwrap_or_default();
         let merged = match self.observed.pod.status.clone() {
             None => theirs,
-            Some(ours) => merge_status(ours, theirs),
+            Some(ours) => status::merge(ours, theirs),
         };
         let labels_changed = pod.metadata.labels != self.observed.pod.metadata.labels
             || pod.metadata.annotations != self.observed.pod.metadata.annotations;
@@ -364,7 +367,7 @@ impl Worker {
                 self.observed.sandbox_busy.insert(id.to_string());
                 let runtime = self.site.runtime.clone();
                 self.operations.spawn(async move {
-                    let result = runtime.stop_sandbox(&id).await.map_err(|error| images::chain(&error));
+                    let result = runtime.stop_sandbox(&id).await.map_err(|error| chain(&error));
                     Done::SandboxStopped { id, result }
                 });
             }
@@ -372,7 +375,7 @@ impl Worker {
                 self.observed.sandbox_busy.insert(id.to_string());
                 let runtime = self.site.runtime.clone();
                 self.operations.spawn(async move {
-                    let result = runtime.remove_sandbox(&id).await.map_err(|error| images::chain(&error));
+                    let result = runtime.remove_sandbox(&id).await.map_err(|error| chain(&error));
                     Done::SandboxRemoved { id, result }
                 });
             }
@@ -487,84 +490,10 @@ impl Worker {
         self.observed.removing.insert(id.to_string());
         let runtime = self.site.runtime.clone();
         self.operations.spawn(async move {
-            let result = runtime.remove_container(&id).await.map_err(|error| images::chain(&error));
+            let result = runtime.remove_container(&id).await.map_err(|error| chain(&error));
             Done::Removed { container, id, result }
         });
     }
-
-    // ----- volumes
-
-    fn prepare_volumes(&mut self) -> bool {
-        let keys = volumes::pod_keys(&self.observed.pod);
-        if let Err(error) = self.site.objects.set_users(self.names().uid, &keys, &self.objects_changed) {
-            self.volumes_failed(&error.to_string());
-            return true;
-        }
-        self.observed.volumes = VolumeState::Preparing;
-        let work = volumes::prepare(self.site.clone(), self.observed.pod.clone());
-        self.operations.spawn(async move { Done::Volumes(work.await) });
-        false
-    }
-
-    fn volumes_failed(&mut self, message: &str) {
-        self.site.pod_event(&self.observed.pod, EventType::Warning, "FailedMount", message.to_owned());
-        let factor = 1 << self.volume_failures.min(16);
-        let delay = VOLUME_RETRY.saturating_mul(factor).min(VOLUME_LONGEST_RETRY);
-        self.volume_failures = self.volume_failures.saturating_add(1);
-        self.observed.volumes = VolumeState::Failed { retry_at: after(Timestamp::now(), delay) };
-    }
-
-    /// ConfigMaps, Secrets, fields or tokens changed: what is mounted is brought up to date, and what waited for them is tried again.
-    fn refresh_volumes(&mut self) {
-        let now = Timestamp::now();
-        self.observed.failures.values_mut().for_each(|failure| failure.retry_at = failure.retry_at.min(now));
-        if let VolumeState::Failed { retry_at } = &mut self.observed.volumes {
-            *retry_at = now;
-        }
-        if self.observed.volumes == VolumeState::Preparing || self.refreshing {
-            self.refresh_again = true;
-        } else if self.observed.volumes == VolumeState::Ready {
-            self.refreshing = true;
-            let work = volumes::prepare(self.site.clone(), self.observed.pod.clone());
-            self.operations.spawn(async move { Done::VolumesRefreshed(work.await) });
-        }
-    }
-
-    fn remove_volumes(&mut self) {
-        self.observed.volumes = VolumeState::Removing;
-        self.refresh_at = None;
-        self.site.objects.release(self.names().uid);
-        let (site, uid) = (self.site.clone(), self.names().uid.to_owned());
-        let work = execute::blocking(move || volumes::remove(&site, &uid));
-        self.operations.spawn(async move { Done::VolumesRemoved(work.await) });
-    }
-}
-
-/// Our status with what others may set in it.
-fn merge_status(mut ours: PodStatus, theirs: PodStatus) -> PodStatus {
-    const OWN: [&str; 5] =
-        ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
-    let mut conditions = ours.conditions.take().unwrap_or_default();
-    conditions.retain(|condition| OWN.contains(&condition.type_.as_str()));
-    let foreign = theirs.conditions.into_iter().flatten();
-    conditions.extend(foreign.filter(|condition| {
-        !OWN.contains(&condition.type_.as_str())
-            || (condition.type_ == "PodScheduled" && !condition.status.is_empty())
-    }));
-    let mut seen = BTreeSet::new();
-    conditions.reverse();
-    conditions.retain(|condition| seen.insert(condition.type_.clone()));
-    conditions.reverse();
-    ours.conditions = Some(conditions);
-    let is_over = |phase: Option<&str>| matches!(phase, Some("Failed" | "Succeeded"));
-    if is_over(theirs.phase.as_deref()) && !is_over(ours.phase.as_deref()) {
-        ours.phase = theirs.phase;
-        ours.reason = theirs.reason;
-        ours.message = theirs.message;
-    }
-    ours.start_time = ours.start_time.or(theirs.start_time);
-    ours.nominated_node_name = theirs.nominated_node_name;
-    ours
 }
 
 /// From now until a moment.

@@ -11,7 +11,7 @@
 //! [`REPLY_LIMIT`].
 
 mod address;
-mod filter;
+mod classifier;
 mod link;
 mod mac;
 mod neighbour;
@@ -21,7 +21,7 @@ mod watch;
 use std::{io, time::Duration};
 
 pub use address::{Address, AddressFlags, AddressScope, NewAddress};
-pub use filter::{Classifiers, Direction, Filter, FilterPlace};
+pub use classifier::{Classifiers, Direction, Filter, FilterPlace};
 pub use link::{BridgeOptions, BridgePortOptions, Link, LinkChange, OperState, VethOptions, VethPeer};
 pub use mac::{InvalidMac, MacAddress};
 pub use neighbour::{FdbEntry, Neighbour};

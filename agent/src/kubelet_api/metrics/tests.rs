@@ -33,6 +33,15 @@ fn every_counter_of_the_dataplane_has_a_name() {
 }
 
 #[test]
+fn dropped_events_are_counted() {
+    let recorder = crate::events::Recorder::discarding();
+    let object = k8s_openapi::api::core::v1::ObjectReference::default();
+    recorder.record(object, crate::events::EventType::Normal, "Pulled", String::new());
+    let text = text(|registry| dropped_events(registry, recorder.dropped()));
+    assert!(text.contains("\norlop_events_dropped_total 1\n"), "{text}");
+}
+
+#[test]
 fn an_empty_runtime_counts_zero() {
     let text = text(|registry| running(registry, &Snapshot::default()));
     assert!(text.contains("kubelet_running_pods 0\n"), "{text}");

@@ -87,3 +87,19 @@ fn kills_for_memory_are_counted_in_both_versions() {
         assert_eq!(kills_in(text), kills, "{text:?}");
     }
 }
+
+#[test]
+fn only_a_swap_limit_that_asks_nothing_may_lack_its_file() {
+    let root = std::env::temp_dir().join(format!("orlop-limits-{}", std::process::id()));
+    let group = Layout { v1: Vec::new(), unified: Some(root.clone()) }.group("g").unwrap();
+    fs::create_dir_all(root.join("g")).unwrap();
+    fs::write(root.join("g/memory.max"), "").unwrap();
+    let apply =
+        |both| group.apply(&Limits { memory: Some(100), memory_and_swap: Some(both), ..Limits::default() });
+    let (none, unlimited, some) = (apply(100), apply(-1), apply(150));
+    let written = fs::read_to_string(root.join("g/memory.max")).unwrap();
+    fs::remove_dir_all(&root).unwrap();
+    assert!(none.is_ok() && unlimited.is_ok(), "{none:?} {unlimited:?}");
+    assert!(some.unwrap_err().is_not_found());
+    assert_eq!(written, "100");
+}

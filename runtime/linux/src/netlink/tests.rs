@@ -15,7 +15,7 @@ use rtnetlink::packet_route::{
 };
 
 use super::{
-    Classifiers, Direction, MacAddress, OperState, address, answer_within, failed, filter, link, route,
+    Classifiers, Direction, MacAddress, OperState, address, answer_within, classifier, failed, link, route,
 };
 
 #[test]
@@ -139,7 +139,7 @@ fn a_bpf_filter_is_read_with_its_place_and_program() {
             TcOption::Bpf(TcFilterBpfOption::ProgId(77)),
         ]),
     ];
-    let filter = filter::parse_filter(&message, Direction::Egress);
+    let filter = classifier::parse_filter(&message, Direction::Egress);
     assert_eq!(
         (filter.link, filter.direction, filter.priority, filter.handle),
         (3, Direction::Egress, 1000, 2)
@@ -153,7 +153,7 @@ fn only_the_qdisc_at_the_place_of_classifiers_counts() {
         let mut message = TcMessage::with_index(3);
         message.header.handle = TcHandle::from(handle);
         message.attributes = vec![TcAttribute::Kind(kind.to_owned())];
-        filter::parse_qdisc(&message)
+        classifier::parse_qdisc(&message)
     };
     assert_eq!(at(0xffff_0000, "clsact"), Some((3, Classifiers::Clsact)));
     assert_eq!(at(0xffff_0000, "ingress"), Some((3, Classifiers::Ingress)));

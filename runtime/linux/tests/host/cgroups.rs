@@ -101,12 +101,14 @@ fn the_machines_disk_is_neither_made_nor_opened_in_a_restricted_group() {
     let own = Own::new(&unified, "disk");
     let (major, minor) = DISK;
     let directory = std::env::temp_dir().join(format!("orlop-devices-{}", std::process::id()));
+    // Pids repeat in private hosts, which share /tmp: an interrupted run may have left it.
+    let _ = std::fs::remove_dir_all(&directory);
     std::fs::create_dir(&directory).unwrap();
     let shown = directory.display();
     let numbers = [major, minor].map(|number| number.to_string());
     let made = Command::new("mknod").arg(directory.join("disk")).arg("b").args(numbers).status();
     assert!(made.unwrap().success());
-    let make = format!("mknod {shown}/made b {major} {minor} && rm {shown}/made");
+    let make = format!("mknod {shown}/made b {major} {minor} && rm -f {shown}/made");
     let open = format!("exec 3< {shown}/disk");
     let both = [("make", make.as_str()), ("open", open.as_str())];
     let everything =

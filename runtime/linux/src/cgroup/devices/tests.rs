@@ -78,6 +78,7 @@ fn the_program_allows_what_a_rule_names_and_nothing_else() {
         (request('b', 1, 3, "r"), false),
         (request('b', 8, 0, "r"), false),
         (request('b', 8, 0, "m"), false),
+        (request('c', 8, 1, "r"), false),
         (request('b', 8, 1, "r"), true),
         (request('b', 8, 1, "rw"), false),
         (request('b', 200, u32::MAX, "r"), true),
