@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 
 use dataplane::Protocol::{Tcp, Udp};
 
@@ -35,6 +36,13 @@ struct Address(Ipv6Addr);
 impl Address {
     fn add(address: &str) -> Self {
         ip(&format!("addr add {address}/128 dev lo nodad"));
+        // The kernel puts the route that takes packets in later, in the background.
+        let route = format!("local {address} dev lo");
+        harness::wait::until("the address's route", LIMIT, || {
+            let shown = Command::new("ip").args(["-6", "route", "show", "table", "local"]).output().unwrap();
+            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+            if shown.contains(&route) { Ok(()) } else { Err(shown) }
+        });
         Self(address.parse().unwrap())
     }
 }
