@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::{build_ebpf, e2e, process, test, tidy};
+use crate::{build_ebpf, process, test, tidy};
 
 pub fn run() -> Result<()> {
     let mut tally = test::Tally::default();
@@ -34,7 +34,6 @@ fn checks(tally: &mut test::Tally) -> Result<()> {
         ]);
         process::run(&mut clippy)
     })?;
-    step("e2e", || e2e::checks(&e2e::Options::smoke(), tally))?;
     step("test", || test::tiers(&test::Options::everything(), tally))
 }
 
