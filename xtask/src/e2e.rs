@@ -52,11 +52,6 @@ pub struct Options {
 }
 
 impl Options {
-    /// The fast part, for every change.
-    pub fn smoke() -> Self {
-        Self { kernels: Vec::new(), smoke: true, no_build: false }
-    }
-
     /// Everything on every kernel.
     pub fn everything() -> Self {
         Self { kernels: Vec::new(), smoke: false, no_build: false }
