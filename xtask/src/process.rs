@@ -99,6 +99,11 @@ pub fn find_in_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
+/// An executable that `setup` may have installed with cargo: in `PATH`, else where cargo puts executables.
+pub fn find_tool(name: &str) -> Option<PathBuf> {
+    find_in_path(name).or_else(|| cargo_bin().map(|folder| folder.join(name)).filter(|file| file.is_file()))
+}
+
 /// A spinner with a running clock. On a pipe it draws nothing, so the step is announced as a line instead.
 pub fn spinner(what: &str) -> ProgressBar {
     if !std::io::IsTerminal::is_terminal(&std::io::stderr()) {

@@ -3,18 +3,18 @@
 //! Tier 0 needs nothing, root neither (I9): where root runs it, its tests have no capability. Tier 1 (`host` test
 //! binaries) and tier 2 (`bpf`) run each test as root in a private host: fresh mount, network, pid, uts, ipc and cgroup
 //! namespaces made by `private-host`, which also fails a test that leaves something behind. Tier 4 (`cluster`) starts a cluster with `up` and drives it with kubectl.
-//! There is no tier 3 (virtual machines) yet.
+//! Tier 3 (virtual machines) is `cargo xtask e2e`; it is not part of a run without a number, since it takes its time.
 //!
 //! A test skips by saying why in the file that `ORLOP_SKIPS` names; such a test is counted as skipped, with its reason.
 
-mod tally;
+pub mod tally;
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build_ebpf, debian, dist, down, images, process, setup, up};
+use crate::{build_ebpf, debian, dist, down, e2e, images, process, setup, up};
 pub use tally::Tally;
 
 /// What nextest exits with when nothing matches the filter (its NO_TESTS_RUN).
@@ -25,7 +25,7 @@ const WITHOUT_PRIVILEGES: &str = "setpriv --bounding-set=-all --inh-caps=-all --
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// 0 pure, 1 private host, 2 BPF, 4 cluster; all of them without a number.
+    /// 0 pure, 1 private host, 2 BPF, 3 virtual machines, 4 cluster; without a number all but the machines.
     #[arg(value_parser = clap::value_parser!(u8).range(0..=4))]
     tier: Option<u8>,
     /// Run only tests whose name contains this.
@@ -120,7 +120,7 @@ pub fn close(mut tally: Tally, end: Result<()>) -> Result<()> {
 /// Runs the chosen tiers and adds up what became of their tests, up to the tier that could not be run.
 pub fn tiers(options: &Options, tally: &mut Tally) -> Result<()> {
     if options.tier == Some(3) {
-        bail!("there is no tier 3 (virtual machines) yet: choose 0, 1, 2 or 4");
+        return e2e::checks(&e2e::Options::everything(), tally);
     }
     let chosen: Vec<&Tier> =
         TIERS.iter().filter(|tier| options.tier.is_none_or(|n| n == tier.number)).collect();
@@ -220,7 +220,7 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
 }
 
 /// A real registry for the tests that pull.
-fn registry() -> Result<PathBuf> {
+pub fn registry() -> Result<PathBuf> {
     let package = debian::Package { name: "docker-registry", version: None, suite: None };
     Ok(debian::unpack(&package)?.join("usr/bin/docker-registry"))
 }
@@ -233,7 +233,7 @@ fn filter(tier: &Tier, options: &Options) -> String {
 }
 
 /// Builds the runner of the private tiers.
-fn private_host() -> Result<PathBuf> {
+pub fn private_host() -> Result<PathBuf> {
     harness_binary("private-host")
 }
 

@@ -2,6 +2,8 @@
 
 #[path = "bpf/hooks.rs"]
 mod hooks;
+#[path = "bpf/mapped.rs"]
+mod mapped;
 #[path = "bpf/node.rs"]
 mod node;
 #[path = "bpf/packets.rs"]

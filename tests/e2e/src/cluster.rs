@@ -1,4 +1,5 @@
-//! The cluster under test: started by `cargo xtask up` when the first test asks for it, stopped by the test run.
+//! The cluster under test: started by `cargo xtask up` when the first test asks for it, stopped by the test run. Where
+//! `ORLOP_CLUSTER` names a kubeconfig, it is that cluster, which somebody else started, and only its API can be used.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,14 +14,21 @@ use crate::kubectl::Kubectl;
 /// How long a killed part may take to be back.
 pub const RESTART_LIMIT: Duration = Duration::from_secs(20);
 
+/// Names the kubeconfig of a cluster that runs already.
+const GIVEN: &str = "ORLOP_CLUSTER";
+
 pub struct Cluster {
     root: PathBuf,
+    kubeconfig: PathBuf,
 }
 
 impl Cluster {
     /// Starts the cluster, or finds it running.
     pub fn get() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the checkout");
+        if let Some(kubeconfig) = std::env::var_os(GIVEN) {
+            return Self { root, kubeconfig: kubeconfig.into() };
+        }
         let output = Command::new("cargo")
             .args(["xtask", "up", "--debug", "--no-build"])
             .current_dir(&root)
@@ -32,11 +40,12 @@ impl Cluster {
             "cargo xtask up: {}{errors}",
             String::from_utf8_lossy(&output.stdout)
         );
-        Self { root }
+        let kubeconfig = root.join("target/up/admin.kubeconfig");
+        Self { root, kubeconfig }
     }
 
     pub fn kubectl(&self) -> Kubectl {
-        Kubectl::new(self.root.join("target/up/admin.kubeconfig"))
+        Kubectl::new(self.kubeconfig.clone())
     }
 
     /// A kubectl that works in a fresh namespace, which is deleted when it is dropped.

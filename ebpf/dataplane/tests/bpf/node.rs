@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::JoinHandle;
@@ -196,7 +196,7 @@ pub fn frontend(address: [u8; 4], port: u16, protocol: Protocol) -> Frontend {
 /// A server that answers each connection with its own name and the peer it sees.
 pub fn serve_tcp(address: SocketAddrV4, name: &'static str) -> SocketAddrV4 {
     let listener = TcpListener::bind(address).unwrap();
-    let std::net::SocketAddr::V4(bound) = listener.local_addr().unwrap() else { panic!("not IPv4") };
+    let SocketAddr::V4(bound) = listener.local_addr().unwrap() else { panic!("not IPv4") };
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
@@ -210,7 +210,7 @@ pub fn serve_tcp(address: SocketAddrV4, name: &'static str) -> SocketAddrV4 {
 /// A server that answers each datagram with its own name and the peer it sees.
 pub fn serve_udp(address: SocketAddrV4, name: &'static str) -> SocketAddrV4 {
     let socket = UdpSocket::bind(address).unwrap();
-    let std::net::SocketAddr::V4(bound) = socket.local_addr().unwrap() else { panic!("not IPv4") };
+    let SocketAddr::V4(bound) = socket.local_addr().unwrap() else { panic!("not IPv4") };
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
@@ -220,7 +220,7 @@ pub fn serve_udp(address: SocketAddrV4, name: &'static str) -> SocketAddrV4 {
     bound
 }
 
-pub fn ask_tcp(address: SocketAddrV4) -> std::io::Result<String> {
+pub fn ask_tcp(address: impl Into<SocketAddr>) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address.into(), LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
     let mut answer = String::new();
@@ -228,9 +228,9 @@ pub fn ask_tcp(address: SocketAddrV4) -> std::io::Result<String> {
     Ok(answer)
 }
 
-pub fn ask_udp(socket: &UdpSocket, address: SocketAddrV4) -> std::io::Result<(String, String)> {
+pub fn ask_udp(socket: &UdpSocket, address: impl Into<SocketAddr>) -> std::io::Result<(String, String)> {
     socket.set_read_timeout(Some(LIMIT))?;
-    socket.send_to(b"?", address)?;
+    socket.send_to(b"?", address.into())?;
     let mut buffer = [0; 64];
     let (length, peer) = socket.recv_from(&mut buffer)?;
     Ok((String::from_utf8_lossy(&buffer[..length]).into_owned(), peer.to_string()))

@@ -139,7 +139,8 @@ fn transport_sum(header: &[u8], transport: &[u8]) -> u16 {
 /// The program's verdict, and the packet as it left it.
 fn run(program: u64, packet: &[u8]) -> (u32, Vec<u8>) {
     let folder = std::env::temp_dir();
-    let place = |name: &str| folder.join(format!("orlop-packet-{}-{name}", std::process::id()));
+    // Process ids are alike in all private hosts; a program's id is the machine's.
+    let place = |name: &str| folder.join(format!("orlop-packet-{program}-{name}"));
     let (input, output) = (place("in"), place("out"));
     std::fs::write(&input, packet).unwrap();
     let ran = Command::new("bpftool")
