@@ -3,10 +3,12 @@
 //! In: a socket whose binary messages are the bytes of one SPDY connection, in pieces of any size. Out: a connection into the
 //! pod for each pair of streams. A pair has one request id; its error stream carries why the connection failed, its data
 //! stream the bytes. One task reads and knows all streams; each connection is a task of its own, and all of them write through
-//! one bounded queue. A backend that does not read holds the reader back, as it does with upstream's kubelet.
+//! one bounded queue. What waits for backends is copied out of the client's messages and counted against one budget of bytes:
+//! backends that do not read hold the reader back when the budget is used up, not before.
 //!
 //! ```text
 //! SYN_STREAM error, SYN_STREAM data (any order) --both there--> connecting
+//!                                               --data before--> the data stream is reset
 //! connecting --refused--> reason on the error stream, both streams ended
 //! connecting --connected--> copying --backend ended--> both streams ended
 //!                                   --client resets the data stream, or is gone--> connection dropped
@@ -22,7 +24,7 @@ use futures::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
@@ -41,8 +43,10 @@ pub const PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
 const MAX_STREAMS: usize = 1024;
 /// Frames that wait for the client, over all connections.
 const QUEUE_FRAMES: usize = 16;
-/// Pieces of data that wait for one backend.
-const QUEUE_PIECES: usize = 4;
+/// Bytes that wait for all backends of a tunnel. The longest data of a frame fits in several times.
+const BUDGET_BYTES: usize = 4 * spdy::MAX_DATA_BYTES;
+/// What a piece costs beside its bytes, so that tiny ones cannot fill memory either.
+const PIECE_BYTES: usize = 128;
 /// Bytes of a backend per frame.
 const FRAME_BYTES: usize = 32 * 1024;
 /// How long a client that broke the protocol may take to read the farewell.
@@ -91,10 +95,17 @@ struct Pair {
     port: u16,
 }
 
+/// Data on its way to a backend.
+struct Piece {
+    data: Bytes,
+    /// Given back when the piece is written, or nobody wants it any more.
+    _budget: OwnedSemaphorePermit,
+}
+
 /// What is known of a stream.
 struct Stream {
-    /// To the backend; `None` on an error stream, and once the client has ended the stream.
-    input: Option<mpsc::Sender<Bytes>>,
+    /// To the backend; `None` on an error stream, and once the client has ended the stream. The budget bounds the queue.
+    input: Option<mpsc::UnboundedSender<Piece>>,
     /// Set once both halves are there.
     connection: Option<Connection>,
 }
@@ -111,8 +122,9 @@ struct Session {
     headers: HeaderWriter,
     streams: HashMap<u32, Stream>,
     halves: HashMap<String, Half>,
-    /// What was sent on data streams whose other half is missing.
-    waiting: HashMap<u32, mpsc::Receiver<Bytes>>,
+    /// The backends' ends of data streams whose other half is missing.
+    waiting: HashMap<u32, mpsc::UnboundedReceiver<Piece>>,
+    budget: Arc<Semaphore>,
     connections: JoinSet<Pair>,
     last: u32,
 }
@@ -150,6 +162,7 @@ impl Session {
             streams: HashMap::new(),
             halves: HashMap::new(),
             waiting: HashMap::new(),
+            budget: Arc::new(Semaphore::new(BUDGET_BYTES)),
             connections: JoinSet::new(),
             last: 0,
         }
@@ -185,7 +198,7 @@ impl Session {
     async fn take(&mut self, frame: Frame) {
         match frame {
             Frame::SynStream { id, fin, headers } => self.open(id, fin, &headers).await,
-            Frame::Data { id, fin, data } => self.pass_on(id, fin, data).await,
+            Frame::Data { id, fin, data } => self.pass_on(id, fin, &data).await,
             Frame::Reset { id } => self.drop_stream(id).await,
             Frame::Ping { id } => self.send(spdy::ping(id)).await,
             Frame::GoAway | Frame::Other { .. } => {}
@@ -208,7 +221,7 @@ impl Session {
             Ok(pair) => pair,
             Err(()) => return self.send(spdy::reset(id, Reset::ProtocolError)).await,
         };
-        let (input, pieces) = mpsc::channel(QUEUE_PIECES);
+        let (input, pieces) = mpsc::unbounded_channel();
         if wish.role == Role::Data {
             self.waiting.insert(id, pieces);
         }
@@ -235,24 +248,32 @@ impl Session {
         }
     }
 
-    async fn pass_on(&mut self, id: u32, fin: bool, data: Bytes) {
+    async fn pass_on(&mut self, id: u32, fin: bool, data: &[u8]) {
         // A stream that ended on our side may still be on its way here.
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if let Some(input) = &stream.input
-            && !data.is_empty()
-        {
-            if stream.connection.is_some() {
-                // An error means that the backend takes nothing more.
-                let _gone = input.send(data).await;
-            } else if input.try_send(data).is_err() {
-                // Nobody reads before the other half is there, and waiting here would wait for it in vain.
+        let Some(stream) = self.streams.get(&id) else { return };
+        if stream.input.is_some() && !data.is_empty() {
+            if stream.connection.is_none() {
+                // Nobody would read it before the other half is there; clients open both before they send.
                 self.drop_stream(id).await;
                 return self.send(spdy::reset(id, Reset::RefusedStream)).await;
             }
+            self.queue(id, data).await;
         }
-        if fin {
+        if fin && let Some(stream) = self.streams.get_mut(&id) {
             // Dropping the sender sends the end of the stream into the pod.
             stream.input = None;
+        }
+    }
+
+    /// Hands data to a backend once the budget has room for it.
+    async fn queue(&mut self, id: u32, data: &[u8]) {
+        // The decoder lets no data through that is longer than the budget.
+        let cost = (data.len() + PIECE_BYTES) as u32;
+        // The semaphore is never closed, so there is always room in the end.
+        let Ok(room) = self.budget.clone().acquire_many_owned(cost).await else { return };
+        if let Some(input) = self.streams.get(&id).and_then(|stream| stream.input.as_ref()) {
+            // A copy: a slice would keep the whole message that it came in. An error means that the backend takes nothing more.
+            let _gone = input.send(Piece { data: Bytes::copy_from_slice(data), _budget: room });
         }
     }
 
@@ -292,7 +313,12 @@ fn pair(halves: &mut HashMap<String, Half>, id: u32, wish: Wish) -> Result<Optio
 }
 
 /// One connection into the pod, from its beginning to its end.
-async fn forward(place: &Place, pair: Pair, pieces: mpsc::Receiver<Bytes>, sender: &mpsc::Sender<Message>) {
+async fn forward(
+    place: &Place,
+    pair: Pair,
+    pieces: mpsc::UnboundedReceiver<Piece>,
+    sender: &mpsc::Sender<Message>,
+) {
     let send = async |frame: Bytes| sender.send(Message::Binary(frame)).await.is_ok();
     match place.connect(pair.port).await {
         Ok(stream) => copy(stream, pair.data, pieces, sender).await,
@@ -306,7 +332,12 @@ async fn forward(place: &Place, pair: Pair, pieces: mpsc::Receiver<Bytes>, sende
 }
 
 /// Copies both ways until the backend has said everything. The client's end is passed on and ends nothing else.
-async fn copy(stream: TcpStream, id: u32, pieces: mpsc::Receiver<Bytes>, sender: &mpsc::Sender<Message>) {
+async fn copy(
+    stream: TcpStream,
+    id: u32,
+    pieces: mpsc::UnboundedReceiver<Piece>,
+    sender: &mpsc::Sender<Message>,
+) {
     let (read, write) = stream.into_split();
     let input = async {
         copy_input(write, pieces).await;
@@ -334,9 +365,9 @@ async fn copy_output(mut stream: OwnedReadHalf, id: u32, sender: &mpsc::Sender<M
     }
 }
 
-async fn copy_input(mut stream: OwnedWriteHalf, mut pieces: mpsc::Receiver<Bytes>) {
+async fn copy_input(mut stream: OwnedWriteHalf, mut pieces: mpsc::UnboundedReceiver<Piece>) {
     while let Some(piece) = pieces.recv().await {
-        if let Err(error) = stream.write_all(&piece).await {
+        if let Err(error) = stream.write_all(&piece.data).await {
             return tracing::debug!(%error, "write to a forwarded port");
         }
     }

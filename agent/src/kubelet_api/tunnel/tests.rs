@@ -3,6 +3,10 @@ use std::net::Ipv4Addr;
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::kubelet_api::port_forward::tests::silent_port;
+
+const LIMIT: Duration = Duration::from_secs(5);
+const LONG: &[u8] = &[7; spdy::MAX_DATA_BYTES];
 
 /// A session, and what its client reads.
 struct Client {
@@ -69,17 +73,16 @@ async fn two_connections_side_by_side_to_their_ends() {
     client.accepted().await;
     let (mut first, _) = listener.accept().await.expect("the first connection");
     client.open(5, wish("data", port, "1")).await;
-    client.data(5, b"early ").await;
     client.open(7, wish("error", port, "1")).await;
     client.accepted().await;
     let (mut second, _) = listener.accept().await.expect("the second connection");
     client.data(3, b"one").await;
     client.data(5, b"two").await;
-    let mut read = [0; 9];
-    first.read_exact(&mut read[..3]).await.expect("its input");
-    assert_eq!(&read[..3], b"one");
+    let mut read = [0; 3];
+    first.read_exact(&mut read).await.expect("its input");
+    assert_eq!(&read, b"one");
     second.read_exact(&mut read).await.expect("its input");
-    assert_eq!(&read, b"early two");
+    assert_eq!(&read, b"two");
     second.write_all(b"answer").await.expect("its output");
     assert_eq!(client.next().await, Frame::Data { id: 5, fin: false, data: Bytes::from_static(b"answer") });
     // The end of the client's input is passed on, and the output goes on after it.
@@ -145,10 +148,8 @@ async fn streams_that_make_no_sense_are_reset() {
         client.open(id, headers).await;
         assert_eq!(client.next().await, Frame::Reset { id });
     }
-    // More than is kept for a stream whose other half is missing.
-    for _ in 0..=QUEUE_PIECES {
-        client.data(21, b"x").await;
-    }
+    // Data while the other half is missing.
+    client.data(21, b"x").await;
     assert_eq!(client.next().await, Frame::Reset { id: 21 });
     assert!(client.session.streams.is_empty() && client.session.waiting.is_empty());
     client.session.take(Frame::Ping { id: 5 }).await;
@@ -164,4 +165,30 @@ async fn streams_are_limited() {
     }
     client.open(9_999, wish("error", 80, "x")).await;
     assert_eq!(client.next().await, Frame::Reset { id: 9_999 });
+}
+
+#[tokio::test]
+async fn what_waits_for_backends_has_one_budget_and_does_not_hold_up_others() {
+    let (_full, _first, silent) = silent_port().await;
+    let (listener, port) = listener().await;
+    let mut client = Client::new();
+    for (id, port) in [(1, silent), (5, port)] {
+        client.open(id, wish("error", port, &id.to_string())).await;
+        client.open(id + 2, wish("data", port, &id.to_string())).await;
+        client.accepted().await;
+    }
+    let (mut backend, _) = listener.accept().await.expect("a connection");
+    for _ in 0..8 {
+        timeout(LIMIT, client.data(3, &LONG[..LONG.len() / 4])).await.expect("within the budget");
+    }
+    client.data(7, b"other").await;
+    let mut read = [0; 5];
+    backend.read_exact(&mut read).await.expect("its input");
+    assert_eq!(&read, b"other");
+    assert!(client.session.budget.available_permits() < BUDGET_BYTES / 2);
+    client.session.take(Frame::Reset { id: 3 }).await;
+    client.ended(&[1]).await;
+    assert!(client.session.connections.join_next().await.is_some_and(|ended| ended.is_err()));
+    // What is written, or dropped with its connection, is given back.
+    assert_eq!(client.session.budget.available_permits(), BUDGET_BYTES);
 }
