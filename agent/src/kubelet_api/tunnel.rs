@@ -4,7 +4,8 @@
 //! pod for each pair of streams. A pair has one request id; its error stream carries why the connection failed, its data
 //! stream the bytes. One task reads and knows all streams; each connection is a task of its own, and all of them write through
 //! one bounded queue. What waits for backends is copied out of the client's messages and counted against one budget of bytes:
-//! backends that do not read hold the reader back when the budget is used up, not before.
+//! backends that do not read hold the reader back when the budget is used up, not before, and then only for a time: the one
+//! that most of it waits for is given up.
 //!
 //! ```text
 //! SYN_STREAM error, SYN_STREAM data (any order) --both there--> connecting
@@ -12,9 +13,11 @@
 //! connecting --refused--> reason on the error stream, both streams ended
 //! connecting --connected--> copying --backend ended--> both streams ended
 //!                                   --client resets the data stream, or is gone--> connection dropped
+//!                                   --backend does not read--> reason on the error stream, connection dropped
 //! ```
 
 use std::collections::HashMap;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +52,8 @@ const BUDGET_BYTES: usize = 4 * spdy::MAX_DATA_BYTES;
 const PIECE_BYTES: usize = 128;
 /// Bytes of a backend per frame.
 const FRAME_BYTES: usize = 32 * 1024;
+/// How long the reader waits for room in the budget before it gives the backend up that holds most of it.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client that broke the protocol may take to read the farewell.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -100,12 +105,16 @@ struct Piece {
     data: Bytes,
     /// Given back when the piece is written, or nobody wants it any more.
     _budget: OwnedSemaphorePermit,
+    /// The same for the stream's own count.
+    _room: OwnedSemaphorePermit,
 }
 
 /// What is known of a stream.
 struct Stream {
     /// To the backend; `None` on an error stream, and once the client has ended the stream. The budget bounds the queue.
     input: Option<mpsc::UnboundedSender<Piece>>,
+    /// How much of the budget the stream does not hold; as large as the budget.
+    room: Arc<Semaphore>,
     /// Set once both halves are there.
     connection: Option<Connection>,
 }
@@ -125,6 +134,7 @@ struct Session {
     /// The backends' ends of data streams whose other half is missing.
     waiting: HashMap<u32, mpsc::UnboundedReceiver<Piece>>,
     budget: Arc<Semaphore>,
+    stall_timeout: Duration,
     connections: JoinSet<Pair>,
     last: u32,
 }
@@ -163,6 +173,7 @@ impl Session {
             halves: HashMap::new(),
             waiting: HashMap::new(),
             budget: Arc::new(Semaphore::new(BUDGET_BYTES)),
+            stall_timeout: STALL_TIMEOUT,
             connections: JoinSet::new(),
             last: 0,
         }
@@ -226,7 +237,8 @@ impl Session {
             self.waiting.insert(id, pieces);
         }
         let input = (wish.role == Role::Data && !fin).then_some(input);
-        self.streams.insert(id, Stream { input, connection: None });
+        self.streams
+            .insert(id, Stream { input, room: Arc::new(Semaphore::new(BUDGET_BYTES)), connection: None });
         let reply = spdy::syn_reply(id, &mut self.headers);
         self.send(reply).await;
         if let Some(pair) = pair {
@@ -269,12 +281,34 @@ impl Session {
     async fn queue(&mut self, id: u32, data: &[u8]) {
         // The decoder lets no data through that is longer than the budget.
         let cost = (data.len() + PIECE_BYTES) as u32;
-        // The semaphore is never closed, so there is always room in the end.
-        let Ok(room) = self.budget.clone().acquire_many_owned(cost).await else { return };
-        if let Some(input) = self.streams.get(&id).and_then(|stream| stream.input.as_ref()) {
+        let budget = loop {
+            match timeout(self.stall_timeout, self.budget.clone().acquire_many_owned(cost)).await {
+                Ok(Ok(budget)) => break budget,
+                // Never closed as long as the session lives.
+                Ok(Err(_closed)) => return,
+                Err(_elapsed) => self.give_up_slowest().await,
+            }
+        };
+        let Some(stream) = self.streams.get(&id) else { return };
+        // What the budget has room for, each stream's own count has.
+        if let (Some(input), Ok(room)) = (&stream.input, stream.room.clone().try_acquire_many_owned(cost)) {
             // A copy: a slice would keep the whole message that it came in. An error means that the backend takes nothing more.
-            let _gone = input.send(Piece { data: Bytes::copy_from_slice(data), _budget: room });
+            let _gone =
+                input.send(Piece { data: Bytes::copy_from_slice(data), _budget: budget, _room: room });
         }
+    }
+
+    /// Ends the connection that most of the budget waits for.
+    async fn give_up_slowest(&mut self) {
+        let connected =
+            self.streams.values().filter_map(|stream| Some((stream, stream.connection.as_ref()?)));
+        let slowest = connected.min_by_key(|(stream, _)| stream.room.available_permits());
+        let Some(pair) = slowest.map(|(_, connection)| connection.pair) else { return };
+        let error = io::Error::new(io::ErrorKind::TimedOut, "the port takes no data");
+        let text = failure_text(&self.place, pair.port, &error);
+        self.send(spdy::data(pair.error, text.as_bytes())).await;
+        self.drop_stream(pair.data).await;
+        self.send(spdy::reset(pair.data, Reset::Cancel)).await;
     }
 
     /// The client wants nothing more of a stream, and so of its connection.

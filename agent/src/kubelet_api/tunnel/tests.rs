@@ -192,3 +192,27 @@ async fn what_waits_for_backends_has_one_budget_and_does_not_hold_up_others() {
     // What is written, or dropped with its connection, is given back.
     assert_eq!(client.session.budget.available_permits(), BUDGET_BYTES);
 }
+
+#[tokio::test]
+async fn the_backend_that_holds_most_of_the_budget_is_given_up() {
+    let (_full, _first, silent) = silent_port().await;
+    let mut client = Client::new();
+    client.session.stall_timeout = Duration::from_millis(1);
+    for id in [1, 5] {
+        client.open(id, wish("error", silent, &id.to_string())).await;
+        client.open(id + 2, wish("data", silent, &id.to_string())).await;
+        client.accepted().await;
+    }
+    client.data(7, LONG).await;
+    for _ in 0..3 {
+        timeout(LIMIT, client.data(3, LONG)).await.expect("the reader goes on");
+    }
+    let Frame::Data { id: 1, fin: false, data } = client.next().await else { panic!("no reason") };
+    let text = String::from_utf8_lossy(&data);
+    assert!(text.ends_with(": the port takes no data"), "{text}");
+    client.ended(&[1]).await;
+    assert_eq!(client.next().await, Frame::Reset { id: 3 });
+    assert!(!client.session.streams.contains_key(&3) && client.session.streams.contains_key(&7));
+    client.session.take(Frame::Ping { id: 5 }).await;
+    assert_eq!(client.next().await, Frame::Ping { id: 5 });
+}
