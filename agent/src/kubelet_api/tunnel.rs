@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! SYN_STREAM error, SYN_STREAM data (any order) --both there--> connecting
-//!                                               --data before--> the data stream is reset
+//!                                               --data before, or no other half in time--> the stream is reset
 //! connecting --refused--> reason on the error stream, both streams ended
 //! connecting --connected--> copying --backend ended--> both streams ended
 //!                                   --client resets the data stream, or is gone--> connection dropped
@@ -29,7 +29,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::frames;
@@ -52,6 +52,8 @@ const BUDGET_BYTES: usize = 4 * spdy::MAX_DATA_BYTES;
 const PIECE_BYTES: usize = 128;
 /// Bytes of a backend per frame.
 const FRAME_BYTES: usize = 32 * 1024;
+/// How long a stream waits for its other half, as in upstream's kubelet.
+const HALF_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the reader waits for room in the budget before it gives the backend up that holds most of it.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client that broke the protocol may take to read the farewell.
@@ -90,6 +92,7 @@ struct Half {
     role: Role,
     id: u32,
     port: u16,
+    deadline: Instant,
 }
 
 /// Both streams of a connection.
@@ -183,7 +186,12 @@ impl Session {
     async fn run(&mut self, source: &mut super::websocket::Receiver) -> Option<spdy::Error> {
         let mut decoder = Decoder::new();
         loop {
+            let first_deadline = self.halves.values().map(|half| half.deadline).min();
             tokio::select! {
+                // Cancel safe: the deadline is known again the next time.
+                () = sleep_until(first_deadline.unwrap_or_else(Instant::now)), if first_deadline.is_some() => {
+                    self.end_overdue(Instant::now()).await;
+                }
                 // Cancel safe: see `next_binary`.
                 message = frames::next_binary(source) => {
                     decoder.push(&message?);
@@ -243,6 +251,19 @@ impl Session {
         self.send(reply).await;
         if let Some(pair) = pair {
             self.connect(pair);
+        }
+    }
+
+    /// Ends the streams whose other half did not come in time.
+    async fn end_overdue(&mut self, now: Instant) {
+        let overdue: Vec<_> = self.halves.extract_if(|_, half| half.deadline <= now).collect();
+        for (request, half) in overdue {
+            if half.role == Role::Error {
+                let text = format!("(request={request}) timed out waiting for streams");
+                self.send(spdy::data(half.id, text.as_bytes())).await;
+            }
+            self.drop_stream(half.id).await;
+            self.send(spdy::reset(half.id, Reset::Cancel)).await;
         }
     }
 
@@ -335,7 +356,7 @@ impl Session {
 fn pair(halves: &mut HashMap<String, Half>, id: u32, wish: Wish) -> Result<Option<Pair>, ()> {
     let Wish { role, port, request } = wish;
     let Some(half) = halves.get(&request).copied() else {
-        halves.insert(request, Half { role, id, port });
+        halves.insert(request, Half { role, id, port, deadline: Instant::now() + HALF_TIMEOUT });
         return Ok(None);
     };
     if half.role == role || half.port != port {

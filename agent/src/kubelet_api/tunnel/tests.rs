@@ -216,3 +216,25 @@ async fn the_backend_that_holds_most_of_the_budget_is_given_up() {
     client.session.take(Frame::Ping { id: 5 }).await;
     assert_eq!(client.next().await, Frame::Ping { id: 5 });
 }
+
+#[tokio::test]
+async fn a_stream_whose_other_half_does_not_come_is_ended() {
+    let mut client = Client::new();
+    client.open(1, wish("error", 80, "0")).await;
+    client.open(3, wish("data", 80, "1")).await;
+    client.accepted().await;
+    let opened = Instant::now();
+    client.session.end_overdue(opened).await;
+    assert_eq!(client.session.halves.len(), 2);
+    client.session.end_overdue(opened + HALF_TIMEOUT).await;
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        answers.push(client.next().await);
+    }
+    let data = Bytes::from_static(b"(request=0) timed out waiting for streams");
+    for answer in [Frame::Data { id: 1, fin: false, data }, Frame::Reset { id: 1 }, Frame::Reset { id: 3 }] {
+        assert!(answers.contains(&answer), "{answer:?} in {answers:?}");
+    }
+    let Session { streams, halves, waiting, .. } = &client.session;
+    assert!(streams.is_empty() && halves.is_empty() && waiting.is_empty());
+}
