@@ -189,7 +189,7 @@ async fn hello(options: &StreamOptions, sender: &mpsc::Sender<Message>) {
 
 async fn copy_output(stream: Option<ReadStream>, channel: u8, sender: &mpsc::Sender<Message>) {
     if let Some(stream) = stream {
-        frames::copy_stream(stream, channel, sender).await;
+        frames::copy_stream(stream, |data| channels::encode(channel, data), sender).await;
     }
 }
 

@@ -182,7 +182,7 @@ async fn write_frames(sink: Sender, queue: mpsc::Receiver<Message>) {
 }
 
 async fn copy_output(stream: OwnedReadHalf, channel: u8, sender: mpsc::Sender<Message>) {
-    frames::copy_stream(stream, channel, &sender).await;
+    frames::copy_stream(stream, |data| channels::encode(channel, data), &sender).await;
 }
 
 async fn read_frames(mut source: Receiver, protocol: Protocol, mut ports: Vec<Option<OwnedWriteHalf>>) {

@@ -24,9 +24,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -50,8 +50,6 @@ const QUEUE_FRAMES: usize = 16;
 const BUDGET_BYTES: usize = 4 * spdy::MAX_DATA_BYTES;
 /// What a piece costs beside its bytes, so that tiny ones cannot fill memory either.
 const PIECE_BYTES: usize = 128;
-/// Bytes of a backend per frame.
-const FRAME_BYTES: usize = 32 * 1024;
 /// How long a stream waits for its other half, as in upstream's kubelet.
 const HALF_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the reader waits for room in the budget before it gives the backend up that holds most of it.
@@ -400,23 +398,8 @@ async fn copy(
     };
     // Cancel safe: what is left of the input has nobody to read it.
     tokio::select! {
-        () = copy_output(read, id, sender) => {}
+        () = frames::copy_stream(read, |data| spdy::data(id, data), sender) => {}
         () = input => {}
-    }
-}
-
-async fn copy_output(mut stream: OwnedReadHalf, id: u32, sender: &mpsc::Sender<Message>) {
-    let mut buffer = vec![0; FRAME_BYTES];
-    loop {
-        match stream.read(&mut buffer).await {
-            Ok(0) => return,
-            Ok(count) => {
-                if sender.send(Message::Binary(spdy::data(id, &buffer[..count]))).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => return tracing::debug!(%error, id, "read from a forwarded port"),
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 use std::net::Ipv4Addr;
 
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 use super::*;
