@@ -39,7 +39,8 @@ impl Client {
     }
 
     async fn next(&mut self) -> Frame {
-        let Some(Message::Binary(bytes)) = self.queue.recv().await else { panic!("no frame") };
+        let frame = timeout(LIMIT, self.queue.recv()).await;
+        let Ok(Some(Message::Binary(bytes))) = frame else { panic!("no frame: {frame:?}") };
         self.decoder.push(&bytes);
         self.decoder.next_frame().expect("a good frame").expect("a whole frame")
     }
