@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! Streaming --process ended, output read to its end--> Ending --status and close frame sent--> done
-//! Streaming --client closed or went away--> done (the streams are dropped; a terminal hangs up)
+//! Streaming --client closed or went away, its input written--> done (the streams are dropped; a terminal hangs up)
 //! ```
 
 use std::future::Future;
@@ -43,6 +43,8 @@ mod tests;
 const QUEUE_FRAMES: usize = 4;
 /// Pieces of input that wait for the process: while they fit, the client's other frames are seen.
 const QUEUE_INPUTS: usize = 16;
+/// How long a process may take to read what a client sent before it went away.
+const INPUT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the last frames may take to reach a client.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take to answer the close frame.
@@ -187,12 +189,13 @@ async fn hello(options: &StreamOptions, sender: &mpsc::Sender<Message>) {
 
 async fn copy_output(stream: Option<ReadStream>, channel: u8, sender: &mpsc::Sender<Message>) {
     if let Some(stream) = stream {
-        frames::copy_stream(stream, channel, sender).await;
+        frames::copy_stream(stream, |data| channels::encode(channel, data), sender).await;
     }
 }
 
-/// Returns when the client has closed the connection or is gone. Beside the frames, input is written: a process that does not read holds
-/// back input and, before the queue is full, neither the news of the client's end nor a new size.
+/// Returns when the client has closed the connection or is gone, and what it sent before is written. Beside the frames, input
+/// is written: a process that does not read holds back input and, before the queue is full, neither the news of the client's
+/// end nor a new size.
 async fn read_frames(
     source: &mut (impl Stream<Item = Result<Message, tungstenite::Error>> + Unpin),
     protocol: Protocol,
@@ -205,10 +208,13 @@ async fn read_frames(
     let mut reading = pin!(take_frames(source, protocol, queue, resizer));
     loop {
         tokio::select! {
-            () = &mut reading => return,
+            () = &mut reading => break,
             // The process closed its stdin, or the client did; output goes on.
             () = &mut writing, if !writing.is_terminated() => {}
         }
+    }
+    if !writing.is_terminated() && timeout(INPUT_TIMEOUT, writing).await.is_err() {
+        tracing::debug!("a process did not read the input of a client that is gone");
     }
 }
 

@@ -9,7 +9,6 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::channels;
 use super::websocket::Sender;
 
 /// Bytes of a stream per frame.
@@ -26,19 +25,22 @@ pub async fn send_all(mut sink: Sender, mut queue: mpsc::Receiver<Message>) -> O
     Some(sink)
 }
 
-/// Makes frames of a channel from a stream until its end, or until nobody takes them.
-pub async fn copy_stream(mut stream: impl AsyncRead + Unpin, channel: u8, frames: &mpsc::Sender<Message>) {
+/// Makes frames of a stream until its end, or until nobody takes them.
+pub async fn copy_stream(
+    mut stream: impl AsyncRead + Unpin,
+    frame: impl Fn(&[u8]) -> Bytes,
+    frames: &mpsc::Sender<Message>,
+) {
     let mut buffer = vec![0; FRAME_BYTES];
     loop {
         match stream.read(&mut buffer).await {
             Ok(0) => return,
             Ok(count) => {
-                let frame = Message::Binary(channels::encode(channel, &buffer[..count]));
-                if frames.send(frame).await.is_err() {
+                if frames.send(Message::Binary(frame(&buffer[..count]))).await.is_err() {
                     return;
                 }
             }
-            Err(error) => return tracing::debug!(%error, channel, "read a stream"),
+            Err(error) => return tracing::debug!(%error, "read a stream"),
         }
     }
 }

@@ -15,9 +15,10 @@ use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use linux::netns::Netns;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Context;
@@ -28,6 +29,9 @@ use super::query;
 use super::route::Target;
 use super::tunnel;
 use super::websocket::{self, Receiver, Sender, Socket};
+
+#[cfg(test)]
+pub(super) mod tests;
 
 /// Frames that wait for the client, over all ports.
 const QUEUE_FRAMES: usize = 8;
@@ -142,23 +146,23 @@ impl Place {
         Self { pod: "default/p".to_owned(), network: Network::Node }
     }
 
-    /// Connects to a port on the loopback of the pod.
+    /// Connects to a port on the loopback of the pod. Only the socket is made inside of the pod, on a thread that may block:
+    /// it stays there, so that the wait for the connection holds no thread.
     pub async fn connect(&self, port: u16) -> io::Result<TcpStream> {
-        let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
-        let network = self.network.clone();
-        let connecting = tokio::task::spawn_blocking(move || {
-            let connect = || std::net::TcpStream::connect_timeout(&address, CONNECT_TIMEOUT);
-            match network {
-                Network::Node => connect(),
-                Network::Pod(path) => {
+        let socket = match self.network.clone() {
+            Network::Node => TcpSocket::new_v4()?,
+            Network::Pod(path) => {
+                let making = tokio::task::spawn_blocking(move || {
                     let netns = Netns::open(&path).map_err(io::Error::other)?;
-                    netns.run(connect).map_err(io::Error::other)?
-                }
+                    netns.run(TcpSocket::new_v4).map_err(io::Error::other)?
+                });
+                making.await.map_err(io::Error::other)??
             }
-        });
-        let stream = connecting.await.map_err(io::Error::other)??;
-        stream.set_nonblocking(true)?;
-        TcpStream::from_std(stream)
+        };
+        let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+        timeout(CONNECT_TIMEOUT, socket.connect(address))
+            .await
+            .map_err(|_elapsed| io::Error::new(io::ErrorKind::TimedOut, "connection timed out"))?
     }
 }
 
@@ -178,7 +182,7 @@ async fn write_frames(sink: Sender, queue: mpsc::Receiver<Message>) {
 }
 
 async fn copy_output(stream: OwnedReadHalf, channel: u8, sender: mpsc::Sender<Message>) {
-    frames::copy_stream(stream, channel, &sender).await;
+    frames::copy_stream(stream, |data| channels::encode(channel, data), &sender).await;
 }
 
 async fn read_frames(mut source: Receiver, protocol: Protocol, mut ports: Vec<Option<OwnedWriteHalf>>) {

@@ -39,6 +39,7 @@ const HEADERS: u16 = 8;
 pub enum Reset {
     ProtocolError = 1,
     RefusedStream = 3,
+    Cancel = 5,
 }
 
 /// Why a connection cannot go on.

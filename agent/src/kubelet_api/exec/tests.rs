@@ -32,3 +32,13 @@ async fn input_arrives_in_order_and_ends_when_the_client_closes_it() {
     };
     assert_eq!((count, read.as_slice()), (12, &b"first second"[..]));
 }
+
+#[tokio::test]
+async fn input_just_before_the_clients_end_arrives() {
+    let (stdin, mut process) = duplex(4);
+    let mut frames = stream::iter([input(b"last "), input(b"words"), Ok(Message::Close(None))]);
+    let mut read = Vec::new();
+    let reading = read_frames(&mut frames, Protocol::V5, Some(stdin), None);
+    let ((), count) = futures::future::join(reading, process.read_to_end(&mut read)).await;
+    assert_eq!((count.unwrap(), read.as_slice()), (10, &b"last words"[..]));
+}
