@@ -23,6 +23,7 @@ use crate::kinds::{MissingType, Registry};
 use crate::kubelet::KubeletClient;
 use crate::pki::{self, Identity, Kubeconfig, Pki, PkiError};
 use crate::storage::embedded;
+use crate::tolerations::DefaultTolerations;
 use own::{OwnObjects, masters};
 
 /// How to run a server.
@@ -34,6 +35,7 @@ pub struct Options {
     pub extra_names: Vec<String>,
     pub service_range: Ipv4Network,
     pub node_ports: RangeInclusive<u16>,
+    pub tolerations: DefaultTolerations,
 }
 
 /// Why a server did not start.
@@ -129,8 +131,15 @@ fn open_api(options: &Options, kubelet: KubeletClient) -> Result<Arc<Api>, Start
     if let Ok(services) = cache.list("services", &Filter::default(), &Page::default()) {
         services.entries.iter().for_each(|service| allocators.adopt(&service.value()));
     }
-    let documents = Default::default();
-    Ok(Arc::new(Api { registry, cache, store: Arc::new(store), allocators, kubelet, documents }))
+    Ok(Arc::new(Api {
+        registry,
+        cache,
+        store: Arc::new(store),
+        allocators,
+        kubelet,
+        documents: Default::default(),
+        tolerations: options.tolerations,
+    }))
 }
 
 fn write_kubeconfigs(data_dir: &Path, running: &Running) -> Result<(), PkiError> {

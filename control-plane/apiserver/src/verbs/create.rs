@@ -63,6 +63,9 @@ impl Api {
         system_fields(kind, &mut object);
         (kind.default)(&mut object);
         (kind.prepare_create)(&mut object);
+        if kind.storage == "pods" {
+            self.tolerations.add(&mut object);
+        }
         admit(&target, &object)?;
         let mut errors = kinds::validate_metadata(kind, &object);
         errors.extend((kind.validate)(&object));

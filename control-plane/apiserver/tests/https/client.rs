@@ -57,6 +57,7 @@ pub async fn server_in(data_dir: &Path) -> Server {
         extra_names: vec![],
         service_range: "10.96.0.0/24".parse().unwrap(),
         node_ports: 30000..=30010,
+        tolerations: Default::default(),
     };
     let stop = CancellationToken::new();
     let running = bootstrap::start(&options, stop.clone()).await.unwrap();
