@@ -174,7 +174,7 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     command.args(["-E", &filter(tier, options)]).env("ORLOP_SKIPS", &skips);
     match tier.number {
         1 => drop(command.env("ORLOP_DOCKER_REGISTRY", registry()?)),
-        4 => drop(command.env("ORLOP_KUBECTL", setup::kubectl()?)),
+        4 => drop(command.env("ORLOP_KUBECTL", setup::kubectl()?).env("ORLOP_DOCKER_REGISTRY", registry()?)),
         _ => {}
     }
     if options.no_fail_fast {

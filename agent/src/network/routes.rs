@@ -153,7 +153,9 @@ impl Routes {
                 self.dirty |= !self.listed || self.peers.len() != before;
                 self.listed = true;
             }
-            Err(error) => tracing::warn!(error = chain(&error), "watch of Nodes failed, retrying with back-off"),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "watch of Nodes failed, retrying with back-off")
+            }
         }
     }
 
@@ -249,10 +251,11 @@ impl Routes {
 
 impl Kernel {
     async fn read(netlink: &Netlink) -> Result<Self, netlink::Error> {
-        let networks = netlink.addresses(None).await?.into_iter().filter_map(|address| match address.network {
-            IpNetwork::V4(network) => Some((address.link, network)),
-            IpNetwork::V6(_) => None,
-        });
+        let networks =
+            netlink.addresses(None).await?.into_iter().filter_map(|address| match address.network {
+                IpNetwork::V4(network) => Some((address.link, network)),
+                IpNetwork::V6(_) => None,
+            });
         let networks = networks.collect();
         let ours = netlink.routes().await?.into_iter().filter(|route| route.protocol == PROTOCOL);
         let routes = ours.filter_map(|route| known(&route)).collect();

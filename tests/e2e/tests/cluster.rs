@@ -8,3 +8,7 @@ mod demo;
 mod faults;
 #[path = "cluster/many.rs"]
 mod many;
+#[path = "cluster/nodes.rs"]
+mod nodes;
+#[path = "cluster/way_out.rs"]
+mod way_out;

@@ -41,7 +41,7 @@ impl Snapshot {
         let mut found = BTreeSet::new();
         found.extend(read::processes(|process| machine::is_our_process(process, target))?);
         found.extend(read::network()?.into_iter().filter(|line| machine::is_our_network(line)));
-        found.extend(read::sysctls(Path::new("/proc/sys/net"), machine::is_shared_sysctl));
+        found.extend(read::sysctls(Path::new("/proc/sys/net"), machine::is_watched_sysctl));
         found.extend(read::rules());
         found.extend(read::mounts()?.into_iter().filter(|line| machine::is_our_mount(line, target)));
         found.extend(read::cgroups(&hierarchies).into_iter().filter(|line| machine::is_our_cgroup(line)));
@@ -74,6 +74,7 @@ impl Snapshot {
 
     /// As [`Self::leaks`], for a machine whose other users may meanwhile have ended what was theirs.
     pub fn leaks_of_machine(&self, after: &Self) -> Vec<String> {
-        self.leaks(after).into_iter().filter(|line| machine::counts(line)).collect()
+        let differences = self.leaks(after);
+        differences.iter().filter(|line| machine::counts(line, &differences)).cloned().collect()
     }
 }

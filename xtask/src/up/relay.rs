@@ -47,12 +47,17 @@ pub fn start(wanted: &Wanted) -> Result<()> {
     let log = std::fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
     let mut relay = Command::new(std::env::current_exe().context("find own executable")?);
     relay.args(["machine", "relay"]).args(&targets).current_dir("/").process_group(0);
-    let mut child = relay.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn().context("start the relay")?;
+    let mut child =
+        relay.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn().context("start the relay")?;
     let mut answer = String::new();
     BufReader::new(child.stdout.take().context("the relay has no output")?)
         .read_line(&mut answer)
         .context("read the relay's answer")?;
-    ensure!(answer.trim() == "ready", "the relay did not start: see {}", folder().join("relay.log").display());
+    ensure!(
+        answer.trim() == "ready",
+        "the relay did not start: see {}",
+        folder().join("relay.log").display()
+    );
     child.stdin.take().context("the relay has no input")?.write_all(b"go\n").context("start the relay")
 }
 
@@ -91,7 +96,9 @@ fn listen(target: &str) -> Result<Option<TcpListener>> {
         }
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             let reached = TcpStream::connect((address, port));
-            reached.with_context(|| format!("port {port} of {HOST_ADDRESS} is taken, and nobody answers there"))?;
+            reached.with_context(|| {
+                format!("port {port} of {HOST_ADDRESS} is taken, and nobody answers there")
+            })?;
             Ok(None)
         }
         Err(error) => Err(error).with_context(|| format!("listen at {HOST_ADDRESS}:{port}")),

@@ -26,7 +26,8 @@ fn a_pod_that_says_nothing_gets_both() {
 
 #[test]
 fn what_a_pod_says_stays() {
-    let own = json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 60}]);
+    let own =
+        json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 60}]);
     let unreachable = "node.kubernetes.io/unreachable".to_owned();
     assert_eq!(added(own), [(unreachable, Some(60)), ("node.kubernetes.io/not-ready".to_owned(), Some(4))]);
     assert_eq!(added(json!([{"operator": "Exists"}])), [(String::new(), None)]);

@@ -354,7 +354,8 @@ fn a_node_ports_flow_to_another_nodes_pod_goes_on_under_the_nodes_address() {
         frame.read(&left)
     };
     for (protocol, client) in [(TCP, (OUTSIDE, 3001)), (UDP, (OUTSIDE, 3002))] {
-        let ends = |(from, to): (SocketAddrV4, SocketAddrV4)| ((*from.ip(), from.port()), (*to.ip(), to.port()));
+        let ends =
+            |(from, to): (SocketAddrV4, SocketAddrV4)| ((*from.ip(), from.port()), (*to.ip(), to.port()));
         let asked = ends(pass(ingress, &frame(protocol, client, (NODE, 30080))));
         assert_eq!(asked, (client, remote));
         let (shown, target) = ends(pass(egress, &frame(protocol, asked.0, asked.1)));

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -25,14 +25,20 @@ struct Count {
     /// Connections whose peer was not the address that was asked for.
     wrong_peer: u64,
     errors: BTreeMap<String, u64>,
+    /// When the first and the last request that failed were begun, in milliseconds since 1970.
+    failures: Option<(u128, u128)>,
 }
 
 impl Count {
-    fn add(&mut self, answer: Result<String, String>) {
+    /// Counts what became of a request that was begun at `begun`.
+    fn add(&mut self, begun: SystemTime, answer: Result<String, String>) {
         match answer {
             Ok(pod) => *self.answered.entry(pod).or_default() += 1,
             Err(error) => {
                 self.failed += 1;
+                let at = begun.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+                let (first, last) = self.failures.unwrap_or((at, at));
+                self.failures = Some((first.min(at), last.max(at)));
                 if self.errors.len() < MAX_ERRORS || self.errors.contains_key(&error) {
                     *self.errors.entry(error).or_default() += 1;
                 }
@@ -45,8 +51,9 @@ impl Count {
             let entries: Vec<String> = map.iter().map(|(name, count)| format!("{name:?}:{count}")).collect();
             format!("{{{}}}", entries.join(","))
         };
+        let failures = self.failures.map_or("null".to_owned(), |(first, last)| format!("[{first},{last}]"));
         format!(
-            "{{\"answered\":{},\"failed\":{},\"wrong_peer\":{},\"errors\":{}}}",
+            "{{\"answered\":{},\"failed\":{},\"wrong_peer\":{},\"errors\":{},\"failures\":{failures}}}",
             map(&self.answered),
             self.failed,
             self.wrong_peer,
@@ -61,8 +68,9 @@ pub fn ask(target: &str, count: &str) -> Result<(), String> {
     let count: u32 = count.parse().map_err(|_| format!("{count:?} is not a count"))?;
     let mut seen = Count::default();
     for _ in 0..count {
+        let begun = SystemTime::now();
         let answer = new_connection(address, &mut seen.wrong_peer);
-        seen.add(answer);
+        seen.add(begun, answer);
     }
     println!("{}", seen.json());
     Ok(())
@@ -125,8 +133,9 @@ fn new_connections(address: SocketAddr, rate: u32, end: Instant) -> (Count, Dura
     let start = Instant::now();
     let mut next = start;
     while goes_on(end) {
+        let begun = SystemTime::now();
         let answer = new_connection(address, &mut count.wrong_peer);
-        count.add(answer);
+        count.add(begun, answer);
         next += step;
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
@@ -146,6 +155,7 @@ fn kept_alive(address: SocketAddr, end: Instant) -> Count {
     let mut count = Count::default();
     let mut open: Option<BufReader<TcpStream>> = None;
     while goes_on(end) {
+        let begun = SystemTime::now();
         let answer = match open.take() {
             Some(mut reader) => request(&mut reader, "keep-alive").map(|answer| (answer, reader)),
             None => connect(address)
@@ -154,10 +164,10 @@ fn kept_alive(address: SocketAddr, end: Instant) -> Count {
         };
         match answer {
             Ok(((pod, keep), reader)) => {
-                count.add(Ok(pod));
+                count.add(begun, Ok(pod));
                 open = keep.then_some(reader);
             }
-            Err(error) => count.add(Err(error)),
+            Err(error) => count.add(begun, Err(error)),
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -172,12 +182,13 @@ fn datagrams(address: SocketAddr, end: Instant) -> Count {
     }) {
         Ok(socket) => socket,
         Err(error) => {
-            count.add(Err(format!("bind: {error}")));
+            count.add(SystemTime::now(), Err(format!("bind: {error}")));
             return count;
         }
     };
     let mut buffer = [0; 2048];
     while goes_on(end) {
+        let begun = SystemTime::now();
         let answer = socket.send_to(b"?", address).and_then(|_| socket.recv_from(&mut buffer));
         let answer = match answer {
             Ok((length, peer)) => {
@@ -186,7 +197,7 @@ fn datagrams(address: SocketAddr, end: Instant) -> Count {
             }
             Err(error) => Err(format!("datagram: {error}")),
         };
-        count.add(answer);
+        count.add(begun, answer);
         std::thread::sleep(Duration::from_millis(20));
     }
     count

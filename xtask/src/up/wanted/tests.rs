@@ -46,7 +46,16 @@ fn mirrors_on_loopback_are_shown_to_nodes_under_the_hosts_address() {
 
 #[test]
 fn mirrors_that_cannot_work_are_refused() {
-    let bad = ["docker.io", "=http://a", "docker.io=", "a=ftp://b", "a=http://", "a=http://b:x", "a=http://b:0", "a=http://b/c"];
+    let bad = [
+        "docker.io",
+        "=http://a",
+        "docker.io=",
+        "a=ftp://b",
+        "a=http://",
+        "a=http://b:x",
+        "a=http://b:0",
+        "a=http://b/c",
+    ];
     for text in bad {
         assert!(text.parse::<Mirror>().is_err(), "{text}");
     }

@@ -61,7 +61,8 @@ fn every_other_node_gets_a_route_and_a_second_pass_does_nothing() {
 #[test]
 fn a_node_that_went_or_moved_takes_its_route_along() {
     let mut case = Case::new();
-    case.routes = [(net("10.244.1.0/24"), hop("10.85.0.99")), (net("10.244.9.0/24"), hop("10.85.0.19"))].into();
+    case.routes =
+        [(net("10.244.1.0/24"), hop("10.85.0.99")), (net("10.244.9.0/24"), hop("10.85.0.19"))].into();
     case.peers.remove("node-3");
     assert_eq!(
         case.lines(),
@@ -73,7 +74,8 @@ fn a_node_that_went_or_moved_takes_its_route_along() {
 fn a_node_of_another_network_is_told_and_its_old_route_removed() {
     let mut case = Case::new();
     case.peers.insert("node-2".to_owned(), peer_of("192.0.2.7", "10.244.1.0/24"));
-    case.routes = [(net("10.244.1.0/24"), hop("10.85.0.12")), (net("10.244.2.0/24"), hop("10.85.0.13"))].into();
+    case.routes =
+        [(net("10.244.1.0/24"), hop("10.85.0.12")), (net("10.244.2.0/24"), hop("10.85.0.13"))].into();
     assert_eq!(
         case.lines(),
         [
@@ -93,7 +95,9 @@ fn a_node_cannot_claim_what_is_not_its_own() {
     case.peers.insert("node-6".to_owned(), peer_of("10.85.0.11", "10.244.6.0/24"));
     let lines = case.lines();
     assert_eq!(lines.len(), 5, "{lines:?}");
-    assert!(lines.contains(&"node-4: podCIDR 10.85.0.0/24 is not within the cluster's 10.244.0.0/16".to_owned()));
+    assert!(
+        lines.contains(&"node-4: podCIDR 10.85.0.0/24 is not within the cluster's 10.244.0.0/16".to_owned())
+    );
     assert!(lines.contains(&"node-5: podCIDR 10.244.1.128/25 overlaps with that of node node-2".to_owned()));
     assert!(lines.iter().any(|line| line.starts_with("node-6: no link")), "{lines:?}");
 }
