@@ -20,11 +20,11 @@ ip route add default via 192.0.2.1
 ip netns exec internet "$TARGET/static/release/echo" serve 80 >/dev/null &
 server=$!
 
-# A registry on loopback, with busybox under a name that only docker.io has.
+# A registry on loopback, with the echo image under a name that only docker.io has.
 storage=$folder/storage/docker/registry/v2
 repository=$storage/repositories/library/from-mirror
 mkdir -p "$folder/image"
-tar -xf "$TARGET/images/busybox.tar" -C "$folder/image"
+tar -xf "$TARGET/images/echo.tar" -C "$folder/image"
 for blob in "$folder"/image/blobs/sha256/*; do
     name=$(basename "$blob")
     place=$storage/blobs/sha256/$(echo "$name" | cut -c1-2)/$name
@@ -50,7 +50,7 @@ cargo xtask up --debug --no-build --registry-mirror docker.io=http://127.0.0.1:5
 nft list table ip orlop
 
 # A pull by the mirror, a request through the host, and its answer: the host's own address is all that the internet sees.
-$kubectl run out --image=docker.io/library/from-mirror:v1 --restart=Never -- wget -q -T 10 -O - http://203.0.113.7/
+$kubectl run out --image=docker.io/library/from-mirror:v1 --restart=Never -- get 203.0.113.7:80
 $kubectl wait --for=jsonpath='{.status.phase}'=Succeeded pod/out --timeout=60s
 $kubectl logs out | grep ' 192.0.2.2$'
 $kubectl delete pod/out --timeout=60s

@@ -76,6 +76,13 @@ pub fn ask(target: &str, count: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// One request: what the answer says, which is who answered and the address that it was asked from.
+pub fn get(target: &str) -> Result<(), String> {
+    let mut reader = BufReader::new(connect(resolve(target)?)?);
+    println!("{}", request(&mut reader, "close")?.0);
+    Ok(())
+}
+
 /// New connections at a rate, one kept-alive connection and one flow of datagrams, all at once, for `seconds` at the most.
 pub fn run(target: &str, seconds: &str, rate: &str) -> Result<(), String> {
     let address = resolve(target)?;
@@ -148,7 +155,7 @@ fn new_connection(address: SocketAddr, wrong_peer: &mut u64) -> Result<String, S
         *wrong_peer += 1;
     }
     let mut reader = BufReader::new(stream);
-    request(&mut reader, "close").map(|(pod, _)| pod)
+    request(&mut reader, "close").map(|(body, _)| first_word(&body))
 }
 
 fn kept_alive(address: SocketAddr, end: Instant) -> Count {
@@ -163,8 +170,8 @@ fn kept_alive(address: SocketAddr, end: Instant) -> Count {
                 .and_then(|mut reader| request(&mut reader, "keep-alive").map(|answer| (answer, reader))),
         };
         match answer {
-            Ok(((pod, keep), reader)) => {
-                count.add(begun, Ok(pod));
+            Ok(((body, keep), reader)) => {
+                count.add(begun, Ok(first_word(&body)));
                 open = keep.then_some(reader);
             }
             Err(error) => count.add(begun, Err(error)),
@@ -211,7 +218,7 @@ fn connect(address: SocketAddr) -> Result<TcpStream, String> {
     Ok(stream)
 }
 
-/// One HTTP request: who answered, and whether the connection stays open.
+/// One HTTP request: the body of the answer, and whether the connection stays open.
 fn request(reader: &mut BufReader<TcpStream>, connection: &str) -> Result<(String, bool), String> {
     let failed = |error: std::io::Error| format!("request: {error}");
     let ask = format!("GET / HTTP/1.1\r\nHost: echo\r\nConnection: {connection}\r\n\r\n");
@@ -233,7 +240,7 @@ fn request(reader: &mut BufReader<TcpStream>, connection: &str) -> Result<(Strin
     }
     let mut body = String::new();
     reader.take(length).read_to_string(&mut body).map_err(failed)?;
-    Ok((first_word(&body), keep))
+    Ok((body.trim_end().to_owned(), keep))
 }
 
 fn first_word(text: &str) -> String {
