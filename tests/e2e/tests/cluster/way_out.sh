@@ -5,20 +5,26 @@ set -eu
 kubectl="${ORLOP_KUBECTL:-kubectl} --kubeconfig $TARGET/up/admin.kubeconfig"
 forwarding=/proc/sys/net/ipv4/conf/wan/forwarding
 folder=$(mktemp -d)
+go=$folder/go
+mkfifo "$go"
 
-# The internet: 203.0.113.7 answers with the address it is asked from.
-ip netns add internet
-ip link add wan type veth peer name wan netns internet
+# The internet: 203.0.113.7 answers with the address it is asked from. It lives as long as its server.
+unshare --net sh -c 'read -r _ && exec "$TARGET/static/release/echo" serve 80' <"$go" >/dev/null &
+server=$!
+exec 3>"$go"
+until [ "$(readlink /proc/$server/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do :; done
+internet="nsenter --target $server --net ip"
+ip link add wan type veth peer name wan netns $server
 ip addr add 192.0.2.2/24 dev wan
 ip link set wan up
 echo 0 >$forwarding
-ip -n internet addr add 192.0.2.1/24 dev wan
-ip -n internet addr add 203.0.113.7/32 dev lo
-ip -n internet link set lo up
-ip -n internet link set wan up
+$internet addr add 192.0.2.1/24 dev wan
+$internet addr add 203.0.113.7/32 dev lo
+$internet link set lo up
+$internet link set wan up
 ip route add default via 192.0.2.1
-ip netns exec internet "$TARGET/static/release/echo" serve 80 >/dev/null &
-server=$!
+echo go >&3
+exec 3>&-
 
 # A registry on loopback, with the echo image under a name that only docker.io has.
 storage=$folder/storage/docker/registry/v2
@@ -72,7 +78,6 @@ if nft list table ip orlop 2>/dev/null; then
 fi
 kill $server $registry
 wait
-ip netns del internet
 ip link del wan 2>/dev/null || true
 rm -r "$folder"
 echo "everything was put back"
