@@ -184,7 +184,8 @@ fn egress(ctx: &TcContext, packet: &Packet) -> i32 {
     if let Some(entry) = unsafe { ORLOP_INBOUND.get(&key) }.copied() {
         return answer_out(ctx, packet, &key, &entry);
     }
-    if !leaves_under_another_address(packet.source_be, packet.destination_be) && !goes_on_to_a_backend(packet) {
+    if !leaves_under_another_address(packet.source_be, packet.destination_be) && !goes_on_to_a_backend(packet)
+    {
         return NEXT;
     }
     if !packet.may_begin_flow {
