@@ -36,7 +36,8 @@ pub async fn client(kubeconfig: &Path) -> Result<kube::Client, ClientError> {
         .map_err(|source| ClientError::Client { path: kubeconfig.to_owned(), source: Box::new(source) })
 }
 
-/// Pauses between attempts: 200 ms, doubled up to 7 s (the kubelet's, for its Lease).
+/// Pauses between attempts: 200 ms, doubled up to 7 s (the kubelet's, for its Lease). Watches use it too: with kube's own,
+/// up to a minute, a node would go on asleep that long after an API server that was restarted a few times.
 #[derive(Debug, Clone, Default)]
 pub struct Backoff {
     last: Option<Duration>,
@@ -56,6 +57,20 @@ impl Backoff {
     /// It worked.
     pub fn reset(&mut self) {
         self.last = None;
+    }
+}
+
+impl Iterator for Backoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(self.next_pause())
+    }
+}
+
+impl kube::runtime::utils::Backoff for Backoff {
+    fn reset(&mut self) {
+        Self::reset(self);
     }
 }
 

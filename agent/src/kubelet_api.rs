@@ -1,11 +1,12 @@
 //! The kubelet's HTTPS API: what the API server asks this node for logs, exec, attach, port forwarding and figures.
 //!
 //! In: TLS connections on the node's address and on the loopback. Out: answers in the kubelet's words. Every caller shows a
-//! client certificate of the configured authority; only the API server's identity and `system:masters` may go on. Plain
-//! WebSocket streaming only: SPDY is refused with a sentence. Holds no state: pods and containers are asked of their owners.
+//! client certificate of the configured authority; only the API server's identity and `system:masters` may go on. Streams
+//! come over WebSockets only (SPDY for port forwarding inside of one): plain SPDY is refused with a sentence. Holds no state: pods and containers are asked of their owners.
 
 mod channels;
 mod exec;
+mod frames;
 mod handler;
 mod identity;
 mod log_format;
@@ -14,8 +15,10 @@ mod metrics;
 mod port_forward;
 mod query;
 mod route;
+mod spdy;
 mod stats;
 mod tls;
+mod tunnel;
 mod websocket;
 
 use std::convert::Infallible;
@@ -36,6 +39,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::chain;
+use crate::events::Recorder;
+use crate::metrics::Metrics;
 use crate::pods;
 use crate::services::Dataplane;
 use crate::settings::Settings;
@@ -58,7 +63,10 @@ pub struct Context {
     pub settings: Arc<Settings>,
     pub runtime: runtime::Runtime,
     pub pods: pods::Handle,
+    /// For the count of Events that were dropped.
+    pub recorder: Recorder,
     pub dataplane: Option<Dataplane>,
+    pub metrics: Metrics,
     pub shutdown: CancellationToken,
 }
 

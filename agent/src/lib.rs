@@ -6,8 +6,11 @@
 
 pub mod admin;
 pub mod api;
+pub mod backup;
 pub mod events;
+mod file_watch;
 pub mod kubelet_api;
+pub mod metrics;
 pub mod network;
 pub mod node;
 pub mod pods;

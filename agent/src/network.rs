@@ -8,15 +8,20 @@ mod conflist;
 pub mod routes;
 mod uplinks;
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dataplane::Masquerade;
 use ipnetwork::Ipv4Network;
 use k8s_openapi::api::core::v1::Node;
+use runtime::Runtime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +34,10 @@ use crate::settings::Settings;
 /// The file that we write; the runtime takes the first of its folder.
 const CONFLIST_NAME: &str = "10-orlop.conflist";
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+/// How soon a network that is not ready is looked at again, and what failed is tried again (kubelet: the period of its runtime state).
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How soon a network that is ready is looked at again: plugins tell only who asks them.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
 /// Multicast is never masqueraded.
 const MULTICAST: (Ipv4Addr, u8) = (Ipv4Addr::new(224, 0, 0, 0), 4);
 
@@ -46,6 +55,28 @@ impl State {
     /// The runtime's words while there is no configuration.
     pub fn uninitialized() -> Self {
         Self::NotReady { message: "Network plugin returns error: cni plugin not initialized".to_owned() }
+    }
+
+    /// What the runtime says: whether there is a configuration, and whether its plugins are ready.
+    pub async fn of(runtime: &Runtime) -> Self {
+        Self::said(runtime.network_status().await)
+    }
+
+    fn said(status: Result<(), runtime::Error>) -> Self {
+        match status {
+            Ok(()) => Self::Ready,
+            Err(error) => {
+                Self::NotReady { message: format!("Network plugin returns error: {}", chain(&error)) }
+            }
+        }
+    }
+
+    /// When it is looked at again.
+    fn look_again_after(&self) -> Duration {
+        match self {
+            Self::Ready => CHECK_EVERY,
+            Self::NotReady { .. } => RETRY_AFTER,
+        }
     }
 }
 
@@ -65,15 +96,11 @@ pub struct Context {
     pub settings: Arc<Settings>,
     pub uplinks: Uplinks,
     pub dataplane: Option<Dataplane>,
+    pub runtime: Runtime,
     /// The own Node as the API server has it.
     pub node: watch::Receiver<Option<Arc<Node>>>,
     pub state: watch::Sender<State>,
     pub shutdown: CancellationToken,
-}
-
-/// The state at boot: a configuration that an earlier agent left is good until the API server says otherwise.
-pub fn initial_state(settings: &Settings) -> State {
-    if settings.cni_conf_dir.join(CONFLIST_NAME).exists() { State::Ready } else { State::uninitialized() }
 }
 
 /// Lets packets pass between pods and the world. Needed before the first pod, with or without an API server.
@@ -86,32 +113,45 @@ pub fn enable_forwarding() -> Result<(), Error> {
     fs::write(path, "1").map_err(failed("write"))
 }
 
-/// Follows the own Node's podCIDR until shutdown.
+/// Follows the own Node's podCIDR and the runtime's network until shutdown.
 pub async fn run(mut context: Context) {
     let mut applied = None;
     loop {
         let node = context.node.borrow_and_update().clone();
-        match node.as_deref().and_then(pod_cidr) {
+        let state = match node.as_deref().and_then(pod_cidr) {
             Some(cidr) if applied.as_ref() != Some(&cidr) => match apply(&context, &cidr) {
                 Ok(()) => {
                     tracing::info!(pod_cidr = cidr, "pod network is configured");
-                    context.state.send_replace(State::Ready);
                     applied = Some(cidr);
+                    State::of(&context.runtime).await
                 }
                 Err(error) => {
                     let message = chain(&error);
-                    tracing::error!(error = message, "cannot configure the pod network");
-                    context.state.send_replace(State::NotReady { message });
+                    tracing::error!(error = message, "cannot configure the pod network, retrying");
+                    State::NotReady { message }
                 }
             },
-            _ => {}
-        }
-        // Both wait without taking anything: cancel-safe.
+            _ => State::of(&context.runtime).await,
+        };
+        let again = state.look_again_after();
+        context.state.send_if_modified(|before| std::mem::replace(before, state.clone()) != state);
+        // All three wait without taking anything: cancel-safe.
         tokio::select! {
             () = context.shutdown.cancelled() => return,
             changed = context.node.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(again) => {}
         }
     }
+}
+
+/// Whether the pod network has a plugin for hostPorts (capability `portMappings`). The runtime takes the first configuration of the folder.
+pub fn maps_ports(conf_dir: &Path) -> bool {
+    let is_configuration = |path: &PathBuf| {
+        path.extension().is_some_and(|end| end == "conf" || end == "conflist" || end == "json")
+    };
+    let entries = fs::read_dir(conf_dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let first = entries.filter(is_configuration).min();
+    first.and_then(|path| fs::read_to_string(path).ok()).is_some_and(|text| conflist::maps_ports(&text))
 }
 
 fn pod_cidr(node: &Node) -> Option<String> {

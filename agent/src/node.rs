@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-pub use facts::Facts;
+pub use facts::{Facts, machine_memory};
 
 use crate::api::{Backoff, chain, is_code};
 use crate::network;
@@ -91,7 +91,7 @@ impl Reporter {
     async fn run(mut self) {
         self.register().await;
         let name = self.context.settings.node_name.clone();
-        let mut changes = Box::pin(watch_object(self.api.clone(), &name).default_backoff());
+        let mut changes = Box::pin(watch_object(self.api.clone(), &name).backoff(Backoff::default()));
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut network = self.context.network.clone();

@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod backoff;
+mod cgroup;
 pub mod container;
 pub mod downward;
 mod execute;
@@ -21,6 +22,7 @@ mod registry;
 pub mod resources;
 pub mod sandbox;
 mod site;
+pub mod startup;
 pub mod status;
 mod status_writer;
 mod termination;
@@ -32,9 +34,11 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Recorder;
+use crate::metrics::Metrics;
 use crate::settings::Settings;
 
 /// What the pods need.
@@ -47,6 +51,8 @@ pub struct Context {
     pub services: crate::services::Cache,
     /// Takes Events.
     pub recorder: Recorder,
+    /// Takes what is measured.
+    pub metrics: Metrics,
     /// The agent's settings.
     pub settings: Arc<Settings>,
     /// The agent ends. Containers go on.
@@ -78,11 +84,11 @@ pub enum StartError {
 pub struct Manager;
 
 impl Manager {
-    /// Makes what pods live in, and starts the task that watches them.
+    /// Makes what pods live in, and starts the task that watches them; it ends only with the agent.
     ///
     /// # Errors
     /// [`StartError`].
-    pub fn start(context: Context) -> Result<Handle, StartError> {
+    pub fn start(context: Context) -> Result<(Handle, JoinHandle<()>), StartError> {
         manager::start(context)
     }
 }

@@ -1,6 +1,8 @@
 //! `cargo xtask bench NAME`: measurements on the cluster that is up. They print a table and assert nothing.
 
+mod cpu;
 mod footprint;
+mod node_metrics;
 mod percentile;
 mod pod_start;
 mod pods;
@@ -17,7 +19,7 @@ pub struct Options {
 
 #[derive(clap::Subcommand)]
 enum Name {
-    /// Time from a pod's creation in the API to Running, for 1, 10 and 50 pods at once.
+    /// Time from a pod's creation in the API to Running and its shares, and from its deletion to its end, for 1, 10 and 50 pods at once.
     PodStart,
     /// Memory and idle CPU of server, agent and shims, with no pod and with 50.
     Footprint,

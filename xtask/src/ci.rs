@@ -1,10 +1,18 @@
 //! `cargo xtask ci`: every check that a change must pass, in the order in which they fail cheapest.
+//!
+//! Its last line is the count of tests, on every path: a check that fails stops the run and counts as a failure.
 
 use anyhow::{Context, Result};
 
 use crate::{build_ebpf, process, test, tidy};
 
 pub fn run() -> Result<()> {
+    let mut tally = test::Tally::default();
+    let end = checks(&mut tally);
+    test::close(tally, end)
+}
+
+fn checks(tally: &mut test::Tally) -> Result<()> {
     test::check_tools()?;
     step("fmt", || each_manifest(&["fmt", "--all"], &["--", "--check"]))?;
     step("tidy", tidy::run)?;
@@ -26,7 +34,7 @@ pub fn run() -> Result<()> {
         ]);
         process::run(&mut clippy)
     })?;
-    step("test", || test::run(&test::Options::everything()))
+    step("test", || test::tiers(&test::Options::everything(), tally))
 }
 
 /// Runs a cargo command for the workspace and for the BPF programs, which are outside of it. Clippy is not among them: it would

@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: assembles what is installed on a node, `target/dist/{bin,cni}`.
+//! `cargo xtask dist`: assembles what is installed on a node, `target/dist/{bin,cni,deploy}`.
 //!
 //! Tests use the same layout built without optimisation, `target/dist-debug`, so that they run what users get
 //! without paying for a release build.
@@ -16,6 +16,9 @@ const BIN: &[(&str, &str)] =
 /// Executables of `dist/cni`: the reference plugins' names.
 const CNI: &[(&str, &str)] =
     &[("cni-plugins", "bridge"), ("cni-plugins", "host-local"), ("cni-plugins", "loopback")];
+
+/// Files of `dist/deploy`, from `xtask/deploy`: systemd units and the script that installs everything.
+const DEPLOY: &[&str] = &["install.sh", "orlop-agent.service", "orlop-server.service"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
@@ -69,6 +72,11 @@ pub fn run(options: &Options) -> Result<PathBuf> {
         for (_, binary) in list {
             install(&built.join(binary), &folder.join(binary))?;
         }
+    }
+    let deploy = dist.join("deploy");
+    std::fs::create_dir_all(&deploy).with_context(|| format!("create {}", deploy.display()))?;
+    for name in DEPLOY {
+        install(&process::root().join("xtask/deploy").join(name), &deploy.join(name))?;
     }
     println!("dist: {}", dist.display());
     Ok(dist)

@@ -8,6 +8,7 @@ mod ci;
 mod debian;
 mod dist;
 mod down;
+mod e2e;
 mod images;
 mod machine;
 mod process;
@@ -39,24 +40,30 @@ enum Command {
     Down,
     /// Run the tests that this machine can run, or one tier.
     Test(test::Options),
+    /// Install and check everything in virtual machines with stock kernels.
+    E2e(e2e::Options),
     /// Measure the cluster that is up.
     Bench(bench::Options),
     /// Run every check that a change must pass.
     Ci,
     /// Check the rules that the compiler does not know: dependency directions, file headers, pure modules.
     Tidy,
-    /// Assemble target/dist: executables, CNI plugins.
+    /// Assemble target/dist: executables, CNI plugins, units and install script.
     Dist(dist::Options),
     /// Build the test images.
     Images,
     /// A stage of a node's machine; `up` calls it.
     #[command(hide = true, subcommand)]
     Machine(machine::Stage),
+    /// A stage of a virtual machine; `e2e` calls it.
+    #[command(hide = true, subcommand)]
+    Vm(e2e::Stage),
 }
 
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<process::Told>() => ExitCode::FAILURE,
         Err(error) => {
             // One line that says what went wrong, and why; never a backtrace of ours.
             eprintln!("xtask: {error:#}");
@@ -70,6 +77,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Setup => setup::run(),
         Command::BuildEbpf => build_ebpf::run(),
         Command::Test(options) => test::run(&options),
+        Command::E2e(options) => e2e::run(&options),
+        Command::Vm(stage) => e2e::stage(&stage),
         Command::Bench(options) => bench::run(&options),
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),

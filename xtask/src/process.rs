@@ -13,6 +13,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// How many lines of a failed command's output are repeated in its error.
 const ERROR_LINES: usize = 40;
 
+/// A failure that the user has already read: nothing is left to say but the exit code.
+#[derive(Debug)]
+pub struct Told;
+
+impl std::fmt::Display for Told {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("failed, as said above")
+    }
+}
+
+impl std::error::Error for Told {}
+
 /// The root of the checkout: the folder that holds the workspace's `Cargo.toml`.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lives one level below the workspace root")
@@ -85,6 +97,11 @@ pub fn probe(command: &mut Command) -> Option<String> {
 pub fn find_in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// An executable that `setup` may have installed with cargo: in `PATH`, else where cargo puts executables.
+pub fn find_tool(name: &str) -> Option<PathBuf> {
+    find_in_path(name).or_else(|| cargo_bin().map(|folder| folder.join(name)).filter(|file| file.is_file()))
 }
 
 /// A spinner with a running clock. On a pipe it draws nothing, so the step is announced as a line instead.

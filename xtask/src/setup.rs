@@ -119,15 +119,15 @@ fn rust_src() -> Result<()> {
     }
     let unpacked =
         debian::unpack(&RUST_SRC).context("rustup could not add rust-src, and Debian's package failed")?;
-    link_sources(&unpacked.join("usr/src/rustc-1.95.0"), &sources)?;
+    copy_sources(&unpacked.join("usr/src/rustc-1.95.0"), &sources)?;
     if !core.is_file() {
         bail!("rust-src has no {}: install the component rust-src of this toolchain by hand", core.display());
     }
     Ok(())
 }
 
-/// Copies rather than links: `target/` may be removed while the toolchain stays.
-fn link_sources(from: &Path, to: &PathBuf) -> Result<()> {
+/// Puts the library's sources into the toolchain; a link would break when `target/` is removed.
+fn copy_sources(from: &Path, to: &PathBuf) -> Result<()> {
     let parent = to.parent().context("the sysroot has no src folder")?;
     std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     if to.is_symlink() {

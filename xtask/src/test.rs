@@ -1,28 +1,31 @@
 //! `cargo xtask test [TIER]`: the tests that this machine can run, a tier at a time, with one closing line.
 //!
-//! Tier 0 is pure and needs nothing. Tier 1 (`host` test binaries) and tier 2 (`bpf`) run each test as root in a
-//! private host: fresh mount, network, pid, uts, ipc and cgroup namespaces made by `private-host`, which also
-//! fails a test that leaves something behind. Tier 4 (`cluster`) starts a cluster with `up` and drives it with kubectl.
-//! There is no tier 3 (virtual machines) yet.
+//! Tier 0 needs nothing, root neither (I9): where root runs it, its tests have no capability. Tier 1 (`host` test
+//! binaries) and tier 2 (`bpf`) run each test as root in a private host: fresh mount, network, pid, uts, ipc and cgroup
+//! namespaces made by `private-host`, which also fails a test that leaves something behind. Tier 4 (`cluster`) starts a cluster with `up` and drives it with kubectl.
+//! Tier 3 (virtual machines) is `cargo xtask e2e`; it is not part of a run without a number, since it takes its time.
 //!
 //! A test skips by saying why in the file that `ORLOP_SKIPS` names; such a test is counted as skipped, with its reason.
 
-mod tally;
+pub mod tally;
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build_ebpf, debian, dist, down, images, process, setup, up};
-use tally::Tally;
+use crate::{build_ebpf, debian, dist, down, e2e, images, process, setup, up};
+pub use tally::Tally;
 
 /// What nextest exits with when nothing matches the filter (its NO_TESTS_RUN).
 const NO_TESTS: i32 = 4;
 
+/// What tier 0 runs under where root tests: the same user, whose files it may read, with no capability at all.
+const WITHOUT_PRIVILEGES: &str = "setpriv --bounding-set=-all --inh-caps=-all --";
+
 #[derive(clap::Args)]
 pub struct Options {
-    /// 0 pure, 1 private host, 2 BPF, 4 cluster; all of them without a number.
+    /// 0 pure, 1 private host, 2 BPF, 3 virtual machines, 4 cluster; without a number all but the machines.
     #[arg(value_parser = clap::value_parser!(u8).range(0..=4))]
     tier: Option<u8>,
     /// Run only tests whose name contains this.
@@ -99,13 +102,29 @@ const TIERS: &[Tier] = &[
 ];
 
 pub fn run(options: &Options) -> Result<()> {
+    let mut tally = Tally::default();
+    let end = tiers(options, &mut tally);
+    close(tally, end)
+}
+
+/// Prints the closing lines of a run, whatever became of it: what stopped it counts as one more failure, and nothing is printed after.
+pub fn close(mut tally: Tally, end: Result<()>) -> Result<()> {
+    if let Err(error) = end {
+        println!("xtask: {error:#}");
+        tally.failed += 1;
+    }
+    tally.print();
+    if tally.failed > 0 { Err(process::Told.into()) } else { Ok(()) }
+}
+
+/// Runs the chosen tiers and adds up what became of their tests, up to the tier that could not be run.
+pub fn tiers(options: &Options, tally: &mut Tally) -> Result<()> {
     if options.tier == Some(3) {
-        bail!("there is no tier 3 (virtual machines) yet: choose 0, 1, 2 or 4");
+        return e2e::checks(&e2e::Options::everything(), tally);
     }
     let chosen: Vec<&Tier> =
         TIERS.iter().filter(|tier| options.tier.is_none_or(|n| n == tier.number)).collect();
     let root = nix::unistd::geteuid().is_root();
-    let mut tally = Tally::default();
     match chosen.iter().filter(|tier| root || tier.number == 0).map(|tier| tier.needs).max() {
         Some(Needs::Executables) => dist::run(&dist::Options::for_tests()).map(drop)?,
         Some(Needs::Object) => build_ebpf::run()?,
@@ -117,10 +136,6 @@ pub fn run(options: &Options) -> Result<()> {
             continue;
         }
         tally.add(if tier.number == 4 { run_cluster_tier(tier, options)? } else { run_tier(tier, options)? });
-    }
-    tally.print();
-    if tally.failed > 0 {
-        bail!("{} tests failed", tally.failed);
     }
     Ok(())
 }
@@ -183,9 +198,15 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     if let Some(threads) = tier.threads {
         command.args(["--test-threads", &threads.to_string()]);
     }
-    if tier.private_host {
-        command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", private_host()?);
-        command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", private_host()?);
+    let runner = match (tier.number, tier.private_host) {
+        (_, true) => Some(private_host()?.into_os_string()),
+        (0, _) if nix::unistd::geteuid().is_root() => Some(WITHOUT_PRIVILEGES.into()),
+        _ => None,
+    };
+    if let Some(runner) = runner {
+        for architecture in ["X86_64", "AARCH64"] {
+            command.env(format!("CARGO_TARGET_{architecture}_UNKNOWN_LINUX_GNU_RUNNER"), &runner);
+        }
     }
     let report = process::target().join("nextest/default/junit.xml");
     let _ = std::fs::remove_file(&report);
@@ -205,7 +226,7 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
 }
 
 /// A real registry for the tests that pull.
-fn registry() -> Result<PathBuf> {
+pub fn registry() -> Result<PathBuf> {
     let package = debian::Package { name: "docker-registry", version: None, suite: None };
     Ok(debian::unpack(&package)?.join("usr/bin/docker-registry"))
 }
@@ -218,7 +239,7 @@ fn filter(tier: &Tier, options: &Options) -> String {
 }
 
 /// Builds the runner of the private tiers.
-fn private_host() -> Result<PathBuf> {
+pub fn private_host() -> Result<PathBuf> {
     harness_binary("private-host")
 }
 

@@ -133,6 +133,7 @@ fn shown_kubectl() -> Result<String> {
     }
 }
 
+/// Shows the parts' logs until the user interrupts it; the cluster goes on.
 fn follow_logs(nodes: &[Node]) -> Result<()> {
     let mut tail = Command::new("tail");
     tail.args(["-n", "+1", "-F"]);

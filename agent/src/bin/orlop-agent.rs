@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent::events::Recorder;
+use agent::metrics::Metrics;
 use agent::settings::{self, Flags, LogFormat, ServiceProxy, Settings};
 use agent::{KUBELET_VERSION, VERSION, admin, api, kubelet_api, network, node, pods, readiness, services};
 use anyhow::{Context, bail};
@@ -106,7 +107,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     let recorder = Recorder::start(client.clone(), settings.node_name.clone(), shutdown.clone());
 
     let mut tasks = Tasks::new();
-    let (network_state, network_receiver) = watch::channel(network::initial_state(&settings));
+    let (network_state, network_receiver) = watch::channel(network::State::of(&runtime).await);
     let (own_node, node_tasks) = node::start(node::Context {
         client: client.clone(),
         settings: settings.clone(),
@@ -136,6 +137,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         settings: settings.clone(),
         uplinks,
         dataplane: dataplane.clone(),
+        runtime: runtime.clone(),
         node: own_node,
         state: network_state,
         shutdown: shutdown.clone(),
@@ -143,20 +145,31 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     if let Some(dir) = &settings.image_archives_dir {
         import_images(&runtime, dir).await;
     }
-    let pods = pods::Manager::start(pods::Context {
+    let metrics = Metrics::default();
+    let (pods, pods_task) = pods::Manager::start(pods::Context {
         client,
         runtime: runtime.clone(),
         services: service_cache,
-        recorder,
+        recorder: recorder.clone(),
+        metrics: metrics.clone(),
         settings: settings.clone(),
         shutdown: shutdown.clone(),
     })
     .context("start the management of pods")?;
+    tasks.push(pods_task);
     let socket = admin::bind(&settings.admin_socket())?;
     let questions =
         admin::Context { runtime: runtime.clone(), dataplane: dataplane.clone(), shutdown: shutdown.clone() };
     tasks.push(tokio::spawn(admin::run(socket, questions)));
-    let context = kubelet_api::Context { settings: settings.clone(), runtime, pods, dataplane, shutdown };
+    let context = kubelet_api::Context {
+        settings: settings.clone(),
+        runtime,
+        pods,
+        recorder,
+        dataplane,
+        metrics,
+        shutdown,
+    };
     let server = kubelet_api::Server::bind(context).await?;
     tracing::info!("listening on https://{}:{}", settings.node_ip, settings.port);
     tasks.push(tokio::spawn(server.run()));
@@ -183,6 +196,7 @@ fn open_dataplane(
         pin_root: settings.bpf_pin_root.clone(),
         cgroup: settings.dataplane_cgroup.clone(),
         uplinks: uplinks.names.clone(),
+        uplink_hook: dataplane::UplinkHook::default(),
     };
     let dataplane = dataplane::Dataplane::open(&options).context("open the dataplane")?;
     tracing::info!(frontends = dataplane.adopted(), "the dataplane is open; what was programmed is adopted");

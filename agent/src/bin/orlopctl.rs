@@ -1,9 +1,10 @@
-//! `orlopctl`: the node's own tool. Asks the agent of this node, or opens a shell inside a node that `up` made.
+//! `orlopctl`: the node's own tool. Asks the agent of this node, opens a shell inside a node that `up` made, backs up and
+//! checks the control plane's store.
 //!
-//! In: a subcommand. Out: a table on stdout, or JSON with `--json`. Changes nothing.
+//! In: a subcommand. Out: a table on stdout, or JSON with `--json`; a backup's file. Changes nothing else.
 
 use std::fs::{self, File};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -54,6 +55,31 @@ enum Verb {
         #[arg(last = true)]
         command: Vec<String>,
     },
+    /// The control plane's store: back it up, check it
+    Store {
+        #[command(subcommand)]
+        verb: StoreVerb,
+    },
+}
+
+#[derive(Subcommand)]
+enum StoreVerb {
+    /// Save a copy of a running control plane's store, as of one moment.
+    ///
+    /// To go back to it: stop orlop-server, put the file in the place of store.redb in its data directory, start orlop-server.
+    Backup {
+        /// The kubeconfig of an administrator: admin.kubeconfig in the server's data directory
+        #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+        kubeconfig: PathBuf,
+        /// Where to save it; replaced if it exists [default: store-TIME.redb]
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
+    /// Check that a backup, or the store of a stopped server, is sound
+    Check {
+        /// A backup, or store.redb in the server's data directory
+        file: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -65,6 +91,10 @@ fn main() -> anyhow::Result<ExitCode> {
         Verb::Services => (Question::Services, SERVICES),
         Verb::Counters => (Question::Counters, &[]),
         Verb::NodeShell { node, dir, command } => return node_shell(&dir.join("nodes").join(node), command),
+        Verb::Store { verb: StoreVerb::Backup { kubeconfig, to } } => {
+            return store_backup(kubeconfig, to.as_deref());
+        }
+        Verb::Store { verb: StoreVerb::Check { file } } => return store_check(file),
     };
     let answer = ask(&socket, question)?;
     if json {
@@ -133,6 +163,36 @@ fn short(text: &str) -> String {
     let digits = text.strip_prefix("sha256:").unwrap_or(text);
     let is_id = digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     if is_id { digits[..SHORT_ID].to_owned() } else { text.to_owned() }
+}
+
+/// Saves a backup and says what to do with it.
+fn store_backup(kubeconfig: &Path, to: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let now = jiff::Timestamp::now().strftime("store-%Y%m%dT%H%M%SZ.redb").to_string();
+    let to = to.unwrap_or(Path::new(&now));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the asynchronous runtime")?;
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        bail!("another TLS provider is installed already");
+    }
+    let bytes = runtime.block_on(async {
+        let client = agent::api::client(kubeconfig).await?;
+        anyhow::Ok(agent::backup::save(&client, to).await?)
+    })?;
+    let path = to.display();
+    println!("saved {bytes} bytes to {path}; check it with `orlopctl store check {path}`");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The server's own executable knows its store; it lies beside this one, or is found as any other command.
+fn store_check(file: &Path) -> anyhow::Result<ExitCode> {
+    let beside = std::env::current_exe().context("find this executable")?.with_file_name("orlop-server");
+    let server = if beside.exists() { beside } else { PathBuf::from("orlop-server") };
+    let error = Command::new(&server).args(["store", "check"]).arg(file).exec();
+    Err(error).with_context(|| {
+        format!("run {}: a store is checked where the control plane is installed", server.display())
+    })
 }
 
 /// Enters the namespaces of the machine whose folder this is, and runs a program there.

@@ -18,23 +18,16 @@ pub const STATUS: u8 = 3;
 pub const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 
+pub const V5: &str = "v5.channel.k8s.io";
+pub const V4: &str = "v4.channel.k8s.io";
 /// The versions that are spoken, the preferred one first.
-const PROTOCOLS: &[(&str, Protocol)] =
-    &[("v5.channel.k8s.io", Protocol::V5), ("v4.channel.k8s.io", Protocol::V4)];
+pub const PROTOCOLS: &[(&str, Protocol)] = &[(V5, Protocol::V5), (V4, Protocol::V4)];
 
 /// A version of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     V4,
     V5,
-}
-
-impl Protocol {
-    /// The best of what a client offers in `Sec-WebSocket-Protocol`, and its name.
-    pub fn choose<'a>(offers: impl Iterator<Item = &'a str>) -> Option<(&'static str, Self)> {
-        let offered: Vec<&str> = offers.flat_map(|header| header.split(',')).map(str::trim).collect();
-        PROTOCOLS.iter().find(|(name, _)| offered.contains(name)).copied()
-    }
 }
 
 /// A terminal's size as clients send it.

@@ -13,30 +13,36 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt};
+use bytes::Bytes;
+use futures::future::FusedFuture;
+use futures::{FutureExt, Stream, StreamExt};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
-use runtime::{ExecConfig, ExecSession, ReadStream, Resizer, WriteStream};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use runtime::{ExecConfig, ExecSession, ReadStream, Resizer};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::Context;
 use super::channels::{self, Ending, Input, Protocol};
+use super::frames;
 use super::handler::{Answer, not_found, text};
 use super::query::{self, StreamOptions};
 use super::route::Target;
-use super::websocket::{self, Receiver, Sender, Socket};
+use super::websocket::{self, Receiver, Socket};
 use crate::api::chain;
 use crate::pods::ContainerRef;
 
-/// Bytes of output per frame.
-const FRAME_BYTES: usize = 32 * 1024;
+#[cfg(test)]
+mod tests;
+
 /// Frames that wait for the client.
 const QUEUE_FRAMES: usize = 4;
+/// Pieces of input that wait for the process: while they fit, the client's other frames are seen.
+const QUEUE_INPUTS: usize = 16;
 /// How long the last frames may take to reach a client.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take to answer the close frame.
@@ -55,7 +61,7 @@ pub fn exec(context: Context, target: &Target, request: Request<Incoming>) -> An
         Ok(container) => container,
         Err(answer) => return *answer,
     };
-    websocket::upgrade(request, move |socket, protocol| async move {
+    websocket::upgrade(request, channels::PROTOCOLS, move |socket, protocol| async move {
         let StreamOptions { command, stdin, stdout, stderr, tty } = options.clone();
         let session = context.runtime.exec(&container.id, ExecConfig { command, stdin, stdout, stderr, tty });
         serve(socket, protocol, &options, session).await;
@@ -78,7 +84,7 @@ pub fn attach(context: Context, target: &Target, request: Request<Incoming>) -> 
     }
     // A container without an open stdin has nothing that input could go to.
     options.stdin &= container.stdin;
-    websocket::upgrade(request, move |socket, protocol| async move {
+    websocket::upgrade(request, channels::PROTOCOLS, move |socket, protocol| async move {
         let session = context.runtime.attach(&container.id, options.stdin);
         serve(socket, protocol, &options, session).await;
     })
@@ -104,14 +110,14 @@ async fn serve(
     session: impl Future<Output = Result<ExecSession, runtime::Error>>,
 ) {
     let (sink, mut source) = socket.split();
-    let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
-    let mut writing = pin!(write_frames(sink, queue));
+    let (sender, queue) = mpsc::channel(QUEUE_FRAMES);
+    let mut writing = pin!(frames::send_all(sink, queue));
     let ending = match session.await {
         Ok(session) => {
             // Dropping an unfinished future drops its streams, which is how the other side learns of the end.
             tokio::select! {
-                ending = stream(session, &mut source, protocol, options, frames.clone()) => ending,
-                () = &mut writing => None,
+                ending = stream(session, &mut source, protocol, options, &sender) => ending,
+                _ = &mut writing => None,
             }
         }
         Err(error) => {
@@ -123,8 +129,8 @@ async fn serve(
     let last = async move {
         let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         // A client that is gone needs no ending.
-        let _gone = frames.send(Message::Binary(ending.encode())).await;
-        let _gone = frames.send(Message::Close(Some(close))).await;
+        let _gone = sender.send(Message::Binary(ending.encode())).await;
+        let _gone = sender.send(Message::Close(Some(close))).await;
     };
     if timeout(ENDING_TIMEOUT, futures::future::join(last, writing)).await.is_err() {
         tracing::debug!("a client did not take the end of its stream in time");
@@ -144,7 +150,7 @@ async fn stream<'a>(
     source: &mut Receiver,
     protocol: Protocol,
     options: &'a StreamOptions,
-    frames: mpsc::Sender<Message>,
+    sender: &mpsc::Sender<Message>,
 ) -> Option<Ending<'a>> {
     let resizer = match session.resizer() {
         Ok(resizer) => resizer,
@@ -154,9 +160,9 @@ async fn stream<'a>(
     let stdout = session.stdout.take().filter(|_| options.stdout);
     let stderr = session.stderr.take().filter(|_| options.stderr);
     let output = async {
-        hello(options, &frames).await;
-        let out = copy_output(stdout, channels::STDOUT, &frames);
-        let err = copy_output(stderr, channels::STDERR, &frames);
+        hello(options, sender).await;
+        let out = copy_output(stdout, channels::STDOUT, sender);
+        let err = copy_output(stderr, channels::STDERR, sender);
         futures::future::join(out, err).await;
         match session.wait().await {
             Ok(code) => Ending::Exited { command: &options.command, code },
@@ -170,63 +176,63 @@ async fn stream<'a>(
 }
 
 /// An empty frame tells clients that the stream stands.
-async fn hello(options: &StreamOptions, frames: &mpsc::Sender<Message>) {
+async fn hello(options: &StreamOptions, sender: &mpsc::Sender<Message>) {
     let channel = match (options.stdout, options.stderr) {
         (true, _) => channels::STDOUT,
         (false, true) => channels::STDERR,
         (false, false) => channels::STATUS,
     };
-    let _gone = frames.send(Message::Binary(channels::encode(channel, &[]))).await;
+    let _gone = sender.send(Message::Binary(channels::encode(channel, &[]))).await;
 }
 
-async fn write_frames(mut sink: Sender, mut queue: mpsc::Receiver<Message>) {
-    while let Some(frame) = queue.recv().await {
-        if let Err(error) = sink.send(frame).await {
-            tracing::debug!(%error, "a stream's client is gone");
-            return;
-        }
+async fn copy_output(stream: Option<ReadStream>, channel: u8, sender: &mpsc::Sender<Message>) {
+    if let Some(stream) = stream {
+        frames::copy_stream(stream, channel, sender).await;
     }
 }
 
-async fn copy_output(stream: Option<ReadStream>, channel: u8, frames: &mpsc::Sender<Message>) {
-    let Some(mut stream) = stream else { return };
-    let mut buffer = vec![0; FRAME_BYTES];
-    loop {
-        match stream.read(&mut buffer).await {
-            Ok(0) => return,
-            Ok(count) => {
-                let frame = Message::Binary(channels::encode(channel, &buffer[..count]));
-                if frames.send(frame).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => return tracing::debug!(%error, channel, "read a process's output"),
-        }
-    }
-}
-
-/// Returns when the client has closed the connection or is gone.
+/// Returns when the client has closed the connection or is gone. Beside the frames, input is written: a process that does not read holds
+/// back input and, before the queue is full, neither the news of the client's end nor a new size.
 async fn read_frames(
-    source: &mut Receiver,
+    source: &mut (impl Stream<Item = Result<Message, tungstenite::Error>> + Unpin),
     protocol: Protocol,
-    mut stdin: Option<WriteStream>,
+    stdin: Option<impl AsyncWrite + Unpin>,
     resizer: Option<Resizer>,
 ) {
-    while let Some(message) = source.next().await {
-        let data = match message {
-            Ok(Message::Binary(data)) => data,
-            // Pings are answered by the library.
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Text(_) | Message::Frame(_)) => continue,
-            Ok(Message::Close(_)) => return,
-            Err(error) => return tracing::debug!(%error, "a stream's client is gone"),
-        };
+    let (queue, inputs) = mpsc::channel(QUEUE_INPUTS);
+    let queue = stdin.is_some().then_some(queue);
+    let mut writing = pin!(write_inputs(stdin, inputs).fuse());
+    let mut reading = pin!(take_frames(source, protocol, queue, resizer));
+    loop {
+        tokio::select! {
+            () = &mut reading => return,
+            // The process closed its stdin, or the client did; output goes on.
+            () = &mut writing, if !writing.is_terminated() => {}
+        }
+    }
+}
+
+async fn write_inputs(stdin: Option<impl AsyncWrite + Unpin>, mut inputs: mpsc::Receiver<Bytes>) {
+    let Some(mut stdin) = stdin else { return };
+    while let Some(data) = inputs.recv().await {
+        if let Err(error) = stdin.write_all(&data).await {
+            return tracing::debug!(%error, "write a process's input");
+        }
+    }
+}
+
+async fn take_frames(
+    source: &mut (impl Stream<Item = Result<Message, tungstenite::Error>> + Unpin),
+    protocol: Protocol,
+    mut stdin: Option<mpsc::Sender<Bytes>>,
+    resizer: Option<Resizer>,
+) {
+    while let Some(data) = frames::next_binary(source).await {
         match channels::decode(protocol, data) {
             Input::Data { channel: channels::STDIN, data } => {
-                if let Some(open) = &mut stdin
-                    && let Err(error) = open.write_all(&data).await
+                if let Some(open) = &stdin
+                    && open.send(data).await.is_err()
                 {
-                    // The process closed its stdin; its output goes on.
-                    tracing::debug!(%error, "write a process's input");
                     stdin = None;
                 }
             }

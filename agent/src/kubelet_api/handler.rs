@@ -42,13 +42,22 @@ async fn dispatch(context: Context, route: Route, request: Request<Incoming>) ->
         Route::Healthz => text(StatusCode::OK, "ok"),
         Route::Pods => json(&pod_list(&context.pods.list())),
         Route::RunningPods => json(&stats::running_pods(&context.runtime.list())),
-        Route::Metrics => text(StatusCode::OK, metrics::render(&context)),
+        Route::Metrics => metrics_page(&context),
         Route::StatsSummary => json(&stats::summary(&context).await),
         Route::Configz => json(&serde_json::json!({"kubeletconfig": &*context.settings})),
         Route::ContainerLogs(target) => container_logs(context, &target, request.uri().query()).await,
         Route::Exec(target) => exec::exec(context, &target, request),
         Route::Attach(target) => exec::attach(context, &target, request),
         Route::PortForward(target) => port_forward::forward(context, &target, request),
+    }
+}
+
+fn metrics_page(context: &Context) -> Answer {
+    match metrics::render(context) {
+        Ok(page) => {
+            finish(Response::builder().header(CONTENT_TYPE, metrics::CONTENT_TYPE), full(page.into_bytes()))
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("encode the metrics: {error}")),
     }
 }
 

@@ -5,22 +5,21 @@
 //! bytes, a rotation (another file under the same name) and the exit each wake it. After the exit the rest is read once more.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::AddWatchFlags;
 use runtime::{ContainerId, ContainerState, Event, Events, Runtime};
 use tokio::fs::File;
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, SeekFrom};
 use tokio::sync::mpsc;
 
 use super::log_format::Filter;
 use super::query::LogOptions;
+use crate::file_watch::FileWatch;
 
 #[cfg(test)]
 mod tests;
@@ -31,9 +30,6 @@ const READ_BYTES: usize = 64 * 1024;
 const MAX_LINE_BYTES: usize = 256 * 1024;
 /// Chunks that wait for the caller.
 pub const QUEUE_CHUNKS: usize = 4;
-
-/// Room for the events of one read.
-const EVENT_BYTES: usize = 4096;
 
 pub type Chunk = io::Result<Bytes>;
 
@@ -47,7 +43,7 @@ pub struct LogStream {
 
 /// What following waits for.
 struct Follow {
-    folder: AsyncFd<OwnedFd>,
+    folder: FileWatch,
     exit: Exit,
 }
 
@@ -138,7 +134,7 @@ impl Follow {
     /// Returns when something happened to the folder or to the container.
     async fn wait(&mut self) -> io::Result<()> {
         tokio::select! {
-            changed = drain(&self.folder) => changed,
+            changed = self.folder.changed() => changed,
             () = self.exit.wait() => Ok(()),
         }
     }
@@ -175,25 +171,10 @@ impl Exit {
     }
 }
 
-fn watch_folder_of(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
+fn watch_folder_of(path: &Path) -> io::Result<FileWatch> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     let wanted = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
-    inotify.add_watch(folder, wanted)?;
-    linux::fds::watch(inotify.into())
-}
-
-/// Waits for events and throws them away. Cancel safe: they are only a reason to look.
-async fn drain(folder: &AsyncFd<OwnedFd>) -> io::Result<()> {
-    let mut events = [0; EVENT_BYTES];
-    loop {
-        let mut ready = folder.readable().await?;
-        match ready.try_io(|folder| nix::unistd::read(folder, &mut events).map_err(io::Error::from)) {
-            Ok(Ok(_count)) => return Ok(()),
-            Ok(Err(error)) => return Err(error),
-            Err(_would_block) => {}
-        }
-    }
+    FileWatch::new(folder, wanted)
 }
 
 /// Sends what is between the position and the end of the file. False when nobody wants more.

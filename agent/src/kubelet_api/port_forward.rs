@@ -2,8 +2,8 @@
 //!
 //! In: a request for a pod and ports. Out: two channels per port, data (even) and error (odd), each opened with the port in
 //! little-endian order. The connection goes to the loopback inside the pod; for a pod in the node's network, to the node's.
-//! What does not connect is said on the error channel. Only the `channel.k8s.io` protocols: kubectl's tunnelled SPDY is not
-//! spoken.
+//! What does not connect is said on the error channel. So much for the `channel.k8s.io` protocols; kubectl's, which opens
+//! connections as it needs them, is `tunnel`.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -14,7 +14,7 @@ use futures::{SinkExt, StreamExt};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use linux::netns::Netns;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -22,13 +22,13 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::Context;
 use super::channels::{self, Input, Protocol};
+use super::frames;
 use super::handler::{Answer, text};
 use super::query;
 use super::route::Target;
+use super::tunnel;
 use super::websocket::{self, Receiver, Sender, Socket};
 
-/// Bytes per frame.
-const FRAME_BYTES: usize = 32 * 1024;
 /// Frames that wait for the client, over all ports.
 const QUEUE_FRAMES: usize = 8;
 /// Longest wait for a connection inside the pod.
@@ -41,18 +41,46 @@ enum Network {
     Pod(PathBuf),
 }
 
+/// A pod as connections are made into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Namespace and name, for messages.
+    pod: String,
+    network: Network,
+}
+
+/// What a client may ask to speak, the preferred first.
+#[derive(Debug, Clone, Copy)]
+enum Spoken {
+    Tunnel,
+    Channels(Protocol),
+}
+
+const SPOKEN: &[(&str, Spoken)] = &[
+    (tunnel::PROTOCOL, Spoken::Tunnel),
+    (channels::V5, Spoken::Channels(Protocol::V5)),
+    (channels::V4, Spoken::Channels(Protocol::V4)),
+];
+
 /// Answers a port-forward request.
 pub fn forward(context: Context, target: &Target, request: Request<Incoming>) -> Answer {
-    let ports = match query::ports(request.uri().query().unwrap_or_default()) {
+    let ports = query::ports(request.uri().query().unwrap_or_default());
+    let is_tunnel = websocket::offers(request.headers(), tunnel::PROTOCOL);
+    let ports = match ports {
         Ok(ports) => ports,
+        // Each connection names its own.
+        Err(_) if is_tunnel => Vec::new(),
         Err(error) => return text(StatusCode::BAD_REQUEST, error.to_string()),
     };
     let Some(network) = network_of(&context, target) else {
         return text(StatusCode::NOT_FOUND, format!("pod \"{}\" does not exist", target.pod));
     };
-    let pod = format!("{}/{}", target.namespace, target.pod);
-    websocket::upgrade(request, move |socket, protocol| async move {
-        serve(socket, protocol, &pod, &network, &ports).await;
+    let place = Place { pod: format!("{}/{}", target.namespace, target.pod), network };
+    websocket::upgrade(request, SPOKEN, move |socket, spoken| async move {
+        match spoken {
+            Spoken::Tunnel => tunnel::serve(socket, place).await,
+            Spoken::Channels(protocol) => serve(socket, protocol, &place, &ports).await,
+        }
     })
 }
 
@@ -68,23 +96,23 @@ fn network_of(context: &Context, target: &Target) -> Option<Network> {
     context.pods.list().iter().any(|pod| own(pod)).then_some(Network::Node)
 }
 
-async fn serve(socket: Socket, protocol: Protocol, pod: &str, network: &Network, ports: &[u16]) {
+async fn serve(socket: Socket, protocol: Protocol, place: &Place, ports: &[u16]) {
     let (mut sink, source) = socket.split();
-    let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
+    let (sender, queue) = mpsc::channel(QUEUE_FRAMES);
     let mut inputs = Vec::new();
     let mut copies = Vec::new();
     // At most 16 ports: two channels for each fit into a byte.
     for (data_channel, port) in (0_u8..).step_by(2).zip(ports) {
-        let connected = connect(network, *port).await;
-        let failure = connected.as_ref().err().map(ToString::to_string);
-        if open_channels(&mut sink, data_channel, *port, pod, failure).await.is_err() {
+        let connected = place.connect(*port).await;
+        let failure = connected.as_ref().err().map(|error| failure_text(place, *port, error));
+        if open_channels(&mut sink, data_channel, *port, failure).await.is_err() {
             return;
         }
         let (read, write) = connected.map(TcpStream::into_split).ok().unzip();
         inputs.push(write);
-        copies.extend(read.map(|read| copy_output(read, data_channel, frames.clone())));
+        copies.extend(read.map(|read| copy_output(read, data_channel, sender.clone())));
     }
-    drop(frames);
+    drop(sender);
     // Dropping what is unfinished closes the connections into the pod.
     tokio::select! {
         _ = futures::future::join(write_frames(sink, queue), futures::future::join_all(copies)) => {}
@@ -97,74 +125,64 @@ async fn open_channels(
     sink: &mut Sender,
     data_channel: u8,
     port: u16,
-    pod: &str,
     failure: Option<String>,
 ) -> Result<(), tokio_tungstenite::tungstenite::Error> {
     for channel in [data_channel, data_channel + 1] {
         sink.send(Message::Binary(channels::encode(channel, &port.to_le_bytes()))).await?;
     }
     if let Some(failure) = failure {
-        let message = format!("error forwarding port {port} to pod {pod}: {failure}");
-        tracing::debug!(pod, port, failure, "forward a port");
-        sink.send(Message::Binary(channels::encode(data_channel + 1, message.as_bytes()))).await?;
+        sink.send(Message::Binary(channels::encode(data_channel + 1, failure.as_bytes()))).await?;
     }
     Ok(())
 }
 
-async fn connect(network: &Network, port: u16) -> io::Result<TcpStream> {
-    let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
-    let network = network.clone();
-    let connecting = tokio::task::spawn_blocking(move || {
-        let connect = || std::net::TcpStream::connect_timeout(&address, CONNECT_TIMEOUT);
-        match network {
-            Network::Node => connect(),
-            Network::Pod(path) => {
-                let netns = Netns::open(&path).map_err(io::Error::other)?;
-                netns.run(connect).map_err(io::Error::other)?
+impl Place {
+    #[cfg(test)]
+    pub fn node() -> Self {
+        Self { pod: "default/p".to_owned(), network: Network::Node }
+    }
+
+    /// Connects to a port on the loopback of the pod.
+    pub async fn connect(&self, port: u16) -> io::Result<TcpStream> {
+        let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+        let network = self.network.clone();
+        let connecting = tokio::task::spawn_blocking(move || {
+            let connect = || std::net::TcpStream::connect_timeout(&address, CONNECT_TIMEOUT);
+            match network {
+                Network::Node => connect(),
+                Network::Pod(path) => {
+                    let netns = Netns::open(&path).map_err(io::Error::other)?;
+                    netns.run(connect).map_err(io::Error::other)?
+                }
             }
-        }
-    });
-    let stream = connecting.await.map_err(io::Error::other)??;
-    stream.set_nonblocking(true)?;
-    TcpStream::from_std(stream)
+        });
+        let stream = connecting.await.map_err(io::Error::other)??;
+        stream.set_nonblocking(true)?;
+        TcpStream::from_std(stream)
+    }
+}
+
+/// Why a port is not forwarded, for the client.
+pub fn failure_text(place: &Place, port: u16, error: &io::Error) -> String {
+    tracing::debug!(pod = place.pod, port, %error, "forward a port");
+    format!("error forwarding port {port} to pod {}: {error}", place.pod)
 }
 
 /// Ends when all copies have ended, and closes the socket then.
-async fn write_frames(mut sink: Sender, mut queue: mpsc::Receiver<Message>) {
-    while let Some(frame) = queue.recv().await {
-        if let Err(error) = sink.send(frame).await {
-            return tracing::debug!(%error, "a port-forward client is gone");
-        }
-    }
-    if let Err(error) = sink.close().await {
+async fn write_frames(sink: Sender, queue: mpsc::Receiver<Message>) {
+    if let Some(mut sink) = frames::send_all(sink, queue).await
+        && let Err(error) = sink.close().await
+    {
         tracing::debug!(%error, "close a port-forward socket");
     }
 }
 
-async fn copy_output(mut stream: OwnedReadHalf, channel: u8, frames: mpsc::Sender<Message>) {
-    let mut buffer = vec![0; FRAME_BYTES];
-    loop {
-        match stream.read(&mut buffer).await {
-            Ok(0) => return,
-            Ok(count) => {
-                let frame = Message::Binary(channels::encode(channel, &buffer[..count]));
-                if frames.send(frame).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => return tracing::debug!(%error, channel, "read from a forwarded port"),
-        }
-    }
+async fn copy_output(stream: OwnedReadHalf, channel: u8, sender: mpsc::Sender<Message>) {
+    frames::copy_stream(stream, channel, &sender).await;
 }
 
 async fn read_frames(mut source: Receiver, protocol: Protocol, mut ports: Vec<Option<OwnedWriteHalf>>) {
-    while let Some(message) = source.next().await {
-        let data = match message {
-            Ok(Message::Binary(data)) => data,
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Text(_) | Message::Frame(_)) => continue,
-            Ok(Message::Close(_)) => return,
-            Err(error) => return tracing::debug!(%error, "a port-forward client is gone"),
-        };
+    while let Some(data) = frames::next_binary(&mut source).await {
         match channels::decode(protocol, data) {
             Input::Data { channel, data } if channel % 2 == 0 => {
                 let Some(slot) = ports.get_mut(usize::from(channel / 2)) else { continue };

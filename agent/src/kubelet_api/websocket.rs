@@ -1,7 +1,7 @@
 //! From an HTTP request to a WebSocket that speaks one of our protocols.
 //!
-//! In: a request that asks for an upgrade. Out: the 101 answer, and the socket once it is sent. A request that asks for SPDY,
-//! for nothing, or for protocols that we do not speak is refused with a sentence.
+//! In: a request that asks for an upgrade, and the protocols that fit it. Out: the 101 answer, and the socket once it is sent.
+//! A request that asks for SPDY, for nothing, or for protocols that we do not speak is refused with a sentence.
 
 use std::future::Future;
 
@@ -20,7 +20,6 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-use super::channels::Protocol;
 use super::handler::{Answer, text};
 
 /// Largest message that a client may send; kubectl sends 32 KiB.
@@ -38,19 +37,23 @@ pub type Receiver = SplitStream<Socket>;
 
 /// What was agreed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Agreement {
+struct Agreement<P> {
     accept: String,
     protocol_name: &'static str,
-    protocol: Protocol,
+    protocol: P,
 }
 
-/// Answers the request; `serve` runs with the socket once the answer is sent.
-pub fn upgrade<F, S>(mut request: Request<Incoming>, serve: S) -> Answer
+/// Names of protocols and what they stand for, the preferred one first.
+pub type Protocols<P> = &'static [(&'static str, P)];
+
+/// Answers the request; `serve` runs with the socket and the protocol agreed on once the answer is sent.
+pub fn upgrade<P, F, S>(mut request: Request<Incoming>, protocols: Protocols<P>, serve: S) -> Answer
 where
-    S: FnOnce(Socket, Protocol) -> F + Send + 'static,
+    P: Copy + Send + 'static,
+    S: FnOnce(Socket, P) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let agreement = match agree(request.headers()) {
+    let agreement = match agree(request.headers(), protocols) {
         Ok(agreement) => agreement,
         Err(sentence) => return text(StatusCode::BAD_REQUEST, sentence),
     };
@@ -86,24 +89,32 @@ where
     super::handler::finish(answer, super::handler::empty())
 }
 
-fn agree(headers: &HeaderMap) -> Result<Agreement, &'static str> {
-    let said = |name: HeaderName| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    let contains = |name: HeaderName, wanted: &str| {
-        said(name).flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(wanted))
-    };
+/// Whether a client offers a protocol.
+pub fn offers(headers: &HeaderMap, protocol: &str) -> bool {
+    contains(headers, SEC_WEBSOCKET_PROTOCOL, protocol)
+}
+
+fn contains(headers: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
+    let said = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    said.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(wanted))
+}
+
+fn agree<P: Copy>(headers: &HeaderMap, protocols: Protocols<P>) -> Result<Agreement<P>, String> {
+    let contains = |name: HeaderName, wanted: &str| contains(headers, name, wanted);
+    let names = protocols.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" and ");
     if contains(UPGRADE, "SPDY/3.1") {
-        return Err("SPDY streams are not supported by this node: use WebSocket with v5.channel.k8s.io or \
-                    v4.channel.k8s.io");
+        return Err(format!("SPDY streams are not supported by this node: use WebSocket with {names}"));
     }
     if !contains(UPGRADE, "websocket") || !contains(CONNECTION, "upgrade") {
-        return Err("Upgrade request required");
+        return Err("Upgrade request required".to_owned());
     }
     if !contains(SEC_WEBSOCKET_VERSION, "13") {
-        return Err("only version 13 of WebSocket is supported");
+        return Err("only version 13 of WebSocket is supported".to_owned());
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).ok_or("the header Sec-WebSocket-Key is missing")?;
-    let (protocol_name, protocol) = Protocol::choose(said(SEC_WEBSOCKET_PROTOCOL))
-        .ok_or("unsupported WebSocket subprotocol: v5.channel.k8s.io and v4.channel.k8s.io are supported")?;
+    let chosen = protocols.iter().find(|(name, _)| offers(headers, name)).copied();
+    let (protocol_name, protocol) =
+        chosen.ok_or_else(|| format!("unsupported WebSocket subprotocol: {names} are supported"))?;
     Ok(Agreement { accept: derive_accept_key(key.as_bytes()), protocol_name, protocol })
 }
 
@@ -112,6 +123,7 @@ mod tests {
     use http::{HeaderMap, HeaderName, HeaderValue};
 
     use super::agree;
+    use crate::kubelet_api::channels::{PROTOCOLS, Protocol};
 
     fn headers(changes: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -131,9 +143,22 @@ mod tests {
 
     #[test]
     fn agrees_as_the_rfc_says() {
-        let agreement = agree(&headers(&[])).expect("agreed");
+        let agreement = agree(&headers(&[]), PROTOCOLS).expect("agreed");
         assert_eq!(agreement.accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         assert_eq!(agreement.protocol_name, "v5.channel.k8s.io");
+    }
+
+    #[test]
+    fn takes_the_preferred_protocol_of_what_is_offered() {
+        let cases = [
+            ("v4.channel.k8s.io, v5.channel.k8s.io", Some(Protocol::V5)),
+            ("v4.channel.k8s.io", Some(Protocol::V4)),
+            ("v3.channel.k8s.io", None),
+        ];
+        for (offer, expected) in cases {
+            let agreement = agree(&headers(&[("sec-websocket-protocol", offer)]), PROTOCOLS);
+            assert_eq!(agreement.ok().map(|agreement| agreement.protocol), expected, "{offer}");
+        }
     }
 
     #[test]
@@ -146,7 +171,7 @@ mod tests {
             (("sec-websocket-protocol", "v2.portforward.k8s.io"), "unsupported WebSocket subprotocol"),
         ];
         for (change, beginning) in cases {
-            let sentence = agree(&headers(&[change])).expect_err(beginning);
+            let sentence = agree(&headers(&[change]), PROTOCOLS).expect_err(beginning);
             assert!(sentence.starts_with(beginning), "{sentence}");
         }
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ipnetwork::Ipv4Network;
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[cfg(test)]
 mod tests;
@@ -18,6 +18,13 @@ pub struct Options {
     pub mtu: u32,
     /// Where host-local keeps its leases.
     pub data_dir: PathBuf,
+}
+
+/// Whether a configuration, or a list of them, has a plugin that takes port mappings.
+pub fn maps_ports(text: &str) -> bool {
+    let configuration: Value = serde_json::from_str(text).unwrap_or_default();
+    let takes = |plugin: &Value| plugin["capabilities"]["portMappings"] == true;
+    takes(&configuration) || configuration["plugins"].as_array().into_iter().flatten().any(takes)
 }
 
 /// The list as JSON text.

@@ -35,7 +35,7 @@ impl Facts {
         let (kernel_version, machine) = names();
         Self {
             cpus: cpus(),
-            memory_bytes: memory(&read("/proc/meminfo")),
+            memory_bytes: machine_memory(),
             disk_bytes: statvfs(root).map_or(0, |fs| fs.blocks().saturating_mul(fs.fragment_size())),
             hugepages: hugepages(Path::new("/sys/kernel/mm/hugepages")),
             kernel_version,
@@ -75,6 +75,11 @@ pub(super) fn count_list(text: &str) -> Option<u64> {
         Some(last.checked_sub(first)? + 1)
     };
     text.split(',').map(count).sum()
+}
+
+/// Bytes of memory of the machine.
+pub fn machine_memory() -> u64 {
+    memory(&read("/proc/meminfo"))
 }
 
 /// MemTotal of /proc/meminfo, which counts in KiB.

@@ -17,14 +17,14 @@ use runtime::{ContainerId, SandboxId};
 use super::backoff::after;
 use super::container::{self, Objects};
 use super::downward::Source;
-use super::images::{self, ImageFailure, chain};
+use super::images::{self, ImageFailure};
 use super::objects::{Key, Kind, Object};
 use super::observed::StartFailure;
 use super::plan::StopCause;
-use super::resources::Qos;
 use super::sandbox::{self, Names};
 use super::site::Site;
-use super::{hooks, resources, volumes};
+use super::{cgroup, hooks, resources, volumes};
+use crate::api::chain;
 use crate::events::EventType;
 
 /// When a container that could not be made is tried again (kubelet: the next sync).
@@ -91,6 +91,11 @@ pub async fn run_sandbox(site: Arc<Site>, pod: Arc<Pod>, attempt: u32) -> Result
         site.pod_event(&pod, EventType::Warning, "MissingClusterDNS", message);
     }
     let config = sandbox::config(&pod, inputs);
+    if sandbox::needs_port_mapping(&config) && !maps_ports(&site).await {
+        let message = "Pod requests hostPorts, but the pod network has no plugin that maps ports. \
+                       They will not be reachable on the node.";
+        site.pod_event(&pod, EventType::Warning, "HostPortNotSupported", message);
+    }
     let result = match prepare_sandbox(site.clone(), pod.clone(), config.clone()).await {
         Ok(()) => site.runtime.run_sandbox(config).await.map_err(|error| chain(&error)),
         Err(message) => Err(message),
@@ -101,17 +106,18 @@ pub async fn run_sandbox(site: Arc<Site>, pod: Arc<Pod>, attempt: u32) -> Result
     })
 }
 
+async fn maps_ports(site: &Site) -> bool {
+    let folder = site.cni_conf_dir.clone();
+    blocking(move || Ok(crate::network::maps_ports(&folder))).await.unwrap_or(false)
+}
+
 async fn prepare_sandbox(
     site: Arc<Site>,
     pod: Arc<Pod>,
     config: runtime::SandboxConfig,
 ) -> Result<(), String> {
-    let no_spec = PodSpec::default();
-    let limits = resources::pod_cgroup_limits(pod.spec.as_ref().unwrap_or(&no_spec));
     blocking(move || {
-        let group = site.cgroups.group(&config.linux.cgroup_parent).map_err(|error| chain(&error))?;
-        group.create().map_err(|error| chain(&error))?;
-        group.apply(&limits).map_err(|error| chain(&error))?;
+        cgroup::create(&site, &pod, &config.linux.cgroup_parent)?;
         std::fs::create_dir_all(&config.log_directory)
             .map_err(|error| format!("create log directory {}: {error}", config.log_directory))
     })
@@ -384,25 +390,6 @@ pub async fn stop_container(site: Arc<Site>, pod: Arc<Pod>, stop: Stop) -> Resul
         site.pod_event(&pod, EventType::Warning, "FailedKillPod", text);
         message
     })
-}
-
-/// Removes the pod's control group; fine when it is gone.
-///
-/// # Errors
-/// The kernel's, in words.
-pub async fn remove_cgroup(site: Arc<Site>, pod: Arc<Pod>) -> Result<(), String> {
-    blocking(move || {
-        // Of a pod that the API no longer has nobody knows the class.
-        for class in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-            let path = resources::cgroup_path(&site.cgroup_parent, class, Names::of(&pod).uid);
-            let group = site.cgroups.group(&path).map_err(|error| chain(&error))?;
-            if group.exists() {
-                group.remove().map_err(|error| chain(&error))?;
-            }
-        }
-        Ok(())
-    })
-    .await
 }
 
 /// Removes what the node still keeps for a pod whose end is complete: its folder and its logs.

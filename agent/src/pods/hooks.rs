@@ -8,9 +8,9 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 use runtime::ContainerId;
 
-use super::images::chain;
 use super::probes::dial::{self, Endpoint};
 use super::site::Site;
+use crate::api::chain;
 
 /// Longest answer of an HTTP hook.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(60);

@@ -2,7 +2,6 @@
 //!
 //! In: a container and the pod's pull secrets. Out: the image is here, or why not. When to try again is the plan's business.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -13,11 +12,15 @@ use tokio::sync::{Semaphore, watch};
 
 use super::backoff::go_duration;
 use super::site::Site;
+use crate::api::chain;
 use crate::events::EventType;
 
 mod credentials;
 
 pub use credentials::auth_for;
+
+#[cfg(test)]
+mod tests;
 
 /// Pulls that run at a time (kubelet: `maxParallelImagePulls`).
 const PARALLEL_PULLS: usize = 5;
@@ -47,14 +50,37 @@ pub struct ImageFailure {
     pub message: String,
 }
 
-/// A pull that several may wait for: by reference and the user who pulls.
-type PullKey = (String, Option<String>);
+/// A pull that several may wait for: by reference and by all that the registry is shown. Who shows something else has to ask for himself.
+type PullKey = (String, Option<AuthConfig>);
+
+/// Pulls under way: at most one per container that waits for its image.
+#[derive(Default)]
+struct Running(Vec<(PullKey, watch::Receiver<Option<Pulled>>)>);
+
+impl Running {
+    /// The end of the same pull, and what to tell it with when this one is the first.
+    fn join(
+        &mut self,
+        key: &PullKey,
+    ) -> (watch::Receiver<Option<Pulled>>, Option<watch::Sender<Option<Pulled>>>) {
+        if let Some((_, done)) = self.0.iter().find(|(other, _)| other == key) {
+            return (done.clone(), None);
+        }
+        let (sender, done) = watch::channel(None);
+        self.0.push((key.clone(), done.clone()));
+        (done, Some(sender))
+    }
+
+    fn leave(&mut self, key: &PullKey) {
+        self.0.retain(|(other, _)| other != key);
+    }
+}
 
 /// Pulls images. Clones share the pulls.
 #[derive(Clone)]
 pub struct Puller {
     runtime: Runtime,
-    running: Arc<Mutex<HashMap<PullKey, watch::Receiver<Option<Pulled>>>>>,
+    running: Arc<Mutex<Running>>,
     permits: Arc<Semaphore>,
 }
 
@@ -66,29 +92,21 @@ impl Puller {
 
     /// Pulls, or waits for the pull of the same reference that is under way. A pull goes on when nobody waits for it any more.
     async fn pull(&self, reference: &str, auth: Option<AuthConfig>) -> Option<Pulled> {
-        let key = (reference.to_owned(), auth.as_ref().map(|auth| auth.username.clone()));
-        let mut done = {
-            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            match running.get(&key) {
-                Some(done) => done.clone(),
-                None => {
-                    let (sender, done) = watch::channel(None);
-                    running.insert(key.clone(), done.clone());
-                    tokio::spawn(self.clone().run(key, auth, sender));
-                    done
-                }
-            }
-        };
+        let key = (reference.to_owned(), auth);
+        let (mut done, first) = self.running.lock().unwrap_or_else(PoisonError::into_inner).join(&key);
+        if let Some(sender) = first {
+            tokio::spawn(self.clone().run(key, sender));
+        }
         done.wait_for(Option::is_some).await.ok().and_then(|pulled| pulled.clone())
     }
 
-    async fn run(self, key: PullKey, auth: Option<AuthConfig>, done: watch::Sender<Option<Pulled>>) {
+    async fn run(self, key: PullKey, done: watch::Sender<Option<Pulled>>) {
         // Taken out of the map however the task ends, so that nobody waits for a pull that is gone.
-        let _entry = Running { puller: self.clone(), key: key.clone() };
+        let _entry = Entry { puller: self.clone(), key: key.clone() };
         let asked = Instant::now();
         let Ok(_permit) = self.permits.acquire().await else { return };
         let started = Instant::now();
-        let result = self.runtime.pull(&key.0, auth, None).await.map_err(|error| {
+        let result = self.runtime.pull(&key.0, key.1, None).await.map_err(|error| {
             let kind = match &error {
                 ImageError::InvalidReference { .. } => Kind::InvalidName,
                 ImageError::Unreachable { .. } => Kind::Unreachable,
@@ -102,29 +120,15 @@ impl Puller {
     }
 }
 
-struct Running {
+struct Entry {
     puller: Puller,
     key: PullKey,
 }
 
-impl Drop for Running {
+impl Drop for Entry {
     fn drop(&mut self) {
-        self.puller.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.puller.running.lock().unwrap_or_else(PoisonError::into_inner).leave(&self.key);
     }
-}
-
-/// An error with its sources, `a: b: c`.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let more = inner.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = inner.source();
-    }
-    text
 }
 
 /// imagePullPolicy of a container; where the spec has none: Always for the tag `latest` and none, else IfNotPresent.

@@ -3,8 +3,11 @@
 //! In: pods with `spec.nodeName` of this node, the Node object, the runtime's events. Out: messages to the pods' tasks. Decides only which
 //! pods the node takes (by `admission`, pure) and, after the first full list, which sandboxes belong to no pod any more.
 
+mod crashes;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
@@ -14,9 +17,10 @@ use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
 use runtime::{ContainerStatus, Event, Events, SandboxId, SandboxStatus};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{Id, JoinSet};
+use tokio::task::{Id, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use self::crashes::Crashes;
 use super::observed::Rejection;
 use super::registry::Registry;
 use super::resources::{self, Amounts, Qos};
@@ -30,7 +34,7 @@ use crate::events::EventType;
 ///
 /// # Errors
 /// [`StartError`].
-pub fn start(context: Context) -> Result<Handle, StartError> {
+pub fn start(context: Context) -> Result<(Handle, JoinHandle<()>), StartError> {
     let site = Arc::new(Site::new(&context)?);
     for path in [&site.root, &site.log_root] {
         std::fs::create_dir_all(path)
@@ -53,8 +57,8 @@ pub fn start(context: Context) -> Result<Handle, StartError> {
         node: None,
         burstable_cpu: 0,
     };
-    tokio::spawn(task.run(events));
-    Ok(Handle { registry, synced })
+    let task = tokio::spawn(task.run(events));
+    Ok((Handle { registry, synced }, task))
 }
 
 /// What the runtime has of one pod.
@@ -89,7 +93,9 @@ struct Known {
     pod: Arc<Pod>,
     inbox: mpsc::Sender<Input>,
     task: Id,
-    rejected: bool,
+    gone: bool,
+    rejected: Option<Rejection>,
+    crashes: Crashes,
     burstable_cpu: i64,
 }
 
@@ -115,8 +121,9 @@ impl Task {
         let client = self.site.client.clone();
         let nodes = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let pods = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
-        let mut nodes = watcher(Api::<Node>::all(client.clone()), nodes).default_backoff().boxed();
-        let mut pods = watcher(Api::<Pod>::all(client), pods).default_backoff().boxed();
+        let mut nodes =
+            watcher(Api::<Node>::all(client.clone()), nodes).backoff(crate::api::Backoff::default()).boxed();
+        let mut pods = watcher(Api::<Pod>::all(client), pods).backoff(crate::api::Backoff::default()).boxed();
         let mut node_synced = false;
         loop {
             tokio::select! {
@@ -183,6 +190,7 @@ impl Task {
     }
 
     async fn put(&mut self, pod: Pod) {
+        let seen = Instant::now();
         let pod = Arc::new(pod);
         let uid = Names::of(&pod).uid.to_owned();
         if let Some(known) = self.workers.get_mut(&uid) {
@@ -196,6 +204,7 @@ impl Task {
         let group = group.unwrap_or_default();
         self.spawn(Begin {
             pod,
+            seen,
             gone: false,
             rejected,
             sandboxes: group.sandboxes,
@@ -212,7 +221,7 @@ impl Task {
         let rejected: HashSet<&str> = self
             .workers
             .values()
-            .filter(|known| known.rejected)
+            .filter(|known| known.rejected.is_some())
             .map(|known| Names::of(&known.pod).uid)
             .collect();
         let others = self.registry.list();
@@ -237,17 +246,21 @@ impl Task {
 
     fn spawn(&mut self, begin: Begin) {
         let (inbox, messages) = mpsc::channel(INBOX);
-        let pod = begin.pod.clone();
-        let rejected = begin.rejected.is_some();
+        let (pod, gone, rejected) = (begin.pod.clone(), begin.gone, begin.rejected.clone());
         let worker = Worker::new(self.site.clone(), self.registry.clone(), begin);
         let task = self.running.spawn(worker.run(messages, self.shutdown.clone())).id();
+        self.know(Known { pod, inbox, task, gone, rejected, crashes: Crashes::default(), burstable_cpu: 0 });
+    }
+
+    /// Adds a pod whose task runs.
+    fn know(&mut self, mut known: Known) {
+        let pod = known.pod.clone();
         let no_spec = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&no_spec);
-        let burstable = !rejected && resources::qos(spec) == Qos::Burstable;
-        let burstable_cpu = if burstable { resources::pod_requests(spec).get("cpu") } else { 0 };
-        self.change_burstable(burstable_cpu);
-        let uid = Names::of(&pod).uid.to_owned();
-        self.workers.insert(uid, Known { pod, inbox, task, rejected, burstable_cpu });
+        let burstable = known.rejected.is_none() && resources::qos(spec) == Qos::Burstable;
+        known.burstable_cpu = if burstable { resources::pod_requests(spec).get("cpu") } else { 0 };
+        self.change_burstable(known.burstable_cpu);
+        self.workers.insert(Names::of(&pod).uid.to_owned(), known);
     }
 
     fn change_burstable(&mut self, by: i64) {
@@ -258,7 +271,8 @@ impl Task {
     }
 
     async fn gone(&mut self, uid: &str) {
-        if let Some(known) = self.workers.get(uid) {
+        if let Some(known) = self.workers.get_mut(uid) {
+            known.gone = true;
             // An error means that the task has just ended.
             let _ended = known.inbox.send(Input::Gone).await;
         }
@@ -277,6 +291,7 @@ impl Task {
             let pod = Arc::new(orphan(&uid, &group));
             self.spawn(Begin {
                 pod,
+                seen: Instant::now(),
                 gone: true,
                 rejected: None,
                 sandboxes: group.sandboxes,
@@ -289,12 +304,12 @@ impl Task {
         }
     }
 
-    /// Removes folders of pods that are gone: an agent died between the last two steps of a deletion.
+    /// Removes folders of pods that are gone: an agent died between the last two steps of a deletion. Which they are is decided here and now:
+    /// a pod that begins later is not among them.
     fn remove_leftovers(&self) {
-        let known: HashSet<String> = self.workers.keys().cloned().collect();
-        let site = self.site.clone();
+        let leftovers = volumes::leftovers(&self.site.root, |uid| self.workers.contains_key(uid));
         tokio::spawn(async move {
-            let removed = execute::blocking(move || volumes::remove_leftovers(&site, &known)).await;
+            let removed = execute::blocking(move || volumes::remove_leftovers(&leftovers?)).await;
             if let Err(error) = removed {
                 tracing::warn!(error, "remove folders of pods that are gone");
             }
@@ -310,18 +325,24 @@ impl Task {
         Some(known)
     }
 
-    /// A pod's task panicked: it begins again with what the runtime has.
+    /// A pod's task panicked: after a pause it begins again with what the runtime has then.
     fn restart(&mut self, error: &tokio::task::JoinError) {
         let Some(known) = self.forget(error.id()) else { return };
-        tracing::error!(pod = Names::of(&known.pod).name, %error, "the pod's task was interrupted, it begins again");
-        let group = group(&self.site.runtime).remove(Names::of(&known.pod).uid).unwrap_or_default();
-        self.spawn(Begin {
-            pod: known.pod,
-            gone: false,
-            rejected: None,
-            sandboxes: group.sandboxes,
-            containers: group.containers,
-        });
+        let mut crashes = known.crashes;
+        let pause = crashes.count(Instant::now());
+        let pod = Names::of(&known.pod).name;
+        tracing::error!(pod, %error, ?pause, "the pod's task was interrupted, it begins again");
+        let (inbox, messages) = mpsc::channel(INBOX);
+        let again = Again {
+            site: self.site.clone(),
+            registry: self.registry.clone(),
+            shutdown: self.shutdown.clone(),
+            pod: known.pod.clone(),
+            gone: known.gone,
+            rejected: known.rejected.clone(),
+        };
+        let task = self.running.spawn(again.run(messages, pause)).id();
+        self.know(Known { inbox, task, crashes, ..known });
     }
 
     // ----- the runtime
@@ -352,6 +373,36 @@ impl Task {
             let group = groups.remove(uid).unwrap_or_default();
             let _ended = known.inbox.send(Input::Snapshot(group.sandboxes, group.containers)).await;
         }
+    }
+}
+
+/// A pod's task that begins again after a pause.
+struct Again {
+    site: Arc<Site>,
+    registry: Registry,
+    shutdown: CancellationToken,
+    pod: Arc<Pod>,
+    gone: bool,
+    rejected: Option<Rejection>,
+}
+
+impl Again {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Input>, pause: Duration) {
+        tokio::select! {
+            () = crashes::wait(&mut inbox, &mut self.pod, &mut self.gone, pause) => {}
+            // Cancel safe: only a flag is read.
+            () = self.shutdown.cancelled() => return,
+        }
+        let group = group(&self.site.runtime).remove(Names::of(&self.pod).uid).unwrap_or_default();
+        let begin = Begin {
+            pod: self.pod,
+            seen: Instant::now(),
+            gone: self.gone,
+            rejected: self.rejected,
+            sandboxes: group.sandboxes,
+            containers: group.containers,
+        };
+        Worker::new(self.site, self.registry, begin).run(inbox, self.shutdown).await;
     }
 }
 

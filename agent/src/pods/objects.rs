@@ -211,7 +211,7 @@ impl Follower {
         K: kube::Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.key.name));
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut events = watcher(api, config).backoff(crate::api::Backoff::default()).boxed();
         let mut listed: Option<K> = None;
         while let Some(event) = events.next().await {
             match event {

@@ -15,11 +15,11 @@ use runtime::ContainerId;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::images::chain;
 use super::observed::{Observed, ProbeFailure, ProbeState, Record, timestamp};
 use super::resources;
 use super::site::Site;
 use super::status::CONTAINER_ID_SCHEME;
+use crate::api::chain;
 use crate::events::EventType;
 
 pub mod dial;

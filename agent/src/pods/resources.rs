@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::settings::quantity;
+
 #[cfg(test)]
 mod tests;
 
@@ -22,79 +24,15 @@ const OOM_GUARANTEED: i64 = -997;
 const OOM_BEST_EFFORT: i64 = 1_000;
 /// Priority from which on a pod is critical.
 const CRITICAL_PRIORITY: i32 = 2_000_000_000;
-/// Decimal digits of a quantity beyond which it is refused.
-const QUANTITY_DIGITS: usize = 27;
-
-/// Nanounits of a quantity (`100m` = 100 000 000); `None` when it does not parse.
-pub fn nanos(text: &str) -> Option<i128> {
-    let (negative, text) = match text.as_bytes().first()? {
-        b'-' => (true, &text[1..]),
-        b'+' => (false, &text[1..]),
-        _ => (false, text),
-    };
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, suffix) = text.split_at(end);
-    let (whole, decimals) = number.split_once('.').unwrap_or((number, ""));
-    if (whole.is_empty() && decimals.is_empty()) || number.len() > QUANTITY_DIGITS {
-        return None;
-    }
-    let digits: i128 = format!("0{whole}{decimals}").parse().ok()?;
-    let scale = 9 - i32::try_from(decimals.len()).ok()?;
-    let value = match binary_factor(suffix) {
-        Some(factor) => shift(digits.checked_mul(factor)?, scale)?,
-        None => shift(digits, scale.checked_add(decimal_exponent(suffix)?)?)?,
-    };
-    Some(if negative { -value } else { value })
-}
-
-fn binary_factor(suffix: &str) -> Option<i128> {
-    let power = match suffix {
-        "Ki" => 1,
-        "Mi" => 2,
-        "Gi" => 3,
-        "Ti" => 4,
-        "Pi" => 5,
-        "Ei" => 6,
-        _ => return None,
-    };
-    Some(1_i128 << (10 * power))
-}
-
-fn decimal_exponent(suffix: &str) -> Option<i32> {
-    Some(match suffix {
-        "n" => -9,
-        "u" => -6,
-        "m" => -3,
-        "" => 0,
-        "k" => 3,
-        "M" => 6,
-        "G" => 9,
-        "T" => 12,
-        "P" => 15,
-        "E" => 18,
-        other => other.strip_prefix(['e', 'E'])?.parse().ok().filter(|power: &i32| power.abs() <= 30)?,
-    })
-}
-
-/// `digits * 10^exponent`, rounded up.
-fn shift(digits: i128, exponent: i32) -> Option<i128> {
-    let factor = 10_i128.checked_pow(exponent.unsigned_abs())?;
-    if exponent >= 0 { digits.checked_mul(factor) } else { Some((digits + factor - 1) / factor) }
-}
 
 /// A quantity in whole units, rounded up; 0 when it does not parse.
 pub fn units(quantity: &Quantity) -> i64 {
-    scaled(quantity, 1_000_000_000)
+    quantity::parse(&quantity.0).map_or(0, quantity::Amount::units)
 }
 
 /// A quantity in thousandths, rounded up; 0 when it does not parse.
 pub fn milli(quantity: &Quantity) -> i64 {
-    scaled(quantity, 1_000_000)
-}
-
-fn scaled(quantity: &Quantity, unit: i128) -> i64 {
-    let nanos = nanos(&quantity.0).unwrap_or(0);
-    i64::try_from((nanos + unit - 1).div_euclid(unit)).unwrap_or(i64::MAX)
+    quantity::parse(&quantity.0).map_or(0, quantity::Amount::saturating_millis)
 }
 
 /// Amounts of resources: thousandths for `cpu`, units for everything else.

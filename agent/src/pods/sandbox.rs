@@ -248,6 +248,11 @@ fn port_mapping(port: &ContainerPort) -> Option<PortMapping> {
     })
 }
 
+/// Whether ports of the node are to lead to a sandbox with a network of its own.
+pub fn needs_port_mapping(config: &SandboxConfig) -> bool {
+    config.linux.namespaces.network != NamespaceMode::Node && !config.port_mappings.is_empty()
+}
+
 fn namespaces(spec: &PodSpec) -> NamespaceOptions {
     let node = |asked: Option<bool>, otherwise| {
         if asked == Some(true) { NamespaceMode::Node } else { otherwise }

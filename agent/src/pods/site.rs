@@ -2,7 +2,7 @@
 //!
 //! Made once from the settings and the machine; only `allocatable` changes. Decides nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::SignedDuration;
@@ -15,6 +15,7 @@ use super::resources::{Amounts, Qos};
 use super::sandbox::{NameService, Names, parse_resolv_conf};
 use super::{Context, StartError};
 use crate::events::{EventType, Recorder};
+use crate::metrics::Metrics;
 
 /// After a failed cleaning step, volume or sandbox: when it is tried again (kubelet: the next sync of the pod).
 pub const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(2);
@@ -29,6 +30,8 @@ pub struct Site {
     pub services: crate::services::Cache,
     /// Events.
     pub recorder: Recorder,
+    /// What is measured.
+    pub metrics: Metrics,
     /// ConfigMaps and Secrets.
     pub objects: objects::Cache,
     /// Images.
@@ -45,6 +48,8 @@ pub struct Site {
     pub log_root: PathBuf,
     /// The control group that pods live below.
     pub cgroup_parent: String,
+    /// Where the runtime finds the pod network's configuration.
+    pub cni_conf_dir: PathBuf,
     /// The control group hierarchies.
     pub cgroups: linux::cgroup::Layout,
     allocatable: RwLock<Arc<Amounts>>,
@@ -65,12 +70,13 @@ impl Site {
             runtime: context.runtime.clone(),
             services: context.services.clone(),
             recorder: context.recorder.clone(),
+            metrics: context.metrics.clone(),
             objects: objects::Cache::new(context.client.clone()),
             images: Puller::new(context.runtime.clone()),
             node: Arc::new(NodeFacts {
                 name: settings.node_name.clone(),
                 ips: vec![settings.node_ip.into()],
-                memory: machine_memory(),
+                memory: i64::try_from(crate::node::machine_memory()).unwrap_or(i64::MAX),
             }),
             names: NameService {
                 servers: settings.cluster_dns.clone(),
@@ -81,6 +87,7 @@ impl Site {
             root: settings.root_dir.join("pods"),
             log_root: settings.log_dir.clone(),
             cgroup_parent: settings.cgroup_parent.clone(),
+            cni_conf_dir: settings.cni_conf_dir.clone(),
             cgroups,
             allocatable: RwLock::default(),
         };
@@ -170,12 +177,4 @@ pub fn reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
         resource_version: pod.metadata.resource_version.clone(),
         field_path,
     }
-}
-
-/// Bytes of memory of the machine, as /proc/meminfo says.
-fn machine_memory() -> i64 {
-    let text = std::fs::read_to_string(Path::new("/proc/meminfo")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kibibytes = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<i64>().ok());
-    kibibytes.unwrap_or(0).saturating_mul(1_024)
 }

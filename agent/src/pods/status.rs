@@ -16,6 +16,10 @@ use super::plan::{Ending, Waiting};
 use super::resources;
 
 mod conditions;
+mod merge;
+
+pub use conditions::OWN as OWN_CONDITIONS;
+pub use merge::merge;
 
 #[cfg(test)]
 mod tests;

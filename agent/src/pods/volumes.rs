@@ -11,7 +11,12 @@ mod payload;
 mod sub_path;
 mod token;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+pub use token::Kept as KeptTokens;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -20,15 +25,16 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, PodSpec, Volume, VolumeMount};
+use linux::mount::MountEntry;
 use runtime::{Mount, MountPropagation};
 
 use super::downward::Source;
 use super::execute;
-use super::images::chain;
 use super::objects::{Key, Kind};
 use super::resources;
 use super::sandbox::Names;
 use super::site::Site;
+use crate::api::chain;
 
 /// Permissions of an emptyDir, whoever the container runs as.
 const EMPTY_DIR_MODE: u32 = 0o777;
@@ -139,14 +145,14 @@ pub fn pod_keys(pod: &Pod) -> BTreeSet<Key> {
 ///
 /// # Errors
 /// The first volume that cannot be made, in the words of a FailedMount event.
-pub async fn prepare(site: Arc<Site>, pod: Arc<Pod>) -> Result<Prepared, String> {
+pub async fn prepare(site: Arc<Site>, pod: Arc<Pod>, kept: Arc<KeptTokens>) -> Result<Prepared, String> {
     let mut refresh_at: Option<Timestamp> = None;
     let folder = site.pod_dir(Names::of(&pod).uid);
     execute::blocking(move || make_private(&folder)).await?;
     for volume in volumes(&pod) {
         let failed =
             |error: String| format!("MountVolume.SetUp failed for volume \"{}\" : {error}", volume.name);
-        let tokens = token::request_all(&site, &pod, volume).await.map_err(failed)?;
+        let tokens = token::tokens(&site, &pod, volume, &kept).await.map_err(failed)?;
         refresh_at = [refresh_at, tokens.refresh_at].into_iter().flatten().min();
         let keys = volume_keys(volume);
         let objects = execute::load(&site, Names::of(&pod).namespace, keys).await.map_err(failed)?;
@@ -206,7 +212,8 @@ fn make(site: &Site, pod: &Pod, volume: &Volume, files: &payload::Payload) -> Re
         Plugin::Payload { memory, .. } => {
             make_folder(&path)?;
             if memory && !is_mount_point(&path)? {
-                linux::mount::tmpfs(&path, "mode=0755,size=64m").map_err(|error| chain(&error))?;
+                linux::mount::tmpfs_of_programs(&path, "mode=0755,size=64m")
+                    .map_err(|error| chain(&error))?;
             }
             atomic_writer::write(&path, files, fs_group(pod)).map_err(|error| chain(&error))
         }
@@ -223,7 +230,7 @@ fn make_empty_dir(path: &Path, empty: &EmptyDirVolumeSource, group: Option<u32>)
     if in_memory && !is_mount_point(path)? {
         let limit = empty.size_limit.as_ref().map(resources::units).filter(|bytes| *bytes > 0);
         let options = limit.map_or("mode=0777".to_owned(), |bytes| format!("mode=0777,size={bytes}"));
-        linux::mount::tmpfs(path, &options).map_err(|error| chain(&error))?;
+        linux::mount::tmpfs_of_programs(path, &options).map_err(|error| chain(&error))?;
     } else if !is_new {
         // What containers did to it stays.
         return Ok(());
@@ -347,20 +354,25 @@ pub fn forget(site: &Site, pod: &Pod) -> Result<(), String> {
     remove_folder(&names.log_directory(&site.log_root))
 }
 
+/// The folders below `root` of pods that nobody knows any more. To be asked by whoever begins with pods, before it begins with more.
+///
+/// # Errors
+/// The folders cannot be listed, in words.
+pub fn leftovers(root: &Path, is_known: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, String> {
+    let entries = fs::read_dir(root).map_err(|error| failed("read", root, &error))?;
+    let is_left = |entry: &fs::DirEntry| !is_known(&entry.file_name().to_string_lossy());
+    Ok(entries.flatten().filter(is_left).map(|entry| entry.path()).collect())
+}
+
 /// Removes folders of pods that nobody knows any more.
 ///
 /// # Errors
 /// What could not be removed, in words.
-pub fn remove_leftovers(site: &Site, known: &HashSet<String>) -> Result<(), String> {
-    let entries = fs::read_dir(&site.root).map_err(|error| failed("read", &site.root, &error))?;
+pub fn remove_leftovers(folders: &[PathBuf]) -> Result<(), String> {
     let mut result = Ok(());
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if known.contains(&name) {
-            continue;
-        }
-        tracing::info!(uid = name, "remove the folder of a pod that is gone");
-        let removed = remove(site, &name).and_then(|()| remove_folder(&entry.path()));
+    for folder in folders {
+        tracing::info!(folder = %folder.display(), "remove the folder of a pod that is gone");
+        let removed = unmount_below(folder).and_then(|()| remove_folder(folder));
         if result.is_ok() {
             result = removed;
         }
@@ -371,20 +383,28 @@ pub fn remove_leftovers(site: &Site, known: &HashSet<String>) -> Result<(), Stri
 /// Takes off everything that is mounted below a folder, the deepest first.
 fn unmount_below(folder: &Path) -> Result<(), String> {
     let table = linux::mount::table().map_err(|error| chain(&error))?;
-    let mut points: Vec<PathBuf> = table
-        .into_iter()
-        .map(|entry| entry.mount_point)
-        .filter(|point| point.starts_with(folder) && point != folder)
-        .collect();
+    let mut points: Vec<&Path> = mounted_in(folder, &table).filter(|point| *point != folder).collect();
     points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
     for point in points {
-        linux::mount::detach(&point).map_err(|error| chain(&error))?;
+        linux::mount::detach(point).map_err(|error| chain(&error))?;
     }
     Ok(())
 }
 
-/// Removes a folder with all that is in it. Never through a mount: what is still mounted makes it fail.
+fn mounted_in<'a>(folder: &'a Path, table: &'a [MountEntry]) -> impl Iterator<Item = &'a Path> {
+    table.iter().map(|entry| entry.mount_point.as_path()).filter(move |point| point.starts_with(folder))
+}
+
+/// Removes a folder with all that is in it. Never through a mount: what is still mounted makes it fail before anything is removed.
 fn remove_folder(folder: &Path) -> Result<(), String> {
+    let table = linux::mount::table().map_err(|error| chain(&error))?;
+    remove_unmounted(folder, &table)
+}
+
+fn remove_unmounted(folder: &Path, table: &[MountEntry]) -> Result<(), String> {
+    if let Some(point) = mounted_in(folder, table).next() {
+        return Err(format!("remove {}: {} is still mounted", folder.display(), point.display()));
+    }
     match fs::remove_dir_all(folder) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -9,11 +9,12 @@
 
 mod ends;
 mod records;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -23,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, after};
+use super::cgroup;
 use super::execute::{self, Start, Stop};
 use super::images::{self, ImageFailure};
 use super::observed::{ImageState, Observed, Operation, Rejection, StartFailure, VolumeState};
@@ -31,17 +33,17 @@ use super::probes::{Probes, Report};
 use super::registry::Registry;
 use super::sandbox::Names;
 use super::site::{RETRY_AFTER, Site};
+use super::startup::{self, Progress, Startup, Step};
+use super::status;
 use super::status_writer::{StatusWriter, WriteEnd};
-use super::volumes;
+use super::volumes::{KeptTokens, Prepared};
+use crate::api::chain;
 use crate::events::EventType;
 
 /// Messages that wait for a pod's task; the sender waits when there are more.
 pub const INBOX: usize = 256;
 /// Probe results that wait for a pod's task.
 const PROBE_REPORTS: usize = 64;
-/// When volumes that could not be made are tried again; it doubles up to the longest (kubelet: `exponentialbackoff`).
-const VOLUME_RETRY: SignedDuration = SignedDuration::from_millis(500);
-const VOLUME_LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(122);
 /// Passes in a row without waiting, when a pass changed the snapshot by itself.
 const PASSES: usize = 16;
 
@@ -62,6 +64,8 @@ pub enum Input {
 pub struct Begin {
     /// The pod.
     pub pod: Arc<Pod>,
+    /// When the node saw it for the first time.
+    pub seen: Instant,
     /// The API server no longer has it.
     pub gone: bool,
     /// The node does not take it.
@@ -74,8 +78,8 @@ pub struct Begin {
 
 /// The end of an operation.
 enum Done {
-    Volumes(Result<volumes::Prepared, String>),
-    VolumesRefreshed(Result<volumes::Prepared, String>),
+    Volumes(Result<Prepared, String>),
+    VolumesRefreshed(Result<Prepared, String>),
     VolumesRemoved(Result<(), String>),
     Image { container: String, result: Result<(), ImageFailure> },
     Sandbox(Result<SandboxId, String>),
@@ -99,6 +103,9 @@ pub struct Worker {
     reports: mpsc::Receiver<Report>,
     objects_changed: Arc<Notify>,
     writer: StatusWriter,
+    tokens: Arc<KeptTokens>,
+    /// While the pod starts.
+    startup: Option<Startup>,
     volume_failures: u32,
     refreshing: bool,
     refresh_again: bool,
@@ -111,7 +118,10 @@ impl Worker {
     pub fn new(site: Arc<Site>, registry: Registry, begin: Begin) -> Worker {
         let (sender, reports) = mpsc::channel(PROBE_REPORTS);
         let probes = Probes::new(site.clone(), begin.pod.clone(), sender);
+        // One that runs already was started by an earlier process of ours.
+        let startup = begin.sandboxes.is_empty().then(|| Startup::new(begin.seen));
         let mut worker = Worker {
+            startup,
             writer: StatusWriter::new(&begin.pod),
             observed: Observed {
                 pod: begin.pod,
@@ -143,6 +153,7 @@ impl Worker {
             probes,
             reports,
             objects_changed: Arc::default(),
+            tokens: Arc::default(),
             volume_failures: 0,
             refreshing: false,
             refresh_again: false,
@@ -218,10 +229,11 @@ impl Worker {
 
     /// The spec is the API server's; the status is ours, but for conditions that others set and an end that others decided.
     fn take_spec(&mut self, pod: Arc<Pod>) {
+        self.writer.seen(&pod);
         let theirs = pod.status.clone().unwrap_or_default();
         let merged = match self.observed.pod.status.clone() {
             None => theirs,
-            Some(ours) => merge_status(ours, theirs),
+            Some(ours) => status::merge(ours, theirs),
         };
         let labels_changed = pod.metadata.labels != self.observed.pod.metadata.labels
             || pod.metadata.annotations != self.observed.pod.metadata.annotations;
@@ -273,6 +285,7 @@ impl Worker {
                     action => again |= self.execute(action, now),
                 }
             }
+            self.follow_startup();
             if !again {
                 return false;
             }
@@ -280,6 +293,26 @@ impl Worker {
         // Whatever goes round is looked at again a little later instead of at once.
         self.wake_at = Some(after(Timestamp::now(), SignedDuration::from_secs(1)));
         false
+    }
+
+    /// Takes note of where the time of the pod's start goes, until the API server has it as Running.
+    fn follow_startup(&mut self) {
+        let metrics = &self.site.metrics;
+        match (startup::step(&self.observed), &mut self.startup) {
+            (_, None) => {}
+            (Step::Abandoned, _) => self.startup = None,
+            (Step::At(phase), Some(startup)) => {
+                if let Progress::Runs(took) = startup.advance(phase, Instant::now()) {
+                    metrics.pod_start.observe(took.as_secs_f64());
+                }
+            }
+            (Step::Told, Some(_)) => {
+                let phases = self.startup.take().map(|startup| startup.finish(Instant::now()));
+                for (phase, took) in phases.into_iter().flatten() {
+                    metrics.pod_start_phases.observe(phase.as_str(), took);
+                }
+            }
+        }
     }
 
     /// Writes the status when it changed and no write is under way; true when the API server has it.
@@ -334,7 +367,7 @@ impl Worker {
                 self.observed.sandbox_busy.insert(id.to_string());
                 let runtime = self.site.runtime.clone();
                 self.operations.spawn(async move {
-                    let result = runtime.stop_sandbox(&id).await.map_err(|error| images::chain(&error));
+                    let result = runtime.stop_sandbox(&id).await.map_err(|error| chain(&error));
                     Done::SandboxStopped { id, result }
                 });
             }
@@ -342,14 +375,14 @@ impl Worker {
                 self.observed.sandbox_busy.insert(id.to_string());
                 let runtime = self.site.runtime.clone();
                 self.operations.spawn(async move {
-                    let result = runtime.remove_sandbox(&id).await.map_err(|error| images::chain(&error));
+                    let result = runtime.remove_sandbox(&id).await.map_err(|error| chain(&error));
                     Done::SandboxRemoved { id, result }
                 });
             }
             Action::RemoveVolumes => self.remove_volumes(),
             Action::RemoveCgroup => {
                 self.observed.cleanup_retry_at = Some(after(now, RETRY_AFTER));
-                let work = execute::remove_cgroup(self.site.clone(), self.observed.pod.clone());
+                let work = cgroup::remove(self.site.clone(), self.observed.pod.clone());
                 self.operations.spawn(async move { Done::CgroupRemoved(work.await) });
             }
             Action::AnnounceBackOff { container, restarts } => {
@@ -457,84 +490,10 @@ impl Worker {
         self.observed.removing.insert(id.to_string());
         let runtime = self.site.runtime.clone();
         self.operations.spawn(async move {
-            let result = runtime.remove_container(&id).await.map_err(|error| images::chain(&error));
+            let result = runtime.remove_container(&id).await.map_err(|error| chain(&error));
             Done::Removed { container, id, result }
         });
     }
-
-    // ----- volumes
-
-    fn prepare_volumes(&mut self) -> bool {
-        let keys = volumes::pod_keys(&self.observed.pod);
-        if let Err(error) = self.site.objects.set_users(self.names().uid, &keys, &self.objects_changed) {
-            self.volumes_failed(&error.to_string());
-            return true;
-        }
-        self.observed.volumes = VolumeState::Preparing;
-        let work = volumes::prepare(self.site.clone(), self.observed.pod.clone());
-        self.operations.spawn(async move { Done::Volumes(work.await) });
-        false
-    }
-
-    fn volumes_failed(&mut self, message: &str) {
-        self.site.pod_event(&self.observed.pod, EventType::Warning, "FailedMount", message.to_owned());
-        let factor = 1 << self.volume_failures.min(16);
-        let delay = VOLUME_RETRY.saturating_mul(factor).min(VOLUME_LONGEST_RETRY);
-        self.volume_failures = self.volume_failures.saturating_add(1);
-        self.observed.volumes = VolumeState::Failed { retry_at: after(Timestamp::now(), delay) };
-    }
-
-    /// ConfigMaps, Secrets, fields or tokens changed: what is mounted is brought up to date, and what waited for them is tried again.
-    fn refresh_volumes(&mut self) {
-        let now = Timestamp::now();
-        self.observed.failures.values_mut().for_each(|failure| failure.retry_at = failure.retry_at.min(now));
-        if let VolumeState::Failed { retry_at } = &mut self.observed.volumes {
-            *retry_at = now;
-        }
-        if self.observed.volumes == VolumeState::Preparing || self.refreshing {
-            self.refresh_again = true;
-        } else if self.observed.volumes == VolumeState::Ready {
-            self.refreshing = true;
-            let work = volumes::prepare(self.site.clone(), self.observed.pod.clone());
-            self.operations.spawn(async move { Done::VolumesRefreshed(work.await) });
-        }
-    }
-
-    fn remove_volumes(&mut self) {
-        self.observed.volumes = VolumeState::Removing;
-        self.refresh_at = None;
-        self.site.objects.release(self.names().uid);
-        let (site, uid) = (self.site.clone(), self.names().uid.to_owned());
-        let work = execute::blocking(move || volumes::remove(&site, &uid));
-        self.operations.spawn(async move { Done::VolumesRemoved(work.await) });
-    }
-}
-
-/// Our status with what others may set in it.
-fn merge_status(mut ours: PodStatus, theirs: PodStatus) -> PodStatus {
-    const OWN: [&str; 5] =
-        ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
-    let mut conditions = ours.conditions.take().unwrap_or_default();
-    conditions.retain(|condition| OWN.contains(&condition.type_.as_str()));
-    let foreign = theirs.conditions.into_iter().flatten();
-    conditions.extend(foreign.filter(|condition| {
-        !OWN.contains(&condition.type_.as_str())
-            || (condition.type_ == "PodScheduled" && !condition.status.is_empty())
-    }));
-    let mut seen = BTreeSet::new();
-    conditions.reverse();
-    conditions.retain(|condition| seen.insert(condition.type_.clone()));
-    conditions.reverse();
-    ours.conditions = Some(conditions);
-    let is_over = |phase: Option<&str>| matches!(phase, Some("Failed" | "Succeeded"));
-    if is_over(theirs.phase.as_deref()) && !is_over(ours.phase.as_deref()) {
-        ours.phase = theirs.phase;
-        ours.reason = theirs.reason;
-        ours.message = theirs.message;
-    }
-    ours.start_time = ours.start_time.or(theirs.start_time);
-    ours.nominated_node_name = theirs.nominated_node_name;
-    ours
 }
 
 /// From now until a moment.

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::plan::{Change, Changes, Key, Planner};
 use super::{CacheWriter, Context, convert};
-use crate::api::chain;
+use crate::api::{Backoff, chain};
 use crate::events::EventType;
 
 /// How long a write that the dataplane refused waits.
@@ -57,8 +57,8 @@ pub async fn run(context: Context, cache: CacheWriter) {
     let config = watcher::Config::default();
     let services: Api<ApiService> = Api::all(context.client.clone());
     let slices: Api<EndpointSlice> = Api::all(context.client.clone());
-    let services = pin!(watcher(services, config.clone()).default_backoff());
-    let slices = pin!(watcher(slices, config).default_backoff());
+    let services = pin!(watcher(services, config.clone()).backoff(Backoff::default()));
+    let slices = pin!(watcher(slices, config).backoff(Backoff::default()));
     let shutdown = context.shutdown.clone();
     let planner = Planner::new(context.node_addresses.clone());
     let proxy = Proxy {

@@ -1,8 +1,8 @@
 //! Cluster addresses and node ports: who has which, in memory, rebuilt from the store at start.
 //!
 //! Input: a service and, for an update, its old state. Output: the service with its address and node ports filled in,
-//! and a reservation. A reservation that is dropped without `keep` gives back what it took, so an address is taken
-//! exactly when its service is stored. Refuses what is taken or out of range, in upstream's words.
+//! and a reservation. A reservation that is dropped without `keep` gives back what it took. [`Bookkeeping`] ties that to
+//! the commit of the service, so that an address is taken exactly when its service is stored. Refuses what is taken or out of range, in upstream's words.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -55,6 +55,36 @@ impl Drop for Reservation {
         self.ports.iter().for_each(|port| {
             taken.ports.remove(port);
         });
+    }
+}
+
+/// What the commit of a service's write settles: what it took is kept or given back, what it left is given back.
+pub struct Bookkeeping {
+    allocators: Allocators,
+    reservation: Option<Reservation>,
+    old: Option<Value>,
+    new: Option<Value>,
+}
+
+impl Bookkeeping {
+    /// For a service that becomes `new` (nothing, when deleted) from `old` (nothing, when created).
+    pub fn new(
+        allocators: &Allocators,
+        reservation: Option<Reservation>,
+        old: Option<&Value>,
+        new: Option<&Value>,
+    ) -> Self {
+        Bookkeeping { allocators: allocators.clone(), reservation, old: old.cloned(), new: new.cloned() }
+    }
+
+    /// The write is stored. Dropped without this, the write was refused.
+    pub fn stored(mut self) {
+        if let Some(reservation) = self.reservation.take() {
+            reservation.keep();
+        }
+        if let Some(old) = &self.old {
+            self.allocators.release(old, self.new.as_ref());
+        }
     }
 }
 

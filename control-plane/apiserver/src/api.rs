@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::allocators::Allocators;
+use crate::auth::{self, References};
 use crate::cache::Cache;
 use crate::error::{ApiError, Resource};
 use crate::http::openapi::Documents;
@@ -23,6 +24,7 @@ pub const GIT_VERSION: &str = "v1.36.0";
 pub struct Api {
     pub registry: Registry,
     pub cache: Arc<Cache>,
+    pub references: Arc<References>,
     pub store: Arc<dyn Storage>,
     pub allocators: Allocators,
     pub kubelet: KubeletClient,
@@ -31,6 +33,11 @@ pub struct Api {
 }
 
 impl Api {
+    /// What authorization looks at.
+    pub fn known(&self) -> auth::Known<'_> {
+        auth::Known { cache: &self.cache, references: &self.references }
+    }
+
     pub fn key(kind: &Kind, namespace: &str, name: &str) -> Key {
         Key::new(kind.storage, namespace, name)
     }

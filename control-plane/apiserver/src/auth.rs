@@ -1,14 +1,17 @@
 //! Who asks, and whether they may: client certificates, and a fixed table per identity until RBAC comes.
 //!
-//! Input: a certificate; a user and the attributes of a request; the cache, for what a node may read. Output: a user;
-//! allowed, or upstream's sentence why not. Refuses what no rule allows.
+//! Input: a certificate; a user and the attributes of a request; the cache and the index of references, for what a node may
+//! read. Output: a user; allowed, or upstream's sentence why not. Refuses what no rule allows.
 
 mod node;
+mod references;
 mod table;
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::cache::Cache;
+
+pub use references::References;
 
 /// An authenticated client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,11 +76,18 @@ impl Attributes {
     }
 }
 
+/// What rules look at besides the request.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    pub cache: &'a Cache,
+    pub references: &'a References,
+}
+
 /// Whether `user` may do it. The error is the sentence behind `… is forbidden: `.
-pub fn authorize(user: &User, attributes: &Attributes, cache: &Cache) -> Result<(), String> {
+pub fn authorize(user: &User, attributes: &Attributes, known: Known<'_>) -> Result<(), String> {
     let allowed = user.is_in("system:masters")
         || table::allows(&user.name, attributes)
-        || user.node().is_some_and(|node| node::allows(node, attributes, cache))
+        || user.node().is_some_and(|node| node::allows(node, attributes, known))
         || is_self_review(attributes);
     if allowed { Ok(()) } else { Err(attributes.denial(user)) }
 }

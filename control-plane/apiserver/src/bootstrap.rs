@@ -1,7 +1,7 @@
 //! Starting: open the store, fill the cache and the allocators, make the objects that every cluster has, listen.
 //!
-//! Input: validated options. Output: a running server, or the first error. The port is bound before the store is
-//! opened, so a port in use changes nothing on disk but the certificates.
+//! Input: validated options. Output: a running server, or the first error. The port is bound before certificates and
+//! store are opened, so a port in use changes nothing on disk.
 
 mod own;
 
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::allocators::Allocators;
 use crate::api::Api;
+use crate::auth::References;
 use crate::cache::{Cache, Filter, Page};
 use crate::error::ApiError;
 use crate::http::serve::{self, TlsError};
@@ -125,8 +126,12 @@ fn open_api(options: &Options, kubelet: KubeletClient) -> Result<Arc<Api>, Start
     let mut opened = embedded::open(&path, embedded::DEFAULT_HISTORY_LIMIT)?;
     let loaded = std::mem::take(&mut opened.loaded);
     let cache = Arc::new(Cache::new(registry.storages(), loaded));
-    let sink = cache.clone();
-    let store = opened.start(Box::new(move |changes| sink.apply(changes)))?;
+    let references = Arc::new(References::of(&cache));
+    let (sink, index) = (cache.clone(), references.clone());
+    let store = opened.start(Box::new(move |changes| {
+        index.apply(changes);
+        sink.apply(changes);
+    }))?;
     let allocators = Allocators::new(options.service_range, options.node_ports.clone());
     if let Ok(services) = cache.list("services", &Filter::default(), &Page::default()) {
         services.entries.iter().for_each(|service| allocators.adopt(&service.value()));
@@ -134,6 +139,7 @@ fn open_api(options: &Options, kubelet: KubeletClient) -> Result<Arc<Api>, Start
     Ok(Arc::new(Api {
         registry,
         cache,
+        references,
         store: Arc::new(store),
         allocators,
         kubelet,

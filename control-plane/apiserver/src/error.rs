@@ -249,6 +249,39 @@ impl ApiError {
             .detail("causes", json!([{"message": message.to_string()}]))
     }
 
+    /// An error that upstream does not classify: its text and 500.
+    pub fn unknown(message: impl Into<String>) -> Self {
+        ApiError::new(500, "", message)
+    }
+
+    /// What another server answered, where its own words are of no use to the caller. `text` is what it said.
+    pub fn of_server(code: u16, resource: Resource<'_>, name: &str, text: &str) -> Self {
+        let sentence = match code {
+            401 => "the server has asked for the client to provide credentials".to_owned(),
+            403 | 406 | 415 => text.to_owned(),
+            404 => "the server could not find the requested resource".to_owned(),
+            405 => "the server does not allow this method on the requested resource".to_owned(),
+            409 => "the server reported a conflict".to_owned(),
+            422 => "the server rejected our request due to an error in our request".to_owned(),
+            429 => "the server has received too many requests and has asked us to try again later".to_owned(),
+            503 => "the server is currently unable to handle the request".to_owned(),
+            504 => "the server was unable to return a response in the time allotted, but may still be processing \
+                    the request"
+                .to_owned(),
+            500.. => format!("an error on the server ({text:?}) has prevented the request from succeeding"),
+            _ => format!("the server responded with the status code {code} but did not return more information"),
+        };
+        // Upstream puts a verb in front of the resource, which is empty here.
+        let message = format!("{sentence} ( {} {name})", resource.qualified());
+        ApiError::new(code, reason_of(code), message).about(resource, name)
+    }
+
+    /// A node's refusal to open a stream, in the node's words.
+    pub fn no_stream(code: u16, resource: Resource<'_>, name: &str, text: &str) -> Self {
+        let message = format!("unable to upgrade connection: {text}");
+        ApiError::new(code, reason_of(code), message).about(resource, name)
+    }
+
     pub fn service_unavailable(message: impl Into<String>) -> Self {
         ApiError::new(503, "ServiceUnavailable", message)
     }
@@ -286,8 +319,11 @@ impl ApiError {
     pub fn status(&self) -> Value {
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code,
+            "message": self.message, "code": self.code,
         });
+        if !self.reason.is_empty() {
+            status["reason"] = self.reason.into();
+        }
         if let Some(details) = &self.details {
             status["details"] = (**details).clone();
         }
@@ -296,6 +332,26 @@ impl ApiError {
 
     pub fn retry_after(&self) -> Option<u64> {
         self.details.as_ref()?.get("retryAfterSeconds")?.as_u64()
+    }
+}
+
+/// The reason that goes with a status code alone.
+fn reason_of(code: u16) -> &'static str {
+    match code {
+        400 => "BadRequest",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "NotFound",
+        405 => "MethodNotAllowed",
+        406 => "NotAcceptable",
+        409 => "Conflict",
+        415 => "UnsupportedMediaType",
+        422 => "Invalid",
+        429 => "TooManyRequests",
+        503 => "ServiceUnavailable",
+        504 => "Timeout",
+        500.. => "InternalError",
+        _ => "",
     }
 }
 

@@ -22,11 +22,14 @@ const MIN_PAUSE: Duration = Duration::from_secs(10);
 /// Between two passes, at most: a clock that jumped is noticed.
 const MAX_PAUSE: Duration = Duration::from_secs(600);
 
-/// When an event is due: an hour after it was last written, by its own times.
-fn due(event: &Value) -> Timestamp {
-    let times = ["/metadata/creationTimestamp", "/lastTimestamp", "/eventTime", "/series/lastObservedTime"];
-    let last = times.iter().filter_map(|pointer| text(event, pointer).parse::<Timestamp>().ok()).max();
-    let last = last.unwrap_or(Timestamp::UNIX_EPOCH);
+/// When an event is due: an hour after it was last written, by its creation and by its writer's times. A writer's clock
+/// may be ahead by an hour at most; later times are not believed, else an event could live for ever.
+fn due(event: &Value, now: Timestamp) -> Timestamp {
+    let time = |pointer: &&str| text(event, pointer).parse::<Timestamp>().ok();
+    let believed = now.checked_add(EVENT_TTL).unwrap_or(Timestamp::MAX);
+    let written = ["/lastTimestamp", "/eventTime", "/series/lastObservedTime"];
+    let written = written.iter().filter_map(time).filter(|time| *time <= believed);
+    let last = written.chain(time(&"/metadata/creationTimestamp")).max().unwrap_or(Timestamp::UNIX_EPOCH);
     last.checked_add(EVENT_TTL).unwrap_or(Timestamp::MAX)
 }
 
@@ -54,7 +57,7 @@ async fn pass(api: &Api, now: Timestamp) -> Option<Timestamp> {
     let listed = api.cache.list("events", &Filter::default(), &Page::default()).ok()?;
     let mut next: Option<Timestamp> = None;
     for entry in listed.entries {
-        let due = due(&entry.value());
+        let due = due(&entry.value(), now);
         if due > now {
             next = Some(next.map_or(due, |known| known.min(due)));
             continue;
@@ -80,8 +83,22 @@ mod tests {
     #[test]
     fn an_event_is_due_an_hour_after_its_last_time() {
         let event = json!({"metadata": {"creationTimestamp": "2024-01-01T00:00:00Z"}, "lastTimestamp": "2024-01-01T00:30:00Z"});
-        assert_eq!(due(&event), "2024-01-01T01:30:00Z".parse().unwrap());
-        assert!(due(&json!({})) < Timestamp::now());
+        let now = "2024-01-01T00:40:00Z".parse().unwrap();
+        assert_eq!(due(&event, now), "2024-01-01T01:30:00Z".parse().unwrap());
+        assert!(due(&json!({}), now) < now);
+    }
+
+    #[test]
+    fn an_event_of_the_far_future_does_not_live_for_ever() {
+        let now = "2024-01-01T00:10:00Z".parse().unwrap();
+        for (field, time, expected) in [
+            ("lastTimestamp", "9999-01-01T00:00:00Z", "2024-01-01T01:00:00Z"),
+            ("eventTime", "2024-01-01T01:10:01.000000Z", "2024-01-01T01:00:00Z"),
+            ("eventTime", "2024-01-01T00:10:05.000000Z", "2024-01-01T01:10:05Z"),
+        ] {
+            let event = json!({"metadata": {"creationTimestamp": "2024-01-01T00:00:00Z"}, field: time});
+            assert_eq!(due(&event, now), expected.parse().unwrap(), "{field} {time}");
+        }
     }
 
     #[test]

@@ -4,9 +4,12 @@
 //! verb; an error becomes a Status here and nowhere else. Refuses clients without a certificate (but for the health
 //! endpoints), bodies over 3 MiB, and media types other than JSON for answers (OpenAPI v2 comes in protobuf, too).
 
+mod backup;
 pub(crate) mod discovery;
 mod form;
+mod health;
 pub(crate) mod openapi;
+pub mod places;
 mod proxy;
 mod read;
 mod reviews;
@@ -34,7 +37,7 @@ use route::{ResourceRoute, Route};
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// Bytes of a request body, at most (upstream's limit).
-const MAX_BODY: usize = 3 << 20;
+const MAX_BODY: usize = crate::object::MAX_SIZE;
 const JSON: &str = "application/json";
 
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
@@ -143,12 +146,16 @@ async fn dispatch(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let path = request.uri().path();
-    if let Some(response) = health(path, request.uri().query().unwrap_or("")) {
+    let query = request.uri().query().unwrap_or("");
+    if let Some(response) = health::answer(path, query, &*api.store) {
         return Ok(response);
     }
     let user = user.ok_or_else(ApiError::unauthorized)?;
     if path == "/metrics" {
         return metrics(api, user, path);
+    }
+    if path == backup::PATH {
+        return backup::answer(api, user, request.method()).await;
     }
     match route::parse(path) {
         Some(Route::Document(_)) if request.method() != Method::GET && request.method() != Method::HEAD => {
@@ -169,19 +176,6 @@ fn metrics(api: &Api, user: &User, path: &str) -> Result<Response<Body>, ApiErro
     Ok(respond(200, "text/plain; version=0.0.4; charset=utf-8", text))
 }
 
-/// The endpoints that are open to everybody.
-fn health(path: &str, query: &str) -> Option<Response<Body>> {
-    let check = path.strip_prefix('/')?;
-    let (check, _) = check.split_once('/').unwrap_or((check, ""));
-    if !matches!(check, "livez" | "readyz" | "healthz") {
-        return None;
-    }
-    let verbose = Query::parse(query).has("verbose");
-    let text =
-        if verbose { format!("[+]ping ok\n[+]store ok\n{check} check passed\n") } else { "ok".to_owned() };
-    Some(respond(200, "text/plain; charset=utf-8", text))
-}
-
 async fn resource(
     api: &Arc<Api>,
     user: &User,
@@ -190,7 +184,7 @@ async fn resource(
 ) -> Result<Response<Body>, ApiError> {
     let query = Query::parse(request.uri().query().unwrap_or(""));
     let attributes = route.attributes(request.method(), &query)?;
-    if let Err(reason) = auth::authorize(user, &attributes, &api.cache) {
+    if let Err(reason) = auth::authorize(user, &attributes, api.known()) {
         let resource = crate::error::Resource { group: &attributes.group, name: &attributes.resource };
         return Err(ApiError::forbidden(resource, &attributes.name, &reason));
     }
@@ -222,18 +216,8 @@ impl Call<'_> {
         else {
             return Err(ApiError::no_such_path());
         };
-        if kind.namespaced && self.route.namespace.is_empty() && !matches!(self.verb, "list" | "watch") {
-            // Only lists reach over all namespaces.
-            return Err(ApiError::method_not_allowed());
-        }
-        let subresource = self.route.subresource.clone();
-        if !subresource.is_empty() {
-            let Some(known) = kind.subresource(&subresource) else { return Err(ApiError::no_such_path()) };
-            if !known.verbs.contains(&self.verb) {
-                return Err(ApiError::method_not_allowed());
-            }
-        }
-        match (subresource.as_str(), self.verb) {
+        route::check_served(kind, &self.route, self.verb)?;
+        match (self.route.subresource.as_str(), self.verb) {
             ("log" | "exec" | "attach" | "portforward", _) => self.proxy(kind).await,
             ("", "list") => self.list(kind),
             ("", "watch") => self.watch(kind),

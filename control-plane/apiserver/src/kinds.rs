@@ -1,8 +1,14 @@
-//! The registry of kinds: the one place where a kind is added.
+//! The registry of kinds. A kind is added by a row in `rows.rs`.
 //!
-//! A row names the kind (group, version, plural, short names), its schema type, its storage, its subresources and the
-//! functions that default, validate and print it. Discovery, routing, OpenAPI, storage, tables and selectors read rows;
-//! nothing else in the crate knows a kind by name except the admission of pods, services and namespaces.
+//! A row names the kind (group, version, plural, short names), its schema type, its storage, its verbs and subresources
+//! and the functions that default, validate and print it. Discovery, routing, OpenAPI, storage, tables and selectors
+//! read rows. Three tables outside name kinds as well, for they are facts about more than the served kinds: how lists
+//! merge (`schema/facts.rs`), protobuf numbers (`schema/protobuf_numbers.txt`; a test says when a row has none), and
+//! who may use a kind (`auth/table.rs`, `auth/node.rs`; nobody but administrators, where it is in neither).
+//!
+//! What only one kind does stands where it is done, by storage name: Services get addresses (`verbs`), Pods end
+//! gracefully (`verbs/delete.rs`), Namespaces close and empty (`verbs`, `api.rs`), Nodes write of themselves and of
+//! their Pods and Leases (`verbs/restriction.rs`, `auth/references.rs`), Events expire (`expiry.rs`).
 
 mod conversion;
 mod defaults;
@@ -55,6 +61,8 @@ pub struct Kind {
     pub type_name: &'static str,
     /// Kinds with one storage name are views of the same objects.
     pub storage: &'static str,
+    /// What can be done with the objects themselves.
+    pub verbs: &'static [&'static str],
     pub subresources: &'static [Subresource],
     /// `metadata.generation` counts changes outside metadata and status.
     pub has_generation: bool,
@@ -107,7 +115,7 @@ pub fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
-/// The verbs of every kind.
+/// Every verb of objects; most kinds have them all.
 pub const VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 

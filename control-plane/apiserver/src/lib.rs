@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod error;
 pub mod expiry;
+pub mod files;
 pub mod http;
 pub mod kinds;
 pub mod kubelet;

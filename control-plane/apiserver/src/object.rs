@@ -7,8 +7,10 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Map, Value};
 
-use crate::storage::Revision;
+use crate::storage::{Key, Revision};
 
+/// Bytes of a stored object, at most: as many as a request body may have.
+pub const MAX_SIZE: usize = 3 << 20;
 const HEAD: &[u8] = b"{\"metadata\":{\"resourceVersion\":\"";
 
 /// The text at a JSON pointer, or "" when there is none.
@@ -123,6 +125,18 @@ pub fn append(out: &mut BytesMut, revision: Revision, tail: &[u8]) {
 pub fn decode(revision: Revision, tail: &[u8]) -> Value {
     // What is stored was written by `encode`; a store that fails its own checksums does not open.
     serde_json::from_slice(&join(revision, tail)).unwrap_or(Value::Null)
+}
+
+/// What is wrong with the stored bytes of the object that `key` names, if anything is.
+pub fn audit(key: &Key, tail: &[u8]) -> Option<String> {
+    let value: Value = match serde_json::from_slice(&join(0, tail)) {
+        Ok(value) => value,
+        Err(error) => return Some(format!("not an object: {error}")),
+    };
+    let (_, key_namespace, key_name) = key.parts();
+    let (namespace, name) = (namespace(&value), name(&value));
+    (name != key_name || namespace != key_namespace)
+        .then(|| format!("holds the object {namespace:?}/{name:?} instead"))
 }
 
 #[cfg(test)]

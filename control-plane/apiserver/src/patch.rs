@@ -3,15 +3,13 @@
 //! Input: the current object, the patch, and (strategic) the schema table. Output: the new object, not yet checked
 //! against the schema. Pure.
 
+mod json;
 mod strategic;
 
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 use crate::schema::{Schemas, TypeId};
-
-/// Operations of one JSON patch, at most (upstream's limit).
-const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchType {
@@ -37,7 +35,7 @@ pub fn apply(
 ) -> Result<Value, ApiError> {
     let mut result = object.clone();
     match kind {
-        PatchType::Json => json(&mut result, patch)?,
+        PatchType::Json => json::apply(&mut result, patch)?,
         PatchType::Merge => {
             let Value::Object(patch) = patch else { return Err(not_an_object()) };
             merge(&mut result, patch);
@@ -54,23 +52,6 @@ fn not_an_object() -> ApiError {
     ApiError::bad_request(
         "error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}",
     )
-}
-
-fn json(object: &mut Value, patch: &Value) -> Result<(), ApiError> {
-    let patch: json_patch::Patch = serde_json::from_value(patch.clone())
-        .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
-    if patch.0.len() > MAX_JSON_PATCH_OPERATIONS {
-        let message = format!(
-            "The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPERATIONS}, got {}",
-            patch.0.len()
-        );
-        return Err(ApiError::too_large_message(message));
-    }
-    json_patch::patch(object, &patch).map_err(|error| {
-        ApiError::unprocessable(format!(
-            "the server rejected our request due to an error in our request: {error}"
-        ))
-    })
 }
 
 /// RFC 7386.

@@ -2,10 +2,10 @@
 //! kept in the data directory.
 //!
 //! Input: a directory and the names the server answers to. Output: PEM files (mode 0600) and kubeconfig files. A file
-//! appears whole or not at all (temporary file, fsync, rename), and one lock file orders processes that make them at
-//! the same time. Refuses to replace a CA that exists but cannot be read: that would cut off every node.
+//! appears whole or not at all and outlives a power cut, and one lock file orders processes that make them at the same time. A kept
+//! certificate is used only while it fits its key, the CA and the names that are wanted. Refuses to replace a CA that is damaged,
+//! or missing beside certificates that it signed: that would cut off every node.
 
-mod files;
 mod kubeconfig;
 
 use std::collections::BTreeSet;
@@ -14,11 +14,14 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
+use crate::files::{self, FileError};
 pub use kubeconfig::Kubeconfig;
 
 /// Clocks of nodes may be behind ours by this much before they refuse a new certificate.
@@ -29,10 +32,12 @@ const LEAF_LIFETIME: time::Duration = time::Duration::days(3650);
 /// Why a certificate could not be read or made.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
-    #[error("{operation} {path}", path = path.display())]
-    File { operation: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("parse {path}: {reason}; move the file away to have a new one made", path = path.display())]
     Parse { path: PathBuf, reason: String },
+    #[error("open the certificate authority {path}: {reason}; restore it from a backup, since no node or client knows another one", path = path.display())]
+    Authority { path: PathBuf, reason: String },
     #[error("make certificate {name}")]
     Make { name: String, source: rcgen::Error },
     #[error("subject alternative name {value:?}: not a DNS name or an IP address")]
@@ -120,16 +125,27 @@ impl Pki {
         let (certificate_path, key_path) = (directory.join("ca.crt"), directory.join("ca.key"));
         // The key is written first: a certificate without its key would be a CA that cannot sign.
         if !certificate_path.exists() {
+            if files::any_certificate(&directory)? {
+                let reason = "it is missing, and certificates that it signed are here".to_owned();
+                return Err(PkiError::Authority { path: certificate_path, reason });
+            }
             let ca = make_ca()?;
             files::write_atomically(&key_path, ca.key.as_bytes())?;
             files::write_atomically(&certificate_path, ca.certificate.as_bytes())?;
         }
         let ca_certificate = files::read(&certificate_path)?;
-        let key = KeyPair::from_pem(&files::read(&key_path)?)
-            .map_err(|error| PkiError::Parse { path: key_path, reason: error.to_string() })?;
+        let key_pem = files::read(&key_path)?;
+        let broken = |path: &Path, reason: String| PkiError::Authority { path: path.to_owned(), reason };
+        let key = KeyPair::from_pem(&key_pem).map_err(|error| broken(&key_path, error.to_string()))?;
         let issuer = Issuer::from_ca_cert_pem(&ca_certificate, key)
-            .map_err(|error| PkiError::Parse { path: certificate_path, reason: error.to_string() })?;
-        Ok(Pki { directory, ca_certificate, issuer })
+            .map_err(|error| broken(&certificate_path, error.to_string()))?;
+        let pki = Pki { directory, ca_certificate, issuer };
+        let ca = Credentials { certificate: pki.ca_certificate.clone(), key: key_pem };
+        if !pki.fits(&certificate_path, &ca, &[])? {
+            let reason = format!("it is not the certificate of {}, or no longer valid", key_path.display());
+            return Err(broken(&certificate_path, reason));
+        }
+        Ok(pki)
     }
 
     /// The CA's certificate, PEM.
@@ -180,7 +196,7 @@ impl Pki {
         if certificate_path.exists() && key_path.exists() {
             let kept =
                 Credentials { certificate: files::read(&certificate_path)?, key: files::read(&key_path)? };
-            if covers(&certificate_path, &kept, leaf.names)? {
+            if self.fits(&certificate_path, &kept, leaf.names)? {
                 return Ok(kept);
             }
         }
@@ -188,6 +204,24 @@ impl Pki {
         files::write_atomically(&key_path, made.key.as_bytes())?;
         files::write_atomically(&certificate_path, made.certificate.as_bytes())?;
         Ok(made)
+    }
+
+    /// Whether the certificate at `path` belongs to its key, is signed by this authority, is valid now, and carries every one of `names`.
+    fn fits(&self, path: &Path, kept: &Credentials, names: &[String]) -> Result<bool, PkiError> {
+        let broken = |reason: String| PkiError::Parse { path: path.to_owned(), reason };
+        let (chain, _) = kept.der().map_err(|error| broken(error.to_string()))?;
+        let first = chain.first().ok_or_else(|| broken("no certificate in it".into()))?;
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(first).map_err(|error| broken(error.to_string()))?;
+        let key = KeyPair::from_pem(&kept.key).map_err(|error| broken(error.to_string()))?;
+        let authority = self.issuer.key().subject_public_key_info();
+        let (_, authority) = x509_parser::prelude::SubjectPublicKeyInfo::from_der(&authority)
+            .map_err(|error| broken(error.to_string()))?;
+        let own = parsed.public_key().raw == key.subject_public_key_info();
+        Ok(own
+            && parsed.verify_signature(Some(&authority)).is_ok()
+            && parsed.validity().is_valid()
+            && carries(&parsed, names))
     }
 
     fn sign(&self, leaf: &Leaf<'_>) -> Result<Credentials, PkiError> {
@@ -226,7 +260,7 @@ pub fn server_names(advertise: IpAddr, service_address: IpAddr, extra: &[String]
 
 /// Writes `contents` to `path`, whole or not at all, readable by the owner only.
 pub fn write_private_file(path: &Path, contents: &str) -> Result<(), PkiError> {
-    files::write_atomically(path, contents.as_bytes())
+    Ok(files::write_atomically(path, contents.as_bytes())?)
 }
 
 /// Everything that a node needs to join: written by [`write_node_credentials`].
@@ -249,12 +283,12 @@ pub fn write_node_credentials(pki: &Pki, request: &NodeCredentials<'_>) -> Resul
     files::write_atomically(&request.out.join("kubelet.key"), serving.key.as_bytes())?;
     files::write_atomically(&request.out.join("kubelet.crt"), serving.certificate.as_bytes())?;
     files::write_atomically(&request.out.join("client-ca.crt"), pki.ca_certificate().as_bytes())?;
-    files::write_atomically(&request.out.join("kubeconfig"), kubeconfig.render().as_bytes())
+    Ok(files::write_atomically(&request.out.join("kubeconfig"), kubeconfig.render().as_bytes())?)
 }
 
 /// Remembers the address that node kubeconfigs of this data directory point to.
 pub fn remember_server_url(data_dir: &Path, url: &str) -> Result<(), PkiError> {
-    files::write_atomically(&data_dir.join("server-url"), url.as_bytes())
+    Ok(files::write_atomically(&data_dir.join("server-url"), url.as_bytes())?)
 }
 
 /// The address remembered by the last start of the server.
@@ -301,15 +335,10 @@ fn lifetime(length: time::Duration) -> (time::OffsetDateTime, time::OffsetDateTi
     (now - CLOCK_SKEW, now + length)
 }
 
-/// Whether the certificate at `path` carries every one of `names`.
-fn covers(path: &Path, kept: &Credentials, names: &[String]) -> Result<bool, PkiError> {
-    let broken = |reason: String| PkiError::Parse { path: path.to_owned(), reason };
-    let (chain, _) = kept.der().map_err(|error| broken(error.to_string()))?;
-    let first = chain.first().ok_or_else(|| broken("no certificate in it".into()))?;
-    let (_, parsed) =
-        x509_parser::parse_x509_certificate(first).map_err(|error| broken(error.to_string()))?;
+/// Whether `certificate` carries every one of `names`.
+fn carries(certificate: &X509Certificate<'_>, names: &[String]) -> bool {
     let mut present = BTreeSet::new();
-    if let Ok(Some(extension)) = parsed.subject_alternative_name() {
+    if let Ok(Some(extension)) = certificate.subject_alternative_name() {
         for name in &extension.value.general_names {
             match name {
                 x509_parser::extensions::GeneralName::DNSName(dns) => {
@@ -322,7 +351,7 @@ fn covers(path: &Path, kept: &Credentials, names: &[String]) -> Result<bool, Pki
             }
         }
     }
-    Ok(names.iter().all(|name| present.contains(name)))
+    names.iter().all(|name| present.contains(name))
 }
 
 fn address_text(raw: &[u8]) -> Option<String> {

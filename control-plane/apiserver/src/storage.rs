@@ -7,10 +7,12 @@
 
 pub mod embedded;
 
+use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// One number for the whole store; grows by one per change.
 pub type Revision = u64;
@@ -48,7 +50,7 @@ pub struct Compare {
 }
 
 /// One write of a transaction. Each takes a revision of its own, in order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
     Put {
         key: Key,
@@ -77,7 +79,7 @@ pub struct Transaction {
 }
 
 /// One durable change, as the sink gets it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     pub revision: Revision,
     pub write: Write,
@@ -92,6 +94,23 @@ pub enum StorageError {
     Commit { reason: Arc<str> },
     #[error("commit transaction: the store is closed")]
     Closed,
+}
+
+/// A copy of the whole store: a file without a name, to be read from its beginning.
+#[derive(Debug)]
+pub struct Backup {
+    pub file: File,
+    /// Given back when the backup is no longer needed.
+    pub place: OwnedSemaphorePermit,
+}
+
+/// Why there is no backup.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    #[error("back up the store: {limit} backups are under way")]
+    Busy { limit: usize },
+    #[error("back up the store: {reason}")]
+    Failed { reason: String },
 }
 
 /// The state at a start: everything that is alive, and the changes that history still holds.
@@ -116,4 +135,7 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Ends when the store no longer takes writes, because one of its commits failed.
     fn closed(&self) -> BoxFuture<'_, ()>;
+
+    /// Copies everything as of one revision; writes go on meanwhile.
+    fn backup(&self) -> BoxFuture<'_, Result<Backup, BackupError>>;
 }

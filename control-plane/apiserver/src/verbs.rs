@@ -6,16 +6,21 @@
 
 mod body;
 mod change;
+mod commit;
 mod create;
 mod delete;
 mod pods;
+mod restriction;
 mod scale;
 
+use bytes::Bytes;
 use serde_json::Value;
 
 use crate::auth::User;
 use crate::error::ApiError;
 use crate::kinds::Kind;
+use crate::object;
+use restriction::NodeWrite;
 
 pub use body::{FieldValidation, decode_options, decode_review};
 pub use delete::DeleteOptions;
@@ -53,10 +58,29 @@ impl Written {
     }
 }
 
+impl Target<'_> {
+    /// Whether its user may write this, where the user is a node.
+    fn admit(&self, name: &str, write: NodeWrite<'_>) -> Result<(), ApiError> {
+        let Some(node) = self.user.node() else { return Ok(()) };
+        restriction::check(node, self.kind, write)
+            .map_err(|reason| ApiError::forbidden(self.kind.resource(), name, &reason))
+    }
+}
+
+/// The bytes to store. Refuses an object that is too large, unless it was larger before: what removes a finalizer from it
+/// must not fail.
+fn encode(object: &Value, old_size: usize) -> Result<Bytes, ApiError> {
+    let bytes = object::encode(object);
+    if bytes.len() > object::MAX_SIZE.max(old_size) {
+        return Err(ApiError::too_large(object::MAX_SIZE));
+    }
+    Ok(bytes)
+}
+
 fn race_lost(target: &Target<'_>) -> ApiError {
     ApiError::modified(target.kind.resource(), target.name)
 }
 
 fn set_revision(object: &mut Value, revision: u64) {
-    crate::object::metadata(object).insert("resourceVersion".into(), revision.to_string().into());
+    object::metadata(object).insert("resourceVersion".into(), revision.to_string().into());
 }

@@ -8,5 +8,7 @@ mod kubelet;
 mod objects;
 #[path = "https/pods.rs"]
 mod pods;
+#[path = "https/start.rs"]
+mod start;
 #[path = "https/watches.rs"]
 mod watches;

@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use crate::caches::{Caches, POD_BY_LABEL, SERVICE_BY_SELECTOR};
 use crate::key::ObjectKey;
 use crate::pods::{self, label_pair};
+use crate::queue::Queue;
 use crate::selector::service_selects;
 use crate::store::Change;
 
@@ -162,8 +163,19 @@ pub fn selected_pods(caches: &Caches, service: &Service) -> Vec<Arc<Pod>> {
     found
 }
 
+/// Adds the key of every Service that changes, itself or by its pods, to `queue` from now on.
+pub fn queue_services(caches: &Caches, queue: &Arc<Queue<ObjectKey>>) {
+    caches.services.queue_changes(queue);
+    let (queue, own) = (queue.clone(), caches.clone());
+    caches.pods.on_change(move |change| {
+        for key in services_of_change(&own, change) {
+            queue.add(key);
+        }
+    });
+}
+
 /// The Services that a pod's change concerns, before and after it.
-pub fn services_of_change(caches: &Caches, change: &Change<Pod>) -> HashSet<ObjectKey> {
+fn services_of_change(caches: &Caches, change: &Change<Pod>) -> HashSet<ObjectKey> {
     let mut keys = HashSet::new();
     if let (Some(old), Some(new)) = (&change.old, &change.new)
         && !matters(old, new)

@@ -52,12 +52,7 @@ impl Controller {
     /// Makes the controller and hangs it on the caches.
     pub fn new(context: Context) -> Arc<Self> {
         let queue = Arc::new(Queue::new(QueueOptions::named("deployment")));
-        let deployments = queue.clone();
-        context.caches.deployments.on_change(move |change| {
-            if let Some(deployment) = change.latest() {
-                deployments.add(ObjectKey::of(&**deployment));
-            }
-        });
+        context.caches.deployments.queue_changes(&queue);
         let (sets, caches) = (queue.clone(), context.caches.clone());
         context.caches.replica_sets.on_change(move |change| set_changed(change, &sets, &caches));
         let (gone, caches) = (queue.clone(), context.caches.clone());
@@ -165,11 +160,9 @@ impl Controller {
             Action::DeleteSet { key: set, uid } => {
                 let precondition = Preconditions { uid: Some(uid), resource_version: None };
                 let parameters = DeleteParams::background().preconditions(precondition);
-                match sets.delete(&set.name, &parameters).await {
-                    Ok(_) => Ok(()),
-                    Err(error) if failure::is_not_found(&error) => Ok(()),
-                    Err(error) => Err(Failure::api("delete replica set", &set)(error)),
-                }
+                let deleted = sets.delete(&set.name, &parameters).await;
+                failure::ignore_gone(deleted).map_err(Failure::api("delete replica set", &set))?;
+                Ok(())
             }
             Action::Annotate { revision } => {
                 let patch = Patch::Merge(plan::annotate_patch(&revision));
@@ -246,14 +239,13 @@ impl Controller {
     async fn write_status(&self, current: &mut Deployment, status: DeploymentStatus) -> Result<(), Failure> {
         let key = ObjectKey::of(&*current);
         current.status = Some(status);
-        match self.api(&key).replace_status(&key.name, &PostParams::default(), current).await {
-            Ok(written) => {
-                *current = written;
-                Ok(())
-            }
-            Err(error) if failure::is_not_found(&error) => Ok(()),
-            Err(error) => Err(Failure::api("update status of deployment", &key)(error)),
+        let written = self.api(&key).replace_status(&key.name, &PostParams::default(), current).await;
+        let written =
+            failure::ignore_gone(written).map_err(Failure::api("update status of deployment", &key))?;
+        if let Some(written) = written {
+            *current = written;
         }
+        Ok(())
     }
 }
 

@@ -39,24 +39,8 @@ impl Controller {
     /// Makes the controller and hangs it on the caches.
     pub fn new(context: Context) -> Arc<Self> {
         let queue = Arc::new(Queue::new(QueueOptions::named("endpoints")));
-        let services = queue.clone();
-        context.caches.services.on_change(move |change| {
-            if let Some(service) = change.latest() {
-                services.add(ObjectKey::of(&**service));
-            }
-        });
-        let (owners, caches) = (queue.clone(), context.caches.clone());
-        context.caches.pods.on_change(move |change| {
-            for key in backends::services_of_change(&caches, change) {
-                owners.add(key);
-            }
-        });
-        let objects = queue.clone();
-        context.caches.endpoints.on_change(move |change| {
-            if let Some(endpoints) = change.latest() {
-                objects.add(ObjectKey::of(&**endpoints));
-            }
-        });
+        backends::queue_services(&context.caches, &queue);
+        context.caches.endpoints.queue_changes(&queue);
         let events = context.events.named(COMPONENT);
         Arc::new(Self { context, events, queue, triggers: Mutex::new(HashMap::new()) })
     }
@@ -129,11 +113,9 @@ impl Controller {
     async fn delete(&self, key: &ObjectKey, existing: &Endpoints) -> Result<(), Failure> {
         let precondition = Preconditions { uid: existing.metadata.uid.clone(), resource_version: None };
         let parameters = DeleteParams::default().preconditions(precondition);
-        match self.api(key).delete(&key.name, &parameters).await {
-            Ok(_) => Ok(()),
-            Err(error) if failure::is_not_found(&error) => Ok(()),
-            Err(error) => Err(Failure::api("delete endpoints", key)(error)),
-        }
+        let deleted = self.api(key).delete(&key.name, &parameters).await;
+        failure::ignore_gone(deleted).map_err(Failure::api("delete endpoints", key))?;
+        Ok(())
     }
 }
 

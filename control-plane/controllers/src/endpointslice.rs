@@ -57,18 +57,7 @@ impl Controller {
     /// Makes the controller and hangs it on the caches.
     pub fn new(context: Context) -> Arc<Self> {
         let queue = Arc::new(Queue::new(QueueOptions::named("endpointslice")));
-        let services = queue.clone();
-        context.caches.services.on_change(move |change| {
-            if let Some(service) = change.latest() {
-                services.add(ObjectKey::of(&**service));
-            }
-        });
-        let (owners, caches) = (queue.clone(), context.caches.clone());
-        context.caches.pods.on_change(move |change| {
-            for key in backends::services_of_change(&caches, change) {
-                owners.add(key);
-            }
-        });
+        backends::queue_services(&context.caches, &queue);
         let slices = queue.clone();
         context.caches.slices.on_change(move |change| slice_changed(change, &slices));
         let events = context.events.named(COMPONENT);
@@ -181,10 +170,11 @@ impl Controller {
             let name = ObjectKey::of(slice);
             let precondition = Preconditions { uid: slice.metadata.uid.clone(), resource_version: None };
             let parameters = DeleteParams::default().preconditions(precondition);
-            match api.delete(&name.name, &parameters).await {
-                Ok(_) => self.note_deleted(key, slice),
-                Err(error) if failure::is_not_found(&error) => {}
-                Err(error) => return Err(Failure::api("delete endpoint slice", &name)(error)),
+            let deleted = api.delete(&name.name, &parameters).await;
+            let deleted =
+                failure::ignore_gone(deleted).map_err(Failure::api("delete endpoint slice", &name))?;
+            if deleted.is_some() {
+                self.note_deleted(key, slice);
             }
         }
         Ok(())

@@ -105,6 +105,23 @@ pub fn is_conflict(error: &ApiError) -> bool {
     matches!(error, ApiError::Api(status) if status.is_conflict())
 }
 
+/// Takes "not found" for an answer: what should be gone or changed is gone already.
+pub fn ignore_gone<T>(result: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
+    match result {
+        Ok(done) => Ok(Some(done)),
+        Err(error) if is_not_found(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// As [`ignore_gone`], for requests that name a uid: another object of the name is a conflict.
+pub fn ignore_replaced<T>(result: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
+    match ignore_gone(result) {
+        Err(error) if is_conflict(&error) => Ok(None),
+        other => other,
+    }
+}
+
 /// Whether an object of that name exists already.
 pub fn is_already_exists(error: &ApiError) -> bool {
     matches!(error, ApiError::Api(status) if status.is_already_exists())

@@ -449,11 +449,9 @@ async fn change(
     patch: &serde_json::Value,
     operation: &'static str,
 ) -> Result<(), Failure> {
-    match api.patch(&identity.key.name, &PatchParams::default(), &Patch::Merge(patch)).await {
-        Ok(_) => Ok(()),
-        Err(error) if failure::is_not_found(&error) => Ok(()),
-        Err(error) => Err(Failure::api(operation, &identity.key)(error)),
-    }
+    let changed = api.patch(&identity.key.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+    failure::ignore_gone(changed).map_err(Failure::api(operation, &identity.key))?;
+    Ok(())
 }
 
 async fn remove_finalizer(

@@ -1,8 +1,9 @@
 //! The namespace controller: empties a namespace that is on its way out, then lets it go.
 //!
-//! Input: the caches of namespaces and pods, and discovery. Output: deletions of all content, pods before everything else;
-//! the namespace's conditions; its finalizer taken away once nothing is left. What the conditions say is decided in
-//! `namespace/plan.rs`. Refuses to touch a namespace that is not being deleted.
+//! Input: the caches of namespaces and pods, discovery, and watches of what a finalizer keeps (`namespace/leftovers.rs`).
+//! Output: deletions of all content, pods before everything else; the namespace's conditions; its finalizer taken away once
+//! nothing is left. What the conditions say is decided in `namespace/plan.rs`. Refuses to touch a namespace that is not
+//! being deleted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,18 +26,27 @@ use crate::queue::{Queue, QueueOptions};
 use crate::store::Change;
 use crate::worker::{Outcome, drive};
 
+pub mod leftovers;
 pub mod plan;
 #[cfg(test)]
 mod tests;
 
+use leftovers::{Leftovers, REPORT_DELAY};
 use plan::{Remaining, Report};
 
 /// The finalizer that keeps a namespace until this controller emptied it.
 pub const FINALIZER: &str = "kubernetes";
-/// How soon content that something else keeps is looked at again.
-const RECHECK: Duration = Duration::from_secs(8);
+/// How soon content that cannot be watched is looked at again.
+const UNWATCHED_RECHECK: Duration = Duration::from_secs(8);
 /// Objects of a kind that are listed at once.
 const PAGE: u32 = 500;
+
+/// What a pass found: the report, and whether a change of every kind that is left will bring the namespace back.
+#[derive(Default)]
+struct Found {
+    report: Report,
+    unwatched: bool,
+}
 
 pub struct Controller {
     context: Context,
@@ -67,18 +77,19 @@ impl Controller {
             }
         };
         let concurrency = self.context.options.concurrency.namespaces;
-        drive(&self.queue, concurrency, &shutdown, &resync, |key| self.pass(key)).await;
+        let leftovers = Leftovers::new(self.queue.clone());
+        drive(&self.queue, concurrency, &shutdown, &resync, |key| self.pass(key, &leftovers)).await;
         Ok(())
     }
 
-    async fn pass(&self, key: ObjectKey) -> Result<Outcome, Failure> {
+    async fn pass(&self, key: ObjectKey, leftovers: &Leftovers) -> Result<Outcome, Failure> {
         let Some(namespace) = self.context.caches.namespaces.get(&key) else { return Ok(Outcome::Done) };
         let finalizers = namespace.spec.as_ref().and_then(|spec| spec.finalizers.as_deref());
         let waits = finalizers.unwrap_or_default().iter().any(|finalizer| finalizer == FINALIZER);
         if !is_deleting(&namespace.metadata) || !waits {
             return Ok(Outcome::Done);
         }
-        let report = self.empty(&key).await;
+        let Found { report, unwatched } = self.empty(&key, leftovers).await;
         let namespace = self.write_conditions(&key, &namespace, &report).await?;
         if !report.errors.is_empty() || report.discovery.is_some() {
             let failed = report.discovery.iter().chain(&report.errors);
@@ -89,40 +100,55 @@ impl Controller {
             });
         }
         if !report.remaining.is_empty() {
-            return Ok(Outcome::After(RECHECK));
+            return Ok(Outcome::after(unwatched.then_some(UNWATCHED_RECHECK)));
         }
         self.finalize(&key, namespace).await?;
         Ok(Outcome::Done)
     }
 
     /// Deletes what the namespace holds, pods first, and reports what is left.
-    async fn empty(&self, key: &ObjectKey) -> Report {
-        let mut report = Report::default();
+    async fn empty(&self, key: &ObjectKey, leftovers: &Leftovers) -> Found {
+        let mut found = Found::default();
         let kinds = match bare::discover(&self.context.client).await {
             Ok(kinds) => kinds,
             Err(error) => {
-                report.discovery = Some(chain(&error));
-                return report;
+                found.report.discovery = Some(chain(&error));
+                return found;
             }
         };
         let kinds = kinds.into_iter().filter(|kind| kind.namespaced && kind.is_deletable());
-        let (pods, others): (Vec<_>, Vec<_>) =
-            kinds.partition(|kind| kind.resource.group.is_empty() && kind.resource.plural == "pods");
-        self.empty_kinds(key, &pods, &mut report).await;
-        if report.remaining.is_empty() && report.errors.is_empty() {
-            self.empty_kinds(key, &others, &mut report).await;
+        let (pods, others): (Vec<_>, Vec<_>) = kinds.partition(is_pods);
+        // Their cache tells of pods, see `pod_gone`.
+        self.empty_kinds(key, &pods, &mut found.report).await;
+        if found.report.remaining.is_empty() && found.report.errors.is_empty() {
+            for kind in self.empty_kinds(key, &others, &mut found.report).await {
+                let api = kind.api(self.context.client.clone(), &key.name);
+                let watched = kind.can(verbs::WATCH) && leftovers.watch(key, kind.qualified(), api);
+                found.unwatched |= !watched;
+            }
         }
-        report
+        found
     }
 
-    async fn empty_kinds(&self, key: &ObjectKey, kinds: &[ServedKind], report: &mut Report) {
+    /// The kinds of which something is left.
+    async fn empty_kinds<'a>(
+        &self,
+        key: &ObjectKey,
+        kinds: &'a [ServedKind],
+        report: &mut Report,
+    ) -> Vec<&'a ServedKind> {
+        let mut left = Vec::new();
         for kind in kinds {
             match self.empty_kind(key, kind).await {
-                Ok(Some(remaining)) => report.remaining.push(remaining),
+                Ok(Some(remaining)) => {
+                    report.remaining.push(remaining);
+                    left.push(kind);
+                }
                 Ok(None) => {}
                 Err(failure) => report.errors.push(failure.chain()),
             }
         }
+        left
     }
 
     /// Deletes all objects of a kind; what is left afterwards waits for a grace period or a finalizer.
@@ -141,11 +167,8 @@ impl Controller {
             for object in left.iter().filter(|object| !is_deleting(&object.metadata)) {
                 let name = object.metadata.name.as_deref().unwrap_or_default();
                 let uid = Preconditions { uid: object.metadata.uid.clone(), resource_version: None };
-                match api.delete(name, &parameters.clone().preconditions(uid)).await {
-                    Ok(_) => {}
-                    Err(error) if failure::is_not_found(&error) || failure::is_conflict(&error) => {}
-                    Err(error) => return Err(Failure::api("delete one of", &what)(error)),
-                }
+                let deleted = api.delete(name, &parameters.clone().preconditions(uid)).await;
+                failure::ignore_replaced(deleted).map_err(Failure::api("delete one of", &what))?;
             }
         }
         left = list(&api, &what).await?;
@@ -182,11 +205,10 @@ impl Controller {
             finalizers.retain(|finalizer| finalizer != FINALIZER);
         }
         let api: Api<Namespace> = Api::all(self.context.client.clone());
-        match api.replace_subresource("finalize", &key.name, &PostParams::default(), &namespace).await {
-            Ok(_) => Ok(()),
-            Err(error) if failure::is_not_found(&error) => Ok(()),
-            Err(error) => Err(Failure::api("finalize namespace", key)(error)),
-        }
+        let finalized =
+            api.replace_subresource("finalize", &key.name, &PostParams::default(), &namespace).await;
+        failure::ignore_gone(finalized).map_err(Failure::api("finalize namespace", key))?;
+        Ok(())
     }
 }
 
@@ -204,13 +226,21 @@ async fn list(api: &Api<Bare>, what: &str) -> Result<Vec<Bare>, Failure> {
     }
 }
 
-/// The last pod of a dying namespace is what its controller waits for.
+fn is_pods(kind: &ServedKind) -> bool {
+    kind.resource.group.is_empty() && kind.resource.plural == "pods"
+}
+
+/// The last pod of a dying namespace is what its controller waits for; the others change only what the conditions say.
 fn pod_gone(change: &Change<Pod>, queue: &Queue<ObjectKey>, caches: &Caches) {
     let (Some(old), None) = (&change.old, &change.new) else { return };
     let namespace = old.metadata.namespace.as_deref().unwrap_or_default();
     let key = ObjectKey::cluster(namespace);
     let dying = caches.namespaces.get(&key).is_some_and(|namespace| is_deleting(&namespace.metadata));
-    if dying && caches.pods.index_len(POD_BY_NAMESPACE, namespace) == 0 {
-        queue.add(key);
+    if !dying {
+        return;
+    }
+    match caches.pods.index_len(POD_BY_NAMESPACE, namespace) {
+        0 => queue.add(key),
+        _ => queue.add_after(key, REPORT_DELAY),
     }
 }

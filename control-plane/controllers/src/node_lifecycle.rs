@@ -146,11 +146,16 @@ impl Controller {
     }
 
     async fn execute(&self, key: &ObjectKey, node: &Arc<Node>, plan: &Plan) -> Result<(), Failure> {
+        let mut version = node.metadata.resource_version.clone();
         if let Some(conditions) = &plan.conditions {
-            self.write_conditions(key, node, conditions).await?;
+            let Some(written) = self.write_conditions(key, node, conditions).await? else { return Ok(()) };
+            version = written.metadata.resource_version;
         }
         if let Some(taints) = &plan.taints {
-            self.write_taints(key, node, taints, plan).await?;
+            self.write_taints(key, version, taints).await?;
+            if plan.evicts {
+                lock(&self.memory).evictions.insert(zone_of(node), Instant::now());
+            }
         }
         if plan.unready {
             self.mark_pods(key).await?;
@@ -158,34 +163,31 @@ impl Controller {
         Ok(())
     }
 
+    /// The node as it is then; nothing where it is gone.
     async fn write_conditions(
         &self,
         key: &ObjectKey,
         node: &Node,
         conditions: &[k8s_openapi::api::core::v1::NodeCondition],
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<Node>, Failure> {
         let patch =
             json!({ "metadata": { "uid": node.metadata.uid }, "status": { "conditions": conditions } });
         let result =
             self.api().patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-        ignore_gone(result.map(drop)).map_err(Failure::api("update status of node", key))
+        failure::ignore_replaced(result).map_err(Failure::api("update status of node", key))
     }
 
+    /// Replaces the whole list, so the version that it was computed from is named: a taint that somebody else has set
+    /// meanwhile makes a conflict, and the next pass sees it.
     async fn write_taints(
         &self,
         key: &ObjectKey,
-        node: &Node,
+        version: Option<String>,
         taints: &[k8s_openapi::api::core::v1::Taint],
-        plan: &Plan,
     ) -> Result<(), Failure> {
-        // The status may have been written just now, so the version is not named; the list is compared on the next event.
-        let patch = json!({ "metadata": { "uid": node.metadata.uid }, "spec": { "taints": taints } });
+        let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": taints } });
         let result = self.api().patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-        ignore_gone(result.map(drop)).map_err(Failure::api("update taints of node", key))?;
-        if plan.evicts {
-            lock(&self.memory).evictions.insert(zone_of(node), Instant::now());
-        }
-        Ok(())
+        failure::ignore_gone(result).map(drop).map_err(Failure::api("update taints of node", key))
     }
 
     /// Takes the readiness of the node's pods away, so that no Service sends anybody there.
@@ -210,7 +212,7 @@ impl Controller {
         });
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &key.namespace);
         let result = api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-        ignore_gone(result.map(drop)).map_err(Failure::api("mark pod not ready", &key))?;
+        failure::ignore_replaced(result).map_err(Failure::api("mark pod not ready", &key))?;
         self.events.record(pod, Severity::Warning, "NodeNotReady", "Node is not ready".to_owned());
         Ok(())
     }
@@ -222,13 +224,6 @@ impl Controller {
 
 fn lock(memory: &Mutex<Memory>) -> std::sync::MutexGuard<'_, Memory> {
     memory.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn ignore_gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
-    match result {
-        Err(error) if failure::is_not_found(&error) => Ok(()),
-        other => other,
-    }
 }
 
 fn zone_of(node: &Node) -> String {

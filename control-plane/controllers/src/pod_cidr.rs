@@ -89,10 +89,18 @@ impl Controller {
         match self.assign(&key, &node, range).await {
             Ok(()) => Ok(Outcome::Done),
             Err(failure) => {
-                // A range that reached the node after all is occupied again by the node's own event.
-                lock(&self.allocator).release(&range);
+                self.give_back(&range);
                 if failure.is_not_found() { Ok(Outcome::Done) } else { Err(failure) }
             }
+        }
+    }
+
+    /// Frees a range whose assignment failed, unless it reached a node after all: the answer may be all that was lost, and
+    /// the node's event may have come before. Events are applied to the cache before they occupy, hence under the lock.
+    fn give_back(&self, range: &IpNetwork) {
+        let mut allocator = lock(&self.allocator);
+        if !self.context.caches.nodes.all().iter().any(|node| node_ranges(node).contains(range)) {
+            allocator.release(range);
         }
     }
 

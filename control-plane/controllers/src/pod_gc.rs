@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
@@ -137,36 +136,29 @@ impl Controller {
             "metadata": { "uid": pod.metadata.uid },
             "status": {
                 "phase": pods::PHASE_FAILED,
-                "conditions": [{
-                    "type": pods::CONDITION_DISRUPTION_TARGET,
-                    "status": "True",
-                    "reason": "DeletionByPodGC",
-                    "message": "PodGC: node no longer exists",
-                    "lastTransitionTime": Time(Timestamp::now()),
-                }],
+                "conditions": [pods::disruption(
+                    "DeletionByPodGC",
+                    "PodGC: node no longer exists",
+                    Timestamp::now(),
+                )],
             },
         });
         let result =
             self.api(&key).patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-        match result {
-            Ok(_) => Ok(()),
-            Err(error) if failure::is_not_found(&error) || failure::is_conflict(&error) => Ok(()),
-            Err(error) => Err(Failure::api("mark pod failed", &key)(error)),
-        }
+        failure::ignore_replaced(result).map_err(Failure::api("mark pod failed", &key))?;
+        Ok(())
     }
 
     async fn delete(&self, pod: &Pod) -> Result<(), Failure> {
         let key = ObjectKey::of(pod);
         let uid = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
         let parameters = DeleteParams::default().grace_period(0).preconditions(uid);
-        match self.api(&key).delete(&key.name, &parameters).await {
-            Ok(_) => {
-                tracing::info!(pod = %key, "pod collected");
-                Ok(())
-            }
-            Err(error) if failure::is_not_found(&error) || failure::is_conflict(&error) => Ok(()),
-            Err(error) => Err(Failure::api("delete pod", &key)(error)),
+        let deleted = self.api(&key).delete(&key.name, &parameters).await;
+        let deleted = failure::ignore_replaced(deleted).map_err(Failure::api("delete pod", &key))?;
+        if deleted.is_some() {
+            tracing::info!(pod = %key, "pod collected");
         }
+        Ok(())
     }
 
     fn api(&self, key: &ObjectKey) -> Api<Pod> {

@@ -4,6 +4,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::{Value, json};
 
 pub const PHASE_PENDING: &str = "Pending";
 pub const PHASE_UNKNOWN: &str = "Unknown";
@@ -35,6 +37,17 @@ pub fn is_terminating(pod: &Pod) -> bool {
 pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     let conditions = pod.status.as_ref()?.conditions.as_deref()?;
     conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+/// The condition of a pod that its controller takes away, as JSON for a patch.
+pub fn disruption(reason: &str, message: &str, now: Timestamp) -> Value {
+    json!({
+        "type": CONDITION_DISRUPTION_TARGET,
+        "status": "True",
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": Time(now),
+    })
 }
 
 pub fn is_ready(pod: &Pod) -> bool {

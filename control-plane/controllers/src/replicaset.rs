@@ -69,12 +69,7 @@ impl Controller {
     /// Makes the controller and hangs it on the caches.
     pub fn new(context: Context) -> Arc<Self> {
         let queue = Arc::new(Queue::new(QueueOptions::named("replicaset")));
-        let sets = queue.clone();
-        context.caches.replica_sets.on_change(move |change| {
-            if let Some(set) = change.latest() {
-                sets.add(ObjectKey::of(&**set));
-            }
-        });
+        context.caches.replica_sets.queue_changes(&queue);
         let owners = queue.clone();
         let cache = context.caches.replica_sets.clone();
         context.caches.pods.on_change(move |change| pod_changed(change, &owners, &cache));
@@ -295,11 +290,9 @@ impl Controller {
         let sets: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), &key.namespace);
         let mut changed = ReplicaSet::clone(set);
         changed.status = Some(status);
-        match sets.replace_status(&key.name, &PostParams::default(), &changed).await {
-            Ok(_) => Ok(()),
-            Err(error) if failure::is_not_found(&error) => Ok(()),
-            Err(error) => Err(Failure::api("update status of replica set", key)(error)),
-        }
+        let written = sets.replace_status(&key.name, &PostParams::default(), &changed).await;
+        failure::ignore_gone(written).map_err(Failure::api("update status of replica set", key))?;
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use kube::runtime::watcher::Event;
 use tokio::sync::watch;
 
 use crate::key::ObjectKey;
+use crate::queue::Queue;
 
 #[cfg(test)]
 mod tests;
@@ -97,6 +98,16 @@ where
     /// Calls `handler` after every change from now on, in the watch's task: a handler only adds keys to queues.
     pub fn on_change(&self, handler: impl Fn(&Change<K>) + Send + Sync + 'static) {
         self.handlers.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(handler));
+    }
+
+    /// Adds the key of every object that changes from now on to `queue`.
+    pub fn queue_changes(&self, queue: &Arc<Queue<ObjectKey>>) {
+        let queue = queue.clone();
+        self.on_change(move |change| {
+            if let Some(object) = change.latest() {
+                queue.add(ObjectKey::of(&**object));
+            }
+        });
     }
 
     pub fn get(&self, key: &ObjectKey) -> Option<Arc<K>> {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
@@ -81,27 +80,18 @@ impl Controller {
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &key.namespace);
         let patch = json!({
             "metadata": { "uid": pod.metadata.uid },
-            "status": { "conditions": [{
-                "type": pods::CONDITION_DISRUPTION_TARGET,
-                "status": "True",
-                "reason": "DeletionByTaintManager",
-                "message": "Taint manager: deleting due to NoExecute taint",
-                "lastTransitionTime": Time(Timestamp::now()),
-            }] },
+            "status": { "conditions": [pods::disruption(
+                "DeletionByTaintManager",
+                "Taint manager: deleting due to NoExecute taint",
+                Timestamp::now(),
+            )] },
         });
         let marked = api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-        ignore_gone(marked.map(drop)).map_err(Failure::api("mark pod for eviction", key))?;
+        failure::ignore_replaced(marked).map_err(Failure::api("mark pod for eviction", key))?;
         let uid = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
         let deleted = api.delete(&key.name, &DeleteParams::default().preconditions(uid)).await;
-        ignore_gone(deleted.map(drop)).map_err(Failure::api("evict pod", key))?;
+        failure::ignore_replaced(deleted).map_err(Failure::api("evict pod", key))?;
         Ok(Outcome::Done)
-    }
-}
-
-fn ignore_gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
-    match result {
-        Err(error) if failure::is_not_found(&error) || failure::is_conflict(&error) => Ok(()),
-        other => other,
     }
 }
 

@@ -1,8 +1,10 @@
 //! `orlop-server`: the control plane of a cluster in one process.
 //!
-//! Without a subcommand it serves until SIGTERM or SIGINT; `node-credentials` writes what a node needs to join.
+//! Without a subcommand it serves until SIGTERM or SIGINT; `node-credentials` writes what a node needs to join; `store check`
+//! examines a store.
 
 mod options;
+mod store;
 
 use std::process::ExitCode;
 
@@ -14,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use options::{Cli, Command, NodeCredentialsArguments, ServeArguments, ServeOptions};
+use options::{Cli, Command, NodeCredentialsArguments, ServeArguments, ServeOptions, StoreCommand};
 
 /// Worker threads of the runtime: the server waits far more than it computes.
 const WORKERS: usize = 2;
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match cli.command {
         Some(Command::NodeCredentials(arguments)) => node_credentials(&arguments),
+        Some(Command::Store { command: StoreCommand::Check { file } }) => store::check(&file),
         None => serve(&cli.serve),
     };
     match result {
@@ -43,7 +46,7 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
@@ -65,7 +68,10 @@ fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         // Within the drain of the server's connections the controllers finish what they write.
         running.stopped().await;
         controllers.await.context("stop the controllers")?.context("run the controllers")
-    })
+    });
+    // Ends every task that is left, and with the last of them the store, which closes its file.
+    drop(runtime);
+    result
 }
 
 /// The controllers are clients like any other: they get identities and a URL, nothing of the server's insides.

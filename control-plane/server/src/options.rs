@@ -25,6 +25,20 @@ pub struct Cli {
 pub enum Command {
     /// Write the kubeconfig and certificates that a node needs to join.
     NodeCredentials(NodeCredentialsArguments),
+    /// Look at the store of a server that does not run, or at a backup.
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Check that a store is sound; changes nothing.
+    Check {
+        /// `store.redb` in the server's data directory, or a backup.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

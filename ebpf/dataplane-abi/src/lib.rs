@@ -8,7 +8,7 @@
 pub mod select;
 
 /// Part of the pin path: maps of different layouts never meet.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Names of the maps, as the kernel shows them (15 characters at most). The loader takes a map's name from its type
 /// information, which is the name of the Rust static: hence capitals.
@@ -299,7 +299,9 @@ pub mod counter {
     pub const MASQUERADE_NO_FLOW: u32 = 12;
     /// A pod's packet to the outside that has no port to translate, such as a fragment: dropped.
     pub const MASQUERADE_IMPOSSIBLE: u32 = 13;
-    pub const COUNT: u32 = 14;
+    /// The kernel had no room for a flow's entry. A packet that would begin a flow, or that could not be answered, is dropped.
+    pub const NAT_INSERT_FAILED: u32 = 14;
+    pub const COUNT: u32 = 15;
 }
 
 /// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.

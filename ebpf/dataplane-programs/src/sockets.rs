@@ -1,9 +1,14 @@
-//! Translation at the socket: connect, sendmsg, recvmsg and getpeername, IPv4.
+//! Translation at the socket: connect, sendmsg, recvmsg and getpeername, for IPv4.
+//!
+//! A socket of IPv6 reaches IPv4 by mapped addresses (`::ffff:a.b.c.d`). The kernel runs the IPv6 hooks for those, and they are
+//! translated like plain ones; every other IPv6 address is let through as it is. Sending is the exception: the kernel turns a
+//! mapped address into a plain one and runs sendmsg4, before sendmsg6 would have its turn. It does so for connected sockets
+//! too, and so a program may meet the backend's address there.
 //!
 //! A connected socket is translated once. An unconnected UDP socket keeps its backend, per virtual address, as long as that
 //! lives and belongs to the service. What a program sees of its peer is the virtual address again.
 
-use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::bindings::{BPF_TCP_ESTABLISHED, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -15,6 +20,8 @@ use crate::select::{self, Choice, Chosen, Pick};
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+/// The third word of a mapped address; the two before it are zero.
+const MAPPED: u32 = 0xffff_u32.to_be();
 
 /// The address that the caller named or is about to see.
 #[derive(Clone, Copy)]
@@ -25,25 +32,23 @@ struct Peer {
 
 #[cgroup_sock_addr(connect4)]
 pub fn orlop_connect4(ctx: SockAddrContext) -> i32 {
-    let peer = peer(&ctx);
-    match select::select(&frontend(&ctx, peer)) {
-        Choice::NoService => {
-            forget(&ctx);
-            ALLOW
-        }
-        Choice::NoBackend => refuse(counter::CONNECT_NO_BACKEND),
-        Choice::Backend(chosen) => {
-            remember(&ctx, peer, chosen, record::ALONE);
-            set_peer(&ctx, Peer { addr_be: chosen.addr_be, port_be: chosen.port_be });
-            count(counter::CONNECT_TRANSLATED);
-            ALLOW
-        }
+    connect(&ctx, peer(&ctx), set_peer)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn orlop_connect6(ctx: SockAddrContext) -> i32 {
+    match mapped_peer(&ctx) {
+        Some(peer) => connect(&ctx, peer, set_mapped_peer),
+        None => ALLOW,
     }
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn orlop_sendmsg4(ctx: SockAddrContext) -> i32 {
     let peer = peer(&ctx);
+    if is_connected_to_backend(&ctx, peer) {
+        return ALLOW;
+    }
     let key = frontend(&ctx, peer);
     if let Some(used) = remembered(&ctx, peer)
         && let Some(pick) = select::still_there(&key, used.pick)
@@ -70,12 +75,22 @@ pub fn orlop_sendmsg4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(recvmsg4)]
 pub fn orlop_recvmsg4(ctx: SockAddrContext) -> i32 {
-    show_vip(&ctx)
+    show_vip(&ctx, peer(&ctx), set_peer)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn orlop_recvmsg6(ctx: SockAddrContext) -> i32 {
+    show_mapped_vip(&ctx)
 }
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn orlop_getpeername4(ctx: SockAddrContext) -> i32 {
-    show_vip(&ctx)
+    show_vip(&ctx, peer(&ctx), set_peer)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn orlop_getpeername6(ctx: SockAddrContext) -> i32 {
+    show_mapped_vip(&ctx)
 }
 
 #[inline(always)]
@@ -92,6 +107,66 @@ fn set_peer(ctx: &SockAddrContext, peer: Peer) {
         (*ctx.sock_addr).user_ip4 = peer.addr_be;
         (*ctx.sock_addr).user_port = peer.port_be as u32;
     }
+}
+
+/// The IPv4 address that the context of an IPv6 hook names, if it names one.
+#[inline(always)]
+fn mapped_peer(ctx: &SockAddrContext) -> Option<Peer> {
+    let addr = ctx.sock_addr;
+    // SAFETY: as above. Volatile: the verifier wants the words read one by one.
+    let (words, port) = unsafe {
+        let words = (&raw const (*addr).user_ip6).cast::<u32>();
+        let word = |index| words.add(index).read_volatile();
+        ([word(0), word(1), word(2), word(3)], (*addr).user_port)
+    };
+    match words {
+        [0, 0, MAPPED, addr_be] => Some(Peer { addr_be, port_be: port as u16 }),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn set_mapped_peer(ctx: &SockAddrContext, peer: Peer) {
+    // SAFETY: as above; the address was a mapped one, so that its last word is the whole IPv4 address.
+    unsafe {
+        (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>().add(3).write_volatile(peer.addr_be);
+        (*ctx.sock_addr).user_port = peer.port_be as u32;
+    }
+}
+
+/// Leads a socket that connects to a virtual address to one of its backends.
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, peer: Peer, set_peer: impl FnOnce(&SockAddrContext, Peer)) -> i32 {
+    match select::select(&frontend(ctx, peer)) {
+        Choice::NoService => {
+            forget(ctx);
+            ALLOW
+        }
+        Choice::NoBackend => refuse(counter::CONNECT_NO_BACKEND),
+        Choice::Backend(chosen) => {
+            remember(ctx, peer, chosen, record::ALONE);
+            set_peer(ctx, Peer { addr_be: chosen.addr_be, port_be: chosen.port_be });
+            count(counter::CONNECT_TRANSLATED);
+            ALLOW
+        }
+    }
+}
+
+/// Whether `peer` is what this socket's connection was translated to: it is not translated again, even if a service answers
+/// at the backend's address.
+#[inline(always)]
+fn is_connected_to_backend(ctx: &SockAddrContext, peer: Peer) -> bool {
+    // SAFETY: the context's socket is valid for the run of the program.
+    let state = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).state };
+    state == BPF_TCP_ESTABLISHED && record(ctx).is_some_and(|record| leads_to(record, peer))
+}
+
+/// Whether the socket's own record names `peer` as the backend.
+#[inline(always)]
+fn leads_to(record: &SocketRecord, peer: Peer) -> bool {
+    record.state != record::VOID
+        && record.backend_be == peer.addr_be
+        && record.backend_port_be == peer.port_be
 }
 
 #[inline(always)]
@@ -227,8 +302,7 @@ fn flow_value(addr_be: u32, port_be: u16, pick: Pick) -> FlowValue {
 
 /// Puts the virtual address in the place of the backend's.
 #[inline(always)]
-fn show_vip(ctx: &SockAddrContext) -> i32 {
-    let peer = peer(ctx);
+fn show_vip(ctx: &SockAddrContext, peer: Peer, set_peer: impl Fn(&SockAddrContext, Peer)) -> i32 {
     let Some(record) = record(ctx) else { return ALLOW };
     if record.state == record::SEVERAL {
         let key = flow_key(ctx, peer.addr_be, peer.port_be, flow::TO_VIP);
@@ -238,11 +312,16 @@ fn show_vip(ctx: &SockAddrContext) -> i32 {
             return ALLOW;
         }
     }
-    if record.state != record::VOID
-        && record.backend_be == peer.addr_be
-        && record.backend_port_be == peer.port_be
-    {
+    if leads_to(record, peer) {
         set_peer(ctx, Peer { addr_be: record.vip_be, port_be: record.vip_port_be });
     }
     ALLOW
+}
+
+#[inline(always)]
+fn show_mapped_vip(ctx: &SockAddrContext) -> i32 {
+    match mapped_peer(ctx) {
+        Some(peer) => show_vip(ctx, peer, set_mapped_peer),
+        None => ALLOW,
+    }
 }

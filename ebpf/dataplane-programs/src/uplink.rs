@@ -10,7 +10,10 @@
 //! client's: one client address and port that uses two node ports of one pod at the same time has the later flow dropped
 //! and counted. ICMP errors for masqueraded flows are not translated back.
 //!
-//! Nothing here ends the chain of programs of the link, except by dropping.
+//! The kernel may have no room for an entry for a moment. What then could not be answered is dropped and counted; its sender
+//! tries again.
+//!
+//! Nothing here ends the chain of programs or filters of the link, except by dropping.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
@@ -26,6 +29,8 @@ use crate::select::{self, Choice, Pick};
 const NEXT: i32 = -1;
 /// TCX_DROP and TC_ACT_SHOT.
 const DROP: i32 = 2;
+/// What the helpers return for an entry that is there already.
+const EEXIST: i32 = -17;
 
 #[classifier]
 pub fn orlop_ingress(ctx: TcContext) -> i32 {
@@ -85,8 +90,9 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
         let before = pick_of(&entry);
         if let Some(pick) = select::still_there(&frontend, before) {
             if pick != before {
+                // Unrenewed, the entry only costs a longer look at each packet.
                 let renewed = NatValue { selection: pick.selection, slot: pick.slot, ..entry };
-                let _ = ORLOP_INBOUND.insert(&key, &renewed, 0);
+                written(ORLOP_INBOUND.insert(&key, &renewed, 0));
             }
             return translate_in(ctx, packet, &entry);
         }
@@ -117,7 +123,9 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
                 slot: chosen.pick.slot,
                 used: 0,
             };
-            let _ = ORLOP_INBOUND.insert(&key, &entry, 0);
+            if !written(ORLOP_INBOUND.insert(&key, &entry, 0)) {
+                return DROP;
+            }
             count(counter::NODE_PORT_TRANSLATED);
             translate_in(ctx, packet, &entry)
         }
@@ -134,7 +142,7 @@ fn answer_in(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue) -
     if unsafe { ORLOP_NAT.get(&back) }.is_none() {
         let shown =
             NatValue { addr_be: packet.destination_be, port_be: packet.destination_port_be, ..*entry };
-        let _ = ORLOP_NAT.insert(&back, &shown, BPF_NOEXIST as u64);
+        written(ORLOP_NAT.insert(&back, &shown, BPF_NOEXIST as u64));
     }
     finish(packet::rewrite(ctx, packet, End::Destination, entry.addr_be, entry.port_be))
 }
@@ -163,7 +171,10 @@ fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue) -> i32 {
                 used: now(),
                 ..*entry
             };
-            let _ = ORLOP_INBOUND.insert(&back, &shown, 0);
+            // Without it the answer would not come back as the node's.
+            if !written(ORLOP_INBOUND.insert(&back, &shown, 0)) {
+                return DROP;
+            }
         }
     }
     finish(packet::rewrite(ctx, packet, End::Destination, entry.addr_be, entry.port_be))
@@ -226,7 +237,7 @@ fn answer_out(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue) 
     let back = back_in(packet, entry.addr_be, entry.port_be);
     // SAFETY: only whether it is there matters. One that leads elsewhere stays: the flow has moved on, and this is a late answer.
     if unsafe { ORLOP_INBOUND.get(&back) }.is_none() {
-        let _ = ORLOP_INBOUND.insert(&back, &inside(packet, entry), BPF_NOEXIST as u64);
+        written(ORLOP_INBOUND.insert(&back, &inside(packet, entry), BPF_NOEXIST as u64));
     }
     finish(packet::rewrite(ctx, packet, End::Source, entry.addr_be, entry.port_be))
 }
@@ -245,7 +256,9 @@ fn still_holds_port(packet: &Packet, entry: &NatValue) -> bool {
         Some(_) => false,
         None => {
             let value = NatValue { used: now(), ..inside(packet, entry) };
-            ORLOP_NAT.insert(&back, &value, BPF_NOEXIST as u64).is_ok()
+            let made = ORLOP_NAT.insert(&back, &value, BPF_NOEXIST as u64);
+            written(made);
+            made.is_ok()
         }
     }
 }
@@ -270,12 +283,18 @@ fn masquerade(ctx: &TcContext, packet: &Packet, key: &NatKey) -> i32 {
     for attempt in 0..nat::PORT_TRIES {
         let port_be = random_port().to_be();
         let back = back_in(packet, addr_be, port_be);
-        let mut taken = ORLOP_NAT.insert(&back, &value, BPF_NOEXIST as u64).is_ok();
-        if !taken && vacate(packet, &back, attempt >= nat::PORT_TRIES / 2) {
-            taken = ORLOP_NAT.insert(&back, &value, BPF_NOEXIST as u64).is_ok();
+        let mut taken = ORLOP_NAT.insert(&back, &value, BPF_NOEXIST as u64);
+        if !written(taken) {
+            return DROP;
         }
-        if taken {
-            let _ = ORLOP_NAT.insert(key, &NatValue { port_be, ..entry }, 0);
+        if taken.is_err() && vacate(packet, &back, attempt >= nat::PORT_TRIES / 2) {
+            taken = ORLOP_NAT.insert(&back, &value, BPF_NOEXIST as u64);
+        }
+        if taken.is_ok() {
+            // The next packet would be taken for another flow's; the port comes back when it has been idle.
+            if !written(ORLOP_NAT.insert(key, &NatValue { port_be, ..entry }, 0)) {
+                return DROP;
+            }
             count(counter::MASQUERADED);
             return finish(packet::rewrite(ctx, packet, End::Source, addr_be, port_be));
         }
@@ -456,7 +475,7 @@ fn note_direct_flow(packet: &Packet) {
         // A node port's flow with the same ends goes first while it lives.
         Some(held) if !may_take_over(packet.protocol, &held, true) => {}
         _ => {
-            let _ = ORLOP_INBOUND.insert(&back, &direct, 0);
+            written(ORLOP_INBOUND.insert(&back, &direct, 0));
         }
     }
 }
@@ -480,6 +499,18 @@ fn leaves_under_another_address(source_be: u32, destination_be: u32) -> bool {
 #[inline(always)]
 fn contains(network: &Network, addr_be: u32) -> bool {
     network.mask_be != 0 && addr_be & network.mask_be == network.network_be
+}
+
+/// Whether an entry stands now, from whoever: `false`, and counted, when the kernel had no room for it.
+#[inline(always)]
+fn written(inserted: Result<(), i32>) -> bool {
+    match inserted {
+        Ok(()) | Err(EEXIST) => true,
+        Err(_) => {
+            count(counter::NAT_INSERT_FAILED);
+            false
+        }
+    }
 }
 
 /// A packet whose rewrite failed half-way is dropped.

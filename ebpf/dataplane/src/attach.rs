@@ -1,12 +1,17 @@
-//! Programs, links and pins.
+//! Programs, links, filters and pins.
 //!
-//! Maps are pinned by name in `<pin_root>/v<layout>`, links as `link_<program>[_<interface>]`. On opening, each link is one
-//! of: missing -> attach and pin; attached to what we want, same program on the same maps -> leave; same target, other
-//! program or other maps -> replace the program in place; other target (the cgroup or the interface was made anew) -> unpin and attach again. A link that has no
-//! place any more, because its interface is no longer an uplink, is removed.
+//! Maps are pinned by name in `<pin_root>/v<layout>`, links as `link_<program>[_<interface>]` (`links`). On kernels without
+//! TCX the uplink programs are filters of a clsact qdisc, which have no pins (`filters`). Either way a program that is
+//! attached already is one of: the same program on the same maps -> left alone; another program or other maps -> replaced in
+//! place. What has no place any more, because its interface is no longer an uplink, is removed.
+//!
+//! One process at a time works on a pin root: the open folder is locked, and the kernel drops the lock with the process.
+
+mod filters;
+mod links;
 
 use std::collections::{BTreeSet, HashSet};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -16,18 +21,28 @@ use aya::maps::{Map, MapData, MapInfo};
 use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
+    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramInfo, SchedClassifier,
+    TcAttachType,
 };
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use dataplane_abi::{LAYOUT_VERSION, map};
 
-use crate::{MapError, Options, sys};
+use crate::{MapError, Options, UplinkHook};
+use links::Target;
 
 /// The object that `cargo xtask build-ebpf` made; empty without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane.o"));
 
-const SOCKET_PROGRAMS: &[&str] =
-    &["orlop_connect4", "orlop_sendmsg4", "orlop_recvmsg4", "orlop_getpeername4"];
+/// Those for IPv6 sockets are for mapped IPv4 addresses; the kernel runs sendmsg4 for these too.
+const SOCKET_PROGRAMS: &[&str] = &[
+    "orlop_connect4",
+    "orlop_connect6",
+    "orlop_sendmsg4",
+    "orlop_recvmsg4",
+    "orlop_recvmsg6",
+    "orlop_getpeername4",
+    "orlop_getpeername6",
+];
 const UPLINK_PROGRAMS: &[(&str, TcAttachType)] =
     &[("orlop_ingress", TcAttachType::Ingress), ("orlop_egress", TcAttachType::Egress)];
 const PINNED_MAPS: &[&str] = &[
@@ -45,7 +60,6 @@ const PINNED_MAPS: &[&str] = &[
 /// `getpeername` for cgroups is from 5.8; the links alone from 5.7.
 const CGROUP_LINKS_SINCE: &str = "5.8";
 const TCX_SINCE: &str = "6.6";
-const LINK_PREFIX: &str = "link_";
 
 /// Why the dataplane could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +86,19 @@ pub enum OpenError {
     Link { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("the BPF object has no {kind} {name}")]
     Missing { kind: &'static str, name: String },
+    #[error(
+        "another process has {path} open: one dataplane works on a pin root, end it or choose another pin root"
+    )]
+    InUse { path: PathBuf },
+    #[error(
+        "attach to an uplink by traffic control: needs root, and the kernel's clsact qdisc and BPF classifier"
+    )]
+    Filter { source: Box<linux::netlink::Error> },
+    #[error(
+        "uplink {uplink} has an ingress qdisc, in whose place kernels before {TCX_SINCE} need a clsact qdisc: \
+         remove it (tc qdisc del dev {uplink} ingress)"
+    )]
+    IngressQdisc { uplink: String },
     #[error("uplink {name} does not exist")]
     NoUplink { name: String, source: io::Error },
     #[error("open the maps")]
@@ -88,17 +115,6 @@ pub struct Maps {
     pub counters: Map,
 }
 
-/// Where a program is attached.
-struct Target<'a> {
-    shown: String,
-    /// A cgroup's or an interface's number, as link information has it.
-    id: u64,
-    pin: PathBuf,
-    program: &'a str,
-    /// The first kernel with this kind of attachment.
-    since: &'static str,
-}
-
 /// Tells whether an attached program is the one we loaded: its instructions, and the very maps it works on.
 #[derive(PartialEq, Eq)]
 struct Identity {
@@ -107,7 +123,28 @@ struct Identity {
     maps: BTreeSet<u32>,
 }
 
-pub fn open(options: &Options) -> Result<Maps, OpenError> {
+impl Identity {
+    fn of(info: &ProgramInfo) -> Result<Self, ProgramError> {
+        let maps = info.map_ids()?.unwrap_or_default().into_iter().collect();
+        Ok(Self { tag: info.tag(), maps })
+    }
+
+    /// Whether the loaded program of this id is the one.
+    fn is_of(&self, program: u32) -> bool {
+        aya::programs::loaded_programs()
+            .filter_map(Result::ok)
+            .find(|loaded| loaded.id() == program)
+            .is_some_and(|loaded| Self::of(&loaded).is_ok_and(|identity| identity == *self))
+    }
+}
+
+/// Holds a pin root as long as it lives.
+pub struct PinRoot {
+    _locked: File,
+}
+
+/// The maps, and the lock that goes with them.
+pub fn open(options: &Options) -> Result<(PinRoot, Maps), OpenError> {
     if OBJECT.is_empty() {
         return Err(OpenError::NotEmbedded);
     }
@@ -117,21 +154,53 @@ pub fn open(options: &Options) -> Result<Maps, OpenError> {
         path: pins.clone(),
         source,
     })?;
+    let root = lock(&options.pin_root)?;
     let mut loader = EbpfLoader::new();
     for name in PINNED_MAPS {
         check_shape(&pins, name)?;
         loader.map_pin_path(name, pins.join(name));
     }
     let mut programs = loader.load(OBJECT).map_err(OpenError::Load)?;
-    let mut wanted = HashSet::new();
+    let mut wanted = Attached::default();
     attach_sockets(&mut programs, options, &pins, &mut wanted)?;
     attach_uplinks(&mut programs, options, &pins, &mut wanted)?;
-    remove_stale_links(&pins, &wanted)?;
-    take_maps(&mut programs)
+    links::remove_stale(&pins, &wanted.links)?;
+    filters::remove(|place, folder| folder == pins && !wanted.filters.contains(&place))?;
+    Ok((root, take_maps(&mut programs)?))
+}
+
+/// What is attached and stays.
+#[derive(Default)]
+struct Attached {
+    /// Pins.
+    links: HashSet<PathBuf>,
+    filters: HashSet<filters::Place>,
+}
+
+/// Takes a pin root for this process.
+fn lock(pin_root: &Path) -> Result<PinRoot, OpenError> {
+    let failed = |operation| move |source| OpenError::File { operation, path: pin_root.into(), source };
+    let folder = File::open(pin_root).map_err(failed("open"))?;
+    match folder.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path: pin_root.into() }),
+        Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
+    }
+    // Whoever had it may have removed the folder between our opening and our locking it.
+    let (ours, present) = (folder.metadata(), fs::metadata(pin_root));
+    if ours.map_err(failed("read"))?.ino() != present.map_err(failed("read"))?.ino() {
+        return Err(OpenError::InUse { path: pin_root.into() });
+    }
+    Ok(PinRoot { _locked: folder })
 }
 
 /// Detaches and removes everything below `pin_root`.
 pub fn remove_all(pin_root: &Path) -> Result<(), OpenError> {
+    let _root = match lock(pin_root) {
+        Err(OpenError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+        locked => Some(locked?),
+    };
+    filters::remove(|_, folder| folder.parent() == Some(pin_root))?;
     for layout in layouts(pin_root)? {
         remove_layout(&layout)?;
     }
@@ -141,6 +210,7 @@ pub fn remove_all(pin_root: &Path) -> Result<(), OpenError> {
 /// Detaches and removes what builds with other layouts left below `pin_root`.
 pub fn remove_other_layouts(pin_root: &Path) -> Result<(), OpenError> {
     let ours = pin_folder(pin_root);
+    filters::remove(|_, folder| folder.parent() == Some(pin_root) && folder != ours)?;
     for layout in layouts(pin_root)?.into_iter().filter(|layout| *layout != ours) {
         tracing::info!(path = %layout.display(), "removing an earlier layout");
         remove_layout(&layout)?;
@@ -148,10 +218,10 @@ pub fn remove_other_layouts(pin_root: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Links first: a process that dies in the middle leaves maps without programs, which is a dataplane that does nothing,
-/// and never programs that work on maps which the next process cannot find.
+/// Links, and filters before them, go first: a process that dies in the middle leaves maps without programs, which is a
+/// dataplane that does nothing, and never programs that work on maps which the next process cannot find.
 fn remove_layout(folder: &Path) -> Result<(), OpenError> {
-    remove_stale_links(folder, &HashSet::new())?;
+    links::remove_stale(folder, &HashSet::new())?;
     remove_folder(folder)
 }
 
@@ -225,27 +295,27 @@ fn attach_sockets(
     programs: &mut Ebpf,
     options: &Options,
     pins: &Path,
-    wanted: &mut HashSet<PathBuf>,
+    wanted: &mut Attached,
 ) -> Result<(), OpenError> {
     let failed = |source| OpenError::File { operation: "open cgroup", path: options.cgroup.clone(), source };
     let cgroup = File::open(&options.cgroup).map_err(failed)?;
     // The number of a cgroup is the inode number of its folder.
     let id = cgroup.metadata().map_err(failed)?.ino();
     for name in SOCKET_PROGRAMS {
-        let pin = pins.join(format!("{LINK_PREFIX}{name}"));
+        let pin = links::pin(pins, name, None);
         let shown = options.cgroup.display().to_string();
         let target = Target { shown, id, pin, program: name, since: CGROUP_LINKS_SINCE };
         let program: &mut CgroupSockAddr = get(programs, name)?;
         program.load().map_err(|source| load_error(name, source))?;
         let (fd, loaded) = identity(program.fd(), program.info(), name)?;
-        if !adopt(&target, fd.as_fd(), &loaded)? {
+        if !links::adopt(&target, fd.as_fd(), &loaded)? {
             let attached = program.attach(&cgroup, CgroupAttachMode::Single);
             let link = attached.and_then(|id| program.take_link(id)).map_err(|e| attach_error(&target, e))?;
             let link = FdLink::try_from(link)
                 .map_err(|source| attach_error(&target, ProgramError::IOError(io::Error::other(source))))?;
-            pin_link(link, &target)?;
+            links::pin_new(link, &target)?;
         }
-        wanted.insert(target.pin);
+        wanted.links.insert(target.pin);
     }
     Ok(())
 }
@@ -254,31 +324,60 @@ fn attach_uplinks(
     programs: &mut Ebpf,
     options: &Options,
     pins: &Path,
-    wanted: &mut HashSet<PathBuf>,
+    wanted: &mut Attached,
 ) -> Result<(), OpenError> {
-    for (name, direction) in UPLINK_PROGRAMS {
+    for &(name, direction) in UPLINK_PROGRAMS {
         let program: &mut SchedClassifier = get(programs, name)?;
         program.load().map_err(|source| load_error(name, source))?;
+        let (fd, loaded) = identity(program.fd(), program.info(), name)?;
         for uplink in &options.uplinks {
-            let id = interface_index(uplink)?;
-            let pin = pins.join(format!("{LINK_PREFIX}{name}_{uplink}"));
-            let shown = uplink.clone();
-            let target = Target { shown, id: u64::from(id), pin, program: name, since: TCX_SINCE };
-            let (fd, loaded) = identity(program.fd(), program.info(), name)?;
-            if !adopt(&target, fd.as_fd(), &loaded)? {
-                let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-                let attached = program.attach_with_options(uplink, *direction, order);
-                let link: SchedClassifierLink =
-                    attached.and_then(|id| program.take_link(id)).map_err(|e| attach_error(&target, e))?;
-                let link = FdLink::try_from(link).map_err(|source| {
-                    attach_error(&target, ProgramError::IOError(io::Error::other(source)))
-                })?;
-                pin_link(link, &target)?;
+            let link = interface_index(uplink)?;
+            if options.uplink_hook == UplinkHook::Newest && has_tcx(uplink, direction) {
+                let pin = links::pin(pins, name, Some(uplink));
+                let (shown, id) = (uplink.clone(), u64::from(link));
+                let target = Target { shown, id, pin, program: name, since: TCX_SINCE };
+                if !links::adopt(&target, fd.as_fd(), &loaded)? {
+                    attach_tcx(program, direction, &target)?;
+                }
+                wanted.links.insert(target.pin);
+            } else {
+                let filter = filters::Wanted {
+                    uplink,
+                    link,
+                    direction,
+                    program: name,
+                    pins,
+                    fd: &fd,
+                    identity: &loaded,
+                };
+                filters::attach(&filter)?;
+                wanted.filters.insert(filter.place());
             }
-            wanted.insert(target.pin);
         }
     }
     Ok(())
+}
+
+/// Whether the kernel has TCX: those before it do not know what they are asked for.
+fn has_tcx(uplink: &str, direction: TcAttachType) -> bool {
+    match SchedClassifier::query_tcx(uplink, direction) {
+        Err(ProgramError::SyscallError(error)) => error.io_error.raw_os_error() != Some(libc::EINVAL),
+        _ => true,
+    }
+}
+
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    direction: TcAttachType,
+    target: &Target<'_>,
+) -> Result<(), OpenError> {
+    let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let attached = program.attach_with_options(&target.shown, direction, order);
+    let link: SchedClassifierLink =
+        attached.and_then(|id| program.take_link(id)).map_err(|e| attach_error(target, e))?;
+    let link = FdLink::try_from(link)
+        .map_err(|source| attach_error(target, ProgramError::IOError(io::Error::other(source))))?;
+    links::pin_new(link, target)
 }
 
 fn get<'a, T>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut T, OpenError>
@@ -293,72 +392,14 @@ where
 
 /// A descriptor of the loaded program, and what it is told by.
 fn identity(
-    fd: Result<&aya::programs::ProgramFd, ProgramError>,
+    fd: Result<&ProgramFd, ProgramError>,
     info: Result<ProgramInfo, ProgramError>,
     name: &str,
-) -> Result<(aya::programs::ProgramFd, Identity), OpenError> {
+) -> Result<(ProgramFd, Identity), OpenError> {
     let fd = fd.map_err(|source| load_error(name, source))?;
     let fd = fd.try_clone().map_err(|source| load_error(name, ProgramError::IOError(source)))?;
-    let identity = info.and_then(|info| identity_of(&info)).map_err(|source| load_error(name, source))?;
+    let identity = info.and_then(|info| Identity::of(&info)).map_err(|source| load_error(name, source))?;
     Ok((fd, identity))
-}
-
-fn identity_of(info: &ProgramInfo) -> Result<Identity, ProgramError> {
-    let maps = info.map_ids()?.unwrap_or_default().into_iter().collect();
-    Ok(Identity { tag: info.tag(), maps })
-}
-
-/// Takes over the pinned link of `target` and makes it run our program; `false` if a new link is needed.
-fn adopt(
-    target: &Target<'_>,
-    program: std::os::fd::BorrowedFd<'_>,
-    wanted: &Identity,
-) -> Result<bool, OpenError> {
-    let failed = |operation| move |source| OpenError::Link { operation, path: target.pin.clone(), source };
-    let link = match sys::object_get(&target.pin) {
-        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
-        link => link.map_err(failed("open"))?,
-    };
-    let info = sys::link_info(link.as_fd()).map_err(failed("read"))?;
-    if info.target != target.id && info.target & 0xffff_ffff != target.id {
-        tracing::info!(program = target.program, target = target.shown, "the pinned link is stale");
-        fs::remove_file(&target.pin).map_err(failed("unpin"))?;
-        return Ok(false);
-    }
-    let running = aya::programs::loaded_programs()
-        .filter_map(Result::ok)
-        .find(|loaded| loaded.id() == info.program)
-        .and_then(|loaded| identity_of(&loaded).ok());
-    if running.as_ref() != Some(wanted) {
-        tracing::info!(program = target.program, target = target.shown, "replacing the attached program");
-        sys::link_update(link.as_fd(), program).map_err(failed("update"))?;
-    }
-    Ok(true)
-}
-
-fn pin_link(link: FdLink, target: &Target<'_>) -> Result<(), OpenError> {
-    link.pin(&target.pin).map(drop).map_err(|source| OpenError::Link {
-        operation: "pin",
-        path: target.pin.clone(),
-        source: io::Error::other(source),
-    })
-}
-
-fn remove_stale_links(pins: &Path, wanted: &HashSet<PathBuf>) -> Result<(), OpenError> {
-    let failed = |operation, path: &Path, source| OpenError::File { operation, path: path.into(), source };
-    for entry in fs::read_dir(pins).map_err(|source| failed("read", pins, source))? {
-        let path = entry.map_err(|source| failed("read", pins, source))?.path();
-        let is_link = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LINK_PREFIX));
-        if is_link && !wanted.contains(&path) {
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("remove", &path, source));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(())
 }
 
 fn take_maps(programs: &mut Ebpf) -> Result<Maps, OpenError> {

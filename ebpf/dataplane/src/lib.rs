@@ -18,6 +18,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
+use attach::PinRoot;
 pub use dataplane_abi::counter;
 use ipnetwork::Ipv4Network;
 use kernel::Kernel;
@@ -37,6 +38,17 @@ pub struct Options {
     pub cgroup: PathBuf,
     /// Names of the links that traffic from outside comes in by.
     pub uplinks: Vec<String>,
+    pub uplink_hook: UplinkHook,
+}
+
+/// How programs are attached to the uplinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UplinkHook {
+    /// As TCX links where the kernel has them (6.6), else as with [`UplinkHook::Clsact`].
+    #[default]
+    Newest,
+    /// As filters of a clsact qdisc.
+    Clsact,
 }
 
 /// The transport protocols that are translated.
@@ -95,12 +107,14 @@ pub struct Dataplane {
     unapplied: Unapplied,
     pin_root: PathBuf,
     adopted: usize,
+    _root: PinRoot,
 }
 
 impl Dataplane {
-    /// Loads the programs, or adopts those that an earlier process pinned at the same place.
+    /// Loads the programs, or adopts those that an earlier process pinned at the same place. Refused while another process, or
+    /// this one, has the same place open.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
-        let maps = attach::open(options)?;
+        let (root, maps) = attach::open(options)?;
         let mut kernel = Kernel::open(maps).map_err(OpenError::Maps)?;
         let state = kernel.read().map_err(OpenError::Maps)?;
         let (model, leftovers) = Model::adopt(&state, Capacity::default());
@@ -111,7 +125,7 @@ impl Dataplane {
         kernel.wait_for_readers().map_err(OpenError::Maps)?;
         let adopted = model.frontends().count();
         let pin_root = options.pin_root.clone();
-        Ok(Self { model, kernel, unapplied: Unapplied::default(), pin_root, adopted })
+        Ok(Self { model, kernel, unapplied: Unapplied::default(), pin_root, adopted, _root: root })
     }
 
     /// How many frontends an earlier process had left, and this one took over.
@@ -175,7 +189,7 @@ impl Dataplane {
     }
 }
 
-/// Detaches everything below `pin_root` and removes it. What is gone already is fine.
+/// Detaches everything below `pin_root` and removes it. What is gone already is fine; a place that is open is refused.
 pub fn remove_all(pin_root: &std::path::Path) -> Result<(), OpenError> {
     attach::remove_all(pin_root)
 }

@@ -1,5 +1,9 @@
 //! The load balancer against the real kernel: real sockets in this test's own cgroup, real packets between namespaces.
 
+#[path = "bpf/hooks.rs"]
+mod hooks;
+#[path = "bpf/mapped.rs"]
+mod mapped;
 #[path = "bpf/node.rs"]
 mod node;
 #[path = "bpf/packets.rs"]

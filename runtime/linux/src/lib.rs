@@ -8,6 +8,7 @@ mod error;
 
 pub mod cgroup;
 pub mod fds;
+pub mod files;
 pub mod interface;
 pub mod machine;
 pub mod memfd;

@@ -71,13 +71,24 @@ pub fn overlay(overlay: &Overlay, target: &Path) -> Result<(), Error> {
         .map_err(|errno| Error::new("mount overlay on", target.display(), errno))
 }
 
-/// Mounts a tmpfs.
+/// Mounts a tmpfs that holds data only: no programs, no device nodes.
 ///
 /// # Errors
 /// The kernel's.
 pub fn tmpfs(target: &Path, options: &str) -> Result<(), Error> {
+    mount_tmpfs(target, options, MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC)
+}
+
+/// Mounts a tmpfs that programs may lie on and run from, as the kubelet mounts volumes in memory.
+///
+/// # Errors
+/// The kernel's.
+pub fn tmpfs_of_programs(target: &Path, options: &str) -> Result<(), Error> {
+    mount_tmpfs(target, options, MountFlags::empty())
+}
+
+fn mount_tmpfs(target: &Path, options: &str, flags: MountFlags) -> Result<(), Error> {
     let options = CString::new(options).map_err(|error| Error::new("mount", target.display(), error))?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("tmpfs", target, "tmpfs", flags, options.as_c_str())
         .map_err(|errno| Error::new("mount tmpfs on", target.display(), errno))
 }

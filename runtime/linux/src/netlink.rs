@@ -1,4 +1,4 @@
-//! rtnetlink: links, addresses, routes, neighbours, and notifications about them.
+//! rtnetlink: links, addresses, routes, neighbours, filters, and notifications about links and addresses.
 //!
 //! Owns: one netlink socket per [`Netlink`], bound for good to the network namespace that it was opened in, whichever
 //! thread uses it. Inputs are plain values; outputs are plain values, and errors that name the operation and the
@@ -11,6 +11,7 @@
 //! [`REPLY_LIMIT`].
 
 mod address;
+mod classifier;
 mod link;
 mod mac;
 mod neighbour;
@@ -20,6 +21,7 @@ mod watch;
 use std::{io, time::Duration};
 
 pub use address::{Address, AddressFlags, AddressScope, NewAddress};
+pub use classifier::{Classifiers, Direction, Filter, FilterPlace};
 pub use link::{BridgeOptions, BridgePortOptions, Link, LinkChange, OperState, VethOptions, VethPeer};
 pub use mac::{InvalidMac, MacAddress};
 pub use neighbour::{FdbEntry, Neighbour};

@@ -2,5 +2,7 @@
 
 #[path = "host/cgroups.rs"]
 mod cgroups;
+#[path = "host/mounts.rs"]
+mod mounts;
 #[path = "host/notifications.rs"]
 mod notifications;

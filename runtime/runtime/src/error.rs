@@ -61,7 +61,7 @@ pub enum Error {
         message: String,
     },
     /// The process could not be executed; a container is reported with reason StartError and this message.
-    #[error("failed to create shim task: OCI runtime create failed: {message}")]
+    #[error("{}: {message}", shim_protocol::START_FAILED)]
     Start {
         /// Why.
         message: String,

@@ -12,6 +12,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod blobs;
+mod bounded;
 pub(crate) mod layers;
 pub(crate) mod manifest;
 pub(crate) mod records;
@@ -19,10 +20,13 @@ pub(crate) mod reference;
 pub(crate) mod registry;
 mod unpack;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use oci_spec::image::ImageConfiguration;
 
@@ -38,7 +42,7 @@ pub(crate) const MAX_DOCUMENT_BYTES: u64 = 8 * 1024 * 1024;
 pub(crate) const MAX_LAYERS: usize = 200;
 
 /// An image whose layers are there to be mounted.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct UnpackedImage {
     /// Digest of the config.
     pub id: String,
@@ -48,6 +52,8 @@ pub(crate) struct UnpackedImage {
     pub config: ImageConfiguration,
     /// Layer directories below [`Store::layers_dir`], the topmost first.
     pub layers: Vec<String>,
+    /// Keeps those directories.
+    pub hold: Hold,
 }
 
 /// The store. One per root directory.
@@ -61,17 +67,33 @@ pub(crate) struct Store {
 struct State {
     /// By canonical name.
     records: BTreeMap<String, Record>,
-    /// Digests of blobs and diff ids that operations under way rely on, counted.
+    /// Digests of blobs, diff ids and names of layer directories that operations under way and containers rely on, counted.
     held: BTreeMap<String, usize>,
 }
 
-/// Keeps digests from being swept while an operation runs.
-pub(crate) struct Hold<'a> {
-    store: &'a Store,
+impl State {
+    fn hold(&mut self, digest: &str) {
+        *self.held.entry(digest.to_owned()).or_default() += 1;
+    }
+}
+
+/// Keeps blobs and layers from being swept: while an operation runs, and as long as a container is on them. A sweep asks for what is held
+/// under the same lock, so what is held when it begins cannot go.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    store: Arc<Store>,
     digests: Vec<String>,
 }
 
-impl Drop for Hold<'_> {
+impl Hold {
+    /// Keeps one more.
+    pub fn add(&mut self, digest: &str) {
+        self.store.state().hold(digest);
+        self.digests.push(digest.to_owned());
+    }
+}
+
+impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.store.state();
         for digest in &self.digests {
@@ -116,12 +138,15 @@ impl Store {
         &self.root
     }
 
-    pub(crate) fn hold(&self, digests: Vec<String>) -> Hold<'_> {
-        let mut state = self.state();
+    pub(crate) fn hold(self: &Arc<Self>, digests: Vec<String>) -> Hold {
+        self.hold_with(&mut self.state(), digests)
+    }
+
+    fn hold_with(self: &Arc<Self>, state: &mut State, digests: Vec<String>) -> Hold {
         for digest in &digests {
-            *state.held.entry(digest.clone()).or_default() += 1;
+            state.hold(digest);
         }
-        Hold { store: self, digests }
+        Hold { store: Arc::clone(self), digests }
     }
 
     /// All images, by id.
@@ -129,8 +154,7 @@ impl Store {
         records::images(&self.state().records)
     }
 
-    fn matching(&self, text: &str) -> Result<Option<Record>, ImageError> {
-        let state = self.state();
+    fn matching(state: &State, text: &str) -> Result<Option<Record>, ImageError> {
         if let Some(id) = reference::as_image_id(text) {
             let found = state
                 .records
@@ -146,13 +170,20 @@ impl Store {
 
     /// The image that a name or an id stands for.
     pub fn status(&self, text: &str) -> Result<Option<Image>, ImageError> {
-        let Some(record) = self.matching(text)? else { return Ok(None) };
+        let Some(record) = Store::matching(&self.state(), text)? else { return Ok(None) };
         Ok(self.list().into_iter().find(|image| image.id == record.config_digest))
     }
 
-    /// The image with everything that a container needs of it.
-    pub fn unpacked(&self, text: &str) -> Result<UnpackedImage, ImageError> {
-        let record = self.matching(text)?.ok_or_else(|| ImageError::Absent { reference: text.into() })?;
+    /// The image with everything that a container needs of it; its layers stay as long as the result's hold lives.
+    pub fn unpacked(self: &Arc<Self>, text: &str) -> Result<UnpackedImage, ImageError> {
+        let (record, hold, _config) = {
+            let mut state = self.state();
+            let record = Store::matching(&state, text)?;
+            let record = record.ok_or_else(|| ImageError::Absent { reference: text.into() })?;
+            let layers = self.hold_with(&mut state, record.diff_ids.clone());
+            let config = self.hold_with(&mut state, vec![record.config_digest.clone()]);
+            (record, layers, config)
+        };
         let image = self.list().into_iter().find(|image| image.id == record.config_digest);
         let config = blobs::read(&self.root, &record.config_digest)?;
         let config = manifest::parse_config(text, &config)?;
@@ -164,11 +195,13 @@ impl Store {
             id: record.config_digest,
             config,
             layers,
+            hold,
         })
     }
 
-    /// Makes an image visible under its names. Its blobs and layers must be there and held.
+    /// Makes an image visible under its names, after the names of its blobs are durable. Its blobs and layers must be there and held.
     pub(crate) fn commit(&self, names: &[Name], content: &Content) -> Result<Image, ImageError> {
+        blobs::sync_names(&self.root)?;
         let mut state = self.state();
         for name in names {
             let record = Record::new(name, content);
@@ -180,10 +213,10 @@ impl Store {
         found.ok_or_else(|| ImageError::Absent { reference: content.config.digest.clone() })
     }
 
-    /// Removes an image with all its names; `layers_in_use` names layer directories that containers are on.
-    pub fn remove(&self, text: &str, layers_in_use: &BTreeSet<String>) -> Result<(), ImageError> {
-        let Some(record) = self.matching(text)? else { return Ok(()) };
+    /// Removes an image with all its names.
+    pub fn remove(&self, text: &str) -> Result<(), ImageError> {
         let mut state = self.state();
+        let Some(record) = Store::matching(&state, text)? else { return Ok(()) };
         let names: Vec<String> = state
             .records
             .values()
@@ -195,21 +228,29 @@ impl Store {
             state.records.remove(&name);
         }
         drop(state);
-        self.sweep(layers_in_use)
+        self.sweep()
     }
 
-    /// Removes blobs and layers that neither an image, nor a container, nor an operation under way uses.
-    pub fn sweep(&self, layers_in_use: &BTreeSet<String>) -> Result<(), ImageError> {
+    /// Removes blobs and layers that no image has and nobody holds.
+    pub fn sweep(&self) -> Result<(), ImageError> {
+        let mut doomed = Vec::new();
+        let swept = self.unname(&mut doomed);
+        // Without the lock: a tree of a hundred thousand files takes a while, and every container's end waits for the lock.
+        doomed.iter().for_each(|layer| layers::remove_tree(layer));
+        swept
+    }
+
+    /// Takes the names of layers that are not used, and removes blobs that are not.
+    fn unname(&self, doomed: &mut Vec<PathBuf>) -> Result<(), ImageError> {
         let state = self.state();
         let mut digests: BTreeSet<&str> = state.held.keys().map(String::as_str).collect();
-        let mut layers: BTreeSet<String> = layers_in_use.clone();
-        layers.extend(state.held.keys().map(|digest| layers::name(digest)));
+        let mut layers: BTreeSet<String> = state.held.keys().map(|digest| layers::name(digest)).collect();
         for record in state.records.values() {
             digests.extend(record.blobs.iter().map(String::as_str));
             layers.extend(record.diff_ids.iter().map(|diff_id| layers::name(diff_id)));
         }
         blobs::retain(&self.root, &digests)?;
-        layers::retain(&self.root, &layers)
+        layers::retain(&self.root, &layers, doomed)
     }
 
     /// Bytes and inodes of everything that is kept.

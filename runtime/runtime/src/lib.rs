@@ -10,10 +10,10 @@ pub mod error;
 pub mod event;
 pub mod exec;
 pub mod image;
+pub mod metrics;
 pub mod sandbox;
 pub mod streams;
 
-mod files;
 mod images;
 mod network;
 mod shims;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::error::Error;
+use crate::metrics::Durations;
 use crate::sandbox::SandboxConfig;
 
 /// Name of the link inside, as everywhere in Kubernetes.
@@ -18,31 +19,34 @@ const INTERFACE: &str = "eth0";
 #[derive(Debug)]
 pub(crate) struct PodNetwork {
     client: Client,
+    durations: Durations,
 }
 
 impl PodNetwork {
-    /// For the directories of a configuration.
-    pub fn new(config: &Config) -> PodNetwork {
+    /// For the directories of a configuration. The plugins' calls are timed.
+    pub fn new(config: &Config, durations: Durations) -> PodNetwork {
         let options = Options {
             conf_dir: config.cni_conf_dir.clone(),
             bin_dirs: config.cni_bin_dirs.clone(),
             cache_dir: config.cni_cache_dir.clone(),
             ..Options::default()
         };
-        PodNetwork { client: Client::new(options) }
+        PodNetwork { client: Client::new(options), durations }
     }
 
     /// Whether there is a network to connect to.
     pub async fn status(&self) -> Result<(), Error> {
         self.client.network().map_err(|error| Error::CniNotInitialized { reason: error.to_string() })?;
-        self.client.status().await.map_err(|error| Error::CniNotInitialized { reason: error.to_string() })
+        let status = self.durations.time("status", self.client.status()).await;
+        status.map_err(|error| Error::CniNotInitialized { reason: error.to_string() })
     }
 
     /// Connects a sandbox; its addresses, the primary one first.
     pub async fn add(&self, id: &str, config: &SandboxConfig, netns: &Path) -> Result<Vec<IpAddr>, Error> {
         self.client.network().map_err(|error| Error::CniNotInitialized { reason: error.to_string() })?;
         let attachment = attachment(id, config, Some(netns))?;
-        let result = self.client.add(&attachment).await.map_err(|error| network_error(id, &error))?;
+        let added = self.durations.time("set_up_pod", self.client.add(&attachment)).await;
+        let result = added.map_err(|error| network_error(id, &error))?;
         let inside = |ip: &&cni::IpConfig| match ip.interface.and_then(|index| result.interfaces.get(index)) {
             Some(interface) => interface.sandbox.is_some(),
             None => true,
@@ -54,7 +58,7 @@ impl PodNetwork {
     pub async fn del(&self, id: &str, config: &SandboxConfig, netns: &Path) -> Result<(), Error> {
         let netns = netns.exists().then_some(netns);
         let attachment = attachment(id, config, netns)?;
-        match self.client.del(&attachment).await {
+        match self.durations.time("tear_down_pod", self.client.del(&attachment)).await {
             Ok(()) | Err(cni::Error::NoNetwork { .. }) => Ok(()),
             Err(error) => Err(network_error(id, &error)),
         }

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use linux::cgroup::Layout;
+use prometheus_client::registry::Registry;
 use shim_protocol::{Record, Request};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
@@ -35,6 +36,7 @@ use crate::image::{AuthConfig, DiskUsage, Image, PullProgress};
 use crate::images::reference::Name;
 use crate::images::registry::{Pull, blocking};
 use crate::images::{Store, archive};
+use crate::metrics::Metrics;
 use crate::network::PodNetwork;
 use crate::sandbox::{SandboxConfig, SandboxId, SandboxStatus};
 use crate::{shims, spec};
@@ -72,6 +74,7 @@ struct Inner {
     apparmor: bool,
     tables: Mutex<Tables>,
     events: broadcast::Sender<Event>,
+    metrics: Metrics,
     execs: Mutex<HashMap<ExecKey, oneshot::Sender<Result<i32, Error>>>>,
     next_exec: AtomicU64,
     background: TaskTracker,
@@ -94,14 +97,6 @@ impl Inner {
 
     fn record_of(&self, container: &str) -> Option<Record> {
         self.tables().containers.get(container).and_then(|container| container.record.borrow().clone())
-    }
-
-    fn layers_in_use(&self) -> BTreeSet<String> {
-        self.tables()
-            .containers
-            .values()
-            .flat_map(|container| container.meta.layers.iter().cloned())
-            .collect()
     }
 
     fn warn_once(&self, warning: &str) {
@@ -156,15 +151,17 @@ impl Runtime {
         };
         let layout = Layout::detect(&config.cgroup_root).map_err(system("find control groups"))?;
         let living = shims::living(&config);
+        let metrics = Metrics::new();
         let runtime = Runtime(Arc::new(Inner {
             layout,
             store: Arc::new(Store::open(&config.root)?),
-            network: PodNetwork::new(&config),
+            network: PodNetwork::new(&config, metrics.network.clone()),
             executable: shims::executable(&config, &living)?,
             bounding: bounding_set(),
             apparmor: has_apparmor(),
             tables: Mutex::default(),
             events: broadcast::Sender::new(EVENT_QUEUE_EVENTS),
+            metrics,
             execs: Mutex::default(),
             next_exec: AtomicU64::new(state::now().cast_unsigned()),
             background: TaskTracker::new(),
@@ -179,6 +176,11 @@ impl Runtime {
     /// Subscribes to events from now on.
     pub fn events(&self) -> Events {
         Events { receiver: self.0.events.subscribe() }
+    }
+
+    /// Adds what the runtime measures of itself to a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.0.metrics.register(registry);
     }
 
     /// Waits until nothing is left to do in the background: networks taken down, removed sandboxes gone.
@@ -229,12 +231,10 @@ impl Runtime {
     /// # Errors
     /// Every [`ImageError`]; nothing half imported stays.
     pub async fn import_archive(&self, archive: &Path, name: Option<&str>) -> Result<Vec<Image>, ImageError> {
-        let (store, layers) = (Arc::clone(&self.0.store), self.0.layers_in_use());
+        let store = Arc::clone(&self.0.store);
         let (path, name) = (archive.to_path_buf(), name.map(str::to_owned));
-        blocking(&archive.display().to_string(), move || {
-            archive::import(&store, &path, name.as_deref(), &layers)
-        })
-        .await
+        blocking(&archive.display().to_string(), move || archive::import(&store, &path, name.as_deref()))
+            .await
     }
 
     /// Pulls an image and unpacks it. Two pulls of one reference at a time share the work of blobs that are already here.
@@ -254,9 +254,8 @@ impl Runtime {
             name: Name::parse(reference)?,
             auth,
             progress,
-            layers_in_use: self.0.layers_in_use(),
         };
-        pull.run().await
+        self.0.metrics.operation("pull_image", pull.run()).await
     }
 
     /// The image that a name, a digest reference or an id stands for; `None` when it is not here.
@@ -277,9 +276,8 @@ impl Runtime {
     /// # Errors
     /// [`ImageError::Store`].
     pub async fn remove_image(&self, reference: &str) -> Result<(), ImageError> {
-        let (store, layers) = (Arc::clone(&self.0.store), self.0.layers_in_use());
-        let name = reference.to_owned();
-        blocking(reference, move || store.remove(&name, &layers)).await
+        let (store, name) = (Arc::clone(&self.0.store), reference.to_owned());
+        blocking(reference, move || store.remove(&name)).await
     }
 
     /// Use of the file system that holds images and writable layers.
@@ -296,7 +294,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::CniNotInitialized`], [`Error::Network`], [`Error::InvalidArgument`] and what the machine says.
     pub async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, Error> {
-        self.run_sandbox_inner(config).await
+        self.0.metrics.operation("run_podsandbox", self.run_sandbox_inner(config)).await
     }
 
     /// Kills what still runs in the sandbox; its network is taken down in the background. Idempotent; fine when there is no such sandbox.
@@ -304,7 +302,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::Timeout`] when a container could not be killed; the call can be repeated.
     pub async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
-        self.stop_sandbox_inner(id).await
+        self.0.metrics.operation("stop_podsandbox", self.stop_sandbox_inner(id)).await
     }
 
     /// Removes a sandbox and its containers, stopping it first. It is gone from `list` at once; network, shim and directory are removed in the
@@ -313,7 +311,7 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::stop_sandbox`].
     pub async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
-        self.remove_sandbox_inner(id).await
+        self.0.metrics.operation("remove_podsandbox", self.remove_sandbox_inner(id)).await
     }
 
     /// Creates a container: user, specification, directories. Undone when any step fails. Its process is made by `start_container`, as with
@@ -326,7 +324,7 @@ impl Runtime {
         sandbox: &SandboxId,
         config: ContainerConfig,
     ) -> Result<ContainerId, Error> {
-        self.create_container_inner(sandbox, config).await
+        self.0.metrics.operation("create_container", self.create_container_inner(sandbox, config)).await
     }
 
     /// Makes a created container run: control group, mounts, process.
@@ -335,7 +333,7 @@ impl Runtime {
     /// [`Error::WrongState`], [`Error::Start`] when its process cannot be set up or executed; the container then exists as exited with
     /// reason StartError and code 128.
     pub async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
-        self.start_container_inner(id).await
+        self.0.metrics.operation("start_container", self.start_container_inner(id)).await
     }
 
     /// Sends the stop signal, waits at most `grace`, kills, and returns when the exit is recorded. Idempotent.
@@ -343,7 +341,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::Timeout`] when even the kill did not end it.
     pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
-        self.stop_container_inner(id, grace).await
+        self.0.metrics.operation("stop_container", self.stop_container_inner(id, grace)).await
     }
 
     /// Removes a container, killing it when it runs. Its log stays. Idempotent.
@@ -351,7 +349,7 @@ impl Runtime {
     /// # Errors
     /// What the machine says; the call can be repeated.
     pub async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
-        self.remove_container_inner(id).await
+        self.0.metrics.operation("remove_container", self.remove_container_inner(id)).await
     }
 
     /// Runs a process in a running container.
@@ -359,7 +357,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::WrongState`]; [`Error::Start`] when it cannot be executed.
     pub async fn exec(&self, id: &ContainerId, config: ExecConfig) -> Result<ExecSession, Error> {
-        self.exec_inner(id, config).await
+        self.0.metrics.operation("exec", self.exec_inner(id, config)).await
     }
 
     /// Runs a process in a running container to its end. At the timeout it is killed.
@@ -372,7 +370,7 @@ impl Runtime {
         command: Vec<String>,
         timeout: Option<Duration>,
     ) -> Result<ExecSyncResult, Error> {
-        self.exec_sync_inner(id, command, timeout).await
+        self.0.metrics.operation("exec_sync", self.exec_sync_inner(id, command, timeout)).await
     }
 
     /// Attaches to the streams of a running container; `wait` of the session gives the container's exit code. An attached reader that does
@@ -381,7 +379,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::WrongState`].
     pub async fn attach(&self, id: &ContainerId, stdin: bool) -> Result<ExecSession, Error> {
-        self.attach_inner(id, stdin).await
+        self.0.metrics.operation("attach", self.attach_inner(id, stdin)).await
     }
 
     /// Reads a container's counters.

@@ -89,7 +89,7 @@ const ALL_CAPABILITIES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-const MASKED_PATHS: [&str; 11] = [
+const MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -100,6 +100,8 @@ const MASKED_PATHS: [&str; 11] = [
     "/proc/timer_stats",
     "/proc/sched_debug",
     "/sys/firmware",
+    // Power readings give away what others compute (GHSA-7ww5-4wqc-m92c).
+    "/sys/devices/virtual/powercap",
     "/proc/scsi",
 ];
 

@@ -22,6 +22,17 @@ pub const PID_NAMESPACE_FD: i32 = 100;
 /// First argument of a shim's command line, by which a runtime finds shims without any file.
 pub const PROGRAM: &str = "orlop-shim";
 
+/// Exit code of a container whose process could not be started, as containerd.
+pub const START_ERROR_CODE: i32 = 128;
+/// How the message of such a container begins, as containerd.
+pub const START_FAILED: &str = "failed to create shim task: OCI runtime create failed";
+
+/// The time in nanoseconds since 1970, as messages and records have it.
+pub fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
 /// The first frame of both sides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -304,7 +315,7 @@ pub enum ShimEvent {
         /// Its record.
         record: Record,
     },
-    /// A container ended; its log is written and its record durable.
+    /// A container ended, or its start failed (told to all but who asked for it); its log is written and its record durable.
     Exited {
         /// Which.
         container: String,
@@ -325,7 +336,7 @@ pub enum ShimEvent {
     },
 }
 
-/// A container as its shim knows it.
+/// A container as its shim knows it, also while it starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerReport {
     /// Id.
@@ -337,13 +348,20 @@ pub struct ContainerReport {
 /// What the shim writes about a container, at its start and again at its exit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Pid in the shim's pid namespace.
+    /// Pid in the shim's pid namespace; 0 while it starts, and for what never ran.
     pub pid: i32,
     /// Nanoseconds since 1970.
     pub started_at: i64,
     /// Once it ended.
     #[serde(default)]
     pub exit: Option<Exit>,
+}
+
+impl Record {
+    /// Whether a shim still works on its start.
+    pub fn is_starting(&self) -> bool {
+        self.pid == 0 && self.exit.is_none()
+    }
 }
 
 impl Answer {
@@ -366,10 +384,17 @@ pub struct Exit {
     /// The kernel killed a process of it for memory.
     #[serde(default)]
     pub oom_killed: bool,
-    /// Set by the runtime for what no shim saw: `StartError`, `Unknown`.
+    /// `StartError` for what could not be executed, `Unknown` by the runtime for what no shim saw.
     #[serde(default)]
     pub reason: String,
     /// More about the reason.
     #[serde(default)]
     pub message: String,
+}
+
+impl Exit {
+    /// Of a container whose process could not be set up or executed.
+    pub fn start_error(message: String, finished_at: i64) -> Exit {
+        Exit { code: START_ERROR_CODE, finished_at, oom_killed: false, reason: "StartError".into(), message }
+    }
 }

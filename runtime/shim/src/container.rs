@@ -2,11 +2,10 @@
 //!
 //! ```text
 //! Starting --worker reports a pid--> Running --first process reaped--> Exited --deleted--> (forgotten)
-//!     \--worker reports a failure--> (forgotten)
+//!     \--worker reports a failure--> recorded as exited (and forgotten)
 //! ```
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,6 @@ use shim_protocol::{Exit, Record};
 
 use crate::log_file::LogFile;
 use crate::stdio::{AttachmentId, Input, MAX_ATTACHMENTS, Output, Progress, Sink, Which};
-use crate::timestamp;
 
 /// Times that one output is read when its container ended; more than a pipe or a terminal can hold.
 const DRAIN_ROUNDS: usize = 128;
@@ -91,9 +89,20 @@ impl Container {
 
     /// The first process runs: write that down, and watch for kills.
     pub fn started(&mut self, pid: i32) -> io::Result<()> {
-        self.record = Record { pid, started_at: timestamp::now(), exit: None };
+        self.record = Record { pid, started_at: shim_protocol::now(), exit: None };
         self.oom = OomWatch::new(&self.group).ok();
         write_record(&self.record_path, &self.record)
+    }
+
+    /// There will be no first process.
+    pub fn start_failed(&mut self, message: &str) -> Exit {
+        let message = format!("{}: {message}", shim_protocol::START_FAILED);
+        let exit = Exit::start_error(message, shim_protocol::now());
+        self.record.exit = Some(exit.clone());
+        if let Err(error) = write_record(&self.record_path, &self.record) {
+            eprintln!("record the failed start of {}: {error}", self.id);
+        }
+        exit
     }
 
     /// The first process ended: the rest of its output goes to the log, then the record is made durable.
@@ -107,7 +116,7 @@ impl Container {
         }
         self.input = None;
         let kills = linux::cgroup::oom_kills(&self.group);
-        let exit = Exit { code, finished_at: timestamp::now(), oom_killed: kills > 0, ..Exit::default() };
+        let exit = Exit { code, finished_at: shim_protocol::now(), oom_killed: kills > 0, ..Exit::default() };
         self.record.exit = Some(exit.clone());
         if let Err(error) = write_record(&self.record_path, &self.record) {
             eprintln!("record the exit of {}: {error}", self.id);
@@ -234,11 +243,6 @@ impl Container {
     }
 }
 
-/// Replaces the record: readers see the old one or the new one, also after a power cut.
 fn write_record(path: &Path, record: &Record) -> io::Result<()> {
-    let temporary = path.with_extension("tmp");
-    let mut file = File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec(record)?)?;
-    file.sync_data()?;
-    std::fs::rename(&temporary, path)
+    linux::files::replace(path, &serde_json::to_vec(record)?)
 }

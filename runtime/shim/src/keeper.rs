@@ -1,7 +1,9 @@
 //! The shim's loop: everything it keeps, what it watches, and what it does when something becomes ready.
 //!
 //! The set of watched descriptors is rebuilt for every round from the state itself (there are a handful), so there is no registration that could
-//! go stale. Every handler returns without waiting: descriptors are non-blocking, and what takes longer is a worker's.
+//! go stale. Handlers wait for no other process: descriptors are non-blocking, and what takes longer than a file operation is a worker's. Files are
+//! written here: log lines into the page cache, and at each start and end of a container its record with fdatasync, before anybody is told. A disk
+//! that stalls therefore stalls this loop, as it stalls a containerd shim's log; exits are then told late, not wrongly.
 
 mod requests;
 mod watch;
@@ -315,8 +317,7 @@ impl Keeper {
                 self.claim(pid);
             }
             (Task::Start { slot, .. }, Outcome::Failed { message }) => {
-                self.containers.remove(&slot);
-                self.refuse(worker.caller, FailureKind::Start, message);
+                self.start_failed(worker.caller, slot, message);
             }
             (Task::Exec { .. }, Outcome::Failed { message }) => {
                 self.refuse(worker.caller, FailureKind::Start, message);
@@ -357,6 +358,17 @@ impl Keeper {
         }
         self.tell(event);
         self.claim(pid);
+    }
+
+    /// Written down, and told to everybody but who asked: he may be gone, and who came in his place knows the container as starting.
+    fn start_failed(&mut self, caller: Option<(u32, u64)>, slot: u32, message: String) {
+        if let Some(mut container) = self.containers.remove(&slot) {
+            let exit = container.start_failed(&message);
+            let event = FromShim::Event(ShimEvent::Exited { container: container.id.clone(), exit });
+            let asker = caller.map(|(connection, _)| connection);
+            self.connections.retain(|id, connection| Some(*id) == asker || connection.tell(&event));
+        }
+        self.refuse(caller, FailureKind::Start, message);
     }
 
     /// The process may have ended before its worker reported it.

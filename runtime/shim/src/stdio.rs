@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::log_file::{LogFile, Splitter};
-use crate::timestamp;
 
 /// Bytes kept for an attached reader, or for a container that does not read its stdin, before the source is no longer read.
 pub const PENDING_BYTES: usize = 64 * 1024;
@@ -121,7 +120,7 @@ impl Output {
         let bytes = &chunk[..count];
         if let Some(log) = log {
             let mut lines = Vec::with_capacity(count + 128);
-            self.splitter.push(bytes, timestamp::now(), &mut lines);
+            self.splitter.push(bytes, shim_protocol::now(), &mut lines);
             log.append(&lines);
         }
         self.readers.retain_mut(|(id, sink)| {
@@ -137,7 +136,7 @@ impl Output {
     /// Writes what was kept for lack of a newline.
     pub fn finish(&mut self, log: Option<&mut LogFile>) {
         let mut lines = Vec::new();
-        self.splitter.finish(timestamp::now(), &mut lines);
+        self.splitter.finish(shim_protocol::now(), &mut lines);
         if let Some(log) = log.filter(|_| !lines.is_empty()) {
             log.append(&lines);
         }

@@ -1,12 +1,4 @@
-//! The clock: nanoseconds since 1970, and RFC 3339 in UTC with nine digits, as CRI logs carry it.
-
-use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Nanoseconds since 1970.
-pub fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
+//! RFC 3339 in UTC with nine digits, as CRI logs carry it, from nanoseconds since 1970.
 
 /// `2026-01-02T03:04:05.000000006Z`
 pub fn rfc3339(nanoseconds: i64) -> String {

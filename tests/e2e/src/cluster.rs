@@ -1,4 +1,5 @@
-//! The cluster under test: started by `cargo xtask up` when the first test asks for it, stopped by the test run.
+//! The cluster under test: started by `cargo xtask up` when the first test asks for it, stopped by the test run. Where
+//! `ORLOP_CLUSTER` names a kubeconfig, it is that cluster, which somebody else started, and only its API can be used.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,15 +30,22 @@ pub const FAST_GRACE: Duration = Duration::from_secs(8);
 /// What `up` says when it finds another cluster.
 const OTHER_OPTIONS: &str = "a cluster with other options";
 
+/// Names the kubeconfig of a cluster that runs already.
+const GIVEN: &str = "ORLOP_CLUSTER";
+
 pub struct Cluster {
     root: PathBuf,
+    kubeconfig: PathBuf,
     options: &'static [&'static str],
 }
 
 impl Cluster {
     /// Starts the cluster of one node, or finds it running.
     pub fn get() -> Self {
-        Self::with(&[])
+        match std::env::var_os(GIVEN) {
+            Some(kubeconfig) => Self { root: root(), kubeconfig: kubeconfig.into(), options: &[] },
+            None => Self::with(&[]),
+        }
     }
 
     /// Starts the cluster of three nodes, or finds it running.
@@ -47,7 +55,9 @@ impl Cluster {
 
     /// One cluster at a time: that of another test goes first.
     fn with(options: &'static [&'static str]) -> Self {
-        let cluster = Self { root: root(), options };
+        let root = root();
+        let kubeconfig = root.join("target/up/admin.kubeconfig");
+        let cluster = Self { root, kubeconfig, options };
         if let Err(said) = cluster.try_up() {
             assert!(said.contains(OTHER_OPTIONS), "cargo xtask up: {said}");
             down();
@@ -70,7 +80,7 @@ impl Cluster {
     }
 
     pub fn kubectl(&self) -> Kubectl {
-        Kubectl::new(self.root.join("target/up/admin.kubeconfig"))
+        Kubectl::new(self.kubeconfig.clone())
     }
 
     /// A kubectl that works in a fresh namespace, which is deleted when it is dropped.

@@ -72,6 +72,15 @@ impl Kubectl {
             .unwrap_or_else(|error| panic!("kubectl apply: {error}"))
     }
 
+    /// Runs a pod that does nothing, and ends when it is told to: as pid 1, `sleep` alone would ignore SIGTERM. Waits until it
+    /// is Ready.
+    #[track_caller]
+    pub fn run_idle(&self, name: &str) {
+        let script = "trap 'exit 0' TERM; sleep infinity & wait";
+        self.run(&["run", name, "--image=localhost/busybox:v1", "--", "sh", "-c", script]);
+        self.run(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
+    }
+
     /// Starts a call and leaves it running.
     pub fn spawn(&self, arguments: &[&str]) -> Child {
         let mut command = self.command(arguments);

@@ -8,7 +8,15 @@ mod demo;
 mod faults;
 #[path = "cluster/many.rs"]
 mod many;
-#[path = "cluster/nodes.rs"]
-mod nodes;
+#[path = "cluster/metrics.rs"]
+mod metrics;
+#[path = "cluster/namespace.rs"]
+mod namespace;
+#[path = "cluster/node_api.rs"]
+mod node_api;
+#[path = "cluster/port_forward.rs"]
+mod port_forward;
+#[path = "cluster/several_nodes.rs"]
+mod several_nodes;
 #[path = "cluster/way_out.rs"]
 mod way_out;

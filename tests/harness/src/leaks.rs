@@ -42,6 +42,9 @@ impl Snapshot {
         found.extend(read::processes(|process| machine::is_our_process(process, target))?);
         found.extend(read::network()?.into_iter().filter(|line| machine::is_our_network(line)));
         found.extend(read::sysctls(Path::new("/proc/sys/net"), machine::is_watched_sysctl));
+        for setting in machine::SHARED_SETTINGS {
+            found.extend(read::sysctls(&Path::new("/proc/sys").join(setting), |_| true));
+        }
         found.extend(read::rules());
         found.extend(read::mounts()?.into_iter().filter(|line| machine::is_our_mount(line, target)));
         found.extend(read::cgroups(&hierarchies).into_iter().filter(|line| machine::is_our_cgroup(line)));

@@ -25,7 +25,7 @@ struct Usage {
 }
 
 pub fn run() -> Result<()> {
-    let bench = Bench::start()?;
+    let mut bench = Bench::start()?;
     let empty = measure()?;
     bench.create(PODS)?;
     let full = measure()?;
@@ -44,7 +44,7 @@ pub fn run() -> Result<()> {
             );
         }
     }
-    bench.clear()
+    bench.clear().map(drop)
 }
 
 /// Each program's usage and its share of a core while nothing is asked of it.

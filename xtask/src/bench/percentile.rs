@@ -1,4 +1,4 @@
-//! Percentiles of a handful of measured times. Pure.
+//! Percentiles and means of a handful of measured times. Pure.
 
 use std::time::Duration;
 
@@ -11,4 +11,9 @@ pub fn percentile(values: &[Duration], percent: usize) -> Option<Duration> {
     sorted.sort();
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied()
+}
+
+/// The mean. `None` without values.
+pub fn mean(values: &[Duration]) -> Option<Duration> {
+    values.iter().sum::<Duration>().checked_div(u32::try_from(values.len()).ok()?)
 }

@@ -1,6 +1,7 @@
-//! Pods to measure with: made all at once in a namespace of their own, watched through kubectl, and removed.
+//! Pods to measure with: made all at once in a namespace of their own, watched through kubectl, and deleted with the default grace.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -10,18 +11,26 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{process, setup, up};
 
+#[cfg(test)]
+mod tests;
+
 const NAMESPACE: &str = "orlop-bench";
 /// How long a batch of pods may take to run, or to go.
 const LIMIT: Duration = Duration::from_secs(120);
-/// One line per change of a pod: name, node, phase.
-const LINE: &str = "jsonpath={.metadata.name} {.spec.nodeName} {.status.phase}{\"\\n\"}";
+/// How often it is looked whether the nodes have finished taking pods down.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// One line per change of a pod.
+const LINE: &str = "jsonpath={.type},{.object.metadata.name},{.object.spec.nodeName},{.object.status.phase},\
+                    {.object.metadata.deletionTimestamp}{\"\\n\"}";
 
-/// When a pod was first seen, bound to a node, and seen running.
-#[derive(Debug, Clone, Copy, Default)]
+/// When a pod was first seen, bound to a node, seen running, seen to be deleted, and gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Times {
     created: Option<Instant>,
     scheduled: Option<Instant>,
     running: Option<Instant>,
+    deleted: Option<Instant>,
+    gone: Option<Instant>,
 }
 
 impl Times {
@@ -32,19 +41,55 @@ impl Times {
     pub fn to_running(self) -> Option<Duration> {
         Some(self.running?.duration_since(self.created?))
     }
+
+    pub fn to_gone(self) -> Option<Duration> {
+        Some(self.gone?.duration_since(self.deleted?))
+    }
+
+    /// Takes note of a line of [`LINE`].
+    fn note(pods: &mut HashMap<String, Times>, at: Instant, line: &str) {
+        let words: Vec<&str> = line.split(',').collect();
+        let [event, name, node, phase, deletion] = words.as_slice() else { return };
+        let times = pods.entry((*name).to_owned()).or_default();
+        times.created.get_or_insert(at);
+        if !node.is_empty() {
+            times.scheduled.get_or_insert(at);
+        }
+        if *phase == "Running" {
+            times.running.get_or_insert(at);
+        }
+        if !deletion.is_empty() {
+            times.deleted.get_or_insert(at);
+        }
+        if *event == "DELETED" {
+            times.gone.get_or_insert(at);
+        }
+    }
 }
 
 /// The namespace, and a watch of its pods. Dropping it removes the pods.
 pub struct Bench {
     watch: Child,
     lines: Receiver<(Instant, String)>,
+    pods: HashMap<String, Times>,
 }
 
 impl Bench {
     pub fn start() -> Result<Self> {
+        // A run that was interrupted leaves its namespace.
+        run(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s"])?;
         run(&["create", "namespace", NAMESPACE])?;
         let mut command = kubectl()?;
-        command.args(["get", "pods", "--namespace", NAMESPACE, "--watch", "-o", LINE]);
+        command.args([
+            "get",
+            "pods",
+            "--namespace",
+            NAMESPACE,
+            "--watch",
+            "--output-watch-events",
+            "-o",
+            LINE,
+        ]);
         let mut watch = command.stdout(Stdio::piped()).spawn().context("start kubectl")?;
         let output = watch.stdout.take().context("kubectl has no output")?;
         let (sender, lines) = channel();
@@ -56,11 +101,12 @@ impl Bench {
                 }
             }
         });
-        Ok(Self { watch, lines })
+        Ok(Self { watch, lines, pods: HashMap::new() })
     }
 
     /// Makes `count` pods with one call and waits until all of them run.
-    pub fn create(&self, count: usize) -> Result<Vec<Times>> {
+    pub fn create(&mut self, count: usize) -> Result<()> {
+        self.pods.clear();
         let mut command = kubectl()?;
         command
             .args(["create", "--namespace", NAMESPACE, "-f", "-"])
@@ -71,26 +117,26 @@ impl Bench {
         input.write_all(manifest(count).as_bytes()).context("write to kubectl")?;
         drop(input);
         ensure!(child.wait()?.success(), "kubectl create failed");
-        self.wait_running(count)
+        self.wait(count, "run", |times| times.running.is_some())
     }
 
-    fn wait_running(&self, count: usize) -> Result<Vec<Times>> {
+    /// Deletes the pods, waits until their objects are gone and the nodes have nothing left of them; gives what was seen of each.
+    pub fn clear(&mut self) -> Result<Vec<Times>> {
+        run(&["delete", "pods", "--all", "--namespace", NAMESPACE, "--wait=false"])?;
+        self.wait(self.pods.len(), "are gone", |times| times.gone.is_some())?;
+        settle()?;
+        Ok(self.pods.drain().map(|(_, times)| times).collect())
+    }
+
+    fn wait(&mut self, count: usize, what: &str, reached: impl Fn(&Times) -> bool) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
-        let mut pods: HashMap<String, Times> = HashMap::new();
-        while pods.values().filter(|times| times.running.is_some()).count() < count {
+        while self.pods.values().filter(|times| reached(times)).count() < count {
             let rest = deadline.saturating_duration_since(Instant::now());
             let Ok((at, line)) = self.lines.recv_timeout(rest) else {
-                bail!("not all of {count} pods run after {LIMIT:?}");
+                bail!("not all of {count} pods {what} after {LIMIT:?}");
             };
-            note(&mut pods, at, &line);
+            Times::note(&mut self.pods, at, &line);
         }
-        Ok(pods.into_values().collect())
-    }
-
-    /// Removes the pods and waits until they are gone.
-    pub fn clear(&self) -> Result<()> {
-        run(&["delete", "pods", "--all", "--namespace", NAMESPACE, "--timeout=120s"])?;
-        while self.lines.try_recv().is_ok() {}
         Ok(())
     }
 }
@@ -105,30 +151,32 @@ impl Drop for Bench {
     }
 }
 
-fn note(pods: &mut HashMap<String, Times>, at: Instant, line: &str) {
-    let mut words = line.split(' ');
-    let (Some(name), Some(node), Some(phase)) = (words.next(), words.next(), words.next()) else { return };
-    let times = pods.entry(name.to_owned()).or_default();
-    times.created.get_or_insert(at);
-    if !node.is_empty() {
-        times.scheduled.get_or_insert(at);
+/// Waits until the nodes' runtimes have taken everything down that they do after a pod's object is gone. The folder of a sandbox goes last.
+fn settle() -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    for node in up::nodes::folders() {
+        let folder = node.join("var-lib-orlop/runtime/sandboxes");
+        while fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?.next().is_some() {
+            ensure!(Instant::now() < deadline, "sandboxes are left after {LIMIT:?} in {}", folder.display());
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
-    if phase == "Running" {
-        times.running.get_or_insert(at);
-    }
+    Ok(())
 }
 
+/// Pods with nothing but one container that ends when it is told to.
 fn manifest(count: usize) -> String {
     let pod = |number: usize| {
         format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: pod-{number}}}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
-             containers: [{{name: a, image: 'localhost/busybox:v1', command: [sleep, infinity]}}]\n"
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: pod-{number}}}\nspec:\n  containers:\n  - name: a\n    \
+             image: localhost/busybox:v1\n    \
+             command: [sh, -c, 'trap \"exit 0\" TERM; sleep infinity & wait']\n"
         )
     };
     (0..count).map(pod).collect::<Vec<_>>().join("---\n")
 }
 
-fn kubectl() -> Result<Command> {
+pub fn kubectl() -> Result<Command> {
     let mut command = Command::new(setup::kubectl()?);
     command.arg("--kubeconfig").arg(up::kubeconfig());
     Ok(command)

@@ -18,9 +18,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("xtask", &["linux"]),
 ];
 
-/// Modules that decide and do nothing else (I4): their path, and what they may not mention.
+/// Modules that decide and do nothing else (I4): those of these names, and those whose `//!` says [`PURE_WORD`].
 const PURE_FILES: &[&str] = &["filter.rs", "model.rs", "plan.rs", "ranking.rs", "select.rs"];
-/// Addresses of `std::net` are values; its sockets are not.
+const PURE_WORD: &str = "Pure";
+/// What a pure module may not mention. Addresses of `std::net` are values; its sockets are not.
 const IMPURE: &[&str] = &[
     "std::fs",
     "TcpListener",
@@ -81,11 +82,16 @@ pub fn file(path: &Path, text: &str) -> Vec<String> {
     if lifts_unsafe(text) && !UNSAFE_FOLDERS.iter().any(|folder| path.starts_with(folder)) {
         found.push(format!("{shown}: lifts the lint unsafe_code: only {} may", UNSAFE_FOLDERS.join(", ")));
     }
-    if PURE_FILES.contains(&name) {
+    if PURE_FILES.contains(&name) || says_pure(text) {
         let mentions = IMPURE.iter().filter(|word| text.contains(**word));
         found.extend(mentions.map(|word| format!("{shown}: a pure module mentions {word} (I4)")));
     }
     found
+}
+
+fn says_pure(text: &str) -> bool {
+    let header = text.lines().take_while(|line| line.starts_with("//!"));
+    header.flat_map(|line| line.split(|sign: char| !sign.is_alphanumeric())).any(|word| word == PURE_WORD)
 }
 
 /// Whether an attribute of the file names the lint.

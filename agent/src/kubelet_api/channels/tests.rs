@@ -3,15 +3,6 @@ use bytes::Bytes;
 use super::{Ending, Input, Protocol, TerminalSize, decode, decode_size, encode};
 
 #[test]
-fn the_newest_version_that_both_know() {
-    let choose = |offers: &[&'static str]| Protocol::choose(offers.iter().copied()).map(|(name, _)| name);
-    assert_eq!(choose(&["v4.channel.k8s.io, v5.channel.k8s.io"]), Some("v5.channel.k8s.io"));
-    assert_eq!(choose(&["channel.k8s.io", "v4.channel.k8s.io"]), Some("v4.channel.k8s.io"));
-    assert_eq!(choose(&["base64.channel.k8s.io"]), None);
-    assert_eq!(choose(&[]), None);
-}
-
-#[test]
 fn messages_of_the_client() {
     let data =
         |channel, text: &'static str| Input::Data { channel, data: Bytes::from_static(text.as_bytes()) };

@@ -10,7 +10,7 @@ use crate::pods::observed::Observed;
 use crate::pods::resources;
 
 /// The conditions that we own, in the order in which the kubelet reports them.
-const OWN: [&str; 5] =
+pub const OWN: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
 /// A condition's value before it is compared with the old one.

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 
-use crate::pods::images::chain;
+use crate::api::chain;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use runtime::{ContainerId, SandboxId, SandboxState, SandboxStatus};
 use tokio::task::JoinSet;
 
@@ -14,9 +14,6 @@ use crate::pods::backoff::after;
 use crate::pods::observed::{ImageState, Operation, StartFailure, VolumeState};
 use crate::pods::site::RETRY_AFTER;
 use crate::pods::volumes;
-
-/// When the removal of a control group that is still in use is tried again.
-const CGROUP_RETRY: SignedDuration = SignedDuration::from_millis(250);
 
 impl Worker {
     pub(super) fn finish(&mut self, done: Done) {
@@ -78,13 +75,8 @@ impl Worker {
                 }
             }
             Done::CgroupRemoved(result) => {
-                // The runtime may still be taking the last of its own groups away: that is soon over.
-                self.observed.cleanup_retry_at =
-                    result.is_err().then(|| after(Timestamp::now(), CGROUP_RETRY));
-                if let Err(error) = &result {
-                    tracing::debug!(pod = self.observed.pod_text(), error, "remove control group");
-                }
-                self.observed.cgroup_removed |= result.is_ok();
+                self.observed.cleanup_retry_at = None;
+                self.observed.cgroup_removed |= self.cleaned("remove control group", result);
             }
             Done::Status(end) => self.writer.finish(end),
             Done::ObjectDeleted(result) => {

@@ -2,11 +2,9 @@
 //!
 //! All nodes may read Nodes: a node needs the pod networks of the others.
 
-use serde_json::Value;
-
-use super::Attributes;
-use crate::cache::{Cache, Filter, Page};
-use crate::object::{items, text};
+use super::references::References;
+use super::{Attributes, Known};
+use crate::cache::Cache;
 use crate::selectors::FieldSelector;
 use crate::storage::Key;
 
@@ -14,7 +12,8 @@ const READ: &[&str] = &["get", "list", "watch"];
 /// The namespace of node leases.
 const LEASES: &str = "kube-node-lease";
 
-pub(super) fn allows(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
+pub(super) fn allows(node: &str, wanted: &Attributes, known: Known<'_>) -> bool {
+    let cache = known.cache;
     let reads = READ.contains(&wanted.verb);
     let verb = wanted.verb;
     match (wanted.group.as_str(), wanted.resource.as_str(), wanted.subresource.as_str()) {
@@ -25,7 +24,7 @@ pub(super) fn allows(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
         ("", "pods", "") => pods(node, wanted, cache),
         ("", "pods", "status") => matches!(verb, "get" | "update" | "patch") && is_bound(node, wanted, cache),
         ("", "pods", "eviction") => verb == "create" && is_bound(node, wanted, cache),
-        ("", "secrets" | "configmaps", "") => reads && refers(node, wanted, cache),
+        ("", "secrets" | "configmaps", "") => reads && refers(node, wanted, known.references),
         ("", "services" | "endpoints" | "namespaces", "") => reads,
         ("discovery.k8s.io", "endpointslices", "") => reads,
         ("coordination.k8s.io", "leases", "") => {
@@ -42,12 +41,11 @@ fn own(node: &str, wanted: &Attributes) -> bool {
     wanted.name == node
 }
 
-/// Its own pods; lists and watches must select them.
+/// Its own pods; lists and watches must select them. It creates none, for a node may read what its pods refer to: mirror
+/// pods would have to refer to nothing.
 fn pods(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
     match wanted.verb {
         "list" | "watch" => selects(&wanted.field_selector, "spec.nodeName", node),
-        // A mirror pod; the admission of pods checks that it is bound to its creator.
-        "create" => true,
         "get" | "delete" => is_bound(node, wanted, cache),
         _ => false,
     }
@@ -65,7 +63,7 @@ fn is_bound(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
 }
 
 /// Whether a pod that is bound to the node uses the Secret or ConfigMap. Lists must select one by name.
-fn refers(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
+fn refers(node: &str, wanted: &Attributes, references: &References) -> bool {
     let selected = FieldSelector::parse(&wanted.field_selector).unwrap_or_default();
     let named = selected.0.iter().find(|term| term.equal && term.field == "metadata.name");
     let name = match (wanted.name.as_str(), named) {
@@ -75,32 +73,5 @@ fn refers(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
     if name.is_empty() || wanted.namespace.is_empty() {
         return false;
     }
-    let filter = Filter {
-        namespace: wanted.namespace.clone(),
-        fields: FieldSelector::parse(&format!("spec.nodeName={node}")).unwrap_or_default(),
-        ..Filter::default()
-    };
-    let Ok(listed) = cache.list("pods", &filter, &Page::default()) else { return false };
-    let secret = wanted.resource == "secrets";
-    listed.entries.iter().any(|pod| pod_refers(&pod.value(), secret, name))
-}
-
-fn pod_refers(pod: &Value, secret: bool, name: &str) -> bool {
-    let volumes = items(pod, "/spec/volumes");
-    let (volume, name_field, env, env_from) = if secret {
-        ("/secret/secretName", "/secret/name", "/valueFrom/secretKeyRef/name", "/secretRef/name")
-    } else {
-        ("/configMap/name", "/configMap/name", "/valueFrom/configMapKeyRef/name", "/configMapRef/name")
-    };
-    let in_volumes = volumes.iter().any(|item| {
-        text(item, volume) == name
-            || items(item, "/projected/sources").iter().any(|source| text(source, name_field) == name)
-    });
-    let containers = ["/spec/containers", "/spec/initContainers", "/spec/ephemeralContainers"];
-    let in_containers = containers.iter().flat_map(|list| items(pod, list)).any(|container| {
-        items(container, "/env").iter().any(|variable| text(variable, env) == name)
-            || items(container, "/envFrom").iter().any(|source| text(source, env_from) == name)
-    });
-    let pulls = secret && items(pod, "/spec/imagePullSecrets").iter().any(|item| text(item, "/name") == name);
-    in_volumes || in_containers || pulls
+    references.has(node, &Key::new(&wanted.resource, &wanted.namespace, name))
 }

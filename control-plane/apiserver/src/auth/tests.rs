@@ -7,7 +7,7 @@ use crate::cache::FieldValues;
 use crate::object;
 use crate::storage::{Change, Key, Loaded, Write};
 
-fn cache() -> Cache {
+fn known() -> (Cache, References) {
     let fields: FieldValues =
         |value| vec![("spec.nodeName", object::text(value, "/spec/nodeName").to_owned())];
     let cache = Cache::new([("pods", fields)], Loaded::default());
@@ -21,7 +21,8 @@ fn cache() -> Cache {
         Change { revision: 1, write: pod("mine", "n1", "my-secret") },
         Change { revision: 2, write: pod("other", "n2", "other-secret") },
     ]);
-    cache
+    let references = References::of(&cache);
+    (cache, references)
 }
 
 fn asks(user: &str, verb: &'static str, path: &str) -> bool {
@@ -45,7 +46,8 @@ fn asks(user: &str, verb: &'static str, path: &str) -> bool {
         name: next(),
         field_selector: next(),
     };
-    authorize(&user, &attributes, &cache()).is_ok()
+    let (cache, references) = known();
+    authorize(&user, &attributes, Known { cache: &cache, references: &references }).is_ok()
 }
 
 #[test]
@@ -64,6 +66,8 @@ fn who_may_do_what() {
         (node, "patch", "pods/status x other", false),
         (node, "update", "pods x mine", false),
         (node, "delete", "pods x other", false),
+        (node, "create", "pods x", false),
+        (node, "create", "pods/binding x mine", false),
         (node, "list", "pods   spec.nodeName=n1", true),
         (node, "watch", "pods   spec.nodeName=n2", false),
         (node, "list", "pods", false),

@@ -15,6 +15,7 @@ use crate::auth::User;
 use crate::cache::{EventType, Filter, WatchStart};
 use crate::error::ApiError;
 use crate::selectors::FieldSelector;
+use crate::storage::Revision;
 use crate::verbs::{Target, WriteOptions};
 
 /// The namespaces of every cluster.
@@ -75,14 +76,14 @@ impl OwnObjects {
 
     /// Makes again what is deleted, until `stop`.
     pub(super) async fn keep(self, stop: CancellationToken) {
-        while !stop.is_cancelled() {
-            // Both may be dropped: a dropped watch is started again with the whole state.
-            let deleted = tokio::select! {
-                deleted = self.deleted() => deleted,
+        loop {
+            // Taken before the look, so that a deletion during it is seen by the watches.
+            let revision = self.api.cache.revision();
+            self.restore().await;
+            // Cancel safe: a watch that is dropped is begun again after a look at the whole state.
+            tokio::select! {
+                () = self.deletion_after(revision) => {}
                 () = stop.cancelled() => return,
-            };
-            if deleted {
-                self.restore().await;
             }
         }
     }
@@ -102,26 +103,27 @@ impl OwnObjects {
         tracing::warn!("the objects of the server could not be made again");
     }
 
-    /// Waits for a deletion of one of the objects; false when a watch fell behind or could not start.
-    async fn deleted(&self) -> bool {
-        let filter = || Filter {
-            namespace: "default".into(),
-            fields: FieldSelector::parse("metadata.name=kubernetes").unwrap_or_default(),
+    /// Waits until one of the objects was deleted after `revision`, or until a watch cannot tell.
+    async fn deletion_after(&self, revision: Revision) {
+        let named = |namespace: &str, name: &str| Filter {
+            namespace: namespace.into(),
+            fields: FieldSelector::parse(&format!("metadata.name={name}")).unwrap_or_default(),
             ..Filter::default()
         };
-        let revision = self.api.cache.revision();
-        let watches = KINDS.iter().filter_map(|storage| {
-            let mut watch = self.api.cache.watch(storage, filter(), WatchStart::After(revision)).ok()?;
-            Some(Box::pin(async move {
+        let namespaces = NAMESPACES.iter().map(|name| ("namespaces", named("", name)));
+        let objects = KINDS.iter().map(|storage| (*storage, named("default", "kubernetes")));
+        let watches = namespaces.chain(objects).map(|(storage, filter)| {
+            Box::pin(async move {
+                let start = WatchStart::After(revision);
+                let Ok(mut watch) = self.api.cache.watch(storage, filter, start) else { return };
                 while let Some(event) = watch.events.recv().await {
                     if event.kind == EventType::Deleted {
-                        return true;
+                        return;
                     }
                 }
-                false
-            }))
+            })
         });
-        futures::future::select_all(watches).await.0
+        futures::future::select_all(watches).await;
     }
 
     /// Creates the object, or updates it when `differs` says so.

@@ -11,7 +11,7 @@ use super::route::Document;
 use super::{Body, JSON, respond};
 use crate::api::{Api, GIT_VERSION, VERSION_MAJOR, VERSION_MINOR};
 use crate::error::ApiError;
-use crate::kinds::{Kind, REVIEWS, Registry, VERBS, api_version};
+use crate::kinds::{Kind, REVIEWS, Registry, api_version};
 
 const AGGREGATED_V2: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 const AGGREGATED_V2BETA1: &str = "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
@@ -184,7 +184,7 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
     let mut list = Vec::new();
     for kind in kinds_of(registry, group, version) {
         let mut resource = json!({"name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced,
-            "kind": kind.kind, "verbs": VERBS});
+            "kind": kind.kind, "verbs": kind.verbs});
         if !kind.short_names.is_empty() {
             resource["shortNames"] = json!(kind.short_names);
         }
@@ -260,7 +260,7 @@ fn aggregated_resources(registry: &Registry, group: &str, version: &str) -> Vec<
         .map(|kind| {
             let mut resource = json!({"resource": kind.plural, "singularResource": kind.singular,
                 "responseKind": response_kind(kind.group, kind.version, kind.kind),
-                "scope": if kind.namespaced { "Namespaced" } else { "Cluster" }, "verbs": VERBS});
+                "scope": if kind.namespaced { "Namespaced" } else { "Cluster" }, "verbs": kind.verbs});
             if !kind.short_names.is_empty() {
                 resource["shortNames"] = json!(kind.short_names);
             }

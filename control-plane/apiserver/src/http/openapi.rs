@@ -318,11 +318,13 @@ fn add_paths(paths: &mut Map<String, Value>, one: &Described) {
     };
     let list_type = format!("{}List", one.type_name);
     let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
-    let collection = json!({
+    let mut collection = json!({
         "get": operation(one, "list", LIST, &[], &list_type),
         "post": operation(one, "post", WRITE, JSON_BODY, one.type_name),
-        "delete": operation(one, "deletecollection", DELETE, &[], STATUS),
     });
+    if kind.verbs.contains(&"deletecollection") {
+        collection["delete"] = operation(one, "deletecollection", DELETE, &[], STATUS);
+    }
     let item = json!({
         "get": operation(one, "get", &[], &[], one.type_name),
         "put": operation(one, "put", WRITE, JSON_BODY, one.type_name),

@@ -1,16 +1,22 @@
 //! The subresources that a node answers: log, exec, attach, portforward.
 //!
-//! Translates the API's query parameters to the kubelet's and passes the request on.
+//! Translates the API's query parameters to the kubelet's and passes the request on. What the node says in place of a log or
+//! a stream, and that it cannot be reached, becomes a Status: kubectl shows plain text as an unknown error. Refuses pods
+//! without a node and nodes without an address.
 
-use http::{Method, Response, header};
+use http::{Method, Response, StatusCode, header};
+use http_body_util::BodyExt;
 
+use super::places::Upgrade;
 use super::{Body, Call, Query};
 use crate::error::{ApiError, Resource};
 use crate::kinds::Kind;
-use crate::kubelet::{KubeletAddress, KubeletRequest};
+use crate::kubelet::{KubeletAddress, KubeletError, KubeletRequest};
 use crate::object::{items, text};
 use crate::storage::Key;
 
+/// What is read of a node's refusal (upstream's limit).
+const MAX_REFUSAL_BYTES: usize = 50_000;
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 /// Query parameters of the API and of the kubelet.
 const STREAMS: &[(&str, &str)] =
@@ -50,12 +56,61 @@ impl Call<'_> {
         })?;
         let target = target(&subresource, &namespace, &name, &container, &self.query);
         let upgrade = self.request.headers().contains_key(header::UPGRADE);
-        let upgrade = upgrade.then(|| hyper::upgrade::on(&mut self.request));
+        let upgrade = upgrade.then(|| Upgrade::of(&mut self.request));
         let (parts, body) = self.request.into_parts();
         let method = if subresource == "log" { Method::GET } else { parts.method };
+        let url = format!("https://{address}{target}");
         let request = KubeletRequest { address, method, target, headers: &parts.headers, body, upgrade };
-        self.api.kubelet.proxy(request).await
+        let answer = self.api.kubelet.proxy(request).await;
+        let answer = answer.map_err(|error| unreachable_node(&subresource, &url, &error))?;
+        if is_wanted(&subresource, answer.status()) {
+            return Ok(answer);
+        }
+        Err(refusal(&subresource, &name, answer).await)
     }
+}
+
+fn is_wanted(subresource: &str, status: StatusCode) -> bool {
+    match subresource {
+        "log" => (200..=206).contains(&status.as_u16()),
+        _ => status == StatusCode::SWITCHING_PROTOCOLS,
+    }
+}
+
+/// What a client reads when the node does not answer at all.
+fn unreachable_node(subresource: &str, url: &str, error: &KubeletError) -> ApiError {
+    match subresource {
+        "log" => ApiError::unknown(format!("Get {url:?}: {error}")),
+        _ => ApiError::internal(format!("error dialing backend: {error}")),
+    }
+}
+
+/// The Status for a node's refusal.
+async fn refusal(subresource: &str, name: &str, answer: Response<Body>) -> ApiError {
+    let code = answer.status().as_u16();
+    let said = refusal_text(answer.into_body()).await;
+    tracing::debug!(subresource, pod = name, code, said, "a node refused");
+    let resource = format!("pods/{subresource}");
+    let resource = Resource { group: "", name: &resource };
+    match (subresource, code) {
+        ("log", 400) => ApiError::bad_request(said),
+        ("log", _) => ApiError::of_server(code, resource, name, &said),
+        // A node that says yes to something else than the stream.
+        (_, ..400) => ApiError::internal(format!("unable to upgrade connection: the node answered {code}")),
+        _ => ApiError::no_stream(code, resource, name, &said),
+    }
+}
+
+/// The beginning of a body, without the line end that Go's servers put after an error.
+async fn refusal_text(mut body: Body) -> String {
+    let mut bytes = Vec::new();
+    while bytes.len() < MAX_REFUSAL_BYTES
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+    }
+    bytes.truncate(MAX_REFUSAL_BYTES);
+    String::from_utf8_lossy(&bytes).trim_end().to_owned()
 }
 
 /// The container that is meant: named, annotated, or the only one.

@@ -23,7 +23,7 @@ impl Call<'_> {
             "SelfSubjectRulesReview" => rules(user),
             _ => {
                 let attributes = attributes(&body);
-                match auth::authorize(user, &attributes, &api.cache) {
+                match auth::authorize(user, &attributes, api.known()) {
                     Ok(()) => json!({"allowed": true}),
                     Err(reason) => json!({"allowed": false, "reason": reason}),
                 }

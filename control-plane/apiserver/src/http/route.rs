@@ -7,7 +7,7 @@ use http::Method;
 use super::Query;
 use crate::auth::Attributes;
 use crate::error::{ApiError, Resource};
-use crate::kinds::{REVIEWS, Review};
+use crate::kinds::{Kind, REVIEWS, Review};
 
 /// A document that describes the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,11 +111,29 @@ fn resource(group: &str, version: &str, rest: &[&str]) -> Option<Route> {
     Some(Route::Resource(route))
 }
 
-/// The review that a path posts to.
+/// The review that a path posts to. None is in a namespace.
 pub(crate) fn review(route: &ResourceRoute) -> Option<&'static Review> {
-    REVIEWS.iter().find(|review| {
+    let mut reviews = REVIEWS.iter().filter(|_| route.namespace.is_empty());
+    reviews.find(|review| {
         review.group == route.group && review.version == route.version && review.plural == route.resource
     })
+}
+
+/// Whether a kind is served at a path with a verb.
+pub(crate) fn check_served(kind: &Kind, route: &ResourceRoute, verb: &str) -> Result<(), ApiError> {
+    if !kind.namespaced && !route.namespace.is_empty() {
+        return Err(ApiError::no_such_path());
+    }
+    let verbs = match route.subresource.as_str() {
+        "" => kind.verbs,
+        name => kind.subresource(name).ok_or_else(ApiError::no_such_path)?.verbs,
+    };
+    // Only lists reach over all namespaces.
+    let no_namespace = kind.namespaced && route.namespace.is_empty();
+    if !verbs.contains(&verb) || (no_namespace && !matches!(verb, "list" | "watch")) {
+        return Err(ApiError::method_not_allowed());
+    }
+    Ok(())
 }
 
 impl ResourceRoute {
@@ -156,6 +174,7 @@ mod tests {
     //! Paths.
 
     use super::*;
+    use crate::kinds::Registry;
 
     fn route(path: &str) -> String {
         match parse(path) {
@@ -187,6 +206,35 @@ mod tests {
             ("/api/v1/a/b/c/d", "none"),
         ] {
             assert_eq!(route(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn kinds_are_served_in_their_scope_with_their_verbs() {
+        let registry = Registry::build().unwrap();
+        for (method, path, code) in [
+            ("POST", "/api/v1/nodes", 200),
+            ("POST", "/api/v1/namespaces/x/nodes", 404),
+            ("GET", "/api/v1/namespaces/x/nodes/n", 404),
+            ("GET", "/api/v1/namespaces/x/nodes", 404),
+            ("POST", "/api/v1/namespaces/x/namespaces", 404),
+            ("PUT", "/api/v1/namespaces/x/nodes/n/status", 404),
+            ("GET", "/api/v1/pods", 200),
+            ("POST", "/api/v1/pods", 405),
+            ("POST", "/api/v1/namespaces/x/pods/p/binding", 200),
+            ("GET", "/api/v1/namespaces/x/pods/p/binding", 405),
+            ("GET", "/api/v1/namespaces/x/pods/p/nothing", 404),
+            ("DELETE", "/api/v1/namespaces/x/pods", 200),
+            ("DELETE", "/api/v1/nodes", 200),
+            ("DELETE", "/api/v1/namespaces", 405),
+            ("DELETE", "/api/v1/namespaces/x", 200),
+        ] {
+            let Some(Route::Resource(route)) = parse(path) else { panic!("{path}") };
+            let kind = registry.find(&route.group, &route.version, &route.resource).unwrap();
+            let method = method.parse().unwrap();
+            let verb = route.attributes(&method, &Query::default()).unwrap().verb;
+            let answer = check_served(kind, &route, verb).map_or_else(|error| error.code, |()| 200);
+            assert_eq!(answer, code, "{method} {path}");
         }
     }
 }

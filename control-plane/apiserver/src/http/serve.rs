@@ -1,30 +1,31 @@
 //! Connections: TLS with optional client certificates, HTTP/1.1 and h2, draining at the end.
 //!
 //! Input: a listener and the TLS configuration. A connection that fails its handshake in time is closed. At shutdown
-//! no new connection is accepted, open ones finish their requests; watches are cut after a grace period.
+//! no new connection is accepted, open ones finish their requests; watches and streams are cut after a grace period.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use super::places::{self, Place, Places};
 use crate::api::Api;
 use crate::auth::User;
 use crate::pki::{Credentials, PkiError};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Open connections, at most; the next one waits in the kernel's queue.
+/// Open connections, and streams that upgrades made of them, at most; the next one waits in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
 /// Streams of one h2 connection, at most (upstream's limit).
 const MAX_STREAMS: u32 = 250;
@@ -87,21 +88,18 @@ pub fn client_config(credentials: &Credentials, ca: &str) -> Result<rustls::Clie
 /// Serves until `stop` is cancelled.
 pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, api: Arc<Api>, stop: CancellationToken) {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { break };
-        // Both may be dropped: accept loses no connection, and the token keeps its state.
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => break,
-        };
+    let places = Places::new(MAX_CONNECTIONS);
+    while let Some(accepted) = next(&listener, &places, &stop).await {
         match accepted {
-            Ok((stream, peer)) => {
-                let (acceptor, api, stop) = (acceptor.clone(), api.clone(), stop.clone());
-                connections.spawn(async move {
-                    connection(stream, peer, acceptor, api, stop).await;
-                    drop(place);
+            Ok((stream, peer, place)) => {
+                let client = Client { stream, peer, place: place.clone() };
+                let connection = connection(client, acceptor.clone(), api.clone(), stop.clone());
+                tokio::spawn(async move {
+                    // What is cut is dropped; a write that the store has got is done all the same.
+                    tokio::select! {
+                        () = connection => {}
+                        () = place.cut() => {}
+                    }
                 });
             }
             Err(error) => {
@@ -111,21 +109,30 @@ pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, api: Arc<Ap
         }
     }
     drop(listener);
-    connections.close();
-    if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
-        tracing::debug!(open = connections.len(), "connections cut");
+    places.drain(DRAIN).await;
+}
+
+/// The next connection, once there is a place for it; none at the end.
+async fn next(listener: &TcpListener, places: &Places, stop: &CancellationToken) -> Option<Accepted> {
+    // Both may be dropped: see `accept`, and the token keeps its state.
+    tokio::select! {
+        accepted = places.accept(listener) => Some(accepted),
+        () = stop.cancelled() => None,
     }
 }
 
-async fn connection(
+type Accepted = std::io::Result<(TcpStream, SocketAddr, Place)>;
+
+struct Client {
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: TlsAcceptor,
-    api: Arc<Api>,
-    stop: CancellationToken,
-) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "set nodelay");
+    place: Place,
+}
+
+async fn connection(client: Client, acceptor: TlsAcceptor, api: Arc<Api>, stop: CancellationToken) {
+    let Client { stream, peer, place } = client;
+    if let Err(error) = stream.set_nodelay(true).and_then(|()| places::keep_alive(&stream)) {
+        tracing::debug!(%peer, %error, "set socket options");
     }
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -138,8 +145,9 @@ async fn connection(
     let certificates = stream.get_ref().1.peer_certificates();
     let user = certificates.and_then(|chain| chain.first()).and_then(|first| User::from_certificate(first));
     let user = user.map(Arc::new);
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (api, user) = (api.clone(), user.clone());
+        request.extensions_mut().insert(place.clone());
         async move { Ok::<_, std::convert::Infallible>(super::handle(api, user, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -158,5 +166,23 @@ async fn connection(
     };
     if let Err(error) = result {
         tracing::debug!(%peer, error = %error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! The end of the accept loop.
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_server_stops() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (places, stop) = (Places::new(0), CancellationToken::new());
+        assert!(next(&listener, &places, &stop).now_or_never().is_none(), "no place");
+        stop.cancel();
+        assert!(matches!(next(&listener, &places, &stop).now_or_never(), Some(None)));
     }
 }

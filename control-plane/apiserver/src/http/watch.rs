@@ -27,6 +27,8 @@ const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// Length of a watch whose client names none, and its random extra, so that clients do not all come back at once.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
 const MAX_EXTRA: u64 = 1800;
+/// Length of a watch, at most: a clock has an end.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Events that one chunk carries, at most.
 const MAX_CHUNK_EVENTS: usize = 256;
 
@@ -52,6 +54,7 @@ impl Call<'_> {
             Ok(started) => started,
             Err(error) => return Ok(error_event(error)),
         };
+        let random = uuid::Uuid::new_v4().as_bytes()[0];
         let stream = WatchStream {
             api: self.api.clone(),
             kind,
@@ -61,7 +64,7 @@ impl Call<'_> {
             events: started.events,
             bookmarks,
             next_bookmark: Instant::now() + BOOKMARK_INTERVAL,
-            deadline: Instant::now() + self.timeout()?,
+            deadline: Instant::now() + timeout(self.query.get("timeoutSeconds"), random)?,
             sent_any: false,
         };
         let frames = futures::stream::unfold(stream, |mut stream| async move {
@@ -72,21 +75,16 @@ impl Call<'_> {
         *response.body_mut() = StreamBody::new(frames).boxed_unsync();
         Ok(response)
     }
+}
 
-    fn timeout(&self) -> Result<Duration, ApiError> {
-        match self.query.get("timeoutSeconds") {
-            "" | "0" => {
-                let extra = u64::from(uuid::Uuid::new_v4().as_bytes()[0]) * MAX_EXTRA / 256;
-                Ok(DEFAULT_TIMEOUT + Duration::from_secs(extra))
-            }
-            text => {
-                let seconds = text.parse::<u64>();
-                let seconds = seconds
-                    .map_err(|_| ApiError::bad_request(format!("invalid timeoutSeconds: {text:?}")))?;
-                Ok(Duration::from_secs(seconds))
-            }
-        }
+/// How long a watch lasts, by its `timeoutSeconds`; `random` spreads those that name none.
+fn timeout(seconds: &str, random: u8) -> Result<Duration, ApiError> {
+    if matches!(seconds, "" | "0") {
+        return Ok(DEFAULT_TIMEOUT + Duration::from_secs(u64::from(random) * MAX_EXTRA / 256));
     }
+    let wanted = seconds.parse::<u64>();
+    let wanted = wanted.map_err(|_| ApiError::bad_request(format!("invalid timeoutSeconds: {seconds:?}")))?;
+    Ok(Duration::from_secs(wanted).min(MAX_TIMEOUT))
 }
 
 fn error_event(error: ReadError) -> Response<Body> {
@@ -176,5 +174,21 @@ impl WatchStream {
     fn bookmark(&self, out: &mut BytesMut, revision: u64, initial_end: bool) {
         let object = self.form.bookmark(self.kind, revision, initial_end);
         out.put_slice(format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n").as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! How long a watch lasts.
+
+    use super::*;
+
+    #[test]
+    fn a_watch_ends() {
+        let of = |seconds: &str, random| timeout(seconds, random).map_err(|error| error.code);
+        assert_eq!(of("7", 0), Ok(Duration::from_secs(7)));
+        assert_eq!((of("", 0), of("0", 128)), (Ok(DEFAULT_TIMEOUT), Ok(Duration::from_secs(2700))));
+        assert_eq!(of(&u64::MAX.to_string(), 0), Ok(MAX_TIMEOUT));
+        assert_eq!((of("-1", 0), of("x", 0)), (Err(400), Err(400)));
     }
 }

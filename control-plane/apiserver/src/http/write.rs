@@ -4,7 +4,7 @@ use http::Response;
 use serde_json::json;
 
 use super::{Body, Call, add_warnings, content_type, read_body};
-use crate::error::ApiError;
+use crate::error::{ApiError, FieldError};
 use crate::kinds::Kind;
 use crate::patch::{PATCH_MEDIA_TYPES, PatchType};
 use crate::schema::protobuf;
@@ -66,21 +66,25 @@ impl Call<'_> {
     }
 
     fn write_options(&self) -> Result<WriteOptions, ApiError> {
+        let kind = options_kind(self.verb);
+        let invalid = |error: FieldError| ApiError::invalid(kind, "meta.k8s.io", "", &[error]);
         let dry_run = match self.query.get("dryRun") {
             "" => false,
             "All" => true,
-            other => {
-                let message = format!(
-                    "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: {other:?}: supported \
-                     values: \"All\""
-                );
-                return Err(ApiError::unprocessable(message));
-            }
+            other => return Err(invalid(FieldError::not_supported("dryRun", other, &["All"]))),
         };
-        Ok(WriteOptions {
-            dry_run,
-            field_validation: FieldValidation::parse(self.query.get("fieldValidation"))?,
-        })
+        let field_validation = FieldValidation::parse(self.query.get("fieldValidation")).map_err(invalid)?;
+        Ok(WriteOptions { dry_run, field_validation })
+    }
+}
+
+/// The type of a verb's query parameters.
+fn options_kind(verb: &str) -> &'static str {
+    match verb {
+        "update" => "UpdateOptions",
+        "patch" => "PatchOptions",
+        "delete" | "deletecollection" => "DeleteOptions",
+        _ => "CreateOptions",
     }
 }
 

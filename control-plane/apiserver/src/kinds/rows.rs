@@ -1,6 +1,6 @@
 //! The rows: one per served kind. Facts are upstream's (`pkg/registry/*/storage`).
 
-use super::{Conversion, Kind, Subresource, conversion, defaults, fields, prepare, print, validate};
+use super::{Conversion, Kind, Subresource, VERBS, conversion, defaults, fields, prepare, print, validate};
 use crate::names;
 
 const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];
@@ -43,6 +43,7 @@ const BASE: Kind = Kind {
     namespaced: true,
     type_name: "",
     storage: "",
+    verbs: VERBS,
     subresources: &[],
     has_generation: false,
     name_rule: names::dns_subdomain,
@@ -107,6 +108,7 @@ pub(super) const KINDS: &[Kind] = &[
         namespaced: false,
         type_name: "io.k8s.api.core.v1.Namespace",
         storage: "namespaces",
+        verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
         subresources: &[core("finalize", "Namespace", &["update"]), own("status", "", "Namespace")],
         name_rule: names::dns_label,
         default: defaults::simple::namespace,

@@ -31,6 +31,18 @@ fn every_row_has_a_type_and_as_many_cells_as_columns() {
 }
 
 #[test]
+fn every_row_can_come_as_protobuf() {
+    let registry = Registry::build().unwrap();
+    // An envelope around an object with metadata (field 1) that has a name (field 1).
+    let bytes = [b"k8s\0".as_slice(), &[0x12, 5, 0x0a, 3, 0x0a, 1, b'x']].concat();
+    for kind in rows::KINDS {
+        let root = registry.type_of(kind.type_name).unwrap();
+        let object = crate::schema::protobuf::decode(&registry.schemas, &registry.numbers, root, &bytes);
+        assert_eq!(object.unwrap()["metadata"]["name"], "x", "{} has no numbers", kind.kind);
+    }
+}
+
+#[test]
 fn pods_get_upstreams_defaults() {
     let pod = defaulted(
         "Pod",
@@ -99,6 +111,95 @@ fn validation_says_what_upstream_says() {
         ),
         ["spec.containers[0].volumeMounts[0].name: Not found: \"v\""]
     );
+}
+
+#[test]
+fn ephemeral_containers_come_with_no_pod_and_no_template() {
+    let ephemeral = json!([{"name": "e", "image": "x"}]);
+    let spec = json!({"containers": [{"name": "a", "image": "x"}], "ephemeralContainers": ephemeral});
+    assert_eq!(
+        problems("Pod", json!({"spec": spec})),
+        ["spec.ephemeralContainers: Forbidden: cannot be set on create"]
+    );
+    let template = json!({"metadata": {"labels": {"app": "a"}}, "spec": spec});
+    assert_eq!(
+        problems(
+            "Deployment",
+            json!({"spec": {"selector": {"matchLabels": {"app": "a"}}, "template": template}})
+        ),
+        [
+            "spec.template.spec.ephemeralContainers: Forbidden: ephemeral containers not allowed in pod template"
+        ]
+    );
+}
+
+#[test]
+fn mounts_and_files_stay_where_they_belong() {
+    let of = |mounts: Value, volume: Value| {
+        let mut volume = volume;
+        volume["name"] = "v".into();
+        let container = json!({"name": "a", "image": "x", "volumeMounts": mounts});
+        problems("Pod", json!({"spec": {"containers": [container], "volumes": [volume]}}))
+    };
+    let mount = |fields: Value| {
+        let mut mount = json!({"name": "v", "mountPath": "/m"});
+        mount.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        mount
+    };
+    let mounts = "spec.containers[0].volumeMounts";
+    for (given, expected) in [
+        (json!([mount(json!({"subPath": "a/b..c"}))]), vec![]),
+        (
+            json!([mount(json!({})), mount(json!({}))]),
+            vec![format!("{mounts}[1].mountPath: Invalid value: \"/m\": must be unique")],
+        ),
+        (
+            json!([mount(json!({"subPath": "/a/../b"}))]),
+            vec![
+                format!("{mounts}.subPath: Invalid value: \"/a/../b\": must be a relative path"),
+                format!("{mounts}.subPath: Invalid value: \"/a/../b\": must not contain '..'"),
+            ],
+        ),
+        (
+            json!([mount(json!({"subPath": "a", "subPathExpr": "../$(B)"}))]),
+            vec![
+                format!(
+                    "{mounts}[0].subPathExpr: Invalid value: \"../$(B)\": subPathExpr and subPath are mutually exclusive"
+                ),
+                format!("{mounts}.subPathExpr: Invalid value: \"../$(B)\": must not contain '..'"),
+            ],
+        ),
+    ] {
+        assert_eq!(of(given.clone(), json!({"emptyDir": {}})), expected, "{given}");
+    }
+    let file = |path: &str, mode: i64| json!({"key": "k", "path": path, "mode": mode});
+    for (given, expected) in [
+        (json!({"secret": {"secretName": "s", "items": [file("a/b", 0o777)]}}), vec![]),
+        (
+            json!({"secret": {"secretName": "s", "items": [file("../a", 0o400), {"path": "..a"}], "defaultMode": 512}}),
+            vec![
+                "secret.defaultMode: Invalid value: 512: must be a number between 0 and 0777 (octal), both inclusive",
+                "secret.items[0].path: Invalid value: \"../a\": must not contain '..'",
+                "secret.items[1].key: Required value",
+                "secret.items[1].path: Invalid value: \"..a\": must not start with '..'",
+            ],
+        ),
+        (
+            json!({"projected": {"sources": [{"configMap": {"name": "m", "items": [file("/a", -1)]}},
+                {"downwardAPI": {"items": [{"path": ""}]}}, {"serviceAccountToken": {"path": "a/.."}}]}}),
+            vec![
+                "projected.sources[0].configMap.items[0].path: Invalid value: \"/a\": must be a relative path",
+                "projected.sources[0].configMap.items[0].mode: Invalid value: -1: must be a number between 0 and 0777 \
+                 (octal), both inclusive",
+                "projected.sources[1].downwardAPI.items[0].path: Required value",
+                "projected.sources[2].serviceAccountToken.path: Invalid value: \"a/..\": must not contain '..'",
+            ],
+        ),
+    ] {
+        let expected: Vec<String> =
+            expected.into_iter().map(|problem| format!("spec.volumes[0].{problem}")).collect();
+        assert_eq!(of(json!([]), given.clone()), expected, "{given}");
+    }
 }
 
 #[test]

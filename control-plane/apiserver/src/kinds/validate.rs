@@ -4,6 +4,7 @@ pub(super) mod config;
 pub(super) mod pod;
 pub(super) mod service;
 pub(super) mod simple;
+mod volumes;
 pub(super) mod workload;
 
 use serde_json::Value;
@@ -76,15 +77,9 @@ fn annotations(object: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-/// What an update of metadata may not do.
+/// What an update of metadata may not do. What only the server sets, it has kept before.
 pub fn metadata_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    for field in ["name", "namespace", "uid", "creationTimestamp"] {
-        let pointer = format!("/metadata/{field}");
-        if text(new, &pointer) != text(old, &pointer) {
-            errors.push(FieldError::invalid(format!("metadata.{field}"), text(new, &pointer), IMMUTABLE));
-        }
-    }
     if object::is_deleting(old) {
         let added: Vec<&str> = object::finalizers(new)
             .filter(|added| !object::finalizers(old).any(|known| known == *added))

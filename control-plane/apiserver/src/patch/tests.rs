@@ -86,3 +86,45 @@ fn merge_and_json_patches() {
     let failing = json!([{"op": "test", "path": "/a/b", "value": 2}]);
     assert_eq!(apply(&schemas, root, PatchType::Json, &object, &failing).unwrap_err().code, 422);
 }
+
+#[test]
+fn copies_of_copies_do_not_grow_without_end() {
+    let mut object = json!({"a": {"text": "x".repeat(1000)}});
+    let doubling: Vec<Value> =
+        (0..35).map(|i| json!({"op": "copy", "from": "/a", "path": format!("/a/{i}")})).collect();
+    let error = json::apply(&mut object, &doubling.into()).unwrap_err();
+    assert_eq!(error.code, 422);
+    assert!(error.message.contains("accumulated size increase of copy is"), "{}", error.message);
+    assert!(object.to_string().len() < 2 * json::MAX_COPIED_BYTES);
+    let few = json!([{"op": "copy", "from": "/b", "path": "/c"}, {"op": "test", "path": "/c", "value": [1]}]);
+    let mut object = json!({"b": [1]});
+    json::apply(&mut object, &few).unwrap();
+    assert_eq!(object, json!({"b": [1], "c": [1]}));
+}
+
+#[test]
+fn a_patched_object_can_be_read_again() {
+    let nested = |depth: usize| (0..depth).fold(json!(1), |inner, _| json!({"a": inner}));
+    let path = |depth: usize| "/a".repeat(depth);
+    for (operation, good) in [
+        (json!({"op": "add", "path": path(7), "value": nested(json::MAX_DEPTH - 7)}), true),
+        (json!({"op": "add", "path": path(7), "value": nested(json::MAX_DEPTH - 6)}), false),
+        (json!({"op": "replace", "path": path(7), "value": nested(json::MAX_DEPTH - 6)}), false),
+        (json!({"op": "copy", "from": "", "path": path(100)}), false),
+        (json!({"op": "move", "from": "/b", "path": path(99)}), false),
+    ] {
+        let mut object = nested(100);
+        object["b"] = nested(100);
+        let result = json::apply(&mut object, &json!([operation]));
+        assert_eq!(result.is_ok(), good, "{operation}");
+        assert!(serde_json::from_str::<Value>(&object.to_string()).is_ok(), "{operation}");
+        assert!(good || result.unwrap_err().message.ends_with("nested deeper than 127 levels"));
+    }
+}
+
+#[test]
+fn a_failed_operation_is_named_by_its_place() {
+    let patch = json!([{"op": "add", "path": "/a", "value": 1}, {"op": "remove", "path": "/b"}]);
+    let error = json::apply(&mut json!({}), &patch).unwrap_err();
+    assert!(error.message.contains("'/1'"), "{}", error.message);
+}

@@ -273,7 +273,8 @@ const POINTERS: &[&str] = &[
 
 /// Whether Go's JSON encoder would have left this value out.
 fn is_omitted(field: &super::Field, value: &Value) -> bool {
-    if field.required || POINTERS.contains(&&*field.name) {
+    // Go's encoder never leaves an IntOrString out: it is a pointer, or a struct, which `omitempty` does not concern.
+    if field.required || field.shape == Shape::IntOrString || POINTERS.contains(&&*field.name) {
         return false;
     }
     match value {

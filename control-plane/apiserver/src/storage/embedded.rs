@@ -8,18 +8,33 @@
 //! a key is its value. Records that a newer one replaced are the history, kept for the last `history_limit` changes and
 //! then removed in the same commits that add new ones. In memory there is only the index from key to revision.
 //! A commit that fails closes the store: what is on disk is then unknown, and guessing would break the promise.
+//!
+//! Against a power cut: a new store gets its name only when it is whole, and the name is synced before the first write. A
+//! commit is one sync; redb finds out by checksums whether a commit that was cut off is whole, and falls back to the one
+//! before. `tests/power.rs` cuts the power of a disk that may lose, keep or tear whatever was not synced.
 
+mod backup;
+pub mod check;
+mod overlay;
 mod record;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use futures::future::BoxFuture;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use tokio::sync::{mpsc, oneshot};
+use redb::backends::FileBackend;
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::{Change, Expect, Key, Loaded, Revision, Sink, Storage, StorageError, Transaction, Write};
+use super::{
+    Backup, BackupError, Change, Expect, Key, Loaded, Revision, Sink, Storage, StorageError, Transaction,
+    Write,
+};
+use crate::files::{self, FileError};
 use record::Record;
 
 const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
@@ -35,6 +50,8 @@ const QUEUE: usize = 1024;
 const PAGE_CACHE_BYTES: usize = 2 << 20;
 /// Old records that one commit removes, at most, so that a writer never waits for a long clean-up.
 const MAX_REMOVALS: usize = 512;
+/// Backups that are made or fetched at a time, at most: each takes as much of the disk as the store.
+const MAX_BACKUPS: usize = 2;
 /// Changes kept for watchers that resume.
 pub const DEFAULT_HISTORY_LIMIT: usize = 10_000;
 
@@ -43,6 +60,13 @@ pub const DEFAULT_HISTORY_LIMIT: usize = 10_000;
 pub enum OpenError {
     #[error("open store {path}", path = path.display())]
     Database { path: PathBuf, source: Box<redb::Error> },
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(
+        "open store {path}: the file is empty; put a backup there, or remove it to begin a new cluster",
+        path = path.display()
+    )]
+    Empty { path: PathBuf },
     #[error("open store {path}: record {revision} does not parse", path = path.display())]
     Record { path: PathBuf, revision: Revision },
     #[error("open store {path}: start the writer thread", path = path.display())]
@@ -61,23 +85,56 @@ pub struct Opened {
     pub loaded: Loaded,
 }
 
-/// The running store. Dropping it ends the writer after the queued transactions.
+/// The running store. Dropping it ends the writer after the queued transactions and closes the file, so that the next start
+/// need not examine all of it.
 pub struct EmbeddedStore {
     requests: mpsc::Sender<Request>,
+    database: Arc<Database>,
+    path: PathBuf,
+    backups: Arc<Semaphore>,
+    /// Last, since fields are dropped in order: the writer ends when nobody can send.
+    _writer: Joined,
+}
+
+/// A thread that is waited for when this is dropped.
+struct Joined(Option<JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if self.0.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the store's writer has panicked");
+        }
+    }
 }
 
 /// Opens or creates the store at `path` and reads everything in it. A file left by an unclean stop is repaired.
 pub fn open(path: &Path, history_limit: usize) -> Result<Opened, OpenError> {
     let failed =
         |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
-    make_private(path).map_err(|error| failed(redb::Error::Io(error)))?;
-    let database = Database::builder()
-        .set_cache_size(PAGE_CACHE_BYTES)
-        .create(path)
-        .map_err(|error| failed(error.into()))?;
-    create_tables(&database).map_err(failed)?;
+    let file = match existing(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            create(path)?;
+            existing(path)
+        }
+        found => found,
+    };
+    let file = file.map_err(|error| failed(redb::Error::Io(error)))?;
+    if file.metadata().map_err(|error| failed(redb::Error::Io(error)))?.len() == 0 {
+        return Err(OpenError::Empty { path: path.to_owned() });
+    }
+    // Its name may be as young as the file: whoever made it may have been killed before the sync.
+    files::sync_directory(files::directory_of(path))?;
+    let backend = FileBackend::new(file).map_err(|error| failed(error.into()))?;
+    open_on(backend, path, history_limit)
+}
+
+/// Opens the store that lies on `backend`; `path` is for errors.
+fn open_on(backend: impl StorageBackend, path: &Path, history_limit: usize) -> Result<Opened, OpenError> {
+    let failed =
+        |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
+    let database = builder().create_with_backend(backend).map_err(|error| failed(error.into()))?;
     let mut writer = Writer {
-        database,
+        database: Arc::new(database),
         index: HashMap::new(),
         revision: 0,
         compacted: 0,
@@ -94,12 +151,14 @@ impl Opened {
     /// Starts the writer thread; `sink` gets every change from now on.
     pub fn start(self, sink: Sink) -> Result<EmbeddedStore, OpenError> {
         let (requests, queue) = mpsc::channel(QUEUE);
-        let writer = self.writer;
-        std::thread::Builder::new()
+        let Opened { writer, path, .. } = self;
+        let database = writer.database.clone();
+        let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(queue, sink))
-            .map_err(|source| OpenError::Thread { path: self.path, source })?;
-        Ok(EmbeddedStore { requests })
+            .map_err(|source| OpenError::Thread { path: path.clone(), source })?;
+        let backups = Arc::new(Semaphore::new(MAX_BACKUPS));
+        Ok(EmbeddedStore { requests, database, path, backups, _writer: Joined(Some(thread)) })
     }
 }
 
@@ -116,19 +175,42 @@ impl Storage for EmbeddedStore {
     fn closed(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.requests.closed())
     }
+
+    fn backup(&self) -> BoxFuture<'_, Result<Backup, BackupError>> {
+        Box::pin(async move {
+            let place = self.backups.clone().try_acquire_owned();
+            let place = place.map_err(|_| BackupError::Busy { limit: MAX_BACKUPS })?;
+            let (database, path) = (self.database.clone(), self.path.clone());
+            let made = tokio::task::spawn_blocking(move || backup::make(&database, &path)).await;
+            let file = made.map_err(|error| BackupError::Failed { reason: error.to_string() })??;
+            Ok(Backup { file, place })
+        })
+    }
 }
 
-/// Secrets are in it: only the owner may read it. An empty file becomes a new database.
-fn make_private(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)?;
-    file.set_permissions(std::fs::Permissions::from_mode(0o600))
+fn builder() -> Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(PAGE_CACHE_BYTES);
+    builder
+}
+
+/// The file at `path`. Secrets are in it: only the owner may read it.
+fn existing(path: &Path) -> std::io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+/// Makes an empty store that has its name from the moment it is whole: redb cannot open a file whose first pages were cut off.
+fn create(path: &Path) -> Result<(), OpenError> {
+    let failed =
+        |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
+    let file = files::beside(path)?;
+    let handle = file.as_file().try_clone().map_err(|error| failed(redb::Error::Io(error)))?;
+    let database = builder().create_file(handle).map_err(|error| failed(error.into()))?;
+    create_tables(&database).map_err(failed)?;
+    drop(database);
+    Ok(files::name_if_free(file, path)?)
 }
 
 fn create_tables(database: &Database) -> Result<(), redb::Error> {
@@ -167,7 +249,7 @@ fn read_all(database: &Database, path: &Path) -> Result<Vec<Change>, OpenError> 
 
 /// Owns the file; lives on its thread.
 struct Writer {
-    database: Database,
+    database: Arc<Database>,
     /// Live keys and the revision of their newest record.
     index: HashMap<Key, Revision>,
     revision: Revision,

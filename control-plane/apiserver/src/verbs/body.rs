@@ -1,14 +1,15 @@
 //! Request bodies: JSON to a checked object.
 //!
-//! Refuses another kind or API version than the path's, a value of the wrong type, and (strict) unknown or duplicate
+//! Refuses another kind, API version, name or namespace than the path's, a value of the wrong type, and (strict) unknown or duplicate
 //! fields.
 
 use serde_json::Value;
 
+use super::Target;
 use crate::api::Api;
-use crate::error::ApiError;
+use crate::error::{ApiError, FieldError};
 use crate::kinds::{self, Registry, api_version};
-use crate::object::text;
+use crate::object::{self, text};
 use crate::schema::{decode, protobuf};
 
 /// The query parameter of that name; the default is upstream's.
@@ -21,15 +22,12 @@ pub enum FieldValidation {
 }
 
 impl FieldValidation {
-    pub fn parse(value: &str) -> Result<Self, ApiError> {
+    pub fn parse(value: &str) -> Result<Self, FieldError> {
         match value {
             "" | "Warn" => Ok(FieldValidation::Warn),
             "Ignore" => Ok(FieldValidation::Ignore),
             "Strict" => Ok(FieldValidation::Strict),
-            other => Err(ApiError::unprocessable(format!(
-                "CreateOptions.meta.k8s.io \"\" is invalid: fieldValidation: Unsupported value: {other:?}: supported \
-                 values: \"Ignore\", \"Warn\", \"Strict\""
-            ))),
+            other => Err(FieldError::not_supported("fieldValidation", other, &["Ignore", "Warn", "Strict"])),
         }
     }
 }
@@ -119,6 +117,40 @@ fn check_kind(value: &mut Value, expected: Expected<'_>) -> Result<(), ApiError>
         }
     }
     Ok(())
+}
+
+/// The namespace of an object is the path's; an object that names none gets it.
+pub(super) fn check_namespace(target: &Target<'_>, object: &mut Value) -> Result<(), ApiError> {
+    if !target.kind.namespaced {
+        object::metadata(object).remove("namespace");
+    } else if object::namespace(object).is_empty() {
+        object::metadata(object).insert("namespace".into(), target.namespace.into());
+    } else if object::namespace(object) != target.namespace {
+        let message = "the namespace of the provided object does not match the namespace sent on the request";
+        return Err(ApiError::bad_request(message));
+    }
+    Ok(())
+}
+
+/// An object that is to replace another has the name and the namespace of the path.
+pub(super) fn check_name(target: &Target<'_>, object: &Value) -> Result<(), ApiError> {
+    let (name, namespace) = (object::name(object), object::namespace(object));
+    let message = if name.is_empty() {
+        format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            target.name
+        )
+    } else if name != target.name {
+        format!("the name of the object ({name}) does not match the name on the URL ({})", target.name)
+    } else if !namespace.is_empty() && !target.namespace.is_empty() && namespace != target.namespace {
+        format!(
+            "the namespace of the object ({namespace}) does not match the namespace on the request ({})",
+            target.namespace
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::bad_request(message))
 }
 
 /// DeleteOptions from a body; an empty body has none.

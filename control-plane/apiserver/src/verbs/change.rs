@@ -7,8 +7,10 @@
 
 use serde_json::Value;
 
-use super::body::{Expected, conform, decode};
+use super::body::{Expected, check_name, check_namespace, conform, decode};
+use super::restriction::NodeWrite;
 use super::{FieldValidation, MAX_RACES, Target, WriteOptions, Written, race_lost, set_revision};
+use crate::allocators::Bookkeeping;
 use crate::api::Api;
 use crate::error::{ApiError, FieldError};
 use crate::kinds::{self, Kind};
@@ -61,16 +63,8 @@ impl Api {
         }
         let (mut body, warnings) =
             decode(&self.registry, target.kind.expected(), bytes, options.field_validation)?;
-        let name = object::name(&body);
-        if name.is_empty() {
-            object::metadata(&mut body).insert("name".into(), target.name.into());
-        } else if name != target.name {
-            let message = format!(
-                "the name of the object ({name}) does not match the name on the URL ({})",
-                target.name
-            );
-            return Err(ApiError::bad_request(message));
-        }
+        check_namespace(&target, &mut body)?;
+        check_name(&target, &body)?;
         target.kind.to_storage(&mut body);
         let propose = |_: &Value| Ok((body.clone(), Vec::new()));
         let mut written = self.change(target, Part::of(subresource), options, propose).await?;
@@ -94,18 +88,11 @@ impl Api {
         self.change(target, Part::of(subresource), options, |old| {
             let mut current = old.clone();
             target.kind.from_storage(&mut current);
-            self.patched(
-                target.kind.expected(),
-                target.name,
-                kind,
-                &current,
-                &patch,
-                options.field_validation,
-            )
-            .map(|(mut object, warnings)| {
-                target.kind.to_storage(&mut object);
-                (object, warnings)
-            })
+            self.patched(target.kind.expected(), &target, kind, &current, &patch, options.field_validation)
+                .map(|(mut object, warnings)| {
+                    target.kind.to_storage(&mut object);
+                    (object, warnings)
+                })
         })
         .await
     }
@@ -114,7 +101,7 @@ impl Api {
     pub(super) fn patched(
         &self,
         expected: Expected<'_>,
-        name: &str,
+        target: &Target<'_>,
         kind: PatchType,
         current: &Value,
         patch: &Value,
@@ -131,11 +118,12 @@ impl Api {
             }
         }
         let problems = conform(&self.registry, expected, &mut object)?;
+        check_name(target, &object)?;
         match validation {
             FieldValidation::Strict if !problems.is_empty() => {
                 let detail = format!("strict decoding error: {}", problems.join(", "));
                 let error = FieldError::invalid("patch", patch.to_string(), &detail);
-                Err(ApiError::invalid(expected.kind, expected.group, name, &[error]))
+                Err(ApiError::invalid(expected.kind, expected.group, target.name, &[error]))
             }
             FieldValidation::Ignore => Ok((object, Vec::new())),
             _ => Ok((object, problems)),
@@ -167,7 +155,7 @@ impl Api {
                 Settled::Write(new) => (new, false),
                 Settled::Remove(last) => (last, true),
             };
-            admit_node(&target, part, &old, &new)?;
+            target.admit(target.name, NodeWrite::Update { old: &old, new: &new })?;
             let reservation = if kind.storage == "services" && part == Part::Main && !remove {
                 let allocated = self.allocators.allocate(&mut new, Some(&old));
                 Some(allocated.map_err(|errors| kind.invalid(target.name, &errors))?)
@@ -177,26 +165,24 @@ impl Api {
             if options.dry_run {
                 return Ok(answer(new, entry.revision));
             }
-            let value = object::encode(&new);
+            let value = super::encode(&new, entry.size())?;
             let write = if remove {
                 Write::Delete { key: key.clone(), last: value }
             } else {
                 Write::Put { key: key.clone(), value }
             };
             let compares = vec![Compare { key: key.clone(), expect: Expect::At(entry.revision) }];
-            match self.store.commit(Transaction { compares, writes: vec![write] }).await {
-                Ok(revision) => {
-                    if let Some(reservation) = reservation {
-                        reservation.keep();
-                    }
-                    if kind.storage == "services" {
-                        self.allocators.release(&old, (!remove).then_some(&new));
-                    }
-                    return Ok(answer(new, revision));
-                }
-                // Again from the newest state, where a client that named the old revision is refused.
-                Err(StorageError::Conflict { .. }) => Metrics::add(&self.cache.metrics.conflicts),
-                Err(error) => return Err(error.into()),
+            let bookkeeping = (kind.storage == "services").then(|| {
+                let left = (!remove).then_some(&new);
+                Bookkeeping::new(&self.allocators, reservation, Some(&old), left)
+            });
+            match self.commit(Transaction { compares, writes: vec![write] }, bookkeeping).await {
+                Ok(revision) => return Ok(answer(new, revision)),
+                Err(refused) => match refused.error {
+                    // Again from the newest state, where a client that named the old revision is refused.
+                    StorageError::Conflict { .. } => Metrics::add(&self.cache.metrics.conflicts),
+                    error => return Err(error.into()),
+                },
             }
         }
         Err(race_lost(&target))
@@ -332,33 +318,6 @@ fn spec_changed(new: &Value, old: &Value) -> bool {
         rest
     };
     rest(new) != rest(old)
-}
-
-/// A node may not change labels, taints or owners of itself that decide where pods run (NodeRestriction).
-fn admit_node(target: &Target<'_>, part: Part, old: &Value, new: &Value) -> Result<(), ApiError> {
-    let Some(node) = target.user.node() else { return Ok(()) };
-    let refuse = |reason: &str| {
-        Err(ApiError::forbidden(target.kind.resource(), target.name, &format!("node {node:?} {reason}")))
-    };
-    if target.kind.storage == "nodes" && part == Part::Main && new["spec"]["taints"] != old["spec"]["taints"]
-    {
-        return refuse("is not allowed to modify taints");
-    }
-    let restricted = |object: &Value| -> Vec<(String, String)> {
-        let labels = object::entries(object, "/metadata/labels");
-        let of_isolation = labels.filter(|(key, _)| key.contains("node-restriction.kubernetes.io/"));
-        of_isolation.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
-    };
-    if target.kind.storage == "nodes" && restricted(new) != restricted(old) {
-        return refuse("is not allowed to modify labels: node-restriction.kubernetes.io/");
-    }
-    if target.kind.storage == "pods"
-        && part == Part::Status
-        && new["metadata"]["labels"] != old["metadata"]["labels"]
-    {
-        return refuse("cannot update labels through pod status");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

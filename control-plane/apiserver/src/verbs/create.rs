@@ -2,8 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::body::{Expected, decode};
+use super::body::{Expected, check_namespace, decode};
+use super::restriction::NodeWrite;
 use super::{MAX_RACES, Target, WriteOptions, Written, set_revision};
+use crate::allocators::Bookkeeping;
 use crate::api::Api;
 use crate::error::{ApiError, FieldError};
 use crate::kinds::{self, Kind};
@@ -66,7 +68,7 @@ impl Api {
         if kind.storage == "pods" {
             self.tolerations.add(&mut object);
         }
-        admit(&target, &object)?;
+        target.admit(object::name(&object), NodeWrite::Create(&object))?;
         let mut errors = kinds::validate_metadata(kind, &object);
         errors.extend((kind.validate)(&object));
         let name = object::name(&object).to_owned();
@@ -78,18 +80,20 @@ impl Api {
         } else {
             None
         };
-        let revision = self.insert(&target, &object, &name, dry_run).await.map_err(|error| match error {
-            Some(error) => error,
-            None if generated => {
-                let mut error = ApiError::already_exists(kind.resource(), &name);
-                error.message.push_str(", the server was not able to generate a unique name for the object");
-                error
-            }
-            None => ApiError::already_exists(kind.resource(), &name),
-        })?;
-        if let (Some(reservation), Some(_)) = (reservation, revision) {
-            reservation.keep();
-        }
+        let bookkeeping = reservation
+            .map(|reservation| Bookkeeping::new(&self.allocators, Some(reservation), None, Some(&object)));
+        let revision =
+            self.insert(&target, &object, bookkeeping, dry_run).await.map_err(|error| match error {
+                Some(error) => error,
+                None if generated => {
+                    let mut error = ApiError::already_exists(kind.resource(), &name);
+                    error
+                        .message
+                        .push_str(", the server was not able to generate a unique name for the object");
+                    error
+                }
+                None => ApiError::already_exists(kind.resource(), &name),
+            })?;
         if let Some(revision) = revision {
             set_revision(&mut object, revision);
         }
@@ -102,11 +106,12 @@ impl Api {
         &self,
         target: &Target<'_>,
         object: &Value,
-        name: &str,
+        mut bookkeeping: Option<Bookkeeping>,
         dry_run: bool,
     ) -> Result<Option<u64>, Option<ApiError>> {
+        let name = object::name(object);
         let key = Api::key(target.kind, target.namespace, name);
-        let value = object::encode(object);
+        let value = super::encode(object, 0).map_err(Some)?;
         for _ in 0..MAX_RACES {
             let mut compares = vec![Compare { key: key.clone(), expect: Expect::Absent }];
             if target.kind.namespaced {
@@ -121,31 +126,22 @@ impl Api {
                 return Ok(None);
             }
             let writes = vec![Write::Put { key: key.clone(), value: value.clone() }];
-            match self.store.commit(Transaction { compares, writes }).await {
+            match self.commit(Transaction { compares, writes }, bookkeeping).await {
                 Ok(revision) => return Ok(Some(revision)),
-                Err(StorageError::Conflict { key: lost }) if lost == key => return Err(None),
-                Err(StorageError::Conflict { .. }) => {}
-                Err(error) => return Err(Some(error.into())),
+                Err(refused) => match refused.error {
+                    StorageError::Conflict { key: lost } if lost == key => return Err(None),
+                    StorageError::Conflict { .. } => bookkeeping = refused.bookkeeping,
+                    error => return Err(Some(error.into())),
+                },
             }
         }
         Err(Some(super::race_lost(target)))
     }
 }
 
-/// Namespace and name of body and path must agree.
+/// The namespace is the path's, and the version is the server's to give.
 fn check_metadata(target: &Target<'_>, object: &mut Value) -> Result<(), ApiError> {
-    let given = object::namespace(object).to_owned();
-    if target.kind.namespaced {
-        if given.is_empty() {
-            object::metadata(object).insert("namespace".into(), target.namespace.into());
-        } else if given != target.namespace {
-            let message =
-                "the namespace of the provided object does not match the namespace sent on the request";
-            return Err(ApiError::bad_request(message));
-        }
-    } else {
-        object::metadata(object).remove("namespace");
-    }
+    check_namespace(target, object)?;
     if !text(object, "/metadata/resourceVersion").is_empty() {
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
     }
@@ -178,21 +174,5 @@ fn system_fields(kind: &Kind, object: &mut Value) {
     metadata.insert("creationTimestamp".into(), object::timestamp(jiff::Timestamp::now()).into());
     if kind.has_generation {
         metadata.insert("generation".into(), json!(1));
-    }
-}
-
-/// A node may only create itself, its lease, and pods that are bound to it (upstream's NodeRestriction).
-fn admit(target: &Target<'_>, object: &Value) -> Result<(), ApiError> {
-    let Some(node) = target.user.node() else { return Ok(()) };
-    let name = object::name(object);
-    let refuse = |reason: String| Err(ApiError::forbidden(target.kind.resource(), name, &reason));
-    match target.kind.storage {
-        "nodes" | "leases" if name != node => {
-            refuse(format!("node {node:?} is not allowed to modify {} {name:?}", target.kind.singular))
-        }
-        "pods" if text(object, "/spec/nodeName") != node => {
-            refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"))
-        }
-        _ => Ok(()),
     }
 }

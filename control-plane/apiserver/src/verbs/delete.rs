@@ -9,7 +9,9 @@
 use serde_json::{Value, json};
 
 use super::change::is_finished;
+use super::restriction::NodeWrite;
 use super::{MAX_RACES, Target, Written, race_lost, set_revision};
+use crate::allocators::Bookkeeping;
 use crate::api::Api;
 use crate::cache::{Filter, Page};
 use crate::error::ApiError;
@@ -101,7 +103,8 @@ impl Api {
             let entry = self.find(kind, target.namespace, target.name)?;
             let old = entry.value();
             check_preconditions(&target, &old, options)?;
-            admit(&target)?;
+            protect(&target)?;
+            target.admit(target.name, NodeWrite::Delete(&old))?;
             let (mut new, remove) = match step(kind, &old, options, jiff::Timestamp::now()) {
                 Step::Wait => return Ok(answer(kind, old, false)),
                 Step::Mark(new) => (new, false),
@@ -117,16 +120,17 @@ impl Api {
                 Write::Put { key: key.clone(), value }
             };
             let compares = vec![Compare { key: key.clone(), expect: Expect::At(entry.revision) }];
-            match self.store.commit(Transaction { compares, writes: vec![write] }).await {
+            let bookkeeping = (remove && kind.storage == "services")
+                .then(|| Bookkeeping::new(&self.allocators, None, Some(&old), None));
+            match self.commit(Transaction { compares, writes: vec![write] }, bookkeeping).await {
                 Ok(revision) => {
-                    if remove && kind.storage == "services" {
-                        self.allocators.release(&old, None);
-                    }
                     set_revision(&mut new, revision);
                     return Ok(answer(kind, new, remove));
                 }
-                Err(StorageError::Conflict { .. }) => Metrics::add(&self.cache.metrics.conflicts),
-                Err(error) => return Err(error.into()),
+                Err(refused) => match refused.error {
+                    StorageError::Conflict { .. } => Metrics::add(&self.cache.metrics.conflicts),
+                    error => return Err(error.into()),
+                },
             }
         }
         Err(race_lost(&target))
@@ -172,7 +176,7 @@ fn check_preconditions(target: &Target<'_>, old: &Value, options: &DeleteOptions
 }
 
 /// The namespaces that every cluster has stay.
-fn admit(target: &Target<'_>) -> Result<(), ApiError> {
+fn protect(target: &Target<'_>) -> Result<(), ApiError> {
     let protected = ["default", "kube-system", "kube-public"];
     if target.kind.storage == "namespaces" && protected.contains(&target.name) {
         return Err(ApiError::forbidden(

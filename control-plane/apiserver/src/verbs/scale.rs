@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::body::{Expected, decode};
+use super::body::{Expected, check_name, check_namespace, decode};
 use super::change::Part;
 use super::{Target, WriteOptions, Written};
 use crate::api::Api;
@@ -25,7 +25,9 @@ impl Api {
         bytes: &[u8],
         options: WriteOptions,
     ) -> Result<Written, ApiError> {
-        let (scale, warnings) = decode(&self.registry, EXPECTED, bytes, options.field_validation)?;
+        let (mut scale, warnings) = decode(&self.registry, EXPECTED, bytes, options.field_validation)?;
+        check_namespace(&target, &mut scale)?;
+        check_name(&target, &scale)?;
         let mut written =
             self.change(target, Part::Main, options, |old| Ok((scaled(old, &scale)?, vec![]))).await?;
         written.object = scale_of(&written.object);
@@ -43,7 +45,7 @@ impl Api {
         let propose = |old: &Value| {
             let current = scale_of(old);
             let (scale, warnings) =
-                self.patched(EXPECTED, target.name, kind, &current, patch, options.field_validation)?;
+                self.patched(EXPECTED, &target, kind, &current, patch, options.field_validation)?;
             Ok((scaled(old, &scale)?, warnings))
         };
         let mut written = self.change(target, Part::Main, options, propose).await?;

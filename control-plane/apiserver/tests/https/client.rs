@@ -49,8 +49,8 @@ pub async fn server() -> Server {
     server
 }
 
-pub async fn server_in(data_dir: &Path) -> Server {
-    let options = Options {
+pub fn options_in(data_dir: &Path) -> Options {
+    Options {
         data_dir: data_dir.to_owned(),
         bind: "127.0.0.1:0".parse().unwrap(),
         advertise: "127.0.0.1".parse().unwrap(),
@@ -58,7 +58,11 @@ pub async fn server_in(data_dir: &Path) -> Server {
         service_range: "10.96.0.0/24".parse().unwrap(),
         node_ports: 30000..=30010,
         tolerations: Default::default(),
-    };
+    }
+}
+
+pub async fn server_in(data_dir: &Path) -> Server {
+    let options = options_in(data_dir);
     let stop = CancellationToken::new();
     let running = bootstrap::start(&options, stop.clone()).await.unwrap();
     Server { running, stop, _directory: None }

@@ -1,6 +1,7 @@
 //! Logs and exec through a kubelet that the test plays.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use apiserver::http::serve;
 use apiserver::pki::Identity;
@@ -19,14 +20,26 @@ use super::client::{Server, request, server};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
+const REFUSAL: &str = "no is the answer";
+
+/// The code with which the container `d` refuses: the last number of the query.
+fn refusal(target: &str) -> Option<u16> {
+    target.contains("/p/d?").then(|| target.rsplit('=').next()?.parse().ok())?
+}
+
 /// Answers logs with the path it was asked for; echoes in capitals on an upgraded connection.
 async fn answer(request: Request<Incoming>, seen: Arc<Mutex<Vec<String>>>) -> Response<Full<Bytes>> {
     let target = request.uri().to_string();
     seen.lock().unwrap().push(format!("{} {target}", request.method()));
+    if let Some(code) = refusal(&target) {
+        return Response::builder().status(code).body(Full::new(format!("{REFUSAL}\n").into())).unwrap();
+    }
     if target.starts_with("/containerLogs/") {
         return Response::new(Full::new(target.into()));
     }
-    let protocol = request.headers()["upgrade"].clone();
+    let Some(protocol) = request.headers().get("upgrade").cloned() else {
+        return Response::builder().status(400).body(Full::new("no upgrade".into())).unwrap();
+    };
     tokio::spawn(async move {
         let mut stream = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
         let mut buffer = [0; 64];
@@ -75,6 +88,24 @@ async fn node_with_pod(server: &Server) -> Arc<Mutex<Vec<String>>> {
 }
 
 #[tokio::test]
+async fn a_server_that_stops_cuts_its_streams() {
+    let server = server().await;
+    node_with_pod(&server).await;
+    let mut exec = request("POST", &format!("{PODS}/p/attach?container=c&stdin=true"), "", Bytes::new());
+    exec.headers_mut().insert("connection", "Upgrade".parse().unwrap());
+    exec.headers_mut().insert("upgrade", "SPDY/3.1".parse().unwrap());
+    let mut response = server.open(Some(Identity::Admin), exec).await;
+    let mut stream = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    let mut echoed = [0; 2];
+    stream.write_all(b"hi").await.unwrap();
+    stream.read_exact(&mut echoed).await.unwrap();
+    server.stop.cancel();
+    server.running.stopped().await;
+    let end = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut echoed)).await;
+    assert!(matches!(end, Ok(Ok(0) | Err(_))), "{end:?}");
+}
+
+#[tokio::test]
 async fn logs_come_from_the_node() {
     let server = server().await;
     node_with_pod(&server).await;
@@ -109,4 +140,60 @@ async fn exec_passes_an_upgraded_connection_through() {
         let asked = format!("{method} /exec/default/p/c?input=1&output=1&command=echo&command=a%26b");
         assert_eq!(seen.lock().unwrap().last(), Some(&asked));
     }
+}
+
+#[tokio::test]
+async fn what_a_node_refuses_is_told_with_a_status() {
+    let server = server().await;
+    node_with_pod(&server).await;
+    let cases = [
+        ("log?container=d&tailLines=400", 400, "BadRequest", REFUSAL.to_owned()),
+        (
+            "log?container=d&tailLines=404",
+            404,
+            "NotFound",
+            "the server could not find the requested resource ( pods/log p)".to_owned(),
+        ),
+        (
+            "log?container=d&tailLines=500",
+            500,
+            "InternalError",
+            format!(
+                "an error on the server ({REFUSAL:?}) has prevented the request from succeeding ( pods/log p)"
+            ),
+        ),
+        (
+            "exec?container=d&stdout=true&command=404",
+            404,
+            "NotFound",
+            format!("unable to upgrade connection: {REFUSAL}"),
+        ),
+        (
+            "attach?container=c&stdout=true",
+            400,
+            "BadRequest",
+            "unable to upgrade connection: no upgrade".to_owned(),
+        ),
+    ];
+    for (path, code, reason, message) in cases {
+        let answer = server.get(&format!("{PODS}/p/{path}")).await;
+        assert_eq!((answer.reason(), answer.message()), ((code, reason), message.as_str()), "{path}");
+        assert_eq!(answer.body["kind"], "Status", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_listen_is_named() {
+    let server = server().await;
+    node_with_pod(&server).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let port = json!({"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": closed.port()}}}});
+    server.patch("/api/v1/nodes/n1/status", "strategic-merge", &port).await;
+    let dial = format!("dial tcp {closed}: connect: connection refused");
+    let logs = server.get(&format!("{PODS}/p/log?container=c")).await;
+    assert_eq!(logs.reason(), (500, ""));
+    assert_eq!(logs.message(), format!("Get \"https://{closed}/containerLogs/default/p/c\": {dial}"));
+    let exec = server.get(&format!("{PODS}/p/exec?container=c&command=a&stdout=true")).await;
+    assert_eq!(exec.reason(), (500, "InternalError"));
+    assert_eq!(exec.message(), format!("Internal error occurred: error dialing backend: {dial}"));
 }

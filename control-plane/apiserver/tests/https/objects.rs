@@ -1,11 +1,14 @@
 //! Objects: create, read, update, patch, delete, lists, tables, errors, services, namespaces.
 
+use apiserver::auth::User;
 use apiserver::pki::Identity;
+use apiserver::verbs::Target;
 use bytes::Bytes;
 use http_body_util::Full;
 use serde_json::{Value, json};
 
 use super::client::{Server, request, server, server_in};
+use super::watches::Events;
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
@@ -125,6 +128,60 @@ async fn deployments_scale_and_keep_their_selector() {
     let status = json!({"status": {"replicas": 4}, "spec": {"replicas": 9}});
     let read = server.patch(&format!("{path}/status"), "merge", &status).await.body;
     assert_eq!((&read["spec"]["replicas"], &read["status"]["replicas"]), (&json!(4), &json!(4)));
+}
+
+#[tokio::test]
+async fn bad_options_are_named_as_the_verbs_options() {
+    let server = server().await;
+    server.post(MAPS, &map("m")).await;
+    let bad = |path: &str| format!("{path}?dryRun=Some");
+    let one = format!("{MAPS}/m");
+    for (answer, kind) in [
+        (server.post(&bad(MAPS), &map("n")).await, "CreateOptions"),
+        (server.put(&bad(&one), &map("m")).await, "UpdateOptions"),
+        (server.patch(&bad(&one), "merge", &json!({})).await, "PatchOptions"),
+        (server.delete(&bad(&one)).await, "DeleteOptions"),
+        (server.delete(&bad(MAPS)).await, "DeleteOptions"),
+    ] {
+        let expected = format!(
+            "{kind}.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: \"Some\": supported values: \"All\""
+        );
+        assert_eq!((answer.reason(), answer.message()), ((422, "Invalid"), expected.as_str()));
+    }
+    let validation = server.patch(&format!("{one}?fieldValidation=x"), "merge", &json!({})).await;
+    assert!(validation.message().starts_with("PatchOptions.meta.k8s.io \"\" is invalid: fieldValidation: "));
+}
+
+#[tokio::test]
+async fn a_body_is_about_the_object_of_its_path() {
+    let server = server().await;
+    server.post(MAPS, &map("m")).await;
+    server.post(DEPLOYMENTS, &deployment()).await;
+    let (path, scale) = (format!("{MAPS}/m"), format!("{DEPLOYMENTS}/web/scale"));
+    let sent = "the namespace of the provided object does not match the namespace sent on the request";
+    let url = "the name of the object (n) does not match the name on the URL";
+    let request = "the namespace of the object (y) does not match the namespace on the request (default)";
+    let of = |name: &str, namespace: &str| json!({"metadata": {"name": name, "namespace": namespace}});
+    for (answer, message) in [
+        (server.put(&path, &of("m", "y")).await, sent.to_owned()),
+        (server.put(&path, &of("n", "default")).await, format!("{url} (m)")),
+        (
+            server.put(&path, &of("", "")).await,
+            "the name of the object (m based on URL) was undeterminable: name must be provided".into(),
+        ),
+        (server.patch(&path, "merge", &json!({"metadata": {"name": "n"}})).await, format!("{url} (m)")),
+        (
+            server.patch(&path, "strategic-merge", &json!({"metadata": {"namespace": "y"}})).await,
+            request.into(),
+        ),
+        (server.put(&scale, &of("web", "y")).await, sent.to_owned()),
+        (server.put(&scale, &of("n", "default")).await, format!("{url} (web)")),
+        (server.patch(&scale, "merge", &json!({"metadata": {"namespace": "y"}})).await, request.into()),
+    ] {
+        assert_eq!((answer.reason(), answer.message()), ((400, "BadRequest"), message.as_str()));
+    }
+    assert_eq!(server.put(&path, &of("m", "")).await.code, 200);
+    assert_eq!(server.put(&scale, &of("web", "default")).await.code, 200);
 }
 
 #[tokio::test]
@@ -274,6 +331,44 @@ async fn discovery_and_openapi_describe_what_is_served() {
 }
 
 #[tokio::test]
+async fn an_object_does_not_outgrow_a_request() {
+    let server = server().await;
+    server.post(DEPLOYMENTS, &deployment()).await;
+    let path = format!("{DEPLOYMENTS}/web");
+    let grow = |field: &str| {
+        let path = format!("/spec/template/spec/containers/0/{field}");
+        json!([{"op": "add", "path": path, "value": ["x".repeat(2 << 20)]}])
+    };
+    assert_eq!(server.patch(&path, "json", &grow("args")).await.code, 200);
+    let refused = server.patch(&path, "json", &grow("command")).await;
+    assert_eq!(refused.reason(), (413, "RequestEntityTooLarge"));
+    let third = json!({"metadata": {"labels": {"a": "b"}}});
+    assert_eq!(server.patch(&path, "merge", &third).await.code, 200);
+}
+
+#[tokio::test]
+async fn kinds_are_served_in_their_scope_with_their_verbs() {
+    let server = server().await;
+    let node = json!({"metadata": {"name": "n"}});
+    assert_eq!(server.post("/api/v1/namespaces/default/nodes", &node).await.reason(), (404, "NotFound"));
+    let review = json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}});
+    let reviews = "/apis/authorization.k8s.io/v1/namespaces/default/selfsubjectaccessreviews";
+    assert_eq!(server.post(reviews, &review).await.reason(), (404, "NotFound"));
+    assert_eq!(server.delete("/api/v1/namespaces").await.reason(), (405, "MethodNotAllowed"));
+    let resources = server.get("/api/v1").await.body;
+    let verbs = |name: &str| {
+        let mut all = resources["resources"].as_array().unwrap().iter();
+        all.find(|resource| resource["name"] == name).unwrap()["verbs"].clone()
+    };
+    assert_eq!(verbs("namespaces"), json!(["create", "delete", "get", "list", "patch", "update", "watch"]));
+    assert!(verbs("pods").as_array().unwrap().contains(&json!("deletecollection")));
+    let paths = &server.get("/openapi/v3/api/v1").await.body["paths"];
+    assert!(
+        paths["/api/v1/namespaces"].get("delete").is_none() && paths["/api/v1/nodes"]["delete"].is_object()
+    );
+}
+
+#[tokio::test]
 async fn a_restarted_server_has_what_it_had() {
     let directory = tempfile::tempdir().unwrap();
     let server: Server = server_in(directory.path()).await;
@@ -295,4 +390,49 @@ async fn a_restarted_server_has_what_it_had() {
     let mut taken = json!({"metadata": {"name": "b"}, "spec": {"ports": [{"port": 1}]}});
     taken["spec"]["clusterIP"] = created["spec"]["clusterIP"].clone();
     assert_eq!(server.post(SERVICES, &taken).await.reason(), (422, "Invalid"), "allocators are rebuilt");
+}
+
+#[tokio::test]
+async fn the_namespaces_of_every_cluster_come_back() {
+    let server = server().await;
+    let path = "/api/v1/namespaces/kube-node-lease";
+    let before = server.get(path).await.body["metadata"]["uid"].clone();
+    let watch = "/api/v1/namespaces?watch=1&fieldSelector=metadata.name%3Dkube-node-lease";
+    let mut events = Events::of(&server, watch).await;
+    server.delete(path).await;
+    // No namespace controller runs here, so the test empties the namespace itself.
+    let mut namespace = server.get(path).await.body;
+    namespace["spec"]["finalizers"] = json!([]);
+    server.put(&format!("{path}/finalize"), &namespace).await;
+    loop {
+        let event = events.next().await.unwrap();
+        if event["type"] == "ADDED" && event["object"]["metadata"]["uid"] != before {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_address_follows_its_service_when_the_client_goes_away() {
+    let server = server().await;
+    let service = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"clusterIP": "10.96.0.77", "ports": [{"port": 80}]}})
+    };
+    let user = User { name: "test".into(), groups: vec!["system:masters".into()] };
+    let api = &server.running.api;
+    let kind = api.registry.find("", "v1", "services").unwrap();
+    let target = Target { kind, namespace: "default", name: "first", user: &user };
+    // Polled once, the transaction is with the store; then the client is gone.
+    let mut create = Box::pin(api.create_decoded(target, service("first"), false));
+    assert!(futures::poll!(&mut create).is_pending());
+    drop(create);
+    let path = format!("{SERVICES}/first");
+    let watch = format!("{SERVICES}?watch=1&fieldSelector=metadata.name%3Dfirst");
+    let mut events = Events::of(&server, &watch).await;
+    while events.next().await.unwrap()["type"] != "ADDED" {}
+    let second = server.post(SERVICES, &service("second")).await;
+    assert!(second.message().contains("provided IP is already allocated"), "{}", second.body);
+    server.delete(&path).await;
+    assert_eq!(server.post(SERVICES, &service("second")).await.code, 201);
 }

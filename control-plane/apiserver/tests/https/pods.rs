@@ -94,3 +94,36 @@ async fn a_node_sees_what_its_pods_need() {
     let foreign = request("POST", "/api/v1/nodes", "application/json", own.into());
     assert_eq!(server.send(Some(Identity::Node("n1")), foreign).await.reason(), (403, "Forbidden"));
 }
+
+#[tokio::test]
+async fn a_node_gets_at_no_secret_and_at_no_other_node_by_what_it_writes() {
+    let server = server().await;
+    let send = async |method: &str, path: &str, media: &str, body: Value| {
+        let request = request(method, path, &format!("application/{media}json"), body.to_string().into());
+        server.send(Some(Identity::Node("n1")), request).await
+    };
+    let mut own_pod = pod("p", "secret");
+    own_pod["spec"]["nodeName"] = "n1".into();
+    assert_eq!(send("POST", PODS, "", own_pod).await.reason(), (403, "Forbidden"));
+    let node = |labels: Value| json!({"metadata": {"name": "n1", "labels": labels}});
+    let label = "node-restriction.kubernetes.io/tier";
+    let refused = send("POST", "/api/v1/nodes", "", node(json!({label: "a"}))).await;
+    assert_eq!(refused.reason(), (403, "Forbidden"));
+    assert_eq!(
+        refused.message(),
+        format!("nodes \"n1\" is forbidden: node \"n1\" is not allowed to set the following labels: {label}")
+    );
+    assert_eq!(send("POST", "/api/v1/nodes", "", node(json!({"kubernetes.io/os": "linux"}))).await.code, 201);
+    let owner = json!({"metadata": {"ownerReferences": [
+        {"apiVersion": "v1", "kind": "Node", "name": "gone", "uid": "gone"}]}});
+    for path in ["/api/v1/nodes/n1", "/api/v1/nodes/n1/status"] {
+        let labels = send("PATCH", path, "merge-patch+", json!({"metadata": {"labels": {label: "a"}}})).await;
+        assert_eq!(labels.reason(), (403, "Forbidden"), "{path}");
+    }
+    let owned = send("PATCH", "/api/v1/nodes/n1", "merge-patch+", owner).await;
+    assert!(owned.message().ends_with("is not allowed to modify ownerReferences"), "{}", owned.message());
+    server.post(PODS, &pod("q", "s")).await;
+    bind(&server, "q", "n2").await;
+    let foreign = request("DELETE", &format!("{PODS}/q"), "", Bytes::new());
+    assert_eq!(server.send(Some(Identity::Node("n1")), foreign).await.code, 403);
+}

@@ -10,21 +10,24 @@ use super::client::{Server, request, server};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
-struct Events {
+pub struct Events {
     body: Incoming,
     buffer: Vec<u8>,
 }
 
 impl Events {
     async fn open(server: &Server, query: &str) -> Events {
-        let path = format!("{MAPS}?watch=true&{query}");
-        let response = server.open(Some(Identity::Admin), request("GET", &path, "", Bytes::new())).await;
+        Self::of(server, &format!("{MAPS}?watch=true&{query}")).await
+    }
+
+    pub async fn of(server: &Server, path: &str) -> Events {
+        let response = server.open(Some(Identity::Admin), request("GET", path, "", Bytes::new())).await;
         assert_eq!(response.status(), 200);
         Events { body: response.into_body(), buffer: Vec::new() }
     }
 
     /// The next event; none at the end of the stream.
-    async fn next(&mut self) -> Option<Value> {
+    pub async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
@@ -93,4 +96,8 @@ async fn a_watch_ends_in_time_and_a_future_one_is_refused() {
     assert!(events.next().await.is_none());
     let mut events = Events::open(&server, "resourceVersion=99999").await;
     assert_eq!(events.next().await.unwrap()["object"]["code"], 504);
+    let longest = format!("timeoutSeconds={}", u64::MAX);
+    let mut events = Events::open(&server, &longest).await;
+    create(&server, "a", "x").await;
+    assert_eq!(events.summary().await, "ADDED a");
 }

@@ -53,7 +53,7 @@ impl Limits {
 
     /// Pods that may exist at once.
     pub fn most(&self) -> i32 {
-        self.replicas + self.surge
+        self.replicas.saturating_add(self.surge)
     }
 
     /// Pods that must be available.

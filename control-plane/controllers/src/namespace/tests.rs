@@ -2,8 +2,12 @@
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::NamespaceStatus;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::watcher::Event;
 
+use super::leftovers::{Left, News};
 use super::plan::{Remaining, Report, status};
+use crate::bare::Bare;
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::UNIX_EPOCH + SignedDuration::from_secs(seconds)
@@ -63,4 +67,51 @@ fn conditions_tell_what_is_left() {
         says(&done, "NamespaceContentRemaining"),
         text("False", "ContentRemoved", "All content successfully removed")
     );
+}
+
+fn object(name: &str, finalizers: &[&str]) -> Bare {
+    let finalizers = finalizers.iter().map(|finalizer| (*finalizer).to_owned()).collect();
+    Bare {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            finalizers: Some(finalizers),
+            ..ObjectMeta::default()
+        },
+    }
+}
+
+#[test]
+fn leftovers_are_told_when_they_change_and_when_the_last_is_gone() {
+    let mut left = Left::default();
+    let listed = [Event::Init, Event::InitApply(object("a", &["x"])), Event::InitApply(object("b", &["x"]))];
+    for event in listed {
+        assert_eq!(left.observe(event), News::Nothing);
+    }
+    let cases = [
+        (Event::InitDone, News::Nothing),
+        (Event::Apply(object("a", &["x"])), News::Nothing),
+        (Event::Apply(object("a", &[])), News::Changed),
+        (Event::Delete(object("c", &[])), News::Nothing),
+        (Event::Delete(object("a", &[])), News::Changed),
+        (Event::Delete(object("b", &[])), News::Gone),
+    ];
+    for (event, news) in cases {
+        let shown = format!("{event:?}");
+        assert_eq!(left.observe(event), news, "{shown}");
+    }
+}
+
+#[test]
+fn leftovers_that_went_while_nobody_watched_are_missed_by_the_next_list() {
+    let mut left = Left::default();
+    for event in [Event::Init, Event::InitApply(object("a", &[])), Event::InitApply(object("b", &[]))] {
+        left.observe(event);
+    }
+    left.observe(Event::InitDone);
+    for event in [Event::Init, Event::InitApply(object("b", &[]))] {
+        left.observe(event);
+    }
+    assert_eq!(left.observe(Event::InitDone), News::Changed);
+    left.observe(Event::Init);
+    assert_eq!(left.observe(Event::InitDone), News::Gone);
 }

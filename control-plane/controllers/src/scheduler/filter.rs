@@ -142,7 +142,7 @@ fn insufficient(request: &Request, node: &NodeInfo) -> Vec<String> {
     if taken.pods + wanted.pods > all.pods {
         reasons.push("Too many pods".to_owned());
     }
-    let lacks = |wanted: i64, taken: i64, all: i64| wanted > 0 && wanted > all - taken;
+    let lacks = |wanted: i128, taken: i128, all: i128| wanted > 0 && wanted > all - taken;
     if lacks(wanted.cpu, taken.cpu, all.cpu) {
         reasons.push("Insufficient cpu".to_owned());
     }
@@ -153,7 +153,8 @@ fn insufficient(request: &Request, node: &NodeInfo) -> Vec<String> {
         reasons.push("Insufficient ephemeral-storage".to_owned());
     }
     for (name, amount) in &wanted.other {
-        let amount_of = |list: &std::collections::BTreeMap<String, i64>| list.get(name).copied().unwrap_or(0);
+        let amount_of =
+            |list: &std::collections::BTreeMap<String, i128>| list.get(name).copied().unwrap_or(0);
         if lacks(*amount, amount_of(&taken.other), amount_of(&all.other)) {
             reasons.push(format!("Insufficient {name}"));
         }

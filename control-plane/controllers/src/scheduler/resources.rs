@@ -12,24 +12,25 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use crate::quantity::{thousandths, units};
 
 /// What the scheduler assumes for scoring where a container requests nothing: thousandths of a CPU.
-pub const DEFAULT_CPU: i64 = 100;
+pub const DEFAULT_CPU: i128 = 100;
 /// What the scheduler assumes for scoring where a container requests nothing: bytes.
-pub const DEFAULT_MEMORY: i64 = 200 * 1024 * 1024;
+pub const DEFAULT_MEMORY: i128 = 200 * 1024 * 1024;
 
 type List = BTreeMap<String, Quantity>;
 
-/// Amounts of resources.
+/// Amounts of resources. Pods name amounts of up to 2^63; the wider type holds the sum of any number of them, so that what was added
+/// can be subtracted again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
     /// Thousandths.
-    pub cpu: i64,
+    pub cpu: i128,
     /// Bytes.
-    pub memory: i64,
+    pub memory: i128,
     /// Bytes.
-    pub ephemeral: i64,
-    pub pods: i64,
+    pub ephemeral: i128,
+    pub pods: i128,
     /// Huge pages and whatever else nodes offer, in whole units.
-    pub other: BTreeMap<String, i64>,
+    pub other: BTreeMap<String, i128>,
 }
 
 impl Resources {
@@ -38,12 +39,12 @@ impl Resources {
         let mut resources = Self::default();
         for (name, quantity) in list {
             match name.as_str() {
-                "cpu" => resources.cpu = thousandths(quantity).unwrap_or(0),
-                "memory" => resources.memory = units(quantity).unwrap_or(0),
-                "ephemeral-storage" => resources.ephemeral = units(quantity).unwrap_or(0),
-                "pods" => resources.pods = units(quantity).unwrap_or(0),
+                "cpu" => resources.cpu = thousandths(quantity).unwrap_or(0).into(),
+                "memory" => resources.memory = units(quantity).unwrap_or(0).into(),
+                "ephemeral-storage" => resources.ephemeral = units(quantity).unwrap_or(0).into(),
+                "pods" => resources.pods = units(quantity).unwrap_or(0).into(),
                 _ => {
-                    resources.other.insert(name.clone(), units(quantity).unwrap_or(0));
+                    resources.other.insert(name.clone(), units(quantity).unwrap_or(0).into());
                 }
             }
         }
@@ -51,13 +52,12 @@ impl Resources {
     }
 
     pub fn add(&mut self, more: &Self) {
-        self.cpu = self.cpu.saturating_add(more.cpu);
-        self.memory = self.memory.saturating_add(more.memory);
-        self.ephemeral = self.ephemeral.saturating_add(more.ephemeral);
-        self.pods = self.pods.saturating_add(more.pods);
+        self.cpu += more.cpu;
+        self.memory += more.memory;
+        self.ephemeral += more.ephemeral;
+        self.pods += more.pods;
         for (name, amount) in &more.other {
-            let own = self.other.entry(name.clone()).or_insert(0);
-            *own = own.saturating_add(*amount);
+            *self.other.entry(name.clone()).or_insert(0) += amount;
         }
     }
 

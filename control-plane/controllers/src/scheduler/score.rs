@@ -10,15 +10,15 @@ use crate::ownership::controller_uid;
 use crate::taints::tolerates;
 
 /// The best of each view.
-const MOST: i64 = 100;
-const WEIGHT_ROOM: i64 = 1;
-const WEIGHT_BALANCE: i64 = 1;
-const WEIGHT_AFFINITY: i64 = 2;
-const WEIGHT_TAINTS: i64 = 3;
-const WEIGHT_SPREAD: i64 = 2;
+const MOST: i128 = 100;
+const WEIGHT_ROOM: i128 = 1;
+const WEIGHT_BALANCE: i128 = 1;
+const WEIGHT_AFFINITY: i128 = 2;
+const WEIGHT_TAINTS: i128 = 3;
+const WEIGHT_SPREAD: i128 = 2;
 
 /// The scores of the nodes, in their order.
-pub fn scores(subject: &Subject<'_>, nodes: &[&NodeInfo]) -> Vec<i64> {
+pub fn scores(subject: &Subject<'_>, nodes: &[&NodeInfo]) -> Vec<i128> {
     let affinity = stretch(nodes.iter().map(|node| affinity(subject, node)).collect(), false);
     let taints = stretch(nodes.iter().map(|node| unwanted_taints(subject, node)).collect(), true);
     let spread = stretch(nodes.iter().map(|node| siblings(subject, node)).collect(), true);
@@ -37,8 +37,8 @@ pub fn scores(subject: &Subject<'_>, nodes: &[&NodeInfo]) -> Vec<i64> {
 }
 
 /// The mean share of CPU and memory that would be left.
-fn room(subject: &Subject<'_>, node: &NodeInfo) -> i64 {
-    let left = |all: i64, taken: i64| {
+fn room(subject: &Subject<'_>, node: &NodeInfo) -> i128 {
+    let left = |all: i128, taken: i128| {
         if all <= 0 || taken > all { 0 } else { (all - taken).saturating_mul(MOST) / all }
     };
     let cpu = node.weight.cpu + subject.request.weight.cpu;
@@ -47,38 +47,38 @@ fn room(subject: &Subject<'_>, node: &NodeInfo) -> i64 {
 }
 
 /// How close the shares of CPU and memory would be.
-fn balance(subject: &Subject<'_>, node: &NodeInfo) -> i64 {
-    let share = |all: i64, taken: i64| {
+fn balance(subject: &Subject<'_>, node: &NodeInfo) -> i128 {
+    let share = |all: i128, taken: i128| {
         if all <= 0 { 1.0 } else { (taken as f64 / all as f64).min(1.0) }
     };
     let cpu = share(node.allocatable.cpu, node.requested.cpu + subject.request.wanted.cpu);
     let memory = share(node.allocatable.memory, node.requested.memory + subject.request.wanted.memory);
     // For two shares the standard deviation is half their distance.
-    ((1.0 - (cpu - memory).abs() / 2.0) * MOST as f64) as i64
+    ((1.0 - (cpu - memory).abs() / 2.0) * MOST as f64) as i128
 }
 
-fn affinity(subject: &Subject<'_>, node: &NodeInfo) -> i64 {
+fn affinity(subject: &Subject<'_>, node: &NodeInfo) -> i128 {
     let terms = preferences(subject.pod).iter();
-    terms.filter(|term| matches_term(&term.preference, node)).map(|term| i64::from(term.weight)).sum()
+    terms.filter(|term| matches_term(&term.preference, node)).map(|term| i128::from(term.weight)).sum()
 }
 
 /// Taints that say "rather not" and are not tolerated.
-fn unwanted_taints(subject: &Subject<'_>, node: &NodeInfo) -> i64 {
+fn unwanted_taints(subject: &Subject<'_>, node: &NodeInfo) -> i128 {
     let soft = node.taints.iter().filter(|taint| taint.effect == "PreferNoSchedule");
     let unwanted = soft.filter(|taint| !subject.tolerations.iter().any(|own| tolerates(own, taint)));
-    unwanted.count() as i64
+    unwanted.count() as i128
 }
 
 /// Pods of the same controller that the node has.
-fn siblings(subject: &Subject<'_>, node: &NodeInfo) -> i64 {
+fn siblings(subject: &Subject<'_>, node: &NodeInfo) -> i128 {
     let count = controller_uid(&subject.pod.metadata).and_then(|owner| node.owners.get(owner));
-    count.copied().unwrap_or(0) as i64
+    count.copied().unwrap_or(0) as i128
 }
 
 /// Stretches counts to 0..=100, the highest to 100; reversed, the highest to 0.
-fn stretch(counts: Vec<i64>, reversed: bool) -> Vec<i64> {
+fn stretch(counts: Vec<i128>, reversed: bool) -> Vec<i128> {
     let most = counts.iter().copied().max().unwrap_or(0);
-    let one = |count: i64| {
+    let one = |count: i128| {
         if most == 0 {
             return if reversed { MOST } else { 0 };
         }

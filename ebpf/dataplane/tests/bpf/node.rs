@@ -1,15 +1,16 @@
 //! The place where these tests run: a node with an uplink to an outside host and a pod, each in its own namespace.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
-use dataplane::{Dataplane, Frontend, OpenError, Options, Protocol};
+use dataplane::{Dataplane, Frontend, OpenError, Options, Protocol, UplinkHook};
 use dataplane_abi::{LAYOUT_VERSION, NatValue};
 
 pub const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
@@ -19,12 +20,20 @@ pub const LIMIT: Duration = Duration::from_secs(5);
 
 fn options(uplinks: &[&str]) -> Options {
     harness::private_host::require();
-    let unified = PathBuf::from("/sys/fs/cgroup/unified");
     Options {
         pin_root: "/sys/fs/bpf/orlop".into(),
-        cgroup: if unified.is_dir() { unified } else { "/sys/fs/cgroup".into() },
+        cgroup: Node::cgroup_root(),
         uplinks: uplinks.iter().map(|name| (*name).to_owned()).collect(),
+        uplink_hook: UplinkHook::Newest,
     }
+}
+
+/// A program on an uplink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// What holds it there: a link with its number, or a filter with its handle.
+    pub held_by: String,
+    pub program: u64,
 }
 
 /// An opened dataplane that leaves nothing behind.
@@ -42,14 +51,59 @@ impl Node {
     /// Only packets on `uplink` are translated: all the namespaces of this test share its cgroup, so the socket programs
     /// are given an empty one.
     pub fn with_uplink() -> Self {
-        let mut options = options(&["uplink"]);
-        options.cgroup.push("nobody");
+        Self::with_hook(UplinkHook::Newest)
+    }
+
+    pub fn with_hook(uplink_hook: UplinkHook) -> Self {
+        Self::on_uplink(Options { uplink_hook, ..options(&["uplink"]) })
+    }
+
+    /// Somebody else's dataplane on the same uplink.
+    pub fn of_somebody(uplink_hook: UplinkHook) -> Self {
+        let pin_root = "/sys/fs/bpf/somebody".into();
+        Self::on_uplink(Options { pin_root, uplink_hook, ..options(&["uplink"]) })
+    }
+
+    fn on_uplink(mut options: Options) -> Self {
+        options.cgroup.push(options.pin_root.file_name().unwrap());
         std::fs::create_dir(&options.cgroup).unwrap();
         Self::with(options)
     }
 
     fn with(options: Options) -> Self {
         Self { dataplane: Some(Dataplane::open(&options).unwrap_or_else(|e| panic!("{e:?}"))), options }
+    }
+
+    pub fn cgroup_root() -> PathBuf {
+        let unified = PathBuf::from("/sys/fs/cgroup/unified");
+        if unified.is_dir() { unified } else { "/sys/fs/cgroup".into() }
+    }
+
+    pub fn options(&mut self) -> &mut Options {
+        &mut self.options
+    }
+
+    /// The folder of the pinned maps.
+    pub fn pins(&self) -> PathBuf {
+        self.options.pin_root.join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    /// What this dataplane has on the uplink, by program, as others' tools tell it.
+    pub fn attachments(&self) -> BTreeMap<&'static str, Attachment> {
+        let pins = self.pins();
+        let mut found = BTreeMap::new();
+        for (program, direction) in [("orlop_ingress", "ingress"), ("orlop_egress", "egress")] {
+            let name = format!("{program}:{}", pins.display());
+            let by_link = link(&pins.join(format!("link_{program}_uplink")));
+            let by_filter = filters(direction).into_iter().filter(|(filter, _)| *filter == name);
+            let mut all: Vec<Attachment> =
+                by_link.into_iter().chain(by_filter.map(|(_, attachment)| attachment)).collect();
+            assert!(all.len() <= 1, "{program} is attached twice: {all:?}");
+            if let Some(attachment) = all.pop() {
+                found.insert(program, attachment);
+            }
+        }
+        found
     }
 
     pub fn set(&mut self, frontend: Frontend, endpoints: &[SocketAddrV4]) {
@@ -63,8 +117,7 @@ impl Node {
     /// Changes the entries of one of the translation maps behind the programs' back: `change` gives the new value, or
     /// `None` to remove the entry.
     pub fn rewrite_flows(&self, map: &str, change: impl Fn(NatValue) -> Option<NatValue>) {
-        let folder = self.options.pin_root.join(format!("v{LAYOUT_VERSION}"));
-        let data = MapData::from_pin(folder.join(map)).unwrap();
+        let data = MapData::from_pin(self.pins().join(map)).unwrap();
         let mut flows: HashMap<MapData, [u8; 16], [u8; 32]> =
             HashMap::try_from(Map::LruHashMap(data)).unwrap();
         let all: Vec<_> = flows.iter().collect::<Result<_, _>>().unwrap();
@@ -79,6 +132,12 @@ impl Node {
     /// As after a kill: the process's descriptors close, pins stay.
     pub fn crash(&mut self) {
         self.dataplane = None;
+    }
+
+    /// Takes everything of this dataplane away.
+    pub fn remove(&mut self) {
+        self.dataplane = None;
+        dataplane::remove_all(&self.options.pin_root).unwrap();
     }
 
     pub fn reopen(&mut self) -> usize {
@@ -96,12 +155,38 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.dataplane = None;
-        dataplane::remove_all(&self.options.pin_root).unwrap();
-        if self.options.cgroup.ends_with("nobody") {
+        self.remove();
+        if self.options.cgroup.file_name() == self.options.pin_root.file_name() {
             std::fs::remove_dir(&self.options.cgroup).unwrap();
         }
     }
+}
+
+/// The pinned link at a path, if there is one.
+pub fn link(pin: &Path) -> Option<Attachment> {
+    let output = Command::new("bpftool").args(["-j", "link", "show", "pinned"]).arg(pin).output().unwrap();
+    let link: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let program = link["prog_id"].as_u64()?;
+    Some(Attachment { held_by: format!("link {}", link["id"]), program })
+}
+
+/// The BPF filters of one direction of the uplink, by name.
+fn filters(direction: &str) -> Vec<(String, Attachment)> {
+    let filters: Vec<serde_json::Value> = tc_json(&format!("filter show dev uplink {direction}"));
+    let named = filters.into_iter().filter_map(|filter| {
+        let options = &filter["options"];
+        let held_by = format!("filter {} {}", filter["pref"], options["handle"]);
+        let program = options["prog"]["id"].as_u64()?;
+        Some((options["bpf_name"].as_str()?.to_owned(), Attachment { held_by, program }))
+    });
+    named.collect()
+}
+
+/// What `tc` prints about the uplink; nothing for a link that is gone or has nothing to show.
+pub fn tc_json(arguments: &str) -> Vec<serde_json::Value> {
+    let output = Command::new("tc").arg("-j").args(arguments.split(' ')).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    if text.trim().is_empty() { Vec::new() } else { serde_json::from_str(&text).unwrap() }
 }
 
 pub fn frontend(address: [u8; 4], port: u16, protocol: Protocol) -> Frontend {
@@ -111,7 +196,7 @@ pub fn frontend(address: [u8; 4], port: u16, protocol: Protocol) -> Frontend {
 /// A server that answers each connection with its own name and the peer it sees.
 pub fn serve_tcp(address: SocketAddrV4, name: &'static str) -> SocketAddrV4 {
     let listener = TcpListener::bind(address).unwrap();
-    let std::net::SocketAddr::V4(bound) = listener.local_addr().unwrap() else { panic!("not IPv4") };
+    let SocketAddr::V4(bound) = listener.local_addr().unwrap() else { panic!("not IPv4") };
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
@@ -125,7 +210,7 @@ pub fn serve_tcp(address: SocketAddrV4, name: &'static str) -> SocketAddrV4 {
 /// A server that answers each datagram with its own name and the peer it sees.
 pub fn serve_udp(address: SocketAddrV4, name: &'static str) -> SocketAddrV4 {
     let socket = UdpSocket::bind(address).unwrap();
-    let std::net::SocketAddr::V4(bound) = socket.local_addr().unwrap() else { panic!("not IPv4") };
+    let SocketAddr::V4(bound) = socket.local_addr().unwrap() else { panic!("not IPv4") };
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
@@ -135,7 +220,7 @@ pub fn serve_udp(address: SocketAddrV4, name: &'static str) -> SocketAddrV4 {
     bound
 }
 
-pub fn ask_tcp(address: SocketAddrV4) -> std::io::Result<String> {
+pub fn ask_tcp(address: impl Into<SocketAddr>) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address.into(), LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
     let mut answer = String::new();
@@ -143,17 +228,21 @@ pub fn ask_tcp(address: SocketAddrV4) -> std::io::Result<String> {
     Ok(answer)
 }
 
-pub fn ask_udp(socket: &UdpSocket, address: SocketAddrV4) -> std::io::Result<(String, String)> {
+pub fn ask_udp(socket: &UdpSocket, address: impl Into<SocketAddr>) -> std::io::Result<(String, String)> {
     socket.set_read_timeout(Some(LIMIT))?;
-    socket.send_to(b"?", address)?;
+    socket.send_to(b"?", address.into())?;
     let mut buffer = [0; 64];
     let (length, peer) = socket.recv_from(&mut buffer)?;
     Ok((String::from_utf8_lossy(&buffer[..length]).into_owned(), peer.to_string()))
 }
 
 pub fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
+    run("ip", arguments);
+}
+
+pub fn run(program: &str, arguments: &str) {
+    let status = Command::new(program).args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "{program} {arguments}");
 }
 
 /// The namespaces `pod` and `outside`, routed by this one, which is the node. Removed on drop.

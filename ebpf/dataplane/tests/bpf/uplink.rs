@@ -12,13 +12,13 @@ use crate::node::{
     LIMIT, Links, NODE, Node, OUTSIDE, POD, ask_tcp, ask_udp, frontend, inside, serve_tcp, serve_udp,
 };
 
-const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+pub const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
-fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
+pub fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(address, port)
 }
 
-fn masquerade(node: &mut Node) {
+pub fn masquerade(node: &mut Node) {
     let masquerade = Masquerade {
         pods: "10.244.0.0/24".parse().unwrap(),
         address: NODE,
@@ -214,6 +214,6 @@ fn what_cannot_be_masqueraded_does_not_leave() {
     assert_eq!(datagrams.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
 }
 
-fn wait_until(condition: impl Fn() -> bool) {
+pub fn wait_until(condition: impl Fn() -> bool) {
     harness::wait::until("a counter", LIMIT, || condition().then_some(()).ok_or_else(|| "it stays".into()));
 }

@@ -66,5 +66,10 @@ pub fn oom_kills(group: &Group) -> u64 {
         Some(directory) => directory.join("memory.oom_control"),
         None => group.unified_directory().unwrap_or_default().join("memory.events"),
     };
-    read(&file).ok().and_then(|text| keyed(&text, "oom_kill")).unwrap_or(0)
+    read(&file).map_or(0, |text| kills_in(&text))
+}
+
+/// The count in `memory.events` (v2, which includes the groups below) or `memory.oom_control` (v1).
+pub(super) fn kills_in(text: &str) -> u64 {
+    keyed(text, "oom_kill").unwrap_or(0)
 }

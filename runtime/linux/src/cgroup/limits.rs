@@ -102,9 +102,17 @@ fn apply_v1_memory(directory: &Path, limits: &Limits) -> Result<(), Error> {
 fn apply_v2(group: &Group, limits: &Limits) -> Result<(), Error> {
     let Some(directory) = group.unified_directory() else { return Ok(()) };
     for (file, value) in v2_files(limits) {
-        write(&directory.join(file), &value)?;
+        match write(&directory.join(&file), &value) {
+            Err(error) if error.is_not_found() && asks_nothing_of_swap(&file, &value) => {}
+            written => written?,
+        }
     }
     Ok(())
+}
+
+/// A kernel that cannot swap, or does not account for it, has no such file: there is nothing to forbid or to lift.
+fn asks_nothing_of_swap(file: &str, value: &str) -> bool {
+    file == "memory.swap.max" && matches!(value, "0" | "max")
 }
 
 /// The files of a v2 group that carry the limits, in the order in which they are written.

@@ -1,5 +1,6 @@
-//! Layouts, path maths, file tables, and the device program's shape.
+//! Layouts, path maths and file tables.
 
+use super::events::kills_in;
 use super::limits::v2_files;
 use super::*;
 use crate::mount::MountEntry;
@@ -77,19 +78,28 @@ fn limits_become_v2_files() {
 }
 
 #[test]
-fn device_rules_in_v1_words() {
-    let null = DeviceRule {
-        kind: DeviceKind::Character,
-        major: Some(1),
-        minor: Some(3),
-        access: DeviceAccess { read: true, write: true, mknod: false },
-    };
-    assert_eq!(devices::v1_line(&null), "c 1:3 rw");
-    let all = DeviceRule { kind: DeviceKind::Any, major: None, minor: None, access: DeviceAccess::ALL };
-    assert_eq!(devices::v1_line(&all), "a *:* rwm");
-    assert_eq!(DeviceAccess::parse("rx"), None);
-    // Six instructions of preamble, two of refusal; a rule for everything adds only its verdict.
-    assert_eq!(devices::assemble(&[]).len(), 8);
-    assert_eq!(devices::assemble(&[all]).len(), 10);
-    assert_eq!(devices::assemble(&[null]).len(), 16);
+fn kills_for_memory_are_counted_in_both_versions() {
+    let v2 = "low 0\nhigh 0\nmax 14\noom 2\noom_kill 3\noom_group_kill 1\n";
+    let v1 = "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n";
+    // Linux before 4.13 counted nothing there.
+    let old = "oom_kill_disable 0\nunder_oom 0\n";
+    for (text, kills) in [(v2, 3), (v1, 1), (old, 0), ("", 0), ("oom_kill many\n", 0)] {
+        assert_eq!(kills_in(text), kills, "{text:?}");
+    }
+}
+
+#[test]
+fn only_a_swap_limit_that_asks_nothing_may_lack_its_file() {
+    let root = std::env::temp_dir().join(format!("orlop-limits-{}", std::process::id()));
+    let group = Layout { v1: Vec::new(), unified: Some(root.clone()) }.group("g").unwrap();
+    fs::create_dir_all(root.join("g")).unwrap();
+    fs::write(root.join("g/memory.max"), "").unwrap();
+    let apply =
+        |both| group.apply(&Limits { memory: Some(100), memory_and_swap: Some(both), ..Limits::default() });
+    let (none, unlimited, some) = (apply(100), apply(-1), apply(150));
+    let written = fs::read_to_string(root.join("g/memory.max")).unwrap();
+    fs::remove_dir_all(&root).unwrap();
+    assert!(none.is_ok() && unlimited.is_ok(), "{none:?} {unlimited:?}");
+    assert!(some.unwrap_err().is_not_found());
+    assert_eq!(written, "100");
 }

@@ -11,9 +11,12 @@ use rtnetlink::packet_route::{
         LinkMessage, State,
     },
     route::{RouteAttribute, RouteMessage, RouteMetric, RouteType},
+    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 
-use super::{MacAddress, OperState, address, answer_within, failed, link, route};
+use super::{
+    Classifiers, Direction, MacAddress, OperState, address, answer_within, classifier, failed, link, route,
+};
 
 #[test]
 fn hardware_addresses_read_and_print() {
@@ -122,4 +125,38 @@ fn a_reply_that_does_not_come_is_an_error_that_says_whose() {
     let error = runtime.block_on(answer).expect_err("no reply");
     assert_eq!(error.to_string(), "find link \"veth0123abcd\": no reply from the kernel within 0 s");
     assert!(!error.is_gone());
+}
+
+#[test]
+fn a_bpf_filter_is_read_with_its_place_and_program() {
+    let mut message = TcMessage::with_index(3);
+    message.header.info = 1000 << 16 | 0x0300;
+    message.header.handle = TcHandle::from(2);
+    message.attributes = vec![
+        TcAttribute::Kind("bpf".to_owned()),
+        TcAttribute::Options(vec![
+            TcOption::Bpf(TcFilterBpfOption::ProgName("own:/a".to_owned())),
+            TcOption::Bpf(TcFilterBpfOption::ProgId(77)),
+        ]),
+    ];
+    let filter = classifier::parse_filter(&message, Direction::Egress);
+    assert_eq!(
+        (filter.link, filter.direction, filter.priority, filter.handle),
+        (3, Direction::Egress, 1000, 2)
+    );
+    assert_eq!((filter.name.as_deref(), filter.program), (Some("own:/a"), Some(77)));
+}
+
+#[test]
+fn only_the_qdisc_at_the_place_of_classifiers_counts() {
+    let at = |handle: u32, kind: &str| {
+        let mut message = TcMessage::with_index(3);
+        message.header.handle = TcHandle::from(handle);
+        message.attributes = vec![TcAttribute::Kind(kind.to_owned())];
+        classifier::parse_qdisc(&message)
+    };
+    assert_eq!(at(0xffff_0000, "clsact"), Some((3, Classifiers::Clsact)));
+    assert_eq!(at(0xffff_0000, "ingress"), Some((3, Classifiers::Ingress)));
+    assert_eq!(at(0, "noqueue"), None);
+    assert_eq!(at(0x0001_0000, "htb"), None);
 }

@@ -5,13 +5,15 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, ImageIndex};
 use tar::{Archive, Entry};
 
+use super::bounded::{Bounded, Budget};
 use super::manifest::{self, Content, Document, Part};
 use super::reference::{self, Name};
-use super::{MAX_DOCUMENT_BYTES, Store, blobs, layers, store_error, unpack};
+use super::{Hold, MAX_DOCUMENT_BYTES, Store, blobs, layers, store_error, unpack};
 use crate::error::ImageError;
 use crate::image::Image;
 
@@ -26,39 +28,31 @@ struct Contents {
     blobs: Vec<String>,
 }
 
-/// Imports all images of an archive. `layers_in_use` is for the sweep afterwards.
-pub fn import(
-    store: &Store,
-    archive: &Path,
-    name: Option<&str>,
-    layers_in_use: &std::collections::BTreeSet<String>,
-) -> Result<Vec<Image>, ImageError> {
+/// Imports all images of an archive.
+pub fn import(store: &Arc<Store>, archive: &Path, name: Option<&str>) -> Result<Vec<Image>, ImageError> {
     let label = archive.display().to_string();
     let name = name.map(Name::parse).transpose()?;
-    let mut holds = Vec::new();
-    let contents = read_archive(store, archive, &label, &mut holds)?;
+    let mut hold = store.hold(Vec::new());
+    let contents = read_archive(store, archive, &label, &mut hold)?;
     let result = import_index(store, &label, &contents, name.as_ref());
-    drop(holds);
+    drop(hold);
     // Compressed layers are not needed any more, and neither is what an index did not name.
-    store.sweep(layers_in_use)?;
+    store.sweep()?;
     result
 }
 
-fn read_archive<'a>(
-    store: &'a Store,
-    archive: &Path,
-    label: &str,
-    holds: &mut Vec<super::Hold<'a>>,
-) -> Result<Contents, ImageError> {
+fn read_archive(store: &Store, archive: &Path, label: &str, hold: &mut Hold) -> Result<Contents, ImageError> {
     let malformed = |error: std::io::Error| ImageError::Malformed {
         reference: label.into(),
         reason: format!("archive: {error}"),
     };
     let file = std::fs::File::open(archive).map_err(store_error(format!("open {label}")))?;
-    let mut archive = Archive::new(unpack::decompress(file).map_err(malformed)?);
+    let budget = Budget::new();
+    let mut archive = Archive::new(Bounded::new(unpack::decompress(file).map_err(malformed)?, &budget));
     let mut contents = Contents { index: None, blobs: Vec::new() };
     for entry in archive.entries().map_err(malformed)? {
         let mut entry = entry.map_err(malformed)?;
+        budget.enter(&mut entry).map_err(malformed)?;
         let path = entry.path().map_err(malformed)?.into_owned();
         let path: PathBuf =
             path.components().filter(|part| !matches!(part, std::path::Component::CurDir)).collect();
@@ -70,7 +64,7 @@ fn read_archive<'a>(
             if contents.blobs.len() >= MAX_BLOBS {
                 return Err(malformed(std::io::Error::other(format!("more than {MAX_BLOBS} blobs"))));
             }
-            holds.push(store.hold(vec![digest.clone()]));
+            hold.add(&digest);
             write_blob(store, label, &mut entry, &digest)?;
             contents.blobs.push(digest);
         }
@@ -103,7 +97,7 @@ fn write_blob<R: Read>(
 }
 
 fn import_index(
-    store: &Store,
+    store: &Arc<Store>,
     label: &str,
     contents: &Contents,
     name: Option<&Name>,
@@ -149,7 +143,7 @@ fn named_entries<'a>(index: &'a ImageIndex, name: Option<&Name>) -> Option<Vec<(
 }
 
 fn import_one(
-    store: &Store,
+    store: &Arc<Store>,
     label: &str,
     contents: &Contents,
     names: &[Name],
@@ -164,7 +158,7 @@ fn import_one(
         return Err(missing(&target.digest));
     }
     let (documents, parsed) = manifest::resolve(store.root(), label, target.clone())?;
-    let config: Part = manifest::part(label, parsed.config())?;
+    let config: Part = manifest::config_part(label, &parsed)?;
     if !blobs::exists(store.root(), &config.digest) {
         return Err(missing(&config.digest));
     }

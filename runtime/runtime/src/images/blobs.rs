@@ -1,4 +1,5 @@
-//! Content by digest: written beside its place while it is hashed, renamed when the digest is right, read back whole for documents.
+//! Content by digest: written beside its place while it is hashed, renamed when the digest is right and it is on the disk, read back whole for
+//! documents. A name promises complete content, also after a power cut.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -45,12 +46,13 @@ impl Writer {
         self.written
     }
 
-    /// Gives it its name when its digest is `expected`; the digest that it has otherwise.
+    /// Gives it its name when its digest is `expected`; the digest that it has otherwise. Waits for the disk.
     pub fn finish(mut self, root: &Path, expected: &str) -> io::Result<Result<(), String>> {
         let actual = hex(std::mem::take(&mut self.hasher));
         if actual != expected {
             return Ok(Err(actual));
         }
+        self.file.sync_data()?;
         fs::rename(&self.temporary, path(root, expected))?;
         self.kept = true;
         Ok(Ok(()))
@@ -122,6 +124,27 @@ pub fn read(root: &Path, digest: &str) -> Result<Vec<u8>, ImageError> {
         .and_then(|file| file.take(MAX_DOCUMENT_BYTES).read_to_end(&mut bytes))
         .map_err(store_error(format!("read blob {digest}")))?;
     Ok(bytes)
+}
+
+/// Whether a document is there and is what its digest says. One that is not is removed, so that a pull fetches it again.
+pub fn verify(root: &Path, digest: &str) -> bool {
+    match read(root, digest) {
+        Ok(bytes) if digest_of(&bytes) == digest => true,
+        Ok(_) => {
+            tracing::warn!(digest, "blob is damaged and removed");
+            let _ = fs::remove_file(path(root, digest));
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+/// Makes the names of all blobs durable.
+pub fn sync_names(root: &Path) -> Result<(), ImageError> {
+    let directory = root.join("blobs/sha256");
+    File::open(&directory)
+        .and_then(|file| file.sync_all())
+        .map_err(store_error(format!("sync {}", directory.display())))
 }
 
 /// Removes what an earlier process did not finish.

@@ -128,12 +128,14 @@ pub fn publish(root: &Path, pending: Vec<Pending>) -> Result<(), ImageError> {
             inodes: layer.unpacked.inodes,
         };
         let bytes = serde_json::to_vec(&meta).unwrap_or_default();
-        crate::files::replace(&directory.join(format!("{name}.json")), &bytes)
+        linux::files::replace(&directory.join(format!("{name}.json")), &bytes)
             .and_then(|()| fs::rename(&layer.directory, &target))
             .map_err(store_error(format!("publish layer {}", layer.diff_id)))?;
         layer.kept = true;
     }
-    Ok(())
+    File::open(&directory)
+        .and_then(|file| file.sync_all())
+        .map_err(store_error(format!("sync {}", directory.display())))
 }
 
 /// Removes what an earlier process did not finish.
@@ -148,19 +150,19 @@ pub fn remove_partial(root: &Path) {
     }
 }
 
-/// Removes all but the named ones, and leaves alone what is being unpacked.
-pub fn retain(root: &Path, names: &BTreeSet<String>) -> Result<(), ImageError> {
+/// Takes the names of all but the named ones, and leaves alone what is being unpacked; the trees in `doomed` are then to be removed.
+pub fn retain(root: &Path, names: &BTreeSet<String>, doomed: &mut Vec<PathBuf>) -> Result<(), ImageError> {
     for entry in entries(root) {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(PARTIAL) || name.ends_with(".json") || names.contains(&name) {
             continue;
         }
-        // First the name, in one step: a directory with a name is complete.
+        // In one step: a directory with a name is complete.
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let doomed = root.join("layers").join(format!("{PARTIAL}removed-{}-{number}", std::process::id()));
-        fs::rename(entry.path(), &doomed).map_err(store_error(format!("remove layer {name}")))?;
+        let nameless = root.join("layers").join(format!("{PARTIAL}removed-{}-{number}", std::process::id()));
+        fs::rename(entry.path(), &nameless).map_err(store_error(format!("remove layer {name}")))?;
+        doomed.push(nameless);
         let _ = fs::remove_file(root.join("layers").join(format!("{name}.json")));
-        remove_tree(&doomed);
     }
     Ok(())
 }
@@ -176,7 +178,8 @@ fn entries(root: &Path) -> impl Iterator<Item = fs::DirEntry> {
     fs::read_dir(root.join("layers")).into_iter().flatten().flatten()
 }
 
-fn remove_tree(path: &Path) {
+/// Removes what has no name any more; what cannot be removed is left for the next start.
+pub fn remove_tree(path: &Path) {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     if let Err(error) = removed {
         tracing::warn!(path = %path.display(), %error, "leftover of a layer cannot be removed");

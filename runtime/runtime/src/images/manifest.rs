@@ -4,14 +4,16 @@ use std::path::Path;
 
 use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Os};
 
-use super::{MAX_LAYERS, blobs, reference};
+use super::{MAX_DOCUMENT_BYTES, MAX_LAYERS, blobs, reference};
 use crate::error::ImageError;
 
 #[cfg(test)]
 mod tests;
 
-/// Indexes in indexes.
-const MAX_INDEX_DEPTH: usize = 3;
+/// Compressed bytes of one image.
+const MAX_IMAGE_BYTES: u64 = 1 << 40;
+/// Documents from a name down to its manifest, that included.
+pub const MAX_DOCUMENTS: usize = 3;
 
 /// A digest with what is behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +44,13 @@ pub struct Content {
 impl Content {
     /// Bytes of everything that a registry would send.
     pub fn size(&self) -> u64 {
-        self.config.size + self.layers.iter().map(|layer| layer.size).sum::<u64>()
+        total(self.layers.iter().chain([&self.config]))
     }
+}
+
+/// Bytes of all parts, as foreign documents declare them.
+pub fn total<'a>(parts: impl IntoIterator<Item = &'a Part>) -> u64 {
+    parts.into_iter().fold(0, |sum, part| sum.saturating_add(part.size))
 }
 
 /// What a document is.
@@ -107,7 +114,7 @@ pub fn choose(index: &ImageIndex) -> Option<&Descriptor> {
 pub fn resolve(root: &Path, name: &str, target: Part) -> Result<(Vec<String>, ImageManifest), ImageError> {
     let mut documents = Vec::new();
     let mut current = target;
-    for _ in 0..MAX_INDEX_DEPTH {
+    for _ in 0..MAX_DOCUMENTS {
         let bytes = blobs::read(root, &current.digest)?;
         documents.push(current.digest);
         match parse_document(name, &bytes)? {
@@ -119,7 +126,24 @@ pub fn resolve(root: &Path, name: &str, target: Part) -> Result<(Vec<String>, Im
             }
         }
     }
-    Err(malformed(name, format_args!("index: nested more than {MAX_INDEX_DEPTH} deep")))
+    Err(nested_too_deep(name))
+}
+
+/// The error for an index that leads to no manifest within [`MAX_DOCUMENTS`].
+pub fn nested_too_deep(name: &str) -> ImageError {
+    malformed(name, format_args!("index: no manifest within {MAX_DOCUMENTS} documents"))
+}
+
+/// The config's digest and size, when it is not longer than configs are.
+pub fn config_part(name: &str, manifest: &ImageManifest) -> Result<Part, ImageError> {
+    let part = part(name, manifest.config())?;
+    if part.size > MAX_DOCUMENT_BYTES {
+        return Err(malformed(
+            name,
+            format_args!("image config: {} bytes are more than {MAX_DOCUMENT_BYTES}", part.size),
+        ));
+    }
+    Ok(part)
 }
 
 /// Puts together what manifest and config say, when they fit.
@@ -139,12 +163,18 @@ pub fn content(
     if let Some(odd) = diff_ids.iter().find(|diff_id| !reference::is_digest(diff_id)) {
         return Err(malformed(name, format_args!("diff id \"{odd}\" is not sha256")));
     }
-    Ok(Content {
+    let content = Content {
         target,
         documents,
-        config: part(name, manifest.config())?,
+        config: config_part(name, manifest)?,
         layers: manifest.layers().iter().map(|layer| part(name, layer)).collect::<Result<_, _>>()?,
         diff_ids,
         user: parsed.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default(),
-    })
+    };
+    match content.size() {
+        size if size > MAX_IMAGE_BYTES => {
+            Err(malformed(name, format_args!("manifest: {size} bytes are more than {MAX_IMAGE_BYTES}")))
+        }
+        _ => Ok(content),
+    }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::Content;
 use super::reference::Name;
-use super::{blobs, store_error};
+use super::{blobs, layers, store_error};
 use crate::error::ImageError;
 use crate::image::Image;
 
@@ -60,7 +60,7 @@ fn path(root: &Path, name: &str) -> PathBuf {
 pub fn save(root: &Path, record: &Record) -> Result<(), ImageError> {
     let target = path(root, &record.name);
     let bytes = serde_json::to_vec(record).unwrap_or_default();
-    crate::files::replace(&target, &bytes).map_err(store_error(format!("write {}", target.display())))
+    linux::files::replace(&target, &bytes).map_err(store_error(format!("write {}", target.display())))
 }
 
 /// Removes a name. Fine when it is gone.
@@ -73,7 +73,7 @@ pub fn delete(root: &Path, name: &str) -> Result<(), ImageError> {
     }
 }
 
-/// All names. Records that do not parse or whose config is gone are removed: the image can be pulled again.
+/// All names. Records that do not parse, whose config is gone or damaged or whose layers are gone are removed: the image can be pulled again.
 pub fn load(root: &Path) -> Result<BTreeMap<String, Record>, ImageError> {
     let directory = root.join("images");
     let mut records = BTreeMap::new();
@@ -81,7 +81,11 @@ pub fn load(root: &Path) -> Result<BTreeMap<String, Record>, ImageError> {
     for entry in entries.flatten() {
         let record =
             fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-        match record.filter(|record| blobs::exists(root, &record.config_digest)) {
+        let usable = |record: &Record| {
+            blobs::verify(root, &record.config_digest)
+                && record.diff_ids.iter().all(|diff_id| layers::exists(root, diff_id))
+        };
+        match record.filter(usable) {
             Some(record) => {
                 records.insert(record.name.clone(), record);
             }

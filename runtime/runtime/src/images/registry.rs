@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::manifest::{self, Content, Document, Part};
 use super::reference::Name;
-use super::{Store, blobs, layers};
+use super::{Hold, Store, blobs, layers};
 use crate::config::{Endpoint, Registries};
 use crate::error::ImageError;
 use crate::image::{AuthConfig, Image, PullProgress};
@@ -52,8 +52,6 @@ pub struct Pull<'a> {
     pub auth: Option<AuthConfig>,
     /// Who wants to know.
     pub progress: Option<mpsc::Sender<PullProgress>>,
-    /// Layer directories that containers are on, for the sweep afterwards.
-    pub layers_in_use: BTreeSet<String>,
 }
 
 /// A server with the name that the image has there.
@@ -159,12 +157,10 @@ impl Pull<'_> {
     }
 
     async fn from(&self, source: &Source) -> Result<Image, ImageError> {
-        let content = self.resolve(source).await?;
-        let mut held: Vec<String> = content.documents.clone();
-        held.push(content.config.digest.clone());
-        held.extend(content.diff_ids.iter().cloned());
-        held.extend(content.layers.iter().map(|layer| layer.digest.clone()));
-        let hold = self.store.hold(held);
+        let mut hold = self.store.hold(Vec::new());
+        let content = self.resolve(source, &mut hold).await?;
+        content.diff_ids.iter().for_each(|diff_id| hold.add(diff_id));
+        content.layers.iter().for_each(|layer| hold.add(&layer.digest));
         self.fetch_layers(source, &content).await?;
         let store = Arc::clone(&self.store);
         let (label, progress) = (self.name.canonical(), self.progress.clone());
@@ -172,42 +168,38 @@ impl Pull<'_> {
         if self.name.digest.is_some() && self.name.tag.is_some() {
             names = vec![self.name.with_digest(&content.target.digest)];
         }
-        let image = blocking(&label.clone(), move || {
+        blocking(&label.clone(), move || {
             unpack_layers(&store, &label, &content, progress.as_ref())?;
-            store.commit(&names, &content)
+            let image = store.commit(&names, &content)?;
+            drop(hold);
+            store.sweep()?;
+            Ok(image)
         })
-        .await?;
-        drop(hold);
-        self.store.sweep(&self.layers_in_use)?;
-        Ok(image)
+        .await
     }
 
-    /// Fetches documents down to the manifest of this platform, and its config.
-    async fn resolve(&self, source: &Source) -> Result<Content, ImageError> {
+    /// Fetches documents down to the manifest of this platform, and its config; each is held before it is looked for.
+    async fn resolve(&self, source: &Source, hold: &mut Hold) -> Result<Content, ImageError> {
         let label = self.name.canonical();
         let mut documents = Vec::new();
         let mut reference = source.reference.clone();
         let mut target = None;
         loop {
             let bytes = self.document(source, &reference).await?;
-            let digest = self.keep(&bytes, reference.digest())?;
+            let digest = self.keep(&bytes, reference.digest(), hold)?;
             target.get_or_insert_with(|| Part { digest: digest.clone(), size: bytes.len() as u64 });
             documents.push(digest);
             match manifest::parse_document(&label, &bytes)? {
-                Document::Index(index) if documents.len() < 3 => {
+                Document::Index(index) if documents.len() < manifest::MAX_DOCUMENTS => {
                     let entry = manifest::choose(&index)
                         .ok_or_else(|| ImageError::NoPlatform { reference: label.clone() })?;
                     let part = manifest::part(&label, entry)?;
                     reference = reference.clone_with_digest(part.digest);
                 }
-                Document::Index(_) => {
-                    return Err(ImageError::Malformed {
-                        reference: label,
-                        reason: "index: nested too deep".into(),
-                    });
-                }
+                Document::Index(_) => return Err(manifest::nested_too_deep(&label)),
                 Document::Manifest(parsed) => {
-                    let part = manifest::part(&label, parsed.config())?;
+                    let part = manifest::config_part(&label, &parsed)?;
+                    hold.add(&part.digest);
                     if !blobs::exists(self.store.root(), &part.digest) {
                         self.blob(source, &part, &AtomicU64::new(0), 0).await?;
                     }
@@ -219,7 +211,7 @@ impl Pull<'_> {
         }
     }
 
-    fn keep(&self, bytes: &[u8], expected: Option<&str>) -> Result<String, ImageError> {
+    fn keep(&self, bytes: &[u8], expected: Option<&str>, hold: &mut Hold) -> Result<String, ImageError> {
         let actual = blobs::digest_of(bytes);
         match expected {
             Some(expected) if expected != actual => Err(ImageError::DigestMismatch {
@@ -228,7 +220,10 @@ impl Pull<'_> {
                 expected: expected.into(),
                 actual,
             }),
-            _ => blobs::put(self.store.root(), bytes),
+            _ => {
+                hold.add(&actual);
+                blobs::put(self.store.root(), bytes)
+            }
         }
     }
 
@@ -266,7 +261,7 @@ impl Pull<'_> {
             .filter(|layer| seen.insert(&layer.digest))
             .cloned()
             .collect();
-        let total = missing.iter().map(|layer| layer.size).sum();
+        let total = manifest::total(&missing);
         let done = AtomicU64::new(0);
         let done = &done;
         futures::stream::iter(missing)
@@ -327,8 +322,9 @@ impl Pull<'_> {
                 self.report(PullProgress::Downloading { done: so_far, total });
             }
         }
-        let finished = writer.finish(self.store.root(), &part.digest).map_err(failed("write"))?;
-        finished.map_err(|actual| ImageError::DigestMismatch {
+        let (store, digest, failed) = (Arc::clone(&self.store), part.digest.clone(), failed("write"));
+        let finish = move || writer.finish(store.root(), &digest).map_err(failed);
+        blocking(&label, finish).await?.map_err(|actual| ImageError::DigestMismatch {
             reference: self.name.canonical(),
             what: "blob".into(),
             expected: part.digest.clone(),

@@ -2,8 +2,8 @@
 //!
 //! Every path is opened below the layer's own root (`openat2` with RESOLVE_IN_ROOT), so neither `..` nor a symbolic link of the layer itself leads out.
 //! Whiteouts become 0:0 character devices and opaque markers the attribute `trusted.overlay.opaque`. Device nodes are made as containerd makes
-//! them; what they may do is up to the container's device rules. Refused: streams beyond [`MAX_UNPACKED_BYTES`] or [`MAX_ENTRIES`], names
-//! with `..`, hard links to what is not in the layer, and entry types that no layer has.
+//! them; what they may do is up to the container's device rules. Refused: streams beyond [`MAX_UNPACKED_BYTES`] or [`MAX_ENTRIES`], headers
+//! beyond those of [`super::bounded`], names with `..`, hard links to what is not in the layer, and entry types that no layer has.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -14,6 +14,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use tar::{Archive, Entry, EntryType};
 
+use super::bounded::{Bounded, Budget};
+
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +23,8 @@ mod tests;
 pub const MAX_UNPACKED_BYTES: u64 = 64 << 30;
 /// Entries of one layer.
 pub const MAX_ENTRIES: u64 = 4_000_000;
+/// Bytes of the paths of one layer's directories, which are remembered until its end.
+const MAX_DIRECTORY_BYTES: usize = 256 << 20;
 const BUFFER_BYTES: usize = 256 * 1024;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -50,16 +54,20 @@ pub fn decompress(file: File) -> io::Result<Box<dyn Read + Send>> {
 pub fn unpack(stream: impl Read, directory: &Path) -> io::Result<Unpacked> {
     let root =
         rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut layer = Layer { root, done: Unpacked::default(), directory_times: Vec::new() };
+    let mut layer =
+        Layer { root, done: Unpacked::default(), directory_times: Vec::new(), directory_bytes: 0 };
     rustix::fs::chmod(directory, Mode::from_bits_truncate(0o755))?;
-    let mut archive = Archive::new(stream);
+    let budget = Budget::new();
+    let mut archive = Archive::new(Bounded::new(stream, &budget));
     let mut count = 0;
     for entry in archive.entries()? {
         count += 1;
         if count > MAX_ENTRIES {
             return Err(invalid(format!("more than {MAX_ENTRIES} entries")));
         }
-        layer.entry(&mut entry?)?;
+        let mut entry = entry?;
+        budget.enter(&mut entry)?;
+        layer.entry(&mut entry)?;
     }
     layer.finish()?;
     Ok(layer.done)
@@ -74,6 +82,8 @@ struct Layer {
     done: Unpacked,
     /// Set last, since making files in a directory changes them.
     directory_times: Vec<(PathBuf, Timestamps)>,
+    /// Of their paths.
+    directory_bytes: usize,
 }
 
 impl Layer {
@@ -277,6 +287,10 @@ impl Layer {
             }
         }
         if header.entry_type().is_dir() {
+            self.directory_bytes += path.as_os_str().len();
+            if self.directory_bytes > MAX_DIRECTORY_BYTES {
+                return Err(invalid(format!("more than {MAX_DIRECTORY_BYTES} bytes of directory names")));
+            }
             self.directory_times.push((path.to_path_buf(), times));
         } else if !link {
             rustix::fs::utimensat(rustix::fs::CWD, &own, &times, AtFlags::empty())?;

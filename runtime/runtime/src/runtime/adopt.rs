@@ -3,6 +3,7 @@
 //! | found | done |
 //! |---|---|
 //! | sandbox in phase Ready, shim answers | adopted with its containers |
+//! | container that its shim still starts | waited for, at most [`START_LIMIT`]; then it counts as running, without a pid |
 //! | sandbox in phase Ready, shim gone | containers killed and recorded as exited with 255, sandbox not ready |
 //! | sandbox in phase Stopped | kept, its network taken down again |
 //! | sandbox in phase Creating or Removing, or without a phase | removed in the background |
@@ -11,16 +12,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use shim_protocol::{Answer, Record, Request};
 
 use super::Runtime;
 use super::containers::KILL_LIMIT;
 use super::sandboxes::remove_directory;
-use super::state::{Container, ContainerMeta, Phase, Sandbox, SandboxMeta, load};
+use super::state::{Container, ContainerMeta, Phase, Sandbox, SandboxMeta, learn, load};
 use crate::error::Error;
 use crate::sandbox::SandboxConfig;
 use crate::shims::{self, Living};
+
+/// Longest wait for all starts that an earlier process began.
+const START_LIMIT: Duration = Duration::from_secs(10);
 
 impl Runtime {
     pub(super) async fn adopt(&self, living: &[Living]) -> Result<(), Error> {
@@ -38,11 +44,35 @@ impl Runtime {
         self.load_containers(&found).await;
         for (id, meta) in found {
             match meta.phase {
-                Phase::Creating | Phase::Removing => self.remove_in_background(meta),
+                Phase::Creating | Phase::Removing => self.remove_in_background(meta, Arc::default()),
                 Phase::Ready | Phase::Stopped => self.adopt_sandbox(&id, meta).await,
             }
         }
+        self.await_starts().await;
         Ok(())
+    }
+
+    /// Lets starts that an earlier process asked for come to their end, so that nobody takes such a container for one that was never started.
+    async fn await_starts(&self) {
+        let starting =
+            |container: &&Container| container.record.borrow().as_ref().is_some_and(Record::is_starting);
+        let records: Vec<_> = {
+            let tables = self.0.tables();
+            tables
+                .containers
+                .values()
+                .filter(starting)
+                .map(|container| container.record.subscribe())
+                .collect()
+        };
+        let ended = async {
+            for mut record in records {
+                let _ = record.wait_for(|record| !record.as_ref().is_some_and(Record::is_starting)).await;
+            }
+        };
+        if tokio::time::timeout(START_LIMIT, ended).await.is_err() {
+            tracing::warn!("containers whose start was under way still start, and count as running");
+        }
     }
 
     /// Mounts and sockets of sandboxes that do not exist any more.
@@ -73,7 +103,8 @@ impl Runtime {
             match meta {
                 Some(meta) if kept(&meta) => {
                     let record = load::<Record>(&directory.join("record.json"));
-                    self.0.tables().containers.insert(id, Container::new(meta, record));
+                    let layers = self.0.store.hold(meta.layers.clone());
+                    self.0.tables().containers.insert(id, Container::new(meta, record, layers));
                 }
                 other => self.drop_container(&id, other.map(|meta| meta.cgroup), &directory).await,
             }
@@ -99,16 +130,14 @@ impl Runtime {
 
     async fn adopt_sandbox(&self, id: &str, meta: SandboxMeta) {
         let phase = meta.phase;
-        self.0.tables().sandboxes.insert(id.to_owned(), Sandbox::new(meta.clone(), None));
+        self.0.tables().sandboxes.insert(id.to_owned(), Sandbox::new(meta.clone()));
         match self.connect(id).await {
             Ok(shim) => {
                 if let Ok((Answer::Containers(reports), _)) = shim.call(Request::List, Vec::new()).await {
                     for report in reports {
-                        self.0.note(&report.container, |known| *known = Some(report.record));
+                        self.0.note(&report.container, |known| learn(known, report.record));
                     }
-                    if let Some(sandbox) = self.0.tables().sandboxes.get_mut(id) {
-                        sandbox.shim = Some(shim);
-                    }
+                    self.keep_shim(id, shim).await;
                 }
             }
             Err(error) => tracing::warn!(sandbox = id, %error, "shim does not answer"),
@@ -119,8 +148,9 @@ impl Runtime {
             let _ = tokio::task::spawn_blocking(move || shims::kill(&config, &sandbox)).await;
         }
         self.bury_if_unkept(id, adopted).await;
-        if phase == Phase::Stopped {
-            self.disconnect_in_background(meta);
+        let network = self.0.tables().sandboxes.get(id).map(|sandbox| Arc::clone(&sandbox.network));
+        if let (Phase::Stopped, Some(network)) = (phase, network) {
+            self.disconnect_in_background(meta, network);
         }
     }
 

@@ -3,29 +3,31 @@
 //! Creating makes a directory with everything that is needed, its `meta.json` last: a directory without one is half made and removed at the next
 //! start. Nothing runs before `start`, as with containerd, so a wrong command is an error of the start.
 
-use std::os::unix::fs::DirBuilderExt;
+mod stage;
+mod validate;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use shim_protocol::{Answer, Exit, Record, Request, RootFs, Staged, StartContainer};
+use shim_protocol::{Answer, Exit, Record, Request, RootFs, START_ERROR_CODE, Staged, StartContainer};
 
 use super::Runtime;
 use super::sandboxes::remove_directory;
-use super::state::{Container, ContainerMeta, SandboxMeta, load, log_path, new_id, now, save};
-use crate::container::{ContainerConfig, ContainerId, ContainerState, MountPropagation, SecurityProfile};
+use super::state::{Container, ContainerMeta, SandboxMeta, learn, load, log_path, new_id, now, save};
+use crate::container::{ContainerConfig, ContainerId, ContainerState, SecurityProfile};
 use crate::error::Error;
 use crate::event::Event;
-use crate::images::UnpackedImage;
+use crate::images::{Hold, UnpackedImage};
 use crate::sandbox::{NamespaceMode, SandboxId, SandboxState};
 use crate::shims::client::Client;
 use crate::spec::{self, devices, resources, user};
+use stage::{make_directories, stage, staged_paths};
+pub(crate) use validate::{signal_number, validate};
 
 /// Longest wait for a killed process to be gone.
 pub(super) const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// Exit code of a container whose process could not be started, as containerd.
-const START_ERROR_CODE: i32 = 128;
 /// Bytes of a seccomp profile file.
 const MAX_PROFILE_BYTES: u64 = 4 << 20;
 
@@ -36,75 +38,6 @@ fn invalid(field: &str, reason: impl Into<String>) -> Error {
 fn io(operation: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
     let operation = operation.into();
     move |source| Error::Io { operation, source }
-}
-
-/// Checks fields whose meaning does not depend on the machine.
-pub(crate) fn validate(config: &ContainerConfig) -> Result<(), Error> {
-    if config.name.is_empty() {
-        return Err(invalid("metadata.name", "is empty"));
-    }
-    for mount in &config.mounts {
-        if !mount.container_path.starts_with('/') || !mount.host_path.is_absolute() {
-            return Err(invalid("mounts", format!("\"{}\" needs absolute paths", mount.container_path)));
-        }
-        let recursive = mount.recursive_read_only;
-        if recursive && (!mount.readonly || mount.propagation != MountPropagation::Private) {
-            return Err(invalid("mounts", "recursive_read_only needs readonly and private propagation"));
-        }
-    }
-    let escapes =
-        Path::new(&config.log_path).components().any(|part| !matches!(part, std::path::Component::Normal(_)));
-    if escapes {
-        return Err(invalid("log_path", format!("\"{}\" leads out of the log directory", config.log_path)));
-    }
-    for device in &config.devices {
-        let letters = device.permissions.chars().all(|letter| "rwm".contains(letter));
-        if !device.container_path.starts_with("/dev/") || !letters {
-            let reason =
-                format!("\"{}\" is not below /dev, or its permissions are not of rwm", device.container_path);
-            return Err(invalid("devices", reason));
-        }
-    }
-    if !config.stop_signal.is_empty() && signal_number(&config.stop_signal).is_none() {
-        return Err(invalid("stop_signal", format!("\"{}\" is not a signal", config.stop_signal)));
-    }
-    if let Some((key, _)) = config.env.iter().find(|(key, _)| key.is_empty() || key.contains('=')) {
-        return Err(invalid("env", format!("\"{key}\" is not a variable's name")));
-    }
-    Ok(())
-}
-
-/// `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`
-pub(crate) fn signal_number(text: &str) -> Option<i32> {
-    use rustix::process::Signal;
-    if let Ok(number) = text.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    if let Some(rest) = name.strip_prefix("RTMIN") {
-        let offset = if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse().ok()? };
-        return (0..=30).contains(&offset).then_some(34 + offset);
-    }
-    let signal = match name {
-        "HUP" => Signal::HUP,
-        "INT" => Signal::INT,
-        "QUIT" => Signal::QUIT,
-        "ABRT" => Signal::ABORT,
-        "KILL" => Signal::KILL,
-        "USR1" => Signal::USR1,
-        "USR2" => Signal::USR2,
-        "PIPE" => Signal::PIPE,
-        "ALRM" => Signal::ALARM,
-        "TERM" => Signal::TERM,
-        "CONT" => Signal::CONT,
-        "STOP" => Signal::STOP,
-        "TSTP" => Signal::TSTP,
-        "WINCH" => Signal::WINCH,
-        "PWR" => Signal::POWER,
-        _ => return None,
-    };
-    Some(signal.as_raw())
 }
 
 impl Runtime {
@@ -137,12 +70,12 @@ impl Runtime {
         let directory = self.0.config.container_dir(id);
         let made = self.make_container_steps(sandbox, id, config, &directory);
         match made {
-            Ok(meta) => {
+            Ok((meta, layers)) => {
                 let event = Event::ContainerCreated {
                     sandbox: sandbox.clone(),
                     container: ContainerId(id.to_owned()),
                 };
-                self.0.tables().containers.insert(id.to_owned(), Container::new(meta, None));
+                self.0.tables().containers.insert(id.to_owned(), Container::new(meta, None, layers));
                 self.0.announce(event);
                 Ok(())
             }
@@ -161,11 +94,9 @@ impl Runtime {
         id: &str,
         config: ContainerConfig,
         directory: &Path,
-    ) -> Result<ContainerMeta, Error> {
+    ) -> Result<(ContainerMeta, Hold), Error> {
         let pod = self.sandbox_meta(&sandbox.0)?;
         let image = self.0.store.unpacked(&config.image)?;
-        // From here on the layers must stay: the container is in no table yet.
-        let _layers = self.0.store.hold(image.layers.clone());
         make_directories(directory)?;
         let staged = stage(&config, directory)?;
         let cgroup = format!("{}/{id}", pod.config.linux.cgroup_parent.trim_end_matches('/'));
@@ -186,7 +117,7 @@ impl Runtime {
             config,
         };
         save(&directory.join("meta.json"), &meta)?;
-        Ok(meta)
+        Ok((meta, image.hold))
     }
 
     pub(super) fn sandbox_meta(&self, id: &str) -> Result<SandboxMeta, Error> {
@@ -291,11 +222,7 @@ impl Runtime {
                 for warning in warnings {
                     self.0.warn_once(&warning);
                 }
-                self.0.note(&id.0, |known| {
-                    if known.is_none() {
-                        *known = Some(Record { pid, started_at, exit: None });
-                    }
-                });
+                self.0.note(&id.0, |known| learn(known, Record { pid, started_at, exit: None }));
                 Ok(())
             }
             Ok((other, _)) => Err(Error::Shim {
@@ -304,14 +231,8 @@ impl Runtime {
             }),
             Err(error @ Error::ShimGone { .. }) => Err(error),
             Err(error) => {
-                let exit = Exit {
-                    code: START_ERROR_CODE,
-                    finished_at: now(),
-                    reason: "StartError".into(),
-                    message: error.to_string(),
-                    oom_killed: false,
-                };
-                let record = Record { pid: 0, started_at: 0, exit: Some(exit) };
+                let exit = Exit::start_error(error.to_string(), now());
+                let record = Record { exit: Some(exit), ..Record::default() };
                 save(&self.0.config.container_dir(&id.0).join("record.json"), &record)?;
                 self.0.note(&id.0, |known| *known = Some(record));
                 let (sandbox, container) = (SandboxId(meta.sandbox.clone()), id.clone());
@@ -357,20 +278,37 @@ impl Runtime {
     }
 
     pub(super) async fn stop_container_inner(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
-        let Some(turn) = self.turn(id) else { return Ok(()) };
-        let _turn = turn.lock().await;
-        let Some(meta) = self.0.tables().containers.get(&id.0).map(|container| container.meta.clone()) else {
-            return Ok(());
-        };
         if !grace.is_zero() {
-            let wanted = [&meta.config.stop_signal, &meta.stop_signal];
-            let signal = wanted.into_iter().find_map(|text| signal_number(text));
-            self.signal(&meta, signal.unwrap_or(rustix::process::Signal::TERM.as_raw())).await?;
+            self.send_stop_signal(id).await?;
+            // Without the container's turn: a later stop with a shorter grace does not wait for this one.
             if self.await_exit(&id.0, grace).await {
                 return Ok(());
             }
         }
-        self.kill_container(&meta, KILL_LIMIT).await
+        let Some(turn) = self.turn(id) else { return Ok(()) };
+        let _turn = turn.lock().await;
+        let meta = self.0.tables().containers.get(&id.0).map(|container| container.meta.clone());
+        match meta {
+            Some(meta) => self.kill_container(&meta, KILL_LIMIT).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Once, however often a stop is asked for, as containerd.
+    async fn send_stop_signal(&self, id: &ContainerId) -> Result<(), Error> {
+        let Some(turn) = self.turn(id) else { return Ok(()) };
+        let _turn = turn.lock().await;
+        let waits = |container: &&Container| container.pid().is_some() && !container.stop_signaled;
+        let meta =
+            self.0.tables().containers.get(&id.0).filter(waits).map(|container| container.meta.clone());
+        let Some(meta) = meta else { return Ok(()) };
+        let wanted = [&meta.config.stop_signal, &meta.stop_signal];
+        let signal = wanted.into_iter().find_map(|text| signal_number(text));
+        self.signal(&meta, signal.unwrap_or(rustix::process::Signal::TERM.as_raw())).await?;
+        if let Some(container) = self.0.tables().containers.get_mut(&id.0) {
+            container.stop_signaled = true;
+        }
+        Ok(())
     }
 
     async fn signal(&self, meta: &ContainerMeta, signal: i32) -> Result<(), Error> {
@@ -425,7 +363,9 @@ impl Runtime {
         tokio::task::spawn_blocking(move || remove_directory(&directory))
             .await
             .map_err(|error| Error::Shim { operation: "remove container", message: error.to_string() })??;
-        self.0.tables().containers.remove(&id.0);
+        // Its hold on the layers ends after the tables are free again.
+        let removed = self.0.tables().containers.remove(&id.0);
+        drop(removed);
         Ok(())
     }
 
@@ -468,48 +408,6 @@ pub(super) fn wrong_state(operation: &'static str, id: &ContainerId, state: Cont
         ContainerState::Unknown => "CONTAINER_UNKNOWN",
     };
     Error::WrongState { operation, id: id.0.clone(), state }
-}
-
-fn make_directories(directory: &Path) -> Result<(), Error> {
-    let make = |path: PathBuf, mode| {
-        let built = std::fs::DirBuilder::new().recursive(true).mode(mode).create(&path);
-        built.map_err(io(format!("make {}", path.display())))
-    };
-    make(directory.to_path_buf(), 0o711)?;
-    make(directory.join("rootfs"), 0o755)?;
-    make(directory.join("upper"), 0o755)?;
-    make(directory.join("work"), 0o711)
-}
-
-/// Mounts that the shim's worker has to take hold of before it changes its mount namespace, with their places in the bundle: those with
-/// Bidirectional propagation, and those that show the host's control groups.
-fn staged_paths(config: &ContainerConfig, directory: &Path) -> Vec<(usize, PathBuf)> {
-    let groups = Path::new("/sys/fs/cgroup");
-    let wanted = |(_, mount): &(usize, &crate::container::Mount)| {
-        let shows_groups = mount.host_path.starts_with(groups) || groups.starts_with(&mount.host_path);
-        mount.propagation == MountPropagation::Bidirectional || shows_groups
-    };
-    let place = |(index, _)| (index, directory.join(format!("staged-{index}")));
-    config.mounts.iter().enumerate().filter(wanted).map(place).collect()
-}
-
-/// Makes missing sources of mounts, as containerd does, and the places of those that are staged.
-fn stage(config: &ContainerConfig, directory: &Path) -> Result<Vec<(usize, PathBuf)>, Error> {
-    for mount in &config.mounts {
-        if !mount.host_path.exists() {
-            std::fs::create_dir_all(&mount.host_path)
-                .map_err(io(format!("make mount source {}", mount.host_path.display())))?;
-        }
-    }
-    let staged = staged_paths(config, directory);
-    for (index, place) in &staged {
-        let made = match config.mounts[*index].host_path.is_dir() {
-            true => std::fs::create_dir(place),
-            false => std::fs::File::create(place).map(|_| ()),
-        };
-        made.map_err(io(format!("make {}", place.display())))?;
-    }
-    Ok(staged)
 }
 
 fn read_profile(profile: &SecurityProfile) -> Result<Option<Value>, Error> {

@@ -2,17 +2,17 @@
 //!
 //! One task per sandbox, in the order in which its shim speaks. When the shim is gone, the task ends what the shim kept.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use shim_protocol::{Exit, Record, ShimEvent};
 use tokio::sync::mpsc;
 
-use super::state::{Phase, now, save};
+use super::state::{Phase, learn, now, save};
 use super::{Inner, Runtime};
 use crate::container::ContainerId;
 use crate::event::Event;
 use crate::sandbox::SandboxId;
-use crate::shims::client::FromClient;
+use crate::shims::client::{Client, FromClient};
 
 /// Exit code of a container of which nobody saw the end, as containerd.
 pub(super) const UNKNOWN_EXIT_CODE: i32 = 255;
@@ -35,11 +35,7 @@ impl Inner {
     fn take_event(&self, sandbox: &str, event: ShimEvent) {
         match event {
             ShimEvent::Started { container, record } => {
-                self.note(&container, |known| {
-                    if known.is_none() {
-                        *known = Some(record);
-                    }
-                });
+                self.note(&container, |known| learn(known, record));
                 let container = ContainerId(container);
                 self.announce(Event::ContainerStarted { sandbox: SandboxId(sandbox.into()), container });
             }
@@ -56,7 +52,9 @@ impl Inner {
 
     fn take_exit(&self, sandbox: &str, container: String, exit: Exit) {
         let exit_code = exit.code;
-        self.note(&container, |known| known.get_or_insert_default().exit = Some(exit));
+        self.note(&container, |known| {
+            known.get_or_insert_default().exit.get_or_insert(exit);
+        });
         let container = ContainerId(container);
         self.announce(Event::ContainerExited { sandbox: SandboxId(sandbox.into()), container, exit_code });
     }
@@ -75,13 +73,22 @@ impl Inner {
 }
 
 impl Runtime {
+    /// Keeps a connected shim in its sandbox's entry. When it ended already, its end found no entry or one without it, and is dealt with here.
+    pub(super) async fn keep_shim(&self, sandbox: &str, shim: Arc<Client>) {
+        if let Some(known) = self.0.tables().sandboxes.get_mut(sandbox) {
+            known.shim = Some(Arc::clone(&shim));
+        }
+        if shim.is_gone() {
+            self.shim_gone(sandbox).await;
+        }
+    }
+
     /// The shim ended without being asked: nobody reaps or logs for its containers any more, so they are ended too.
     async fn shim_gone(&self, sandbox: &str) {
         {
             let mut tables = self.0.tables();
             let Some(known) = tables.sandboxes.get_mut(sandbox) else { return };
-            known.shim = None;
-            if known.meta.phase != Phase::Ready {
+            if known.shim.take().is_none() || known.meta.phase != Phase::Ready {
                 return;
             }
         }

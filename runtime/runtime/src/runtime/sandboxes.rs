@@ -4,14 +4,15 @@
 //! step fails. Deleting a network takes the kernel tens of milliseconds, so stop and remove only write down that it has to be done, and a background
 //! task does it; [`super::Runtime::idle`] waits for that.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use shim_protocol::{Request, ShimConfig};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
-use super::state::{ContainerMeta, Phase, Sandbox, SandboxMeta, new_id, now, save};
+use super::state::{ContainerMeta, Network, Phase, Sandbox, SandboxMeta, new_id, now, save};
 use super::{Inner, Runtime};
 use crate::error::Error;
 use crate::sandbox::{DnsConfig, NamespaceMode, SandboxConfig, SandboxId};
@@ -37,6 +38,11 @@ const IPC_SYSCTLS: [&str; 9] = [
     "kernel.shm_rmid_forced",
     "fs.mqueue.",
 ];
+
+/// What containerd 2 sets in every network namespace of a pod's own, so that nobody there needs to be root to listen below 1024 or to ping;
+/// the pod's own values win.
+const NETWORK_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 fn invalid(field: &str, reason: impl Into<String>) -> Error {
     Error::InvalidArgument { field: field.into(), reason: reason.into() }
@@ -114,17 +120,19 @@ impl Runtime {
         let directory = self.0.config.sandbox_dir(&meta.id);
         match self.make_sandbox_steps(&mut meta, &directory).await {
             Ok(shim) => {
-                let mut tables = self.0.tables();
-                tables.sandboxes.insert(meta.id.clone(), Sandbox::new(meta, Some(shim)));
+                let id = meta.id.clone();
+                self.0.tables().sandboxes.insert(id.clone(), Sandbox::new(meta));
+                self.keep_shim(&id, shim).await;
                 Ok(())
             }
             Err(error) => {
                 meta.phase = Phase::Removing;
                 let _ = save(&directory.join("meta.json"), &meta);
                 // Not in the background: when the caller reads the error, nothing is left.
-                if let Err(leftover) = self.tear_down(&meta).await {
+                let network = Arc::default();
+                if let Err(leftover) = self.tear_down(&meta, &network).await {
                     tracing::warn!(sandbox = meta.id, error = %leftover, "failed sandbox is removed later");
-                    self.remove_in_background(meta);
+                    self.remove_in_background(meta, network);
                 }
                 Err(error)
             }
@@ -141,8 +149,10 @@ impl Runtime {
         write_pod_files(&meta.config, directory)?;
         save(&directory.join("meta.json"), meta)?;
         let config = self.shim_config(meta);
-        shims::spawn(&self.0.executable, &config, &directory.join("shim.json")).await?;
-        let shim = self.connect(&meta.id).await?;
+        let steps = &self.0.metrics.sandbox_steps;
+        let file = directory.join("shim.json");
+        steps.time("start_shim", shims::spawn(&self.0.executable, &config, &file)).await?;
+        let shim = steps.time("connect_shim", self.connect(&meta.id)).await?;
         if meta.own_network {
             let netns = self.0.config.netns_path(&meta.id);
             meta.ips = self.0.network.add(&meta.id, &meta.config, &netns).await?;
@@ -167,7 +177,7 @@ impl Runtime {
             pid: namespaces.pid == NamespaceMode::Pod,
             hostname: (meta.own_network && !meta.config.hostname.is_empty())
                 .then(|| meta.config.hostname.clone()),
-            sysctls: meta.config.linux.sysctls.clone(),
+            sysctls: sysctls(meta),
             shm: ipc.then(|| config.shm_path(&meta.id)),
         }
     }
@@ -186,7 +196,7 @@ impl Runtime {
         self.stop_with_turn(id).await
     }
 
-    fn sandbox_turn(&self, id: &SandboxId) -> Option<Arc<tokio::sync::Mutex<()>>> {
+    fn sandbox_turn(&self, id: &SandboxId) -> Option<Arc<Mutex<()>>> {
         self.0.tables().sandboxes.get(&id.0).map(|sandbox| Arc::clone(&sandbox.turn))
     }
 
@@ -203,8 +213,8 @@ impl Runtime {
         save(&self.0.config.sandbox_dir(&id.0).join("meta.json"), &meta)?;
         if let Some(sandbox) = self.0.tables().sandboxes.get_mut(&id.0) {
             sandbox.meta = meta.clone();
+            self.disconnect_in_background(meta, Arc::clone(&sandbox.network));
         }
-        self.disconnect_in_background(meta);
         Ok(())
     }
 
@@ -221,36 +231,46 @@ impl Runtime {
         let meta = SandboxMeta { phase: Phase::Removing, ..sandbox };
         save(&self.0.config.sandbox_dir(&id.0).join("meta.json"), &meta)?;
         let removed = self.0.tables().sandboxes.remove(&id.0);
-        if let Some(shim) = removed.and_then(|sandbox| sandbox.shim) {
+        let Some(Sandbox { shim, network, .. }) = removed else { return Ok(()) };
+        if let Some(shim) = shim {
             // It takes its own mounts off. One that does not answer is killed by the teardown.
             let _ = shim.call(Request::Shutdown, Vec::new()).await;
         }
-        self.remove_in_background(meta);
+        self.remove_in_background(meta, network);
         Ok(())
     }
 
-    pub(super) fn disconnect_in_background(&self, meta: SandboxMeta) {
-        if !meta.own_network {
-            return;
-        }
+    pub(super) fn disconnect_in_background(&self, meta: SandboxMeta, network: Arc<Mutex<Network>>) {
         let this = self.clone();
         self.0.background.spawn(async move {
-            let _permit = this.0.teardowns.acquire().await;
-            let netns = this.0.config.netns_path(&meta.id);
-            if let Err(error) = this.0.network.del(&meta.id, &meta.config, &netns).await {
+            if let Err(error) = this.disconnect(&meta, &network).await {
                 tracing::warn!(sandbox = meta.id, %error, "network of a stopped sandbox is left for its removal");
             }
         });
     }
 
+    /// Takes the network down, once and by one at a time: a sandbox that is stopped and removed has both ask for it.
+    async fn disconnect(&self, meta: &SandboxMeta, network: &Mutex<Network>) -> Result<(), Error> {
+        if !meta.own_network {
+            return Ok(());
+        }
+        let mut network = network.lock().await;
+        if *network == Network::Up {
+            let _permit = self.0.teardowns.acquire().await;
+            let netns = self.0.config.netns_path(&meta.id);
+            self.0.network.del(&meta.id, &meta.config, &netns).await?;
+            *network = Network::Down;
+        }
+        Ok(())
+    }
+
     /// Takes everything of a sandbox down, again and again until it works.
-    pub(super) fn remove_in_background(&self, meta: SandboxMeta) {
+    pub(super) fn remove_in_background(&self, meta: SandboxMeta, network: Arc<Mutex<Network>>) {
         let this = self.clone();
         self.0.background.spawn(async move {
-            let _permit = this.0.teardowns.acquire().await;
             let mut pause = TEARDOWN_PAUSE;
             for _ in 0..TEARDOWN_TRIES {
-                match this.tear_down(&meta).await {
+                match this.tear_down(&meta, &network).await {
                     Ok(()) => return,
                     Err(error) => tracing::warn!(sandbox = meta.id, %error, "sandbox is not removed yet"),
                 }
@@ -262,12 +282,8 @@ impl Runtime {
     }
 
     /// Network, shim, mounts, directory, in this order; each step is fine when there is nothing to do.
-    pub(super) async fn tear_down(&self, meta: &SandboxMeta) -> Result<(), Error> {
-        let netns = self.0.config.netns_path(&meta.id);
-        let network = match meta.own_network {
-            true => self.0.network.del(&meta.id, &meta.config, &netns).await,
-            false => Ok(()),
-        };
+    async fn tear_down(&self, meta: &SandboxMeta, network: &Mutex<Network>) -> Result<(), Error> {
+        let disconnected = self.disconnect(meta, network).await;
         let (config, id) = (self.0.config.clone(), meta.id.clone());
         let own_group = meta.config.linux.cgroup_parent == format!("/orlop/{id}");
         let group = self.0.layout.group(&meta.config.linux.cgroup_parent);
@@ -278,9 +294,18 @@ impl Runtime {
             }
         })
         .await;
-        network?;
+        disconnected?;
         remove_directory(&self.0.config.sandbox_dir(&meta.id))
     }
+}
+
+/// The kernel parameters of a pod.
+pub(crate) fn sysctls(meta: &SandboxMeta) -> BTreeMap<String, String> {
+    let defaults = NETWORK_SYSCTLS.into_iter().filter(|_| meta.own_network);
+    let mut sysctls: BTreeMap<String, String> =
+        defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    sysctls.extend(meta.config.linux.sysctls.clone());
+    sysctls
 }
 
 impl Inner {

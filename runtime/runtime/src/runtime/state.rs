@@ -15,11 +15,13 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+pub(crate) use shim_protocol::now;
 use shim_protocol::{Exit, Record};
 use tokio::sync::watch;
 
 use crate::container::{ContainerConfig, ContainerId, ContainerState, ContainerStatus};
 use crate::error::Error;
+use crate::images::Hold;
 use crate::sandbox::{SandboxConfig, SandboxId, SandboxState, SandboxStatus};
 use crate::shims::client::Client;
 
@@ -67,15 +69,29 @@ pub(crate) struct Sandbox {
     pub shim: Option<Arc<Client>>,
     /// Serialises stop and remove.
     pub turn: Arc<tokio::sync::Mutex<()>>,
+    /// Whether its network was taken down; locked while that is under way.
+    pub network: Arc<tokio::sync::Mutex<Network>>,
+}
+
+/// What a teardown still has to do about a sandbox's network. After a restart nobody knows any more, and it is done again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Network {
+    #[default]
+    Up,
+    Down,
 }
 
 #[derive(Debug)]
 pub(crate) struct Container {
     pub meta: ContainerMeta,
-    /// Absent until it was started.
+    /// Absent until it was started. A start that an earlier process began counts as running, without a pid until it is done.
     pub record: watch::Sender<Option<Record>>,
-    /// Serialises start, stop and remove.
+    /// Serialises starting, signalling, killing and removing; not held while a stop waits for the exit.
     pub turn: Arc<tokio::sync::Mutex<()>>,
+    /// It was sent its stop signal.
+    pub stop_signaled: bool,
+    /// Keeps its layers.
+    _layers: Hold,
 }
 
 #[derive(Debug, Default)]
@@ -85,8 +101,9 @@ pub(crate) struct Tables {
 }
 
 impl Container {
-    pub fn new(meta: ContainerMeta, record: Option<Record>) -> Container {
-        Container { meta, record: watch::Sender::new(record), turn: Arc::default() }
+    pub fn new(meta: ContainerMeta, record: Option<Record>, layers: Hold) -> Container {
+        let record = watch::Sender::new(record);
+        Container { meta, record, turn: Arc::default(), stop_signaled: false, _layers: layers }
     }
 
     pub fn state(&self) -> ContainerState {
@@ -95,6 +112,12 @@ impl Container {
             Some(Record { exit: None, .. }) => ContainerState::Running,
             Some(Record { exit: Some(_), .. }) => ContainerState::Exited,
         }
+    }
+
+    /// Its first process while that runs.
+    pub fn pid(&self) -> Option<i32> {
+        let record = self.record.borrow();
+        record.as_ref().filter(|record| record.exit.is_none() && record.pid > 0).map(|record| record.pid)
     }
 
     pub fn status(&self, sandbox: Option<&Sandbox>) -> ContainerStatus {
@@ -106,7 +129,7 @@ impl Container {
             sandbox: SandboxId(self.meta.sandbox.clone()),
             config: self.meta.config.clone(),
             state: self.state(),
-            pid: record.as_ref().filter(|record| record.exit.is_none()).map(|record| record.pid),
+            pid: self.pid(),
             created_at: self.meta.created_at,
             started_at: record.as_ref().map_or(0, |record| record.started_at),
             finished_at: exit.as_ref().map_or(0, |exit| exit.finished_at),
@@ -117,6 +140,19 @@ impl Container {
             image_ref: self.meta.image_ref.clone(),
             log_path: log.unwrap_or_default(),
         }
+    }
+}
+
+/// Takes in what a shim says of a container. Answers and events reach the tables by different ways, so what is said may be older than what is
+/// known: an exit is final, and a process stays known.
+pub(crate) fn learn(known: &mut Option<Record>, said: Record) {
+    let newer = match known {
+        None => true,
+        Some(Record { exit: Some(_), .. }) => false,
+        Some(Record { pid, exit: None, .. }) => *pid == 0 || said.exit.is_some(),
+    };
+    if newer {
+        *known = Some(said);
     }
 }
 
@@ -131,8 +167,8 @@ fn reason(exit: &Exit) -> String {
 }
 
 impl Sandbox {
-    pub fn new(meta: SandboxMeta, shim: Option<Arc<Client>>) -> Sandbox {
-        Sandbox { meta, shim, turn: Arc::default() }
+    pub fn new(meta: SandboxMeta) -> Sandbox {
+        Sandbox { meta, shim: None, turn: Arc::default(), network: Arc::default() }
     }
 
     pub fn status(&self, netns: PathBuf) -> SandboxStatus {
@@ -159,7 +195,7 @@ pub(crate) fn log_path(sandbox: &SandboxConfig, container: &ContainerConfig) -> 
 pub(crate) fn save(path: &Path, document: &impl Serialize) -> Result<(), Error> {
     let bytes =
         serde_json::to_vec(document).map_err(|source| Error::Corrupt { path: path.to_path_buf(), source })?;
-    crate::files::replace(path, &bytes)
+    linux::files::replace(path, &bytes)
         .map_err(|source| Error::Io { operation: format!("write {}", path.display()), source })
 }
 
@@ -173,12 +209,6 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Option<T> {
             None
         }
     }
-}
-
-/// Nanoseconds since 1970.
-pub(crate) fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// 64 hexadecimal digits from the kernel's random numbers.

@@ -1,7 +1,10 @@
 //! Validation tables and small pure decisions.
 
+use shim_protocol::{Exit, Record};
+
 use super::containers::{signal_number, validate};
-use super::sandboxes::{resolv_conf, validate as validate_sandbox};
+use super::sandboxes::{resolv_conf, sysctls, validate as validate_sandbox};
+use super::state::{Phase, SandboxMeta, learn};
 use crate::sandbox::{DnsConfig, LinuxSandboxConfig, NamespaceMode, NamespaceOptions, SandboxConfig};
 use crate::{ContainerConfig, Mount, MountPropagation};
 
@@ -30,6 +33,29 @@ fn resolv_conf_has_the_order_that_people_expect() {
     assert_eq!(resolv_conf(&DnsConfig::default()), "");
 }
 
+#[test]
+fn what_a_shim_says_late_takes_nothing_back() {
+    let starting = || Record::default();
+    let running = || Record { pid: 7, started_at: 1, exit: None };
+    let ended = || Record { exit: Some(Exit { code: 3, ..Exit::default() }), ..running() };
+    let refused = || Record { exit: Some(Exit { code: 128, ..Exit::default() }), ..starting() };
+    for (known, said, expected) in [
+        (None, starting(), starting()),
+        (None, running(), running()),
+        (Some(starting()), running(), running()),
+        (Some(starting()), refused(), refused()),
+        (Some(running()), starting(), running()),
+        (Some(running()), ended(), ended()),
+        (Some(ended()), running(), ended()),
+        (Some(ended()), starting(), ended()),
+        (Some(ended()), refused(), ended()),
+    ] {
+        let mut record = known.clone();
+        learn(&mut record, said.clone());
+        assert_eq!(record, Some(expected), "{known:?} and {said:?}");
+    }
+}
+
 fn pod() -> SandboxConfig {
     SandboxConfig { name: "n".into(), namespace: "ns".into(), uid: "u".into(), ..SandboxConfig::default() }
 }
@@ -49,6 +75,23 @@ fn sysctls_must_belong_to_the_pod() {
     for name in ["kernel.panic", "vm.swappiness", "net.../../kernel.panic", "net.a/b", ""] {
         assert!(!with(name, NamespaceMode::Pod), "{name}");
     }
+}
+
+#[test]
+fn a_network_of_its_own_has_no_privileged_ports() {
+    const PORTS: &str = "net.ipv4.ip_unprivileged_port_start";
+    let with = |own_network: bool, own: &[(&str, &str)]| {
+        let own = own.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let linux = LinuxSandboxConfig { sysctls: own, ..LinuxSandboxConfig::default() };
+        let config = SandboxConfig { linux, ..pod() };
+        let (id, phase) = (String::new(), Phase::Creating);
+        sysctls(&SandboxMeta { id, config, created_at: 0, phase, ips: Vec::new(), own_network })
+    };
+    let defaults = with(true, &[]);
+    assert_eq!(defaults[PORTS], "0");
+    assert_eq!(defaults["net.ipv4.ping_group_range"], "0 2147483647");
+    assert_eq!(with(true, &[(PORTS, "1024")])[PORTS], "1024");
+    assert!(with(false, &[]).is_empty());
 }
 
 #[test]

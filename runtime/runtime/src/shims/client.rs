@@ -111,6 +111,11 @@ impl Client {
         }))
     }
 
+    /// Whether the shim is gone. Says so before the events end.
+    pub fn is_gone(&self) -> bool {
+        lock(&self.pending).gone
+    }
+
     /// Asks and waits for the answer.
     pub async fn call(&self, request: Request, fds: Vec<OwnedFd>) -> Reply {
         let id = self.next.fetch_add(1, Ordering::Relaxed);

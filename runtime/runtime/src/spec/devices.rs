@@ -103,12 +103,13 @@ fn collect(directory: &Path, shown_as: &Path, nodes: &mut Vec<Node>) {
     }
 }
 
-/// What an ordinary container may use: making any node, and the harmless devices (as runc and containerd have it), and what was asked for.
+/// What an ordinary container may use: the harmless devices as runc and containerd have it, and what was asked for. It may make
+/// nodes of every character device, which without a further rule nobody in it can open. Unlike there it may make none of
+/// block devices: a node of the machine's disk has no use in it but for somebody who can open it.
 pub fn rules(nodes: &[Node]) -> Vec<DeviceRule> {
     let rule = |kind, major, minor, access: &str| DeviceRule { kind, major, minor, access: access.into() };
     let mut rules = vec![
         rule('c', None, None, "m"),
-        rule('b', None, None, "m"),
         rule('c', Some(1), Some(3), "rwm"),
         rule('c', Some(1), Some(5), "rwm"),
         rule('c', Some(1), Some(7), "rwm"),
@@ -119,6 +120,10 @@ pub fn rules(nodes: &[Node]) -> Vec<DeviceRule> {
         rule('c', Some(5), Some(2), "rwm"),
         rule('c', Some(136), None, "rwm"),
     ];
-    rules.extend(nodes.iter().map(|node| rule(node.kind, Some(node.major), Some(node.minor), &node.access)));
+    for node in nodes {
+        rules.push(rule(node.kind, Some(node.major), Some(node.minor), &node.access));
+        // The rules hold already when its node is made for the container.
+        rules.push(rule(node.kind, Some(node.major), Some(node.minor), "m"));
+    }
     rules
 }

@@ -80,6 +80,56 @@ fn containers_logs_and_exit_codes_survive() {
     });
 }
 
+/// A start that was under way when the runtime was killed goes on, and whoever opens the runtime next sees how it ended.
+#[test]
+fn starts_under_way_are_adopted() {
+    let host = Host::new();
+    let layout = linux::cgroup::Layout::detect(std::path::Path::new("/sys/fs/cgroup")).unwrap();
+    let group = layout.group(&host.pod().linux.cgroup_parent).unwrap();
+    // Everything in the pod's control group stands still, so its start workers do.
+    let freeze = group.unified_directory().unwrap().join("cgroup.freeze");
+    let (pod, good, bad) = life(async {
+        let runtime = host.open_with_image().await;
+        let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+        let good = runtime.create_container(&pod, container("good", "exec sleep 1000")).await.unwrap();
+        let wrong = ContainerConfig { command: vec!["no-such".into()], ..container("bad", "") };
+        let bad = runtime.create_container(&pod, wrong).await.unwrap();
+        group.create().unwrap();
+        std::fs::write(&freeze, "1").unwrap();
+        for id in [good.clone(), bad.clone()] {
+            let runtime = runtime.clone();
+            tokio::spawn(async move { runtime.start_container(&id).await });
+        }
+        until("both workers are there", || group.processes().len() == 2).await;
+        (pod, good, bad)
+    });
+    life(async {
+        let socket = format!("{pod}.sock");
+        let connections = || {
+            let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+            let connected =
+                |line: &&str| line.ends_with(&socket) && line.split_whitespace().nth(5) == Some("03");
+            sockets.lines().filter(connected).count()
+        };
+        // Those of the first runtime: the workers, which stand still, inherited the shim's ends.
+        let before = connections();
+        let thaw = async {
+            until("the shim is asked", || connections() > before).await;
+            std::fs::write(&freeze, "0").unwrap();
+        };
+        let (runtime, ()) = tokio::join!(host.open(), thaw);
+        let (good, bad) = (runtime.container_status(&good).unwrap(), runtime.container_status(&bad).unwrap());
+        assert_eq!((good.state, good.pid.is_some()), (ContainerState::Running, true));
+        assert_eq!(
+            (bad.state, bad.exit_code, bad.reason.as_str()),
+            (ContainerState::Exited, 128, "StartError")
+        );
+        assert!(bad.message.contains("executable file not found in $PATH"), "{}", bad.message);
+        runtime.remove_sandbox(&pod).await.unwrap();
+        runtime.idle().await;
+    });
+}
+
 #[test]
 fn what_was_half_made_is_removed() {
     let host = Host::new();
@@ -127,6 +177,71 @@ async fn killed_shim(host: &Host) -> (Runtime, runtime::SandboxId, runtime::Cont
     let gone = async { while events.recv().await != Some(Event::SandboxGone { sandbox: pod.clone() }) {} };
     tokio::time::timeout(crate::fixture::LIMIT, gone).await.expect("the sandbox is reported as gone");
     (runtime, pod, id)
+}
+
+#[tokio::test]
+async fn a_shim_that_dies_while_its_network_is_made_leaves_no_ready_sandbox() {
+    let mut host = Host::new();
+    // Kills the sandbox's shim and waits until it is a zombie or gone: its descriptors are closed then.
+    host.configure_scripted_network(
+        "[ $CNI_COMMAND = ADD ] || exit 0
+         for file in /proc/[0-9]*/cmdline; do
+             pid=${file#/proc/}; pid=${pid%/cmdline}
+             case \"$(tr '\\0' ' ' < $file 2>/dev/null)\" in
+                 \"orlop-shim $CNI_CONTAINERID\"*)
+                     kill -9 $pid
+                     while grep -q 'State:.[^Z]' /proc/$pid/status 2>/dev/null; do :; done;;
+             esac
+         done",
+    );
+    let mut config = host.pod();
+    config.linux.namespaces.network = NamespaceMode::Pod;
+    let runtime = host.open().await;
+    let pod = runtime.run_sandbox(config).await.unwrap();
+    until("it is not ready", || runtime.sandbox_status(&pod).unwrap().state == SandboxState::NotReady).await;
+    assert_eq!(runtime.sandbox_status(&pod).unwrap().shim_pid, None);
+    runtime.remove_sandbox(&pod).await.unwrap();
+    runtime.idle().await;
+}
+
+#[tokio::test]
+async fn networks_are_taken_down_once_and_stuck_ones_do_not_hold_others_up() {
+    let mut host = Host::new();
+    let notes = host.directory.path().join("notes");
+    std::fs::create_dir(&notes).unwrap();
+    // DEL is counted for each sandbox, and fails as long as its file `stuck` is there.
+    host.configure_scripted_network(&format!(
+        "cd {}; [ $CNI_COMMAND != DEL ] || {{ echo >> $CNI_CONTAINERID; [ ! -e stuck-$CNI_CONTAINERID ] || exit 1; }}",
+        notes.display()
+    ));
+    let count = |pod: &runtime::SandboxId| {
+        std::fs::read_to_string(notes.join(pod.as_str())).unwrap_or_default().lines().count()
+    };
+    let runtime = host.open().await;
+    let mut pods = Vec::new();
+    for index in 0..3 {
+        let mut config = host.pod();
+        config.linux.cgroup_parent.push_str(&index.to_string());
+        config.linux.namespaces.network = NamespaceMode::Pod;
+        pods.push(runtime.run_sandbox(config).await.unwrap());
+    }
+    let stuck = |pod: &runtime::SandboxId| notes.join(format!("stuck-{pod}"));
+    for pod in &pods[..2] {
+        std::fs::write(stuck(pod), "").unwrap();
+        runtime.remove_sandbox(pod).await.unwrap();
+    }
+    // The stop's try and the removal's first one.
+    until("both are stuck", || pods[..2].iter().all(|pod| count(pod) >= 2)).await;
+    runtime.remove_sandbox(&pods[2]).await.unwrap();
+    let directory = |pod: &runtime::SandboxId| host.config.root.join("sandboxes").join(pod.as_str());
+    until("the third is gone", || !directory(&pods[2]).exists()).await;
+    for pod in &pods[..2] {
+        assert!(directory(pod).exists());
+        std::fs::remove_file(stuck(pod)).unwrap();
+    }
+    runtime.idle().await;
+    assert!(pods.iter().all(|pod| !directory(pod).exists()));
+    assert_eq!(count(&pods[2]), 1);
 }
 
 #[tokio::test]

@@ -91,6 +91,23 @@ impl Host {
         }
     }
 
+    /// A network whose only plugin is a shell script. Without any of its own it answers ADD with no address.
+    pub fn configure_scripted_network(&mut self, script: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        let programs = self.directory.path().join("plugins");
+        std::fs::create_dir_all(&programs).expect("a directory");
+        let plugin = programs.join("scripted");
+        let text = format!(
+            "#!/bin/sh\ncat > /dev/null\n{script}\n[ $CNI_COMMAND != ADD ] || echo '{{\"cniVersion\":\"1.0.0\"}}'\n"
+        );
+        std::fs::write(&plugin, text).expect("write the plugin");
+        std::fs::set_permissions(&plugin, PermissionsExt::from_mode(0o755)).expect("make it executable");
+        self.config.cni_bin_dirs = vec![programs];
+        let list = json!({ "cniVersion": "1.0.0", "name": "scripted", "plugins": [{ "type": "scripted" }] });
+        let file = self.config.cni_conf_dir.join("10-scripted.conflist");
+        std::fs::write(file, list.to_string()).expect("write the network configuration");
+    }
+
     pub fn read_log(&self, name: &str) -> Vec<(String, String)> {
         let path = self.directory.path().join("logs").join(name);
         let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -222,7 +239,7 @@ pub fn layers() -> Vec<Vec<u8>> {
     for tool in [
         "sh", "cat", "echo", "sleep", "id", "ls", "hostname", "stat", "kill", "ps", "env", "mkdir", "mount",
         "stty", "dd", "wc", "grep", "head", "true", "false", "tr", "seq", "touch", "unshare", "ip", "nc",
-        "yes", "pwd", "rm",
+        "yes", "pwd", "rm", "mknod",
     ] {
         link(&mut base, &format!("bin/{tool}"), "busybox");
     }

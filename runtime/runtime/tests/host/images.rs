@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use runtime::{AuthConfig, Endpoint, ImageError, PullProgress, RegistryHost, Runtime};
 
-use crate::fixture::{Host, archive_of, chain, container, exited, image_blobs, layers, start, until};
+use crate::fixture::{Host, IMAGE, archive_of, chain, container, exited, image_blobs, layers, start, until};
 
 /// `user:secret` for the registry's htpasswd file (bcrypt).
 const HTPASSWD: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
@@ -141,6 +141,35 @@ async fn a_pulled_image_runs() {
     runtime.pull(&format!("{NAME}:v1"), None, None).await.unwrap();
     runtime.remove_image(&format!("{NAME}:v1")).await.unwrap();
     assert_eq!((count(), std::fs::read_dir(host.config.root.join("blobs/sha256")).unwrap().count()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_made_during_an_import_keeps_its_layers() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    // Another image of the same name, through a pipe: its import is under way until the test writes.
+    let (blobs, manifest) = image_blobs(&layers()[..1]);
+    let pipe = host.directory.path().join("pipe");
+    let mode = rustix::fs::Mode::from_bits_truncate(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let (importer, path) = (runtime.clone(), pipe.clone());
+    let import = tokio::spawn(async move { importer.import_archive(&path, Some(IMAGE)).await });
+    let opened = tokio::task::spawn_blocking(|| std::fs::File::options().write(true).open(pipe));
+    let mut writer = opened.await.unwrap().unwrap();
+    let id = start(&runtime, &pod, container("c", "exec sleep 1000")).await;
+    // The reader may close at the archive's end mark, before the last padding.
+    let write = move || drop(std::io::Write::write_all(&mut writer, &archive_of(&blobs, &manifest)));
+    tokio::task::spawn_blocking(write).await.unwrap();
+    import.await.unwrap().unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let meta = host.config.root.join("containers").join(id.as_str()).join("meta.json");
+    let meta: serde_json::Value = serde_json::from_slice(&std::fs::read(meta).unwrap()).unwrap();
+    let used = meta["layers"].as_array().unwrap();
+    assert_eq!(used.len(), 2);
+    for layer in used {
+        let directory = host.config.root.join("layers").join(layer.as_str().unwrap());
+        assert!(directory.is_dir(), "{} is gone", directory.display());
+    }
 }
 
 #[tokio::test]

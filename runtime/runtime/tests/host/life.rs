@@ -7,7 +7,7 @@ use runtime::{
     SecurityContext,
 };
 
-use crate::fixture::{Host, chain, container, exited, start, until};
+use crate::fixture::{Host, LIMIT, chain, container, exited, start, until};
 
 #[tokio::test]
 async fn a_container_runs_logs_and_exits() {
@@ -168,6 +168,69 @@ async fn stop_sends_the_signal_waits_and_kills() {
     runtime.stop_container(&deaf, Duration::ZERO).await.unwrap();
 }
 
+/// A loop device, as `MAJOR MINOR`: it stands in for the machine's disk, which may be closed to everybody.
+const DISK: &str = "7 0";
+
+#[tokio::test]
+async fn a_default_container_neither_makes_nor_opens_the_machines_disk() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let upper = host.directory.path().join("node");
+    std::fs::create_dir(&upper).unwrap();
+    let mut mknod = std::process::Command::new("mknod");
+    assert!(mknod.arg(upper.join("disk")).arg("b").args(DISK.split(' ')).status().unwrap().success());
+    let script = format!(
+        "try() {{ name=$1; shift; if \"$@\" 2>/dev/null >/dev/null; then echo $name yes; else echo $name no; fi; }}; \
+         try mknod mknod /disk b {disk}; try open head -c 0 /v/disk; try read head -c 1 /v/disk; \
+         try mknod-char mknod /mem c 1 1; try open-char head -c 1 /mem; \
+         try mknod-null mknod /null c 1 3; try open-null head -c 1 /null; try random head -c 1 /dev/urandom",
+        disk = DISK,
+    );
+    let config = |name: &str, privileged: bool| ContainerConfig {
+        mounts: vec![Mount { container_path: "/v".into(), host_path: upper.clone(), ..Mount::default() }],
+        security: SecurityContext { privileged, ..SecurityContext::default() },
+        ..container(name, &script)
+    };
+    let logged = async |name: &str, privileged: bool| {
+        let id = start(&runtime, &pod, config(name, privileged)).await;
+        exited(&runtime, &id).await;
+        host.read_log(&format!("{name}.log")).into_iter().map(|(_, text)| text).collect::<Vec<_>>()
+    };
+    let allowed = logged("all", true).await;
+    assert_eq!(allowed[..3], ["mknod yes", "open yes", "read yes"], "or the refusals below mean nothing");
+    let expect = [
+        "mknod no",
+        "open no",
+        "read no",
+        "mknod-char yes",
+        "open-char no",
+        "mknod-null yes",
+        "open-null yes",
+        "random yes",
+    ];
+    assert_eq!(logged("default", false).await, expect);
+}
+
+#[tokio::test]
+async fn a_stop_with_a_shorter_grace_overtakes_one_that_waits() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let script = "trap 'echo asked' USR1; echo up; while :; do sleep 0.05; done";
+    let id = start(&runtime, &pod, container("c", script)).await;
+    until("it is up", || !host.read_log("c.log").is_empty()).await;
+    let (first, stopped) = (runtime.clone(), id.clone());
+    let patient =
+        tokio::spawn(async move { first.stop_container(&stopped, Duration::from_secs(3600)).await });
+    until("it is asked to stop", || host.read_log("c.log").len() == 2).await;
+    let hasty = runtime.stop_container(&id, Duration::from_millis(300));
+    tokio::time::timeout(LIMIT, hasty).await.expect("the shorter grace counts").unwrap();
+    assert_eq!(runtime.container_status(&id).unwrap().exit_code, 137);
+    tokio::time::timeout(LIMIT, patient).await.expect("the exit ends both").unwrap().unwrap();
+    assert_eq!(host.read_log("c.log").len(), 2, "the signal is sent once");
+}
+
 #[tokio::test]
 async fn memory_beyond_the_limit_is_reported_as_oom() {
     let host = Host::new();
@@ -196,12 +259,13 @@ async fn containers_of_a_pod_share_what_they_should() {
     let pod = runtime.run_sandbox(config).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
     let status = runtime.sandbox_status(&pod).unwrap();
     assert_eq!((status.state, status.ips.len()), (SandboxState::Ready, 1));
-    let script = "hostname; cat /etc/hostname; cat /proc/sys/net/ipv4/ip_forward; ip -4 addr show eth0 | grep -c inet; \
+    let script = "hostname; cat /etc/hostname; cd /proc/sys/net/ipv4; cat ip_forward ip_unprivileged_port_start; \
+                  cat ping_group_range | tr '\t' ' '; ip -4 addr show eth0 | grep -c inet; \
                   echo x > /dev/shm/x; cat /proc/1/comm; ls /proc/1/root 2>/dev/null | wc -l; exec sleep 1000";
     let first = start(&runtime, &pod, container("first", script)).await;
-    until("the first one is up", || host.read_log("first.log").len() == 6).await;
+    until("the first one is up", || host.read_log("first.log").len() == 8).await;
     let log: Vec<String> = host.read_log("first.log").into_iter().map(|(_, text)| text).collect();
-    assert_eq!(log, ["podname", "podname", "1", "1", "orlop-pod-init", "0"]);
+    assert_eq!(log, ["podname", "podname", "1", "0", "0 2147483647", "1", "orlop-pod-init", "0"]);
     let second =
         start(&runtime, &pod, container("second", "cat /dev/shm/x; ps | grep -c 'sleep 1000'")).await;
     exited(&runtime, &second).await;

@@ -54,9 +54,10 @@ impl Keeper {
         }
     }
 
+    /// Also those that start: a client that takes another's place must not think that they were never started.
     fn reports(&self) -> Vec<ContainerReport> {
-        let known = self.containers.values().filter(|container| container.record.pid > 0);
-        known
+        self.containers
+            .values()
             .map(|container| ContainerReport {
                 container: container.id.clone(),
                 record: container.record.clone(),

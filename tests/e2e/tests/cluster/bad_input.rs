@@ -79,9 +79,7 @@ fn an_image_archive_whose_digest_lies_is_refused_and_changes_nothing() {
     let old = cluster.kill("orlop-agent");
     cluster.wait_restarted("orlop-agent", old);
     cluster.wait_agent_log(&["lying.tar", "unexpected digest of"]);
-    kubectl.run(&["run", "a", "--image=localhost/busybox:v1", "--", "sleep", "infinity"]);
-    kubectl.run(&["wait", "--for=condition=Ready", "pod/a", "--timeout=60s"]);
-    kubectl.run(&["delete", "pod/a", "--grace-period=0", "--force"]);
+    kubectl.run_idle("a");
 }
 
 /// A file of the node's machine that is removed again.
@@ -101,11 +99,9 @@ fn a_network_configuration_that_does_not_parse_is_named_and_the_good_one_used() 
     // The first by name would be the one to use.
     let broken = InMachine(&cluster, "/etc/cni/net.d/00-broken.conflist");
     cluster.try_in_machine(&format!("echo '{{' > {}", broken.1)).expect("write the configuration");
-    kubectl.run(&["run", "a", "--image=localhost/busybox:v1", "--", "sleep", "infinity"]);
-    kubectl.run(&["wait", "--for=condition=Ready", "pod/a", "--timeout=60s"]);
+    kubectl.run_idle("a");
     cluster.wait_agent_log(&["skipping a network configuration", "00-broken.conflist"]);
     assert!(!kubectl.get("pod/a", "{.status.podIP}").is_empty());
-    kubectl.run(&["delete", "pod/a", "--grace-period=0", "--force"]);
 }
 
 #[test]

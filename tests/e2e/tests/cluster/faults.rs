@@ -46,7 +46,7 @@ fn the_agent_dies_under_load_and_its_successor_adopts_the_pods() {
         if found.split_whitespace().count() == 3 { Ok(()) } else { Err(found) }
     });
     let load = Load::start(&kubectl, "load", &format!("{address}:80"));
-    let writer = "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.1; done";
+    let writer = "trap 'exit 0' TERM; i=0; while true; do i=$((i+1)); echo line $i; sleep 0.1; done";
     kubectl.run(&[
         "run",
         "writer",
@@ -62,9 +62,8 @@ fn the_agent_dies_under_load_and_its_successor_adopts_the_pods() {
     let old = cluster.kill("orlop-agent");
     cluster.wait_restarted("orlop-agent", old);
     // A pod that starts now proves that the new agent works; by then it has adopted the others.
-    kubectl.run(&["run", "after", "--image=localhost/busybox:v1", "--", "sleep", "infinity"]);
-    kubectl.run(&["wait", "--for=condition=Ready", "pod/after", "--timeout=60s"]);
-    kubectl.run(&["delete", "pod/after", "--grace-period=0", "--force"]);
+    kubectl.run_idle("after");
+    kubectl.run(&["delete", "pod/after", "--timeout=60s"]);
     kubectl.wait("the pods are as they were", || {
         let pods = identities(&kubectl);
         if pods == before { Ok(()) } else { Err(format!("{pods:?} instead of {before:?}")) }

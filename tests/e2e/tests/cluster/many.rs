@@ -57,8 +57,7 @@ fn exit_codes_logs_and_restarts_are_reported() {
 fn exec_passes_input_output_and_the_exit_code() {
     let cluster = Cluster::get();
     let kubectl = cluster.namespace("exec");
-    kubectl.run(&["run", "a", "--image=localhost/busybox:v1", "--", "sleep", "infinity"]);
-    kubectl.run(&["wait", "--for=condition=Ready", "pod/a", "--timeout=60s"]);
+    kubectl.run_idle("a");
     let echoed = kubectl.try_with_input(&["exec", "-i", "a", "--", "cat"], "through\n").expect("cat");
     assert_eq!(echoed, "through\n");
     let error = kubectl.fail(&["exec", "a", "--", "sh", "-c", "exit 42"]);

@@ -11,6 +11,22 @@ const NETWORKS: [&str; 3] = ["10.85.0.", "10.244.", "10.96."];
 /// What the processes of a private host have in their cgroup's path.
 const PRIVATE: &str = "orlop-test-";
 
+/// Settings below `/proc/sys` that no namespace isolates and that container runtimes and kubelets are known to change. The rest of those
+/// folders holds counters.
+pub const SHARED_SETTINGS: [&str; 11] = [
+    "fs/inotify/max_user_instances",
+    "fs/inotify/max_user_watches",
+    "fs/may_detach_mounts",
+    "kernel/core_pattern",
+    "kernel/keys",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/pid_max",
+    "kernel/unprivileged_bpf_disabled",
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+];
+
 pub fn is_ours(line: &str) -> bool {
     line.to_ascii_lowercase().contains("orlop")
 }

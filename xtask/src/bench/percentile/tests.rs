@@ -12,3 +12,9 @@ fn nearest_rank() {
     assert_eq!(percentile(&values, 1), Some(Duration::from_millis(10)));
     assert_eq!(percentile(&[], 50), None);
 }
+
+#[test]
+fn mean_of_values() {
+    assert_eq!(mean(&milliseconds(&[10, 20, 60])), Some(Duration::from_millis(30)));
+    assert_eq!(mean(&[]), None);
+}

@@ -35,6 +35,8 @@ fn files_are_named_opened_and_kept_pure() {
     assert_eq!(file(Path::new("a/src/x.rs"), "fn x() {}").len(), 1);
     assert_eq!(file(Path::new("a/src/x/tests.rs"), "fn x() {}").len(), 0);
     assert_eq!(file(Path::new("a/src/plan.rs"), "//! x\nuse std::fs;").len(), 1);
+    assert_eq!(file(Path::new("a/src/x.rs"), "//! Counts. Pure.\nuse std::fs;").len(), 1);
+    assert_eq!(file(Path::new("a/src/x.rs"), "//! Counts; `y` is pure.\nuse std::fs;").len(), 0);
 }
 
 #[test]

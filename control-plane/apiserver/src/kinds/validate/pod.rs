@@ -4,20 +4,25 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{port_number, protocol};
+use super::{port_number, protocol, volumes};
 use crate::error::FieldError;
 use crate::names;
 use crate::object::{entries, items, text};
 use crate::quantity::Quantity;
 
 pub(in crate::kinds) fn pod(pod: &Value) -> Vec<FieldError> {
-    spec(&pod["spec"], "spec")
+    let mut errors = spec(&pod["spec"], "spec");
+    // They are added by a subresource, which is not served: no pod has any, and nothing else here checks them.
+    if !items(pod, "/spec/ephemeralContainers").is_empty() {
+        errors.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
+    }
+    errors
 }
 
 /// The spec of a pod or of a template, at `path`.
 pub(super) fn spec(spec: &Value, path: &str) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let volumes = volumes(spec, path, &mut errors);
+    let volumes = volumes::volumes(spec, path, &mut errors);
     let mut seen = BTreeSet::new();
     if items(spec, "/containers").is_empty() {
         errors.push(FieldError::required(format!("{path}.containers"), ""));
@@ -87,39 +92,6 @@ fn tolerate(toleration: &Value, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-/// Checks volumes and gives their names.
-fn volumes<'a>(spec: &'a Value, path: &str, errors: &mut Vec<FieldError>) -> BTreeSet<&'a str> {
-    let mut seen = BTreeSet::new();
-    for (index, volume) in items(spec, "/volumes").iter().enumerate() {
-        let path = format!("{path}.volumes[{index}]");
-        let name = text(volume, "/name");
-        if name.is_empty() {
-            errors.push(FieldError::required(format!("{path}.name"), ""));
-        } else {
-            let problems = names::dns_label(name);
-            errors.extend(
-                problems.iter().map(|problem| FieldError::invalid(format!("{path}.name"), name, problem)),
-            );
-            if !seen.insert(name) {
-                errors.push(FieldError::duplicate(format!("{path}.name"), name));
-            }
-        }
-        let sources: Vec<&String> = volume.as_object().into_iter().flatten().map(|(key, _)| key).collect();
-        for extra in sources.iter().filter(|key| **key != "name").skip(1) {
-            errors.push(FieldError::forbidden(
-                format!("{path}.{extra}"),
-                "may not specify more than 1 volume type",
-            ));
-        }
-        for (source, field) in [("hostPath", "path"), ("secret", "secretName"), ("configMap", "name")] {
-            if volume.get(source).is_some() && text(volume, &format!("/{source}/{field}")).is_empty() {
-                errors.push(FieldError::required(format!("{path}.{source}.{field}"), ""));
-            }
-        }
-    }
-    seen
-}
-
 fn container(container: &Value, path: &str, volumes: &BTreeSet<&str>, errors: &mut Vec<FieldError>) {
     let name = text(container, "/name");
     if name.is_empty() {
@@ -140,18 +112,7 @@ fn container(container: &Value, path: &str, volumes: &BTreeSet<&str>, errors: &m
     choice(container, path, "imagePullPolicy", &["Always", "IfNotPresent", "Never"], errors);
     ports(container, path, errors);
     environment(container, path, errors);
-    for (index, mount) in items(container, "/volumeMounts").iter().enumerate() {
-        let path = format!("{path}.volumeMounts[{index}]");
-        let volume = text(mount, "/name");
-        if volume.is_empty() {
-            errors.push(FieldError::required(format!("{path}.name"), ""));
-        } else if !volumes.contains(volume) {
-            errors.push(FieldError::not_found(format!("{path}.name"), volume));
-        }
-        if text(mount, "/mountPath").is_empty() {
-            errors.push(FieldError::required(format!("{path}.mountPath"), ""));
-        }
-    }
+    volumes::mounts(container, path, volumes, errors);
     resources(container, path, errors);
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(value) = container.get(probe) {

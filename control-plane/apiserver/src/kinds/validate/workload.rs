@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{label_selector, labels, pod, selects, unchanged};
 use crate::error::FieldError;
-use crate::object::text;
+use crate::object::{items, text};
 
 fn replicas(object: &Value, errors: &mut Vec<FieldError>) {
     for field in ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
@@ -38,6 +38,10 @@ fn selector_and_template(object: &Value) -> Vec<FieldError> {
     }
     labels(template, "/metadata/labels", "spec.template.metadata.labels", &mut errors);
     errors.extend(pod::spec(&template["spec"], "spec.template.spec"));
+    if !items(template, "/spec/ephemeralContainers").is_empty() {
+        let path = "spec.template.spec.ephemeralContainers";
+        errors.push(FieldError::forbidden(path, "ephemeral containers not allowed in pod template"));
+    }
     let policy = text(template, "/spec/restartPolicy");
     if policy != "Always" {
         let path = "spec.template.spec.restartPolicy";

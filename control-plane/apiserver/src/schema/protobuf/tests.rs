@@ -96,3 +96,19 @@ fn broken_bodies_are_refused() {
         assert!(matches!(decoded(pod, bytes), Err(ProtobufError::Malformed { .. })), "{bytes:?}");
     }
 }
+
+#[test]
+fn an_explicit_zero_of_a_rollout_stays() {
+    let zero = || Some(IntOrString { r#type: Some(0), int_val: Some(0), str_val: Some(String::new()) });
+    let rolling =
+        k8s_pb::api::apps::v1::RollingUpdateDeployment { max_surge: zero(), max_unavailable: zero() };
+    let strategy = k8s_pb::api::apps::v1::DeploymentStrategy {
+        r#type: Some("RollingUpdate".into()),
+        rolling_update: Some(rolling),
+    };
+    let spec = k8s_pb::api::apps::v1::DeploymentSpec { strategy: Some(strategy), ..Default::default() };
+    let deployment = k8s_pb::api::apps::v1::Deployment { spec: Some(spec), ..Default::default() };
+    let value = decoded("io.k8s.api.apps.v1.Deployment", &envelope("Deployment", &deployment)).unwrap();
+    let rolling = &value["spec"]["strategy"]["rollingUpdate"];
+    assert_eq!(*rolling, json!({"maxSurge": 0, "maxUnavailable": 0}));
+}

@@ -1,4 +1,7 @@
-//! Transactions, reopening, bounded history, and a writer that is killed again and again.
+//! Transactions, reopening, bounded history, backups, and a writer that is killed again and again.
+
+mod disk;
+mod power;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -9,11 +12,11 @@ use bytes::Bytes;
 use super::*;
 use crate::storage::Compare;
 
-fn put(key: &Key, value: &str) -> Write {
+pub(super) fn put(key: &Key, value: &str) -> Write {
     Write::Put { key: key.clone(), value: Bytes::copy_from_slice(value.as_bytes()) }
 }
 
-fn start(path: &Path, history: usize) -> (EmbeddedStore, Loaded, Arc<Mutex<Vec<Change>>>) {
+pub(super) fn start(path: &Path, history: usize) -> (EmbeddedStore, Loaded, Arc<Mutex<Vec<Change>>>) {
     let mut opened = open(path, history).unwrap();
     let loaded = std::mem::take(&mut opened.loaded);
     let seen: Arc<Mutex<Vec<Change>>> = Arc::default();
@@ -23,12 +26,24 @@ fn start(path: &Path, history: usize) -> (EmbeddedStore, Loaded, Arc<Mutex<Vec<C
     (store, loaded, seen)
 }
 
-async fn commit(
+pub(super) async fn commit(
     store: &EmbeddedStore,
     compares: Vec<Compare>,
     writes: Vec<Write>,
 ) -> Result<Revision, StorageError> {
     store.commit(Transaction { compares, writes }).await
+}
+
+/// Ends a store. Its writer thread closes the file afterwards; the file's lock says when.
+pub(super) fn close(store: EmbeddedStore, path: &Path) -> Opened {
+    drop(store);
+    loop {
+        match open(path, 10) {
+            Ok(opened) => break opened,
+            Err(OpenError::Database { .. }) => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 #[tokio::test]
@@ -52,28 +67,61 @@ async fn a_reopened_store_has_its_state_and_a_bounded_history() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
     let key = |n: u64| Key::new("pods", "x", &n.to_string());
-    {
-        let (store, ..) = start(&path, 10);
-        for n in 0..50u64 {
-            commit(&store, vec![], vec![put(&key(n % 5), &n.to_string())]).await.unwrap();
-        }
-        commit(&store, vec![], vec![Write::Delete { key: key(0), last: Bytes::from_static(b"45") }])
-            .await
-            .unwrap();
+    let (store, ..) = start(&path, 10);
+    for n in 0..50u64 {
+        commit(&store, vec![], vec![put(&key(n % 5), &n.to_string())]).await.unwrap();
     }
-    // The writer thread ends after the store is dropped; the file's lock says when.
-    let opened = loop {
-        match open(&path, 10) {
-            Ok(opened) => break opened,
-            Err(OpenError::Database { .. }) => std::thread::yield_now(),
-            Err(error) => panic!("{error}"),
-        }
-    };
+    commit(&store, vec![], vec![Write::Delete { key: key(0), last: Bytes::from_static(b"45") }])
+        .await
+        .unwrap();
+    let opened = close(store, &path);
     let loaded = &opened.loaded;
     assert_eq!((loaded.revision, loaded.history.len()), (51, 11.min(loaded.history.len())));
     assert!((10..=11).contains(&loaded.history.len()), "{}", loaded.history.len());
     assert_eq!(opened.writer.index.len(), 4);
     assert!(read_all(&opened.writer.database, &path).unwrap().len() < 20, "old records are removed");
+}
+
+#[tokio::test]
+async fn a_backup_is_a_store_that_continues_far_behind_the_original() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let (store, ..) = start(&path, 10);
+    let key = |n: u64| Key::new("pods", "x", &n.to_string());
+    for n in 0..30 {
+        commit(&store, vec![], vec![put(&key(n % 20), &n.to_string())]).await.unwrap();
+    }
+    let first = store.backup().await.unwrap();
+    commit(&store, vec![], vec![put(&key(100), "after")]).await.unwrap();
+    let copy = directory.path().join("copy");
+    std::io::copy(&mut &first.file, &mut File::create(&copy).unwrap()).unwrap();
+    let second = store.backup().await.unwrap();
+    assert!(matches!(store.backup().await, Err(BackupError::Busy { limit: 2 })));
+    drop((first, second));
+    store.backup().await.unwrap();
+    let report = check::check(&copy, |_, _| None).unwrap();
+    let continues = 30 + backup::REVISION_GAP;
+    assert_eq!(
+        (report.revision, report.compacted, report.keys, report.closed),
+        (continues, continues, 20, true)
+    );
+    let (restored, loaded, _) = start(&copy, 10);
+    let live: Vec<_> = loaded.base.iter().map(|change| change.revision).collect();
+    assert_eq!(live, (11..=30).collect::<Vec<_>>());
+    assert_eq!((loaded.revision, loaded.history.len()), (continues, 0));
+    let expect = Expect::At(30);
+    let next = commit(&restored, vec![Compare { key: key(9), expect }], vec![put(&key(9), "next")]).await;
+    assert_eq!(next.unwrap(), continues + 1);
+    let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn an_empty_file_is_not_taken_for_a_new_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    File::create(&path).unwrap();
+    assert!(matches!(open(&path, 10), Err(OpenError::Empty { .. })));
 }
 
 /// Not a test by itself: the child of the test below. It writes counters and prints each acknowledged one.

@@ -40,3 +40,32 @@ fn documents_that_are_not_manifests() {
         assert!(matches!(parse_document("x", text.as_bytes()), Err(ImageError::Malformed { .. })), "{text}");
     }
 }
+
+#[test]
+fn sizes_that_nobody_can_send_are_refused() {
+    let digest = |digit: char| format!("sha256:{}", digit.to_string().repeat(64));
+    let manifest = |config: u64, layers: [u64; 2]| {
+        let layer = |size| serde_json::json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest('a'), "size": size });
+        let text = serde_json::json!({
+            "schemaVersion": 2,
+            "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest('c'), "size": config },
+            "layers": layers.map(layer),
+        });
+        match parse_document("x", text.to_string().as_bytes()).unwrap() {
+            Document::Manifest(manifest) => *manifest,
+            Document::Index(_) => panic!("not a manifest"),
+        }
+    };
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [digest('a'), digest('b')] },
+    });
+    let made = |config_bytes, layers| {
+        let target = Part { digest: digest('d'), size: 1 };
+        content("x", target, Vec::new(), &manifest(config_bytes, layers), config.to_string().as_bytes())
+    };
+    assert_eq!(made(1, [2, 3]).unwrap().size(), 6);
+    for (config_bytes, layers) in [(1, [u64::MAX, 2]), (1, [1 << 40, 2]), (u64::MAX, [1, 2])] {
+        let error = made(config_bytes, layers).unwrap_err().to_string();
+        assert!(error.contains("bytes are more than"), "{error}");
+    }
+}

@@ -19,6 +19,9 @@ impl Layer {
         header.set_gid(u64::from(rustix::process::getgid().as_raw()));
         header.set_mtime(1_000_000_000);
         header.set_size(content.len() as u64);
+        if kind.is_gnu_sparse() {
+            header.as_gnu_mut().unwrap().realsize = *b"00000000000\0";
+        }
         let raw = header.as_mut_bytes();
         raw[..name.len()].copy_from_slice(name.as_bytes());
         if let Some(link) = link {
@@ -91,6 +94,43 @@ fn absolute_names_are_inside() {
     let (directory, result) = Layer::new().file("/etc/motd", b"x").unpack();
     result.unwrap();
     assert!(directory.path().join("etc/motd").exists());
+}
+
+/// One attribute in pax form, of this many bytes.
+fn attribute(bytes: usize) -> Vec<u8> {
+    let start = format!("{bytes} comment=");
+    let mut text = start.clone().into_bytes();
+    text.resize(bytes - 1, b'x');
+    text.push(b'\n');
+    text
+}
+
+#[test]
+fn headers_are_read_only_as_far_as_headers_are_long() {
+    const LONG: usize = 2 << 20;
+    let accepted = Layer::new()
+        .file("big", &vec![1; 3 << 20])
+        .add(EntryType::XHeader, "pax", &attribute(200_000), None)
+        .file("a", b"1")
+        .add(EntryType::XGlobalHeader, "global", &attribute(200_000), None)
+        .file("b", b"2");
+    let (directory, result) = accepted.unpack();
+    result.unwrap();
+    assert!(["big", "a", "b"].iter().all(|name| directory.path().join(name).exists()));
+    for kind in [EntryType::XHeader, EntryType::GNULongName, EntryType::GNULongLink] {
+        // What was read of a file's content is no credit for what follows it.
+        let layer = Layer::new().file("big", &vec![1; 3 << 20]).add(kind, "long", &attribute(LONG), None);
+        let (_directory, result) = layer.file("a", b"1").unpack();
+        let error = result.unwrap_err();
+        assert!(error.to_string().contains("header of more than"), "{kind:?}: {error}");
+    }
+    let sparse = Layer::new().add(EntryType::XHeader, "pax", &attribute(100), None).add(
+        EntryType::GNUSparse,
+        "s",
+        b"",
+        None,
+    );
+    assert!(sparse.unpack().1.unwrap_err().to_string().contains("sparse file with pax attributes"));
 }
 
 #[test]

@@ -1,0 +1,288 @@
+//! How programs get onto an uplink, stay there, are taken over and go: every case by both ways of attaching.
+
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+
+use aya::programs::loaded_programs;
+use dataplane::Protocol::Tcp;
+use dataplane::{Dataplane, OpenError, UplinkHook};
+use dataplane_abi::counter;
+use linux::netlink::{Direction, FilterPlace, Netlink};
+use linux::netns::Netns;
+
+use crate::node::{Links, NODE, Node, OUTSIDE, POD, ask_tcp, frontend, inside, run, serve_tcp, tc_json};
+use crate::uplink::{ANY, at, masquerade, wait_until};
+
+macro_rules! both_ways {
+    ($($case:ident)+) => {
+        mod newest {
+            $(#[test] fn $case() { super::$case(super::UplinkHook::Newest); })+
+        }
+        mod clsact {
+            $(#[test] fn $case() { super::$case(super::UplinkHook::Clsact); })+
+        }
+    };
+}
+
+both_ways! {
+    traffic_is_translated
+    what_is_attached_outlives_the_process_and_is_left_alone
+    programs_of_other_maps_are_replaced_in_place
+    an_uplink_that_is_none_any_more_is_left
+    a_link_that_was_made_anew_gets_the_programs
+    what_others_attached_stays_and_runs
+    removal_leaves_nothing_on_the_uplink
+    another_way_takes_the_place_of_the_first
+    another_layouts_programs_go_after_the_first_sync
+}
+
+/// The node port of a server in the pod, asked from outside.
+fn ask() -> String {
+    inside("outside", || ask_tcp(at(NODE, 30080))).join().unwrap().unwrap()
+}
+
+fn serve(node: &mut Node) {
+    inside("pod", || serve_tcp(at(ANY, 8080), "pod")).join().unwrap();
+    publish(node);
+}
+
+fn publish(node: &mut Node) {
+    node.set(frontend(NODE.octets(), 30080, Tcp), &[at(POD, 8080)]);
+}
+
+fn qdiscs() -> Vec<String> {
+    let kinds = tc_json("qdisc show dev uplink").into_iter();
+    kinds.map(|qdisc| qdisc["kind"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The kinds of filters on the uplink's way in, with their priorities.
+fn filters() -> Vec<(String, u64)> {
+    let filters = tc_json("filter show dev uplink ingress").into_iter();
+    let each = filters.filter(|filter| filter["options"].is_object());
+    each.map(|filter| (filter["kind"].as_str().unwrap().to_owned(), filter["pref"].as_u64().unwrap()))
+        .collect()
+}
+
+/// A filter of somebody else: classic BPF that matches everything.
+fn add_foreign_filter(priority: u16) {
+    let match_all = "1,6 0 0 4294967295,";
+    let status = std::process::Command::new("tc")
+        .args(["filter", "add", "dev", "uplink", "ingress", "prio", &priority.to_string()])
+        .args(["protocol", "all", "bpf", "bytecode", match_all, "flowid", "1:1"])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn the_newest_way_is_tcx_where_the_kernel_has_it() {
+    let _links = Links::make();
+    let node = Node::with_uplink();
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    let by_link = node.attachments().values().all(|attachment| attachment.held_by.starts_with("link"));
+    assert_eq!(by_link, version >= (6, 6), "{release}: {:?}", node.attachments());
+}
+
+fn traffic_is_translated(hook: UplinkHook) {
+    let _links = Links::make();
+    let mut node = Node::with_hook(hook);
+    masquerade(&mut node);
+    serve(&mut node);
+    inside("outside", || serve_tcp(at(ANY, 7000), "out")).join().unwrap();
+    assert_eq!(ask(), "pod saw 192.0.2.9");
+    let answer = inside("pod", || ask_tcp(at(OUTSIDE, 7000))).join().unwrap();
+    assert_eq!(answer.unwrap(), "out saw 192.0.2.1");
+}
+
+fn what_is_attached_outlives_the_process_and_is_left_alone(hook: UplinkHook) {
+    let _links = Links::make();
+    let mut node = Node::with_hook(hook);
+    serve(&mut node);
+    let before = node.attachments();
+    assert_eq!(before.len(), 2);
+    node.crash();
+    assert_eq!(ask(), "pod saw 192.0.2.9");
+    assert_eq!(node.reopen(), 1);
+    assert_eq!(node.attachments(), before);
+    assert_eq!(ask(), "pod saw 192.0.2.9");
+}
+
+fn programs_of_other_maps_are_replaced_in_place(hook: UplinkHook) {
+    let _links = Links::make();
+    let mut node = Node::with_hook(hook);
+    serve(&mut node);
+    let before = node.attachments();
+    node.crash();
+    for entry in std::fs::read_dir(node.pins()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("ORLOP_") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    assert_eq!(node.reopen(), 0);
+    for (program, after) in node.attachments() {
+        assert_eq!(after.held_by, before[program].held_by);
+        assert_ne!(after.program, before[program].program);
+    }
+    publish(&mut node);
+    assert_eq!(ask(), "pod saw 192.0.2.9");
+}
+
+fn an_uplink_that_is_none_any_more_is_left(hook: UplinkHook) {
+    let _links = Links::make();
+    let mut node = Node::with_hook(hook);
+    let before = qdiscs();
+    node.options().uplinks = vec!["pod0".into()];
+    node.reopen();
+    assert!(node.attachments().is_empty());
+    if hook == UplinkHook::Clsact {
+        assert_eq!((before.len(), qdiscs()), (2, vec!["noqueue".to_owned()]));
+    }
+}
+
+fn a_link_that_was_made_anew_gets_the_programs(hook: UplinkHook) {
+    let mut links = Some(Links::make());
+    let mut node = Node::with_hook(hook);
+    drop(links.take());
+    let _links = Links::make();
+    assert!(node.attachments().values().all(|attachment| attachment.held_by.starts_with("link")));
+    node.reopen();
+    serve(&mut node);
+    assert_eq!(ask(), "pod saw 192.0.2.9");
+}
+
+fn what_others_attached_stays_and_runs(hook: UplinkHook) {
+    let _links = Links::make();
+    let mut before = Node::of_somebody(hook);
+    let kept = before.attachments();
+    let mut node = Node::with_hook(hook);
+    if hook == UplinkHook::Clsact {
+        add_foreign_filter(60_000);
+        assert_eq!(filters().len(), 3);
+    }
+    let datagram = || {
+        let send = || UdpSocket::bind(at(ANY, 0))?.send_to(&[0; 4000], at(NODE, 9));
+        inside("outside", send).join().unwrap().unwrap();
+    };
+    let seen = |node: &Node| node.counter(counter::FRAGMENT);
+    datagram();
+    wait_until(|| seen(&node) > 0 && seen(&before) > 0);
+    node.reopen();
+    assert_eq!(before.attachments(), kept);
+    node.remove();
+    assert_eq!(before.attachments(), kept);
+    if hook == UplinkHook::Clsact {
+        assert_eq!(filters(), [("bpf".to_owned(), 1000), ("bpf".to_owned(), 60_000)]);
+    }
+    let count = seen(&before);
+    datagram();
+    wait_until(|| seen(&before) > count);
+    before.remove();
+    if hook == UplinkHook::Clsact {
+        assert_eq!(filters(), [("bpf".to_owned(), 60_000)], "and so does the qdisc that holds it");
+    }
+}
+
+fn removal_leaves_nothing_on_the_uplink(hook: UplinkHook) {
+    let _links = Links::make();
+    let mut node = Node::with_hook(hook);
+    serve(&mut node);
+    node.remove();
+    assert!(node.attachments().is_empty());
+    assert_eq!(qdiscs(), ["noqueue"]);
+    serve_tcp(at(ANY, 30080), "node");
+    assert_eq!(ask(), "node saw 192.0.2.9");
+}
+
+fn another_way_takes_the_place_of_the_first(hook: UplinkHook) {
+    let _links = Links::make();
+    let mut node = Node::with_hook(hook);
+    serve(&mut node);
+    let other = if hook == UplinkHook::Clsact { UplinkHook::Newest } else { UplinkHook::Clsact };
+    node.options().uplink_hook = other;
+    assert_eq!(node.reopen(), 1);
+    assert_eq!(node.attachments().len(), 2);
+    assert_eq!(ask(), "pod saw 192.0.2.9");
+}
+
+fn another_layouts_programs_go_after_the_first_sync(hook: UplinkHook) {
+    let _links = Links::make();
+    let mut node = Node::with_hook(hook);
+    serve(&mut node);
+    // What a build with another layout left is what this one attached under another name.
+    node.crash();
+    let by_filter = node.attachments().values().all(|attachment| attachment.held_by.starts_with("filter"));
+    if by_filter {
+        rename_filters(&node);
+    }
+    std::fs::rename(node.pins(), node.pins().with_file_name("v1")).unwrap();
+    assert_eq!(node.reopen(), 0);
+    assert_eq!(ask(), "pod saw 192.0.2.9", "the earlier one goes on until the new one is complete");
+    publish(&mut node);
+    node.dataplane.as_mut().unwrap().retain(&[frontend(NODE.octets(), 30080, Tcp)].into()).unwrap();
+    assert!(!node.pins().with_file_name("v1").exists());
+    assert_eq!(filters().len(), usize::from(by_filter));
+    assert_eq!(ask(), "pod saw 192.0.2.9");
+    node.remove();
+    assert_eq!(qdiscs(), ["noqueue"]);
+}
+
+/// Puts filters with another layout's name in the place of the node's.
+fn rename_filters(node: &Node) {
+    let folder = node.pins().with_file_name("v1");
+    let here = Netns::current().unwrap();
+    let work = || async {
+        let netlink = Netlink::open().unwrap();
+        let link = netlink.classifiers().await.unwrap()[0].0;
+        for direction in [Direction::Ingress, Direction::Egress] {
+            for filter in netlink.filters(link, direction).await.unwrap() {
+                let Some(id) = filter.program else { continue };
+                let program =
+                    loaded_programs().filter_map(Result::ok).find(|program| program.id() == id).unwrap();
+                let name = filter.name.as_deref().unwrap().split(':').next().unwrap();
+                let name = format!("{name}:{}", folder.display());
+                let place = FilterPlace { link, direction, priority: filter.priority, name };
+                netlink.add_bpf_filter(&place, program.fd().unwrap().as_fd()).await.unwrap();
+                netlink.del_filter(&filter).await.unwrap();
+            }
+        }
+    };
+    linux::netns::in_netns_async(here.as_fd(), work).unwrap();
+}
+
+#[test]
+fn an_ingress_qdisc_of_somebody_is_named_and_stays() {
+    let _links = Links::make();
+    run("tc", "qdisc add dev uplink ingress");
+    let mut node = Node::open();
+    node.options().uplinks = vec!["uplink".into()];
+    node.options().uplink_hook = UplinkHook::Clsact;
+    let error = node.try_reopen().unwrap_err();
+    assert!(matches!(error, OpenError::IngressQdisc { .. }), "{error:?}");
+    assert!(error.to_string().ends_with("remove it (tc qdisc del dev uplink ingress)"), "{error}");
+    assert_eq!(qdiscs(), ["noqueue", "ingress"]);
+}
+
+#[test]
+fn what_attaching_needs_is_said_for_each_hook() {
+    let mut node = Node::open();
+    node.options().cgroup = "/proc/self".into();
+    let error = node.try_reopen().unwrap_err().to_string();
+    assert_eq!(error, "attach orlop_connect4 to /proc/self: needs root and a kernel from 5.8 on");
+    node.options().cgroup = Node::cgroup_root();
+    node.options().uplinks = vec!["nowhere".into()];
+    assert_eq!(node.try_reopen().unwrap_err().to_string(), "uplink nowhere does not exist");
+}
+
+#[test]
+fn two_dataplanes_on_one_pin_root_are_refused() {
+    let mut node = Node::open();
+    let options = node.options().clone();
+    let error = Dataplane::open(&options).err().expect("a second one");
+    assert!(error.to_string().starts_with("another process has /sys/fs/bpf/orlop open"), "{error}");
+    assert!(matches!(dataplane::remove_all(&options.pin_root), Err(OpenError::InUse { .. })));
+    assert!(node.pins().exists());
+    node.crash();
+    drop(Dataplane::open(&options).unwrap());
+}

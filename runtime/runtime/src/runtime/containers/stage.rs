@@ -1,0 +1,53 @@
+//! The directory of a container before anything runs in it: bundle, writable layer, sources and places of mounts.
+//!
+//! Input: its configuration; output: which mounts are staged, and where. Mounts nothing: that is the shim's worker's.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::io;
+use crate::container::{ContainerConfig, Mount, MountPropagation};
+use crate::error::Error;
+
+/// The directories of a container: its bundle, and its writable layer.
+pub(super) fn make_directories(directory: &Path) -> Result<(), Error> {
+    let make = |path: PathBuf, mode| {
+        let built = std::fs::DirBuilder::new().recursive(true).mode(mode).create(&path);
+        built.map_err(io(format!("make {}", path.display())))
+    };
+    make(directory.to_path_buf(), 0o711)?;
+    make(directory.join("rootfs"), 0o755)?;
+    make(directory.join("upper"), 0o755)?;
+    make(directory.join("work"), 0o711)
+}
+
+/// Mounts that the shim's worker has to take hold of before it changes its mount namespace, with their places in the bundle: those with
+/// Bidirectional propagation, and those that show the host's control groups.
+pub(super) fn staged_paths(config: &ContainerConfig, directory: &Path) -> Vec<(usize, PathBuf)> {
+    let groups = Path::new("/sys/fs/cgroup");
+    let wanted = |(_, mount): &(usize, &Mount)| {
+        let shows_groups = mount.host_path.starts_with(groups) || groups.starts_with(&mount.host_path);
+        mount.propagation == MountPropagation::Bidirectional || shows_groups
+    };
+    let place = |(index, _)| (index, directory.join(format!("staged-{index}")));
+    config.mounts.iter().enumerate().filter(wanted).map(place).collect()
+}
+
+/// Makes missing sources of mounts, as containerd does, and the places of those that are staged.
+pub(super) fn stage(config: &ContainerConfig, directory: &Path) -> Result<Vec<(usize, PathBuf)>, Error> {
+    for mount in &config.mounts {
+        if !mount.host_path.exists() {
+            std::fs::create_dir_all(&mount.host_path)
+                .map_err(io(format!("make mount source {}", mount.host_path.display())))?;
+        }
+    }
+    let staged = staged_paths(config, directory);
+    for (index, place) in &staged {
+        let made = match config.mounts[*index].host_path.is_dir() {
+            true => std::fs::create_dir(place),
+            false => std::fs::File::create(place).map(|_| ()),
+        };
+        made.map_err(io(format!("make {}", place.display())))?;
+    }
+    Ok(staged)
+}

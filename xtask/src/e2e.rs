@@ -1,0 +1,256 @@
+//! `cargo xtask e2e`: Orlop on stock distribution kernels, in virtual machines.
+//!
+//! For each kernel a QEMU machine with Debian's systemd on cgroup v2, where `install.sh` of `target/dist/deploy` installs what users
+//! install. [`checks`] says what is checked. Everything is unpacked or made below `target/`; the machine that this runs on is
+//! not changed.
+//!
+//! ```text
+//! e2e ── setpriv, unshare (network, mounts, pids) ──▶ vm outside ── virtio port over stdio ──▶ QEMU: vm inside
+//!                                                       │ kubectl, test executables ── tap ──▶   server, agent
+//! ```
+//!
+//! When this process dies the kernel ends the pid namespace, and with it QEMU and all else. `target/e2e/<kernel>/` keeps the
+//! console and a log of each check; after a failure also the kernel's log, the units' logs and the packets.
+
+mod checks;
+mod guest;
+mod image;
+mod inside;
+mod kernel;
+mod network;
+mod outside;
+mod qemu;
+mod table;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{dist, images, process, setup, test};
+use image::Payload;
+use kernel::Kernel;
+use qemu::{Accelerator, Disks};
+use table::{Outcome, Report, Verdict};
+
+/// The one kernel of `--smoke` without `--kernel`: what the oldest supported release has.
+const SMOKE_KERNEL: &str = "6.1";
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// A kernel to boot, more than once for several; without it all of them, or 6.1 alone with --smoke.
+    #[arg(long = "kernel", value_name = "VERSION", value_parser = clap::builder::PossibleValuesParser::new(kernel::names()))]
+    kernels: Vec<String>,
+    /// The fast part alone.
+    #[arg(long)]
+    smoke: bool,
+    /// Take executables and tests as they are.
+    #[arg(long)]
+    no_build: bool,
+}
+
+impl Options {
+    /// Everything on every kernel.
+    pub fn everything() -> Self {
+        Self { kernels: Vec::new(), smoke: false, no_build: false }
+    }
+
+    fn kernels(&self) -> Vec<String> {
+        match (self.kernels.is_empty(), self.smoke) {
+            (false, _) => self.kernels.clone(),
+            (true, true) => vec![SMOKE_KERNEL.to_owned()],
+            (true, false) => kernel::names().into_iter().map(str::to_owned).collect(),
+        }
+    }
+}
+
+#[derive(clap::Subcommand)]
+pub enum Stage {
+    /// Run a machine and check it, in private namespaces.
+    Outside { plan: PathBuf },
+    /// Serve commands in the machine.
+    Inside,
+}
+
+/// Everything that the stage outside of a machine needs to know.
+#[derive(Debug, Serialize, Deserialize)]
+struct Plan {
+    kernel: Kernel,
+    accelerator: Accelerator,
+    disks: Disks,
+    qemu: PathBuf,
+    kubectl: PathBuf,
+    /// The executable of the cluster tier's tests, run outside.
+    cluster_tests: PathBuf,
+    /// A program that tests inside run.
+    registry: PathBuf,
+    /// Where logs and the result go.
+    evidence: PathBuf,
+    smoke: bool,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let mut tally = test::Tally::default();
+    let end = checks(options, &mut tally);
+    test::close(tally, end)
+}
+
+/// Runs the machines one after the other, prints the table, and counts each check as a test.
+pub fn checks(options: &Options, tally: &mut test::Tally) -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "`e2e` makes namespaces and file systems: run it as root");
+    ensure!(cfg!(target_arch = "x86_64"), "`e2e` knows the kernels of x86-64 alone");
+    let mut reports = Vec::new();
+    for plan in &prepare(options)? {
+        reports.push(run_machine(plan)?);
+    }
+    println!("\n{}", table::print(&reports));
+    for report in &reports {
+        report.count(tally);
+    }
+    if reports.iter().any(Report::failed) {
+        println!("e2e: logs are in {}", folder().display());
+    }
+    Ok(())
+}
+
+pub fn stage(stage: &Stage) -> Result<()> {
+    match stage {
+        Stage::Outside { plan } => outside::run(plan),
+        Stage::Inside => inside::run(),
+    }
+}
+
+fn folder() -> PathBuf {
+    process::target().join("e2e")
+}
+
+/// What tests need inside besides themselves.
+fn tools() -> PathBuf {
+    folder().join("tools")
+}
+
+/// Downloads, builds, and makes the disks.
+fn prepare(options: &Options) -> Result<Vec<Plan>> {
+    let (root, qemu) = (image::unpack_root()?, qemu::unpack()?);
+    let kernels: Vec<Kernel> =
+        options.kernels().iter().map(|name| kernel::prepare(name, &root)).collect::<Result<_>>()?;
+    let first = kernels.first().context("there is no kernel to boot")?;
+    let accelerator = qemu::probe(&qemu, first, &folder().join("probe.log"))?;
+    println!("e2e: machines run by {}", accelerator.name());
+    if !options.no_build {
+        dist::run(&dist::Options::for_tests())?;
+        images::run()?;
+        test::private_host()?;
+    }
+    let tests = find_tests()?;
+    let cluster_tests = tests.iter().find(|path| named(path, "cluster")).cloned();
+    let cluster_tests = cluster_tests.context("the cluster tier was not built")?;
+    let registry = test::registry()?;
+    let payload = image::payload(&root, &payload(tests, registry.clone())?)?;
+    let disks = Disks { root: image::root(&root)?, payload };
+    let plan = |kernel: Kernel| -> Result<Plan> {
+        Ok(Plan {
+            evidence: folder().join(&kernel.name),
+            kernel,
+            accelerator,
+            disks: disks.clone(),
+            qemu: qemu.clone(),
+            kubectl: setup::kubectl()?,
+            cluster_tests: cluster_tests.clone(),
+            registry: registry.clone(),
+            smoke: options.smoke,
+        })
+    };
+    kernels.into_iter().map(plan).collect()
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Binaries {
+    rust_binaries: std::collections::BTreeMap<String, Binary>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Binary {
+    binary_path: PathBuf,
+}
+
+/// Builds the test executables of the root tiers, and writes down for the nextest inside which there are.
+fn find_tests() -> Result<Vec<PathBuf>> {
+    fs::create_dir_all(tools()).with_context(|| format!("create {}", tools().display()))?;
+    let mut list = process::cargo();
+    list.args(["nextest", "list", "--workspace", "--list-type", "binaries-only", "--message-format", "json"]);
+    for name in ["host", "bpf", "cluster"] {
+        list.args(["--test", name]);
+    }
+    let binaries = process::run_quietly("building the tests", &mut list)?;
+    fs::write(tools().join("binaries.json"), &binaries).context("write binaries.json")?;
+    let metadata = process::run_quietly(
+        "reading the dependency graph",
+        process::cargo().args(["metadata", "--format-version", "1"]),
+    )?;
+    fs::write(tools().join("metadata.json"), metadata).context("write metadata.json")?;
+    let nextest = process::find_tool("cargo-nextest")
+        .context("cargo-nextest is not installed: run `cargo xtask setup`")?;
+    fs::copy(&nextest, tools().join("cargo-nextest"))
+        .with_context(|| format!("copy {}", nextest.display()))?;
+    let parsed: Binaries = serde_json::from_str(&binaries).context("parse nextest's list")?;
+    Ok(parsed.rust_binaries.into_values().map(|binary| binary.binary_path).collect())
+}
+
+/// Whether a path is `<name>-<hash>`, as cargo names executables of tests.
+fn named(path: &Path, name: &str) -> bool {
+    let file = path.file_name().and_then(|file| file.to_str()).unwrap_or_default();
+    file.rsplit_once('-').is_some_and(|(stem, _)| stem == name)
+}
+
+fn payload(tests: Vec<PathBuf>, registry: PathBuf) -> Result<Payload> {
+    let target = process::target();
+    let debug = target.join("debug");
+    let dist = dist::folder(dist::Profile::Debug);
+    let mut executables: Vec<PathBuf> = tests.into_iter().filter(|path| !named(path, "cluster")).collect();
+    let (programs, plugins) = (files(&dist.join("bin"))?, files(&dist.join("cni"))?);
+    // Tests take these from where cargo builds them.
+    executables.extend(["xtask", "private-host", "orlop-shim"].map(|name| debug.join(name)));
+    executables.extend(plugins.iter().filter_map(|path| path.file_name()).map(|name| debug.join(name)));
+    executables.extend(programs.into_iter().chain(plugins));
+    let mut others = files(&images::folder())?;
+    others.extend(files(&dist.join("deploy"))?);
+    others.extend(files(&tools())?);
+    others.push(registry);
+    Ok(Payload { executables, files: others })
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
+    Ok(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect())
+}
+
+/// Runs the stage that owns a machine, in namespaces that end with it, and reads what it found.
+fn run_machine(plan: &Plan) -> Result<Report> {
+    println!("\n== kernel {}", plan.kernel.name);
+    image::make_empty(&plan.evidence)?;
+    let path = plan.evidence.join("plan.json");
+    fs::write(&path, serde_json::to_vec_pretty(plan)?)
+        .with_context(|| format!("write {}", path.display()))?;
+    let mut stage = Command::new("setpriv");
+    stage.args(["--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--mount-proc", "--fork"]);
+    stage.arg("--kill-child=KILL").arg(std::env::current_exe().context("find own executable")?);
+    stage.args(["vm", "outside"]).arg(&path);
+    let status = stage.status().context("start setpriv")?;
+    let result = outside::result_file(&plan.evidence);
+    let bytes = fs::read(&result).with_context(|| format!("the machine's stage ended with {status}"))?;
+    let mut report: Report = serde_json::from_slice(&bytes).context("parse the result")?;
+    if !status.success() && !report.failed() {
+        let error = format!("the stage ended with {status}");
+        report.outcomes.push(Outcome {
+            check: "stage".to_owned(),
+            seconds: 0,
+            verdict: Verdict::Failed { error },
+        });
+    }
+    Ok(report)
+}
