@@ -377,17 +377,13 @@ fn fill_up(pin: &std::path::Path, name: &str) {
 fn a_node_ports_flow_to_another_nodes_pod_goes_on_under_the_nodes_address() {
     let mut bench = Bench::new();
     let node = &mut bench.node;
-    let masquerade = Masquerade {
-        pods: "10.244.0.0/24".parse().unwrap(),
-        address: NODE,
-        excluded: vec!["10.244.0.0/16".parse().unwrap()],
-    };
-    node.dataplane.as_mut().unwrap().set_masquerade(Some(&masquerade)).unwrap();
+    node.dataplane.as_mut().unwrap().set_masquerade(Some(&masquerade())).unwrap();
     let remote = (Ipv4Addr::new(10, 244, 7, 7), 8080);
     for protocol in [Tcp, Udp] {
         node.set(frontend(NODE.octets(), 30080, protocol), &[SocketAddrV4::new(remote.0, remote.1)]);
     }
-    let (ingress, egress) = (program_id("orlop_ingress_uplink"), program_id("orlop_egress_uplink"));
+    let attached = node.attachments();
+    let (ingress, egress) = (attached["orlop_ingress"].program, attached["orlop_egress"].program);
     let pass = |program, frame: &Frame| {
         let (verdict, left) = run(program, &frame.bytes());
         assert_eq!(verdict, NEXT, "{} to {}", frame.source, frame.destination);
