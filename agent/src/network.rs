@@ -2,9 +2,10 @@
 //!
 //! In: the own Node's `spec.podCIDR`, settings. Out: `10-orlop.conflist` (written atomically, only when it differs), IPv4
 //! forwarding in the node's own network namespace, the dataplane's masquerade, and [`State`] for the Node's Ready condition.
-//! Routes to other nodes are not made here. Pods' interfaces are the CNI plugins' work.
+//! Routes to the pods of other nodes are [`routes`]'s. Pods' interfaces are the CNI plugins' work.
 
 mod conflist;
+pub mod routes;
 mod uplinks;
 
 #[cfg(test)]

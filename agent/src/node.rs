@@ -1,7 +1,7 @@
 //! This node's Node object: registration, status, and the Lease beside it.
 //!
 //! In: settings, the machine's facts, the network's state, the runtime's images. Out: a Node that says what is true, posted
-//! when something changed and at least every [`REPORT_EVERY`], and a Lease renewed every ten seconds.
+//! when something changed and at least every [`REPORT_EVERY`], and a Lease renewed four times in its duration.
 //!
 //! ```text
 //! Registering --created, or adopted with its labels corrected--> Reporting --object deleted--> Registering
@@ -57,6 +57,7 @@ pub fn start(context: Context) -> (OwnNode, Vec<JoinHandle<()>>) {
     let lease = lease::run(lease::Context {
         client: context.client.clone(),
         node_name: context.settings.node_name.clone(),
+        duration_seconds: context.settings.node_lease_duration_seconds,
         node: receiver.clone(),
         shutdown: context.shutdown.clone(),
     });

@@ -87,6 +87,8 @@ pub struct Settings {
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
     pub max_pods: u32,
+    /// How long the Node's Lease holds; it is renewed four times in that.
+    pub node_lease_duration_seconds: i32,
     /// All pods of the cluster: never masqueraded towards each other.
     pub cluster_cidr: Option<Ipv4Network>,
     pub service_proxy: ServiceProxy,
@@ -151,6 +153,13 @@ impl Settings {
             cluster_dns: raw.cluster_dns.iter().map(|text| address(text)).collect::<Result<_, _>>()?,
             cluster_domain: cluster_domain(raw.cluster_domain)?,
             max_pods: number("maxPods", raw.max_pods, 110, "a number of pods from 1 on", |pods| pods != 0)?,
+            node_lease_duration_seconds: number(
+                "nodeLeaseDurationSeconds",
+                raw.node_lease_duration_seconds,
+                40,
+                "a number of seconds from 1 on",
+                |seconds| seconds > 0,
+            )?,
             cluster_cidr: raw.cluster_cidr.map(network).transpose()?,
             service_proxy: service_proxy(raw.service_proxy)?,
             uplinks: raw.uplinks.into_iter().map(link_name).collect::<Result<_, _>>()?,

@@ -25,6 +25,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use serde::{Deserialize, Serialize};
 
+use crate::up::relay;
 use parts::{Running, Status};
 
 /// What the command line of pid 1 has after the executable; the node's folder follows.
@@ -56,6 +57,8 @@ pub enum Stage {
     Start { folder: PathBuf },
     /// Be pid 1.
     Init { folder: PathBuf },
+    /// Pass connections of the nodes on to the host's loopback.
+    Relay { targets: Vec<String> },
 }
 
 impl Machine {
@@ -76,6 +79,7 @@ pub fn run(stage: &Stage) -> Result<()> {
     match stage {
         Stage::Start { folder } => start(folder),
         Stage::Init { folder } => init(folder),
+        Stage::Relay { targets } => relay::serve(targets),
     }
 }
 
@@ -173,7 +177,20 @@ fn mount(folder: &Path, hierarchies: &[Hierarchy]) -> Result<()> {
         fs::create_dir_all(&outside).with_context(|| format!("create {}", outside.display()))?;
         machine::bind(&outside, Path::new(inside))?;
     }
+    name_servers(folder)?;
     fs::create_dir_all("/run/orlop").context("create /run/orlop")
+}
+
+/// The host's resolv.conf may be a link into its /run, which is empty here.
+fn name_servers(folder: &Path) -> Result<()> {
+    const HERE: &str = "/etc/resolv.conf";
+    match fs::remove_file(HERE) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {HERE}"));
+        }
+        _ => {}
+    }
+    fs::copy(folder.join("resolv.conf"), HERE).map(drop).with_context(|| format!("write {HERE}"))
 }
 
 /// Waits until a child ends or `next` comes.

@@ -162,12 +162,18 @@ fn run_cluster_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     Ok(tally)
 }
 
-/// The logs of a failed run stay in `target/up-logs`.
+/// The logs of a failed run stay in `target/up-logs`, a folder for each node.
 fn keep_logs() {
-    let mut copy = Command::new("cp");
-    copy.args(["-rT"]).arg(up::node_folder().join("logs")).arg(process::target().join("up-logs"));
-    if let Err(error) = process::run(&mut copy) {
-        eprintln!("keep the logs: {error:#}");
+    let kept = process::target().join("up-logs");
+    let _ = std::fs::remove_dir_all(&kept);
+    for node in up::nodes::folders() {
+        let name = node.file_name().unwrap_or_default();
+        let copied = std::fs::create_dir_all(&kept).context("create target/up-logs").and_then(|()| {
+            process::run(Command::new("cp").arg("-rT").arg(node.join("logs")).arg(kept.join(name)))
+        });
+        if let Err(error) = copied {
+            eprintln!("keep the logs: {error:#}");
+        }
     }
 }
 
@@ -183,7 +189,7 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     command.args(["-E", &filter(tier, options)]).env("ORLOP_SKIPS", &skips);
     match tier.number {
         1 => drop(command.env("ORLOP_DOCKER_REGISTRY", registry()?)),
-        4 => drop(command.env("ORLOP_KUBECTL", setup::kubectl()?)),
+        4 => drop(command.env("ORLOP_KUBECTL", setup::kubectl()?).env("ORLOP_DOCKER_REGISTRY", registry()?)),
         _ => {}
     }
     if options.no_fail_fast {

@@ -125,6 +125,14 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         shutdown: shutdown.clone(),
     });
     tasks.push(service_task);
+    tasks.push(tokio::spawn(network::routes::run(network::routes::Context {
+        client: client.clone(),
+        node_name: settings.node_name.clone(),
+        cluster: settings.cluster_cidr,
+        uplinks: uplinks.names.clone(),
+        recorder: recorder.clone(),
+        shutdown: shutdown.clone(),
+    })));
     tasks.push(tokio::spawn(network::run(network::Context {
         settings: settings.clone(),
         uplinks,

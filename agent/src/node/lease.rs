@@ -1,7 +1,7 @@
 //! The Lease in `kube-node-lease` by which the control plane sees that this node lives.
 //!
-//! In: the own Node (for its uid). Out: one Lease, renewed every [`RENEW_EVERY`]; failures are retried with back-off. What it
-//! should look like is decided by `desired` (pure).
+//! In: the own Node (for its uid). Out: one Lease, renewed four times in its duration; failures are retried with back-off. What
+//! it should look like is decided by `desired` (pure).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,14 +22,14 @@ use crate::api::{Backoff, chain, is_code};
 mod tests;
 
 const NAMESPACE: &str = "kube-node-lease";
-/// The kubelet's nodeLeaseDurationSeconds.
-const DURATION_SECONDS: i32 = 40;
-/// A quarter of the duration, as the kubelet.
-const RENEW_EVERY: Duration = Duration::from_secs(10);
+/// Renewals in one duration, as many as the kubelet's.
+const RENEWALS: u32 = 4;
 
 pub struct Context {
     pub client: kube::Client,
     pub node_name: String,
+    /// The kubelet's nodeLeaseDurationSeconds.
+    pub duration_seconds: i32,
     pub node: watch::Receiver<Option<Arc<Node>>>,
     pub shutdown: CancellationToken,
 }
@@ -37,6 +37,7 @@ pub struct Context {
 /// Renews until shutdown.
 pub async fn run(context: Context) {
     let api: Api<Lease> = Api::namespaced(context.client.clone(), NAMESPACE);
+    let renew_every = Duration::from_secs(u64::from(context.duration_seconds.unsigned_abs())) / RENEWALS;
     let mut last = None;
     let mut backoff = Backoff::default();
     let mut node = context.node.clone();
@@ -48,11 +49,11 @@ pub async fn run(context: Context) {
     }
     loop {
         let uid = context.node.borrow().as_ref().and_then(|node| node.metadata.uid.clone());
-        let pause = match renew(&api, &context.node_name, uid, last.take()).await {
+        let pause = match renew(&api, &context, uid, last.take()).await {
             Ok(lease) => {
                 last = Some(lease);
                 backoff.reset();
-                RENEW_EVERY
+                renew_every
             }
             Err(error) => {
                 let pause = backoff.next_pause();
@@ -71,11 +72,15 @@ pub async fn run(context: Context) {
 /// `last` is what the server answered last; without it, or when it is not the server's any more, the server is asked.
 async fn renew(
     api: &Api<Lease>,
-    node_name: &str,
+    context: &Context,
     uid: Option<String>,
     last: Option<Lease>,
 ) -> Result<Lease, kube::Error> {
-    let desire = |previous| desired(previous, node_name, uid.as_deref(), Timestamp::now());
+    let node_name = &context.node_name;
+    let desire = |previous| {
+        let holder = Holder { node_name, uid: uid.as_deref(), duration_seconds: context.duration_seconds };
+        desired(previous, &holder, Timestamp::now())
+    };
     if let Some(last) = last {
         match api.replace(node_name, &PostParams::default(), &desire(Some(last))).await {
             Err(error) if is_code(&error, 409) || is_code(&error, 404) => {}
@@ -88,8 +93,16 @@ async fn renew(
     }
 }
 
+/// Who holds the Lease.
+struct Holder<'a> {
+    node_name: &'a str,
+    uid: Option<&'a str>,
+    duration_seconds: i32,
+}
+
 /// The Lease at `now`, on top of what the server has.
-fn desired(previous: Option<Lease>, node_name: &str, uid: Option<&str>, now: Timestamp) -> Lease {
+fn desired(previous: Option<Lease>, holder: &Holder<'_>, now: Timestamp) -> Lease {
+    let Holder { node_name, uid, duration_seconds } = *holder;
     let metadata = ObjectMeta {
         name: Some(node_name.to_owned()),
         namespace: Some(NAMESPACE.to_owned()),
@@ -107,7 +120,7 @@ fn desired(previous: Option<Lease>, node_name: &str, uid: Option<&str>, now: Tim
     }
     let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
     spec.holder_identity = Some(node_name.to_owned());
-    spec.lease_duration_seconds = Some(DURATION_SECONDS);
+    spec.lease_duration_seconds = Some(duration_seconds);
     spec.renew_time = Some(MicroTime(now));
     lease
 }

@@ -91,6 +91,10 @@ pub struct Raw {
     #[arg(long, value_name = "N")]
     #[serde(deserialize_with = "text")]
     pub max_pods: Option<String>,
+    /// How long this Node's Lease holds [default: 40]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(deserialize_with = "text")]
+    pub node_lease_duration_seconds: Option<String>,
     /// Network of all pods of the cluster
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Option<String>,
@@ -159,6 +163,9 @@ impl Raw {
             cluster_dns: list(self.cluster_dns, other.cluster_dns),
             cluster_domain: self.cluster_domain.or(other.cluster_domain),
             max_pods: self.max_pods.or(other.max_pods),
+            node_lease_duration_seconds: self
+                .node_lease_duration_seconds
+                .or(other.node_lease_duration_seconds),
             cluster_cidr: self.cluster_cidr.or(other.cluster_cidr),
             service_proxy: self.service_proxy.or(other.service_proxy),
             uplinks: list(self.uplinks, other.uplinks),

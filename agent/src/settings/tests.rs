@@ -33,6 +33,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(settings.cgroup_parent, "/orlop");
     assert_eq!(settings.port, 10250);
     assert_eq!(settings.max_pods, 110);
+    assert_eq!(settings.node_lease_duration_seconds, 40);
     assert_eq!(settings.cluster_domain, "cluster.local");
     assert_eq!(settings.service_proxy, ServiceProxy::Ebpf);
     assert_eq!(settings.dataplane_cgroup, PathBuf::from("/sys/fs/cgroup/unified"));
@@ -41,7 +42,11 @@ fn defaults_are_the_documented_ones() {
 #[test]
 fn errors_name_key_value_and_expectation() {
     type Change = fn(&mut Raw);
-    let cases: [(Change, &str); 12] = [
+    let cases: [(Change, &str); 13] = [
+        (
+            |raw| raw.node_lease_duration_seconds = Some("0".into()),
+            "setting nodeLeaseDurationSeconds: \"0\" is not a number of seconds from 1 on",
+        ),
         (|raw| raw.kubeconfig = None, "setting kubeconfig is missing: give --kubeconfig"),
         (|raw| raw.root_dir = Some("lib".into()), "setting rootDir: \"lib\" is not an absolute path"),
         (|raw| raw.port = Some("0".into()), "setting port: \"0\" is not a port from 1 to 65535"),

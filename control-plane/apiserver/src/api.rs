@@ -13,6 +13,7 @@ use crate::kinds::{Kind, Registry};
 use crate::kubelet::KubeletClient;
 use crate::object;
 use crate::storage::{Key, Storage};
+use crate::tolerations::DefaultTolerations;
 
 /// What `/version` says: the API that this server implements.
 pub const VERSION_MAJOR: &str = "1";
@@ -28,6 +29,7 @@ pub struct Api {
     pub allocators: Allocators,
     pub kubelet: KubeletClient,
     pub documents: Documents,
+    pub tolerations: DefaultTolerations,
 }
 
 impl Api {

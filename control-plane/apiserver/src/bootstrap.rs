@@ -24,6 +24,7 @@ use crate::kinds::{MissingType, Registry};
 use crate::kubelet::KubeletClient;
 use crate::pki::{self, Identity, Kubeconfig, Pki, PkiError};
 use crate::storage::embedded;
+use crate::tolerations::DefaultTolerations;
 use own::{OwnObjects, masters};
 
 /// How to run a server.
@@ -35,6 +36,7 @@ pub struct Options {
     pub extra_names: Vec<String>,
     pub service_range: Ipv4Network,
     pub node_ports: RangeInclusive<u16>,
+    pub tolerations: DefaultTolerations,
 }
 
 /// Why a server did not start.
@@ -134,9 +136,16 @@ fn open_api(options: &Options, kubelet: KubeletClient) -> Result<Arc<Api>, Start
     if let Ok(services) = cache.list("services", &Filter::default(), &Page::default()) {
         services.entries.iter().for_each(|service| allocators.adopt(&service.value()));
     }
-    let documents = Default::default();
-    let store = Arc::new(store);
-    Ok(Arc::new(Api { registry, cache, references, store, allocators, kubelet, documents }))
+    Ok(Arc::new(Api {
+        registry,
+        cache,
+        references,
+        store: Arc::new(store),
+        allocators,
+        kubelet,
+        documents: Default::default(),
+        tolerations: options.tolerations,
+    }))
 }
 
 fn write_kubeconfigs(data_dir: &Path, running: &Running) -> Result<(), PkiError> {

@@ -23,4 +23,5 @@ pub mod quantity;
 pub mod schema;
 pub mod selectors;
 pub mod storage;
+pub mod tolerations;
 pub mod verbs;

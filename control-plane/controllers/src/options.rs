@@ -52,7 +52,7 @@ impl Options {
             node_cidr_mask_size: if cluster_cidr.is_ipv4() { 24 } else { 64 },
             cluster_cidr,
             node_monitor_period: Duration::from_secs(5),
-            node_monitor_grace_period: Duration::from_secs(40),
+            node_monitor_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
             pod_eviction_toleration: Duration::from_secs(300),
             terminated_pod_threshold: 12_500,

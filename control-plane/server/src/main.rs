@@ -85,6 +85,7 @@ async fn controller_options(
     let ca = running.pki.ca_certificate().to_owned();
     let mut result = controllers::Options::new(scheduler, manager, options.cluster_cidr, ca);
     result.node_monitor_grace_period = options.node_monitor_grace_period;
+    result.node_monitor_period = options.node_monitor_period;
     Ok(result)
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use apiserver::bootstrap::Options;
+use apiserver::tolerations::DefaultTolerations;
 use clap::{Args, Parser, Subcommand};
 use ipnetwork::IpNetwork;
 
@@ -66,9 +67,18 @@ pub struct ServeArguments {
     /// Range of node ports.
     #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767")]
     pub service_node_port_range: String,
-    /// How long a node may be silent before its pods are evicted.
-    #[arg(long, value_name = "DURATION", default_value = "40s")]
+    /// How long a node may be silent before it counts as unreachable; nodes renew their Leases every 10 s.
+    #[arg(long, value_name = "DURATION", default_value = "50s")]
     pub node_monitor_grace_period: String,
+    /// How soon a node that is not ready is looked at again.
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    pub node_monitor_period: String,
+    /// How long pods that say nothing about it stay on a node that is not ready.
+    #[arg(long, value_name = "SECONDS", default_value_t = DefaultTolerations::default().not_ready_seconds)]
+    pub default_not_ready_toleration_seconds: u32,
+    /// How long pods that say nothing about it stay on a node that is unreachable.
+    #[arg(long, value_name = "SECONDS", default_value_t = DefaultTolerations::default().unreachable_seconds)]
+    pub default_unreachable_toleration_seconds: u32,
 }
 
 #[derive(Debug, Args)]
@@ -96,6 +106,7 @@ pub struct ServeOptions {
     pub server: Options,
     pub cluster_cidr: IpNetwork,
     pub node_monitor_grace_period: Duration,
+    pub node_monitor_period: Duration,
 }
 
 impl ServeArguments {
@@ -120,11 +131,19 @@ impl ServeArguments {
             extra_names: self.tls_san.clone(),
             service_range,
             node_ports: port_range(&self.service_node_port_range)?,
+            tolerations: DefaultTolerations {
+                not_ready_seconds: self.default_not_ready_toleration_seconds,
+                unreachable_seconds: self.default_unreachable_toleration_seconds,
+            },
         };
         Ok(ServeOptions {
             server,
             cluster_cidr,
-            node_monitor_grace_period: duration(&self.node_monitor_grace_period)?,
+            node_monitor_grace_period: duration(
+                "--node-monitor-grace-period",
+                &self.node_monitor_grace_period,
+            )?,
+            node_monitor_period: duration("--node-monitor-period", &self.node_monitor_period)?,
         })
     }
 }
@@ -139,8 +158,8 @@ fn port_range(text: &str) -> anyhow::Result<RangeInclusive<u16>> {
 }
 
 /// `40s`, `2m`, `1h`, `1m30s`, `500ms`.
-fn duration(text: &str) -> anyhow::Result<Duration> {
-    let bad = || anyhow::anyhow!("--node-monitor-grace-period {text:?}: expected a duration like 40s or 2m");
+fn duration(flag: &str, text: &str) -> anyhow::Result<Duration> {
+    let bad = || anyhow::anyhow!("{flag} {text:?}: expected a duration like 40s or 2m");
     let (mut rest, mut total) = (text, Duration::ZERO);
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
@@ -163,10 +182,10 @@ mod tests {
 
     #[test]
     fn durations_and_ranges() {
-        assert_eq!(duration("1m30s").unwrap(), Duration::from_secs(90));
-        assert_eq!(duration("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(duration("--a", "1m30s").unwrap(), Duration::from_secs(90));
+        assert_eq!(duration("--a", "500ms").unwrap(), Duration::from_millis(500));
         for bad in ["", "s", "10", "-1s", "1x", "0s"] {
-            assert!(duration(bad).is_err(), "{bad}");
+            assert!(duration("--a", bad).is_err(), "{bad}");
         }
         assert_eq!(port_range("30000-32767").unwrap(), 30000..=32767);
         for bad in ["", "1", "5-4", "0-10", "1-70000"] {

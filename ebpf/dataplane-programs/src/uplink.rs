@@ -2,7 +2,8 @@
 //!
 //! Each flow has two entries, one for each direction, written together: in ORLOP_NAT for what pods begin (masqueraded), in
 //! ORLOP_INBOUND for what hosts outside begin (node ports; packets straight to a pod). Every packet touches both, and makes
-//! the other one again if the kernel evicted it, so that half a pair never lasts.
+//! the other one again if the kernel evicted it, so that half a pair never lasts. A node port's flow whose backend is on another
+//! node has a pair in both: it goes on under the node's own address, so that the answers come back here.
 //!
 //! What should be masqueraded and cannot be (fragments, protocols without ports, ICMP errors, connections whose entry is
 //! gone) is dropped and counted: it never leaves under the pod's address. Only ports are translated towards a pod, not the
@@ -194,7 +195,8 @@ fn egress(ctx: &TcContext, packet: &Packet) -> i32 {
     if let Some(entry) = unsafe { ORLOP_INBOUND.get(&key) }.copied() {
         return answer_out(ctx, packet, &key, &entry);
     }
-    if !leaves_under_another_address(packet.source_be, packet.destination_be) {
+    if !leaves_under_another_address(packet.source_be, packet.destination_be) && !goes_on_to_a_backend(packet)
+    {
         return NEXT;
     }
     if !packet.may_begin_flow {
@@ -202,6 +204,26 @@ fn egress(ctx: &TcContext, packet: &Packet) -> i32 {
         return DROP;
     }
     masquerade(ctx, packet, &key)
+}
+
+/// Whether a node port's flow leaves again, towards a backend on another node: its answers have to come back here, since only
+/// here it is known what the client asked for.
+#[inline(always)]
+fn goes_on_to_a_backend(packet: &Packet) -> bool {
+    if ORLOP_CONFIG.get(0).is_none_or(|config| config.masquerade_be == 0) {
+        return false;
+    }
+    let back = NatKey {
+        source_be: packet.destination_be,
+        destination_be: packet.source_be,
+        source_port_be: packet.destination_port_be,
+        destination_port_be: packet.source_port_be,
+        protocol: packet.protocol,
+        direction: nat::OUT,
+        reserved: 0,
+    };
+    // SAFETY: the value is copied at once.
+    unsafe { ORLOP_INBOUND.get(&back) }.is_some_and(|entry| entry.kind == nat::NODE_PORT)
 }
 
 /// A pod's answer to what began outside.

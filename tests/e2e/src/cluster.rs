@@ -14,34 +14,69 @@ use crate::kubectl::Kubectl;
 /// How long a killed part may take to be back.
 pub const RESTART_LIMIT: Duration = Duration::from_secs(20);
 
+/// What every cluster of the tests is started with: the machine that runs them is left as it is.
+const USUAL: [&str; 3] = ["--debug", "--no-build", "--no-egress"];
+/// Three nodes that are found silent fast, so that a test need not wait for minutes.
+const FAST: [&str; 6] = [
+    "--nodes=3",
+    "--agent-flag=--node-lease-duration-seconds=4",
+    "--server-flag=--node-monitor-grace-period=8s",
+    "--server-flag=--node-monitor-period=1s",
+    "--server-flag=--default-not-ready-toleration-seconds=5",
+    "--server-flag=--default-unreachable-toleration-seconds=5",
+];
+/// What [`FAST`] says: how long a dead node goes unnoticed.
+pub const FAST_GRACE: Duration = Duration::from_secs(8);
+/// What `up` says when it finds another cluster.
+const OTHER_OPTIONS: &str = "a cluster with other options";
+
 /// Names the kubeconfig of a cluster that runs already.
 const GIVEN: &str = "ORLOP_CLUSTER";
 
 pub struct Cluster {
     root: PathBuf,
     kubeconfig: PathBuf,
+    options: &'static [&'static str],
 }
 
 impl Cluster {
-    /// Starts the cluster, or finds it running.
+    /// Starts the cluster of one node, or finds it running.
     pub fn get() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the checkout");
-        if let Some(kubeconfig) = std::env::var_os(GIVEN) {
-            return Self { root, kubeconfig: kubeconfig.into() };
+        match std::env::var_os(GIVEN) {
+            Some(kubeconfig) => Self { root: root(), kubeconfig: kubeconfig.into(), options: &[] },
+            None => Self::with(&[]),
         }
-        let output = Command::new("cargo")
-            .args(["xtask", "up", "--debug", "--no-build"])
-            .current_dir(&root)
-            .output()
-            .expect("start cargo xtask up");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "cargo xtask up: {}{errors}",
-            String::from_utf8_lossy(&output.stdout)
-        );
+    }
+
+    /// Starts the cluster of three nodes, or finds it running.
+    pub fn of_three() -> Self {
+        Self::with(&FAST)
+    }
+
+    /// One cluster at a time: that of another test goes first.
+    fn with(options: &'static [&'static str]) -> Self {
+        let root = root();
         let kubeconfig = root.join("target/up/admin.kubeconfig");
-        Self { root, kubeconfig }
+        let cluster = Self { root, kubeconfig, options };
+        if let Err(said) = cluster.try_up() {
+            assert!(said.contains(OTHER_OPTIONS), "cargo xtask up: {said}");
+            down();
+            cluster.up();
+        }
+        cluster
+    }
+
+    /// Starts what has died of the cluster.
+    #[track_caller]
+    pub fn up(&self) {
+        if let Err(said) = self.try_up() {
+            panic!("cargo xtask up: {said}");
+        }
+    }
+
+    fn try_up(&self) -> Result<(), String> {
+        let mut up = xtask("up");
+        said(up.args(USUAL).args(self.options)).map(drop)
     }
 
     pub fn kubectl(&self) -> Kubectl {
@@ -57,16 +92,36 @@ impl Cluster {
         self.root.join(path).display().to_string()
     }
 
-    pub fn node_address(&self) -> String {
-        self.kubectl().get("node/node-1", "{.status.addresses[?(@.type=='InternalIP')].address}")
+    pub fn node_address(&self, node: &str) -> String {
+        let path = "{.status.addresses[?(@.type=='InternalIP')].address}";
+        self.kubectl().get(&format!("node/{node}"), path)
     }
 
-    /// The pid of a part of the node's machine, as the host sees it.
+    /// Kills a node's pid 1, and with it everything that runs there, without warning.
+    pub fn kill_node(&self, node: &str) {
+        let folder = self.root.join("target/up/nodes").join(node).display().to_string();
+        let all = fs::read_dir("/proc").expect("read /proc").flatten();
+        let pid = all.filter_map(|entry| {
+            let command = fs::read(entry.path().join("cmdline")).ok()?;
+            let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+            words
+                .windows(3)
+                .any(|words| words == [b"machine", &b"init"[..], folder.as_bytes()])
+                .then_some(())?;
+            entry.file_name().to_str()?.parse().ok()
+        });
+        let pid = pid.min().unwrap_or_else(|| panic!("{node} does not run"));
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kill");
+    }
+
+    /// The pid of a part of the first node's machine, as the host sees it.
     pub fn pid_of(&self, program: &str) -> Option<i32> {
         let found = fs::read_dir("/proc").expect("read /proc").flatten().filter_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
             let executable = fs::read_link(entry.path().join("exe")).ok()?;
-            (executable.file_name()? == program && executable.starts_with(&self.root)).then_some(pid)
+            let cgroup = fs::read_to_string(entry.path().join("cgroup")).ok()?;
+            let ours = executable.starts_with(&self.root) && cgroup.contains("/orlop-up/node-1/");
+            (executable.file_name()? == program && ours).then_some(pid)
         });
         found.min()
     }
@@ -109,4 +164,30 @@ impl Cluster {
             }
         });
     }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the checkout")
+}
+
+fn xtask(command: &str) -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["xtask", command]).current_dir(root());
+    cargo
+}
+
+/// Ends whatever cluster there is.
+#[track_caller]
+pub fn down() {
+    said(&mut xtask("down")).unwrap_or_else(|said| panic!("cargo xtask down: {said}"));
+}
+
+/// What a command says on its standard output, or all it says when it fails.
+fn said(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("start {command:?}: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(text);
+    }
+    Err(format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
 }

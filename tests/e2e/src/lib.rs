@@ -3,6 +3,7 @@
 //! Everything is driven from outside, with the words that a user types. A failed call panics with what kubectl said.
 
 pub mod cluster;
+pub mod http;
 pub mod kubectl;
 pub mod load;
 pub mod processes;

@@ -10,6 +10,8 @@ pub struct Load<'a> {
     name: String,
 }
 
+/// What it counts.
+pub const KINDS: [&str; 3] = ["connections", "kept_alive", "datagrams"];
 /// New connections per second, unless `ORLOP_LOAD_RATE` says another number: an emulated processor is slow.
 const RATE: u32 = 200;
 /// How much of the rate must have been reached: the machine is shared with the cluster.
@@ -22,12 +24,24 @@ impl<'a> Load<'a> {
     /// [`Self::assert_no_failure`]. Returns when it runs.
     #[track_caller]
     pub fn start(kubectl: &'a Kubectl, name: &str, target: &str) -> Self {
+        Self::start_where(kubectl, name, target, "{}")
+    }
+
+    /// As [`Self::start`], on a node of the caller's choice.
+    #[track_caller]
+    pub fn start_on(kubectl: &'a Kubectl, name: &str, target: &str, node: &str) -> Self {
+        Self::start_where(kubectl, name, target, &format!("{{\"spec\":{{\"nodeName\":\"{node}\"}}}}"))
+    }
+
+    #[track_caller]
+    fn start_where(kubectl: &'a Kubectl, name: &str, target: &str, overrides: &str) -> Self {
         let (seconds, rate) = (MOST_SECONDS.to_string(), rate().to_string());
         kubectl.run(&[
             "run",
             name,
             "--image=localhost/echo:v1",
             "--restart=Never",
+            &format!("--overrides={overrides}"),
             "--command",
             "--",
             "/echo",
@@ -43,6 +57,25 @@ impl<'a> Load<'a> {
     /// Checks that it still runs, ends it, and checks that it kept its rate and that nothing failed.
     #[track_caller]
     pub fn assert_no_failure(self) {
+        let counts = self.end();
+        for kind in KINDS {
+            let count = &counts[kind];
+            assert!(answers(count) > 0, "{kind}: no answer: {counts}");
+            assert_eq!(count["failed"], 0, "{kind}: {counts}");
+            assert_eq!(count["wrong_peer"], 0, "{kind}: {counts}");
+        }
+        let seconds = counts["seconds"].as_f64().expect("how long the load ran");
+        let wanted = f64::from(rate()) * seconds * LEAST;
+        assert!(
+            answers(&counts["connections"]) as f64 >= wanted,
+            "too slow for {} a second: {counts}",
+            rate()
+        );
+    }
+
+    /// Checks that it still runs, and ends it: what it counted.
+    #[track_caller]
+    pub fn end(self) -> Value {
         let object = format!("pod/{}", self.name);
         let phase = self.kubectl.get(&object, "{.status.phase}");
         assert_eq!(phase, "Running", "the load ended before it was told to");
@@ -53,16 +86,7 @@ impl<'a> Load<'a> {
             phase => Err(format!("{phase}, having been told: {told:?}")),
         });
         let text = self.kubectl.run(&["logs", &self.name]);
-        let counts: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("no counts: {text}"));
-        for kind in ["connections", "kept_alive", "datagrams"] {
-            let count = &counts[kind];
-            assert!(answers(count) > 0, "{kind}: no answer: {text}");
-            assert_eq!(count["failed"], 0, "{kind}: {text}");
-            assert_eq!(count["wrong_peer"], 0, "{kind}: {text}");
-        }
-        let seconds = counts["seconds"].as_f64().expect("how long the load ran");
-        let wanted = f64::from(rate()) * seconds * LEAST;
-        assert!(answers(&counts["connections"]) as f64 >= wanted, "too slow for {} a second: {text}", rate());
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("no counts: {text}"))
     }
 }
 

@@ -16,3 +16,7 @@ mod namespace;
 mod node_api;
 #[path = "cluster/port_forward.rs"]
 mod port_forward;
+#[path = "cluster/several_nodes.rs"]
+mod several_nodes;
+#[path = "cluster/way_out.rs"]
+mod way_out;

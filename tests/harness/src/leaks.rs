@@ -41,7 +41,7 @@ impl Snapshot {
         let mut found = BTreeSet::new();
         found.extend(read::processes(|process| machine::is_our_process(process, target))?);
         found.extend(read::network()?.into_iter().filter(|line| machine::is_our_network(line)));
-        found.extend(read::sysctls(Path::new("/proc/sys/net"), machine::is_shared_sysctl));
+        found.extend(read::sysctls(Path::new("/proc/sys/net"), machine::is_watched_sysctl));
         for setting in machine::SHARED_SETTINGS {
             found.extend(read::sysctls(&Path::new("/proc/sys").join(setting), |_| true));
         }
@@ -77,6 +77,7 @@ impl Snapshot {
 
     /// As [`Self::leaks`], for a machine whose other users may meanwhile have ended what was theirs.
     pub fn leaks_of_machine(&self, after: &Self) -> Vec<String> {
-        self.leaks(after).into_iter().filter(|line| machine::counts(line)).collect()
+        let differences = self.leaks(after);
+        differences.iter().filter(|line| machine::counts(line, &differences)).cloned().collect()
     }
 }

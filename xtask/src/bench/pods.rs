@@ -153,11 +153,13 @@ impl Drop for Bench {
 
 /// Waits until the nodes' runtimes have taken everything down that they do after a pod's object is gone. The folder of a sandbox goes last.
 fn settle() -> Result<()> {
-    let folder = up::node_folder().join("var-lib-orlop/runtime/sandboxes");
     let deadline = Instant::now() + LIMIT;
-    while fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?.next().is_some() {
-        ensure!(Instant::now() < deadline, "sandboxes are left after {LIMIT:?} in {}", folder.display());
-        std::thread::sleep(LOOK_AGAIN);
+    for node in up::nodes::folders() {
+        let folder = node.join("var-lib-orlop/runtime/sandboxes");
+        while fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?.next().is_some() {
+            ensure!(Instant::now() < deadline, "sandboxes are left after {LIMIT:?} in {}", folder.display());
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, umount2};
+use nix::sys::statfs::FsType;
 
 use super::owner;
 use crate::process;
@@ -18,10 +19,15 @@ use crate::process;
 mod tests;
 
 pub const HOST_ADDRESS: &str = "10.85.0.1";
-pub const NODE_ADDRESS: &str = "10.85.0.11";
-const NETWORK: &str = "10.85.0.0/24";
+pub const NETWORK: &str = "10.85.0.0/24";
 const PREFIX_LENGTH: u8 = 24;
-const HOST_LINK: &str = "orlop-host";
+pub const HOST_LINK: &str = "orlop-host";
+/// In the switch's namespace, where each node's link has the node's name.
+const BRIDGE: &str = "bridge0";
+/// linux/magic.h.
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+/// The last number of the first node's address.
+const FIRST_NODE: u8 = 11;
 /// IFALIASZ of linux/if.h, with the end of the string.
 const MAX_ALIAS: usize = 256;
 
@@ -45,11 +51,14 @@ fn link_folder() -> PathBuf {
     Path::new("/sys/class/net").join(HOST_LINK)
 }
 
-/// Makes the switch and puts `eth0` into the network namespace of process `pid`. When it fails nothing stays.
-pub fn connect(pid: u32) -> Result<()> {
+/// Makes the switch and the host's link, or finds them. When it fails nothing stays.
+pub fn make_switch() -> Result<()> {
+    if is_whole() {
+        return Ok(());
+    }
     remove()?;
     refuse_foreign_routes()?;
-    let made = make(pid);
+    let made = make();
     if made.is_err()
         && let Err(error) = remove()
     {
@@ -58,28 +67,54 @@ pub fn connect(pid: u32) -> Result<()> {
     made
 }
 
-fn make(pid: u32) -> Result<()> {
+fn make() -> Result<()> {
     let switch = make_namespace(&namespace_file())?;
     let switch_path = switch.to_str().context("the path of target/up is not UTF-8")?;
     let inside = |arguments: &[&str]| in_namespace(&switch, arguments);
-    inside(&["link", "add", "bridge0", "type", "bridge"])?;
-    inside(&["link", "set", "bridge0", "up"])?;
+    inside(&["link", "add", BRIDGE, "type", "bridge"])?;
+    inside(&["link", "set", BRIDGE, "up"])?;
     // The peer ends of both pairs are made where they belong, so no half of one is ever on the host.
     ip(&["link", "add", HOST_LINK, "type", "veth", "peer", "name", "host", "netns", switch_path])?;
     if let Some(alias) = owner::own_target().to_str().filter(|path| path.len() < MAX_ALIAS) {
         ip(&["link", "set", HOST_LINK, "alias", alias])?;
     }
-    inside(&["link", "set", "host", "master", "bridge0", "up"])?;
+    inside(&["link", "set", "host", "master", BRIDGE, "up"])?;
     ip(&["addr", "add", &with_prefix(HOST_ADDRESS), "dev", HOST_LINK])?;
-    ip(&["link", "set", HOST_LINK, "up"])?;
-    inside(&["link", "add", "node", "type", "veth", "peer", "name", "eth0", "netns", &pid.to_string()])?;
-    inside(&["link", "set", "node", "master", "bridge0", "up"])?;
+    ip(&["link", "set", HOST_LINK, "up"])
+}
+
+/// Puts `eth0` with `address` into the network namespace of process `pid`, plugged into the switch. What an earlier machine of the
+/// same name left there is taken away first: the kernel frees a dead machine's links a little later than its processes.
+pub fn connect(node: &str, address: &str, pid: u32) -> Result<()> {
+    let switch = namespace_file();
+    let inside = |arguments: &[&str]| in_namespace(&switch, arguments);
+    if inside(&["link", "show", "dev", node]).is_ok() {
+        // It may go away by itself in between.
+        let deleted = inside(&["link", "del", node]);
+        if inside(&["link", "show", "dev", node]).is_ok() {
+            deleted?;
+        }
+    }
+    inside(&["link", "add", node, "type", "veth", "peer", "name", "eth0", "netns", &pid.to_string()])?;
+    inside(&["link", "set", node, "master", BRIDGE, "up"])?;
     let machine = PathBuf::from(format!("/proc/{pid}/ns/net"));
     let in_machine = |arguments: &[&str]| in_namespace(&machine, arguments);
     in_machine(&["link", "set", "lo", "up"])?;
-    in_machine(&["addr", "add", &with_prefix(NODE_ADDRESS), "dev", "eth0"])?;
+    in_machine(&["addr", "add", &with_prefix(address), "dev", "eth0"])?;
     in_machine(&["link", "set", "eth0", "up"])?;
     in_machine(&["route", "add", "default", "via", HOST_ADDRESS])
+}
+
+/// Whether the host's link is there, and a namespace bound to the switch's file, which is then on another file system.
+pub fn is_whole() -> bool {
+    let file = nix::sys::statfs::statfs(&namespace_file());
+    has_link() && file.is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
+}
+
+/// The address of the node with this number, from 1 on.
+pub fn node_address(number: u8) -> String {
+    let (network, _) = HOST_ADDRESS.rsplit_once('.').unwrap_or_default();
+    format!("{network}.{}", FIRST_NODE + number - 1)
 }
 
 fn with_prefix(address: &str) -> String {

@@ -3,6 +3,7 @@
 //! The owner is the `target` folder of a checkout. It is read from the command line of a machine's pid 1, else from the alias of
 //! the host's link, never from a file: both go away with what they describe.
 
+use std::collections::BTreeSet;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
@@ -34,10 +35,10 @@ pub fn take_turn() -> Result<Turn> {
     }
 }
 
-/// What runs and whose it is.
+/// What runs.
 pub struct Found {
-    /// Whether a machine's pid 1 lives.
-    pub alive: bool,
+    /// The names of the machines whose pid 1 lives.
+    pub machines: BTreeSet<String>,
 }
 
 /// Looks for a cluster and refuses to go on when it is another checkout's, as long as that exists.
@@ -54,7 +55,8 @@ pub fn find() -> Result<Found> {
             owner.display()
         );
     }
-    Ok(Found { alive: !inits.is_empty() })
+    let name = |folder: &PathBuf| Some(folder.file_name()?.to_str()?.to_owned());
+    Ok(Found { machines: inits.iter().filter_map(name).collect() })
 }
 
 /// This checkout's `target`, without symbolic links: what a machine's pid 1 and the link are told.

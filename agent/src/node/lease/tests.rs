@@ -1,12 +1,14 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 
-use super::desired;
+use super::{Holder, desired};
+
+const HOLDER: Holder<'_> = Holder { node_name: "node-a", uid: Some("uid-1"), duration_seconds: 40 };
 
 #[test]
 fn a_renewal_keeps_the_servers_version_and_moves_the_time() {
     let first_time = Timestamp::from_second(1000).expect("time");
-    let mut first = desired(None, "node-a", Some("uid-1"), first_time);
+    let mut first = desired(None, &HOLDER, first_time);
     first.metadata.resource_version = Some("7".into());
     let owner = &first.metadata.owner_references.as_ref().expect("owner")[0];
     assert_eq!((owner.kind.as_str(), owner.uid.as_str()), ("Node", "uid-1"));
@@ -14,7 +16,7 @@ fn a_renewal_keeps_the_servers_version_and_moves_the_time() {
     assert_eq!((spec.holder_identity.as_deref(), spec.lease_duration_seconds), (Some("node-a"), Some(40)));
 
     let later = Timestamp::from_second(1010).expect("time");
-    let second = desired(Some(first), "node-a", None, later);
+    let second = desired(Some(first), &Holder { uid: None, ..HOLDER }, later);
     assert_eq!(second.metadata.resource_version.as_deref(), Some("7"));
     assert_eq!(second.metadata.owner_references.expect("still owned").len(), 1);
     assert_eq!(second.spec.expect("spec").renew_time, Some(MicroTime(later)));

@@ -52,20 +52,6 @@ pub(super) fn pod_create(pod: &mut Value) {
     spec.insert("serviceAccount".into(), account);
     object::set_default(spec, "priority", 0);
     object::set_default(spec, "preemptionPolicy", "PreemptLowerPriority");
-    let tolerations = spec.entry("tolerations").or_insert_with(|| json!([]));
-    if let Some(list) = tolerations.as_array_mut() {
-        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-            if !list.iter().any(|toleration| tolerates(toleration, key)) {
-                list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
-            }
-        }
-    }
-}
-
-fn tolerates(toleration: &Value, key: &str) -> bool {
-    let (own, effect) = (text(toleration, "/key"), text(toleration, "/effect"));
-    (own == key || (own.is_empty() && text(toleration, "/operator") == "Exists"))
-        && (effect.is_empty() || effect == "NoExecute")
 }
 
 /// Guaranteed: every container limits cpu and memory and requests the same. BestEffort: none asks for anything.

@@ -65,6 +65,9 @@ impl Api {
         system_fields(kind, &mut object);
         (kind.default)(&mut object);
         (kind.prepare_create)(&mut object);
+        if kind.storage == "pods" {
+            self.tolerations.add(&mut object);
+        }
         target.admit(object::name(&object), NodeWrite::Create(&object))?;
         let mut errors = kinds::validate_metadata(kind, &object);
         errors.extend((kind.validate)(&object));

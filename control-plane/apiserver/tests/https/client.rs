@@ -57,6 +57,7 @@ pub fn options_in(data_dir: &Path) -> Options {
         extra_names: vec![],
         service_range: "10.96.0.0/24".parse().unwrap(),
         node_ports: 30000..=30010,
+        tolerations: Default::default(),
     }
 }
 

@@ -374,6 +374,44 @@ fn fill_up(pin: &std::path::Path, name: &str) {
 }
 
 #[test]
+fn a_node_ports_flow_to_another_nodes_pod_goes_on_under_the_nodes_address() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    node.dataplane.as_mut().unwrap().set_masquerade(Some(&masquerade())).unwrap();
+    let remote = (Ipv4Addr::new(10, 244, 7, 7), 8080);
+    for protocol in [Tcp, Udp] {
+        node.set(frontend(NODE.octets(), 30080, protocol), &[SocketAddrV4::new(remote.0, remote.1)]);
+    }
+    let attached = node.attachments();
+    let (ingress, egress) = (attached["orlop_ingress"].program, attached["orlop_egress"].program);
+    let pass = |program, frame: &Frame| {
+        let (verdict, left) = run(program, &frame.bytes());
+        assert_eq!(verdict, NEXT, "{} to {}", frame.source, frame.destination);
+        frame.read(&left)
+    };
+    for (protocol, client) in [(TCP, (OUTSIDE, 3001)), (UDP, (OUTSIDE, 3002))] {
+        let ends =
+            |(from, to): (SocketAddrV4, SocketAddrV4)| ((*from.ip(), from.port()), (*to.ip(), to.port()));
+        let asked = ends(pass(ingress, &frame(protocol, client, (NODE, 30080))));
+        assert_eq!(asked, (client, remote));
+        let (shown, target) = ends(pass(egress, &frame(protocol, asked.0, asked.1)));
+        assert_eq!((shown.0, target), (NODE, remote), "the pod must see the node");
+        assert!(shown.1 >= nat::FIRST_PORT, "{shown:?}");
+        let answer = |from, to| Frame { kind: SYN | ACK, ..frame(protocol, from, to) };
+        let back = ends(pass(ingress, &answer(remote, shown)));
+        assert_eq!(back, (remote, client));
+        let seen = ends(pass(egress, &answer(back.0, back.1)));
+        assert_eq!(seen, ((NODE, 30080), client), "the client must see the node port");
+        // The next packet of the flow keeps the port.
+        let next = Frame { kind: ACK, ..frame(protocol, client, remote) };
+        assert_eq!(ends(pass(egress, &next)), (shown, remote));
+    }
+    // What merely passes through is nobody's business.
+    let other = frame(TCP, (OUTSIDE, 3003), remote);
+    assert_eq!(pass(egress, &other), (other.source, other.destination));
+}
+
+#[test]
 fn the_verifier_stays_within_its_budget() {
     let bench = Bench::new();
     let budget = include_str!("budget.txt").lines().filter(|line| !line.starts_with('#'));

@@ -1,11 +1,9 @@
 //! The whole way of `examples/hello.yaml`.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
 
 use e2e::cluster::Cluster;
+use e2e::http;
 use e2e::kubectl::Kubectl;
 use e2e::load::{self, Load};
 
@@ -61,7 +59,7 @@ fn hello_runs_answers_scales_under_load_and_goes() {
     let answered: BTreeSet<String> = counts["answered"].as_object().unwrap().keys().cloned().collect();
     assert_eq!(answered, names);
 
-    let from_outside = http(&cluster.node_address(), 30080);
+    let from_outside = http::get(&cluster.node_address("node-1"), 30080);
     assert!(names.iter().any(|name| from_outside.contains(name.as_str())), "{from_outside}");
 
     let load = Load::start(&kubectl, "load", &format!("{address}:80"));
@@ -87,19 +85,7 @@ fn a_node_port_answers_from_outside_the_pod_network() {
     let cluster = Cluster::get();
     let kubectl = cluster.namespace("node-port");
     start(&cluster, &kubectl);
-    let node = cluster.node_address();
-    let answers: BTreeSet<String> = (0..60).map(|_| http(&node, 30080)).collect();
+    let node = cluster.node_address("node-1");
+    let answers: BTreeSet<String> = (0..60).map(|_| http::get(&node, 30080)).collect();
     assert_eq!(answers.len(), 3, "{answers:?}");
-}
-
-/// One HTTP request from the host: the body.
-fn http(address: &str, port: u16) -> String {
-    let limit = Duration::from_secs(5);
-    let target = format!("{address}:{port}").parse().expect("an address");
-    let mut stream = TcpStream::connect_timeout(&target, limit).expect("connect to the node port");
-    stream.set_read_timeout(Some(limit)).unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: hello\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("read the answer");
-    answer.split("\r\n\r\n").nth(1).unwrap_or_default().to_owned()
 }

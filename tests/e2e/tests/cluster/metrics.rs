@@ -14,7 +14,7 @@ fn value(page: &str, series: &str) -> Result<f64, String> {
 #[test]
 fn a_nodes_metrics_need_a_certificate_of_the_api_server_or_an_administrator() {
     let cluster = Cluster::get();
-    let server = format!("--server=https://{}:10250", cluster.node_address());
+    let server = format!("--server=https://{}:10250", cluster.node_address("node-1"));
     let get = ["get", "--raw", "/metrics", &server];
     cluster.kubectl().run(&get);
     let nobody = Kubectl::new(PathBuf::from("/dev/null"));
@@ -30,7 +30,7 @@ fn a_nodes_metrics_need_a_certificate_of_the_api_server_or_an_administrator() {
 fn the_start_of_a_pod_is_measured_with_its_phases() {
     let cluster = Cluster::get();
     let kubectl = cluster.namespace("metrics");
-    let server = format!("--server=https://{}:10250", cluster.node_address());
+    let server = format!("--server=https://{}:10250", cluster.node_address("node-1"));
     let page = || cluster.kubectl().run(&["get", "--raw", "/metrics", &server]);
     let count = |page: &str, phase: &str| {
         value(page, &format!("orlop_pod_start_phase_duration_seconds_count{{phase=\"{phase}\"}}"))

@@ -46,12 +46,21 @@ pub fn is_our_network(line: &str) -> bool {
         || line.split([' ', '/']).any(|word| NETWORKS.iter().any(|network| word.starts_with(network)))
 }
 
-/// A setting that holds for the whole machine. A link's own settings come and go with the link.
-pub fn is_shared_sysctl(path: &str) -> bool {
+/// A setting that holds for the whole machine, and of a link whether it forwards. Its other settings come and go with the link.
+pub fn is_watched_sysctl(path: &str) -> bool {
     match path.split_once("/conf/") {
-        Some((_, rest)) => rest.starts_with("all/") || rest.starts_with("default/"),
+        Some((_, rest)) => {
+            rest.starts_with("all/") || rest.starts_with("default/") || rest.ends_with("/forwarding")
+        }
         None => true,
     }
+}
+
+/// The path in a difference about a link's own setting.
+fn setting_of_link(difference: &str) -> Option<&str> {
+    let path = difference.get(2..)?.strip_prefix("sysctl ")?.split_once(" = ")?.0;
+    let link = path.split_once("/conf/")?.1.split('/').next()?;
+    (link != "all" && link != "default").then_some(path)
 }
 
 /// A mount of ours, or a BPF or cgroup file system, which nobody mounts often.
@@ -71,8 +80,12 @@ pub fn is_our_file(path: &Path) -> bool {
     ["orlop", "/cni", "kube"].iter().any(|word| path.contains(word))
 }
 
-/// Whether a difference is a leak: everything that came, and of what went only what others do not end by themselves.
-pub fn counts(difference: &str) -> bool {
+/// Whether one of the `differences` is a leak: everything that came, and of what went only what others do not end by themselves. A
+/// link's setting counts when it changed, not when it came or went with its link.
+pub fn counts(difference: &str, differences: &[String]) -> bool {
+    if let Some(path) = setting_of_link(difference) {
+        return differences.iter().filter(|other| setting_of_link(other) == Some(path)).count() == 2;
+    }
     let transient = ["- process ", "- file ", "- cgroup ", "- bpf ", "- netns "];
     !transient.iter().any(|kind| difference.starts_with(kind))
 }

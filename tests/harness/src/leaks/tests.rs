@@ -39,9 +39,10 @@ fn other_software_of_a_machine_does_not_count() {
     assert!(machine::is_our_network("route 10.244.0.0/24 via 10.85.0.11 dev eth0"));
     assert!(!machine::is_our_network("link 9: veth12ab@if8: <UP> mtu 1500"));
     assert!(!machine::is_our_network("address 2: eth0 inet 110.85.0.1/24"));
-    assert!(machine::is_shared_sysctl("/proc/sys/net/ipv4/ip_forward"));
-    assert!(machine::is_shared_sysctl("/proc/sys/net/ipv4/conf/all/forwarding"));
-    assert!(!machine::is_shared_sysctl("/proc/sys/net/ipv4/conf/veth12ab/forwarding"));
+    assert!(machine::is_watched_sysctl("/proc/sys/net/ipv4/ip_forward"));
+    assert!(machine::is_watched_sysctl("/proc/sys/net/ipv4/conf/all/forwarding"));
+    assert!(machine::is_watched_sysctl("/proc/sys/net/ipv4/conf/eth0/forwarding"));
+    assert!(!machine::is_watched_sysctl("/proc/sys/net/ipv4/conf/eth0/rp_filter"));
     let target = Path::new("/c/target");
     assert!(machine::is_our_mount("mount nsfs net:[1] at /c/target/up/switch", target));
     assert!(machine::is_our_mount("mount bpf / at /sys/fs/bpf", target));
@@ -64,4 +65,14 @@ fn counters_of_rules_are_not_part_of_them() {
     assert_eq!(without_counters("\tcounter packets 12 bytes 340 drop"), "counter drop");
     assert_eq!(without_counters(":INPUT ACCEPT [12:340]"), ":INPUT ACCEPT");
     assert_eq!(without_counters("[1:2] -A INPUT -s 10.0.0.1/32 -j DROP"), "-A INPUT -s 10.0.0.1/32 -j DROP");
+}
+
+#[test]
+fn a_links_setting_counts_when_it_changed_and_not_when_it_came_with_its_link() {
+    let sysctl =
+        |link: &str, value: u8| format!("sysctl /proc/sys/net/ipv4/conf/{link}/forwarding = {value}");
+    let before = Snapshot([sysctl("eth0", 0), sysctl("veth1", 0)].into());
+    let after = Snapshot([sysctl("eth0", 1), sysctl("veth2", 1)].into());
+    let changed = [format!("+ {}", sysctl("eth0", 1)), format!("- {}", sysctl("eth0", 0))];
+    assert_eq!(before.leaks_of_machine(&after), changed);
 }

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -25,14 +25,20 @@ struct Count {
     /// Connections whose peer was not the address that was asked for.
     wrong_peer: u64,
     errors: BTreeMap<String, u64>,
+    /// When the first and the last request that failed were begun, in milliseconds since 1970.
+    failures: Option<(u128, u128)>,
 }
 
 impl Count {
-    fn add(&mut self, answer: Result<String, String>) {
+    /// Counts what became of a request that was begun at `begun`.
+    fn add(&mut self, begun: SystemTime, answer: Result<String, String>) {
         match answer {
             Ok(pod) => *self.answered.entry(pod).or_default() += 1,
             Err(error) => {
                 self.failed += 1;
+                let at = begun.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+                let (first, last) = self.failures.unwrap_or((at, at));
+                self.failures = Some((first.min(at), last.max(at)));
                 if self.errors.len() < MAX_ERRORS || self.errors.contains_key(&error) {
                     *self.errors.entry(error).or_default() += 1;
                 }
@@ -45,8 +51,9 @@ impl Count {
             let entries: Vec<String> = map.iter().map(|(name, count)| format!("{name:?}:{count}")).collect();
             format!("{{{}}}", entries.join(","))
         };
+        let failures = self.failures.map_or("null".to_owned(), |(first, last)| format!("[{first},{last}]"));
         format!(
-            "{{\"answered\":{},\"failed\":{},\"wrong_peer\":{},\"errors\":{}}}",
+            "{{\"answered\":{},\"failed\":{},\"wrong_peer\":{},\"errors\":{},\"failures\":{failures}}}",
             map(&self.answered),
             self.failed,
             self.wrong_peer,
@@ -61,10 +68,18 @@ pub fn ask(target: &str, count: &str) -> Result<(), String> {
     let count: u32 = count.parse().map_err(|_| format!("{count:?} is not a count"))?;
     let mut seen = Count::default();
     for _ in 0..count {
+        let begun = SystemTime::now();
         let answer = new_connection(address, &mut seen.wrong_peer);
-        seen.add(answer);
+        seen.add(begun, answer);
     }
     println!("{}", seen.json());
+    Ok(())
+}
+
+/// One request: what the answer says, which is who answered and the address that it was asked from.
+pub fn get(target: &str) -> Result<(), String> {
+    let mut reader = BufReader::new(connect(resolve(target)?)?);
+    println!("{}", request(&mut reader, "close")?.0);
     Ok(())
 }
 
@@ -125,8 +140,9 @@ fn new_connections(address: SocketAddr, rate: u32, end: Instant) -> (Count, Dura
     let start = Instant::now();
     let mut next = start;
     while goes_on(end) {
+        let begun = SystemTime::now();
         let answer = new_connection(address, &mut count.wrong_peer);
-        count.add(answer);
+        count.add(begun, answer);
         next += step;
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
@@ -139,13 +155,14 @@ fn new_connection(address: SocketAddr, wrong_peer: &mut u64) -> Result<String, S
         *wrong_peer += 1;
     }
     let mut reader = BufReader::new(stream);
-    request(&mut reader, "close").map(|(pod, _)| pod)
+    request(&mut reader, "close").map(|(body, _)| first_word(&body))
 }
 
 fn kept_alive(address: SocketAddr, end: Instant) -> Count {
     let mut count = Count::default();
     let mut open: Option<BufReader<TcpStream>> = None;
     while goes_on(end) {
+        let begun = SystemTime::now();
         let answer = match open.take() {
             Some(mut reader) => request(&mut reader, "keep-alive").map(|answer| (answer, reader)),
             None => connect(address)
@@ -153,11 +170,11 @@ fn kept_alive(address: SocketAddr, end: Instant) -> Count {
                 .and_then(|mut reader| request(&mut reader, "keep-alive").map(|answer| (answer, reader))),
         };
         match answer {
-            Ok(((pod, keep), reader)) => {
-                count.add(Ok(pod));
+            Ok(((body, keep), reader)) => {
+                count.add(begun, Ok(first_word(&body)));
                 open = keep.then_some(reader);
             }
-            Err(error) => count.add(Err(error)),
+            Err(error) => count.add(begun, Err(error)),
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -172,12 +189,13 @@ fn datagrams(address: SocketAddr, end: Instant) -> Count {
     }) {
         Ok(socket) => socket,
         Err(error) => {
-            count.add(Err(format!("bind: {error}")));
+            count.add(SystemTime::now(), Err(format!("bind: {error}")));
             return count;
         }
     };
     let mut buffer = [0; 2048];
     while goes_on(end) {
+        let begun = SystemTime::now();
         let answer = socket.send_to(b"?", address).and_then(|_| socket.recv_from(&mut buffer));
         let answer = match answer {
             Ok((length, peer)) => {
@@ -186,7 +204,7 @@ fn datagrams(address: SocketAddr, end: Instant) -> Count {
             }
             Err(error) => Err(format!("datagram: {error}")),
         };
-        count.add(answer);
+        count.add(begun, answer);
         std::thread::sleep(Duration::from_millis(20));
     }
     count
@@ -200,7 +218,7 @@ fn connect(address: SocketAddr) -> Result<TcpStream, String> {
     Ok(stream)
 }
 
-/// One HTTP request: who answered, and whether the connection stays open.
+/// One HTTP request: the body of the answer, and whether the connection stays open.
 fn request(reader: &mut BufReader<TcpStream>, connection: &str) -> Result<(String, bool), String> {
     let failed = |error: std::io::Error| format!("request: {error}");
     let ask = format!("GET / HTTP/1.1\r\nHost: echo\r\nConnection: {connection}\r\n\r\n");
@@ -222,7 +240,7 @@ fn request(reader: &mut BufReader<TcpStream>, connection: &str) -> Result<(Strin
     }
     let mut body = String::new();
     reader.take(length).read_to_string(&mut body).map_err(failed)?;
-    Ok((first_word(&body), keep))
+    Ok((body.trim_end().to_owned(), keep))
 }
 
 fn first_word(text: &str) -> String {

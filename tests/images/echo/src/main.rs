@@ -9,7 +9,7 @@ mod serve;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: echo serve [PORT] | echo load HOST:PORT SECONDS CONNECTIONS_PER_SECOND | echo ask HOST:PORT COUNT";
+const USAGE: &str = "usage: echo serve [PORT] | echo load HOST:PORT SECONDS CONNECTIONS_PER_SECOND | echo ask HOST:PORT COUNT | echo get HOST:PORT";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["serve"] => serve::run(8080),
         ["serve", port] => port.parse().map_err(|_| format!("{port:?} is not a port")).and_then(serve::run),
+        ["get", target] => load::get(target),
         ["ask", target, count] => load::ask(target, count),
         ["load", target, seconds, rate] => load::run(target, seconds, rate),
         _ => Err(USAGE.to_owned()),

@@ -1,6 +1,11 @@
 use super::*;
 
 #[test]
+fn nodes_are_numbered_from_one() {
+    assert_eq!((node_address(1).as_str(), node_address(3).as_str()), ("10.85.0.11", "10.85.0.13"));
+}
+
+#[test]
 fn a_route_of_somebody_else_is_found_and_ours_is_not() {
     let ours = "10.85.0.0/24 dev orlop-host proto kernel scope link src 10.85.0.1\n";
     assert_eq!(foreign_route(ours), None);
