@@ -25,8 +25,6 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 const OFF_LIMIT: Duration = Duration::from_secs(60);
 /// Connections a second under load: two emulated processors manage some 70.
 const EMULATED_RATE: &str = "20";
-/// Seconds that a leaving server goes on: the news takes more than the usual 2 s there.
-const EMULATED_FAREWELL: &str = "5";
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub const NODE: &str = "node-1";
@@ -163,7 +161,7 @@ fn cluster_test(scene: &mut Scene<'_>, name: &str) -> Result<String> {
     command.args(["--kill-after=5", &DEMO_LIMIT.as_secs().to_string()]);
     command.arg(&scene.plan.cluster_tests).args(["--exact", name, "--nocapture"]);
     if scene.plan.accelerator == Accelerator::Tcg {
-        command.env("ORLOP_LOAD_RATE", EMULATED_RATE).env("ORLOP_FAREWELL", EMULATED_FAREWELL);
+        command.env("ORLOP_LOAD_RATE", EMULATED_RATE);
     }
     command.env("ORLOP_CLUSTER", scene.kubeconfig()).env("ORLOP_KUBECTL", &scene.plan.kubectl);
     let output = command.stdin(Stdio::null()).output().context("start the cluster tests")?;

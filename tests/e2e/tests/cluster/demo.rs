@@ -9,20 +9,12 @@ use e2e::load::{self, Load};
 
 /// Applies the example and waits for it; the Service's cluster IP.
 fn start(cluster: &Cluster, kubectl: &Kubectl) -> String {
-    kubectl.apply(&manifest(&cluster.file("examples/hello.yaml")));
+    kubectl.run(&["apply", "-f", &cluster.file("examples/hello.yaml")]);
     kubectl.run(&["rollout", "status", "deployment/hello", "--timeout=60s"]);
     kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
     let address = kubectl.get("service/hello", "{.spec.clusterIP}");
     wait_endpoints(kubectl, 3);
     address
-}
-
-/// The example; on an emulated processor (`ORLOP_FAREWELL`) its servers stay longer, since news travels slower.
-fn manifest(file: &str) -> String {
-    let text = std::fs::read_to_string(file).unwrap();
-    let Ok(seconds) = std::env::var("ORLOP_FAREWELL") else { return text };
-    let variable = format!("        env: [{{name: FAREWELL_SECONDS, value: '{seconds}'}}]\n        ports:\n");
-    text.replacen("        ports:\n", &variable, 1)
 }
 
 fn wait_endpoints(kubectl: &Kubectl, count: usize) {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
-/// How long the server goes on after SIGTERM, unless `FAREWELL_SECONDS` says another number: its end goes from API to node meanwhile.
-const FAREWELL_SECONDS: u64 = 2;
+/// How long the server goes on after SIGTERM.
+const FAREWELL: Duration = Duration::from_secs(2);
 const MAX_CONNECTIONS: usize = 1024;
 const MAX_LINE: u64 = 8192;
 /// A client that says nothing for this long is let go.
@@ -35,10 +35,8 @@ pub fn run(port: u16) -> Result<(), String> {
     std::thread::spawn(move || datagrams(&socket, &udp_name));
     terminate.wait().map_err(|errno| format!("wait for a signal: {errno}"))?;
     LEAVING.store(true, Ordering::Relaxed);
-    let seconds = std::env::var("FAREWELL_SECONDS").ok().and_then(|text| text.parse().ok());
-    let seconds = seconds.unwrap_or(FAREWELL_SECONDS);
-    println!("{name} leaves in {seconds} s");
-    std::thread::sleep(Duration::from_secs(seconds));
+    println!("{name} leaves in {} s", FAREWELL.as_secs());
+    std::thread::sleep(FAREWELL);
     Ok(())
 }
 
