@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::{build_ebpf, process, test, tidy};
+use crate::{build_ebpf, e2e, process, test, tidy};
 
 pub fn run() -> Result<()> {
     let mut tally = test::Tally::default();
@@ -34,7 +34,19 @@ fn checks(tally: &mut test::Tally) -> Result<()> {
         ]);
         process::run(&mut clippy)
     })?;
-    step("test", || test::tiers(&test::Options::everything(), tally))
+    step("test", || test::tiers(&test::Options::everything(), tally))?;
+    step("e2e", || smoke(tally))
+}
+
+/// The fast part of the virtual machines, of what the step before built.
+fn smoke(tally: &mut test::Tally) -> Result<()> {
+    match e2e::obstacle() {
+        Some(obstacle) => {
+            tally.skip(format!("e2e: {obstacle}"));
+            Ok(())
+        }
+        None => e2e::checks(&e2e::Options::smoke_of_built(), tally),
+    }
 }
 
 /// Runs a cargo command for the workspace and for the BPF programs, which are outside of it. Clippy is not among them: it would

@@ -73,6 +73,8 @@ pub struct Scene<'a> {
     pub plan: &'a Plan,
     pub guest: &'a mut Guest,
     pub log: File,
+    /// Reasons of tests that skipped themselves inside.
+    pub skipped: Vec<String>,
 }
 
 impl Scene<'_> {
@@ -279,10 +281,11 @@ fn tier(scene: &mut Scene<'_>, filter: &str, limit: Duration) -> Result<String> 
     let report = report.with_context(|| format!("the tests did not run (nextest ended with {code:?})"))?;
     let skipped = scene.inside(&["cat", skips], COMMAND_LIMIT)?;
     let tally = tally::read(&report, &skipped)?;
+    scene.skipped = tally.skipped;
     ensure!(tally.failed == 0, "{} of {} tests failed", tally.failed, tally.failed + tally.passed);
     ensure!(code == Some(0), "nextest ended with {code:?}");
     ensure!(tally.passed > 0, "no test ran");
-    Ok(match tally.skipped.len() {
+    Ok(match scene.skipped.len() {
         0 => format!("{} tests", tally.passed),
         skipped => format!("{} tests, {skipped} skipped", tally.passed),
     })

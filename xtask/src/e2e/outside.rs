@@ -65,13 +65,17 @@ fn run_check(check: &Check, plan: &Plan, guest: &mut Guest, report: &Report) -> 
             .any(|done| done.check == **needed && matches!(done.verdict, Verdict::Passed { .. }))
     };
     let started = Instant::now();
+    let mut skipped = Vec::new();
     let verdict = match check.needs.iter().find(|needed| !passed(needed)) {
         Some(needed) => Verdict::Skipped { reason: format!("it needs {needed}") },
         None => {
             println!("[{}] {name}", plan.kernel.name);
             let path = plan.evidence.join(format!("{}.log", name.replace(' ', "-")));
             let log = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-            match (check.run)(&mut Scene { plan, guest, log }) {
+            let mut scene = Scene { plan, guest, log, skipped: Vec::new() };
+            let end = (check.run)(&mut scene);
+            skipped = scene.skipped;
+            match end {
                 Ok(note) => Verdict::Passed { note },
                 Err(error) => Verdict::Failed { error: format!("{error:#}") },
             }
@@ -85,7 +89,7 @@ fn run_check(check: &Check, plan: &Plan, guest: &mut Guest, report: &Report) -> 
         Verdict::Skipped { reason } => format!("not run: {reason}"),
     };
     println!("[{}] {name}: {shown}", plan.kernel.name);
-    Ok(Outcome { check: name.to_owned(), seconds, verdict })
+    Ok(Outcome { check: name.to_owned(), seconds, verdict, skipped })
 }
 
 /// Keeps what explains a failure. A machine that does not answer any more has said all it will on its console.

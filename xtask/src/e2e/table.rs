@@ -27,6 +27,20 @@ pub struct Outcome {
     pub check: String,
     pub seconds: u64,
     pub verdict: Verdict,
+    /// Why tests inside of the check skipped themselves, a reason each.
+    pub skipped: Vec<String>,
+}
+
+impl Outcome {
+    /// That the stage itself failed, beside what it reported.
+    pub fn of_stage(error: String) -> Self {
+        Self {
+            check: "stage".to_owned(),
+            seconds: 0,
+            verdict: Verdict::Failed { error },
+            skipped: Vec::new(),
+        }
+    }
 }
 
 /// Everything that was checked on one kernel.
@@ -37,19 +51,31 @@ pub struct Report {
 }
 
 impl Report {
+    /// Of a machine whose stage ended without saying what became of it.
+    pub fn of_failed_stage(kernel: &str, error: String) -> Self {
+        Self { kernel: kernel.to_owned(), outcomes: vec![Outcome::of_stage(error)] }
+    }
+
     pub fn failed(&self) -> bool {
         self.outcomes.iter().any(|outcome| !matches!(outcome.verdict, Verdict::Passed { .. }))
     }
 
-    /// Adds each check as a test.
+    /// Adds each check as a test, and each test inside of one that skipped itself.
     pub fn count(&self, tally: &mut Tally) {
-        for Outcome { check, verdict, .. } in &self.outcomes {
-            match verdict {
-                Verdict::Passed { .. } => tally.passed += 1,
-                Verdict::Failed { .. } => tally.failed += 1,
-                Verdict::Skipped { reason } => {
-                    tally.skip(format!("kernel {}: {check}: {reason}", self.kernel))
+        for Outcome { check, verdict, skipped, .. } in &self.outcomes {
+            let reason = match verdict {
+                Verdict::Passed { .. } => {
+                    tally.passed += 1;
+                    None
                 }
+                Verdict::Failed { .. } => {
+                    tally.failed += 1;
+                    None
+                }
+                Verdict::Skipped { reason } => Some(reason),
+            };
+            for reason in reason.into_iter().chain(skipped) {
+                tally.skip(format!("kernel {}: {check}: {reason}", self.kernel));
             }
         }
     }
