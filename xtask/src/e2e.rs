@@ -234,10 +234,12 @@ fn payload(tests: Vec<PathBuf>, registry: PathBuf) -> Result<Payload> {
     let dist = dist::folder(dist::Profile::Debug);
     let mut executables: Vec<PathBuf> = tests.into_iter().filter(|path| !named(path, "cluster")).collect();
     let (programs, plugins) = (files(&dist.join("bin"))?, files(&dist.join("cni"))?);
-    // Tests take these from where cargo builds them.
-    executables.extend(["xtask", "private-host", "orlop-shim"].map(|name| debug.join(name)));
-    executables.extend(plugins.iter().filter_map(|path| path.file_name()).map(|name| debug.join(name)));
-    executables.extend(programs.into_iter().chain(plugins));
+    executables.extend(["xtask", "private-host"].map(|name| debug.join(name)));
+    for program in programs.into_iter().chain(plugins) {
+        // Tests take it from where cargo builds it.
+        executables.extend(program.file_name().map(|name| debug.join(name)));
+        executables.push(program);
+    }
     let mut others = files(&images::folder())?;
     others.extend(files(&dist.join("deploy"))?);
     others.extend(files(&tools())?);
