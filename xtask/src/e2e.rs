@@ -19,6 +19,7 @@ mod inside;
 mod kernel;
 mod network;
 mod outside;
+mod power;
 mod qemu;
 mod table;
 
@@ -32,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::{dist, images, process, setup, test};
 use image::Payload;
 use kernel::Kernel;
-use qemu::{Accelerator, Disks};
+use qemu::{Accelerator, Disks, RootWrites};
 use table::{Outcome, Report};
 
 /// The one kernel of `--smoke` without `--kernel`: what the oldest supported release has.
@@ -46,6 +47,14 @@ pub struct Options {
     /// The fast part alone.
     #[arg(long)]
     smoke: bool,
+    /// A check to run with those that it needs, more than once for several; without it all of them, or the fast part.
+    #[arg(
+        long = "check",
+        value_name = "NAME",
+        conflicts_with = "smoke",
+        value_parser = clap::builder::PossibleValuesParser::new(checks::names())
+    )]
+    checks: Vec<String>,
     /// Take executables and tests as they are.
     #[arg(long)]
     no_build: bool,
@@ -54,12 +63,12 @@ pub struct Options {
 impl Options {
     /// The fast part, of executables and tests that are built already.
     pub fn smoke_of_built() -> Self {
-        Self { kernels: Vec::new(), smoke: true, no_build: true }
+        Self { kernels: Vec::new(), smoke: true, checks: Vec::new(), no_build: true }
     }
 
     /// Everything on every kernel.
     pub fn everything() -> Self {
-        Self { kernels: Vec::new(), smoke: false, no_build: false }
+        Self { kernels: Vec::new(), smoke: false, checks: Vec::new(), no_build: false }
     }
 
     fn kernels(&self) -> Vec<String> {
@@ -93,7 +102,8 @@ struct Plan {
     registry: PathBuf,
     /// Where logs and the result go.
     evidence: PathBuf,
-    smoke: bool,
+    /// The names of the checks to run.
+    checks: Vec<String>,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -170,7 +180,9 @@ fn prepare(options: &Options) -> Result<Vec<Plan>> {
     let cluster_tests = cluster_tests.context("the cluster tier was not built")?;
     let registry = test::registry()?;
     let payload = image::payload(&root, &payload(tests, registry.clone())?)?;
-    let disks = Disks { root: image::root(&root)?, payload };
+    let disks = Disks { root: image::root(&root)?, root_writes: RootWrites::Forgotten, payload };
+    let checks: Vec<String> =
+        checks::chosen(&options.checks, options.smoke).into_iter().map(str::to_owned).collect();
     let plan = |kernel: Kernel| -> Result<Plan> {
         Ok(Plan {
             evidence: folder().join(&kernel.name),
@@ -181,7 +193,7 @@ fn prepare(options: &Options) -> Result<Vec<Plan>> {
             kubectl: setup::kubectl()?,
             cluster_tests: cluster_tests.clone(),
             registry: registry.clone(),
-            smoke: options.smoke,
+            checks: checks.clone(),
         })
     };
     kernels.into_iter().map(plan).collect()

@@ -12,20 +12,23 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::guest::{Call, Guest, last_lines};
 use super::qemu::Accelerator;
-use super::{Plan, network};
+use super::{Plan, network, power};
 use crate::test::tally;
 use crate::{dist, process};
+
+#[cfg(test)]
+mod tests;
 
 /// From QEMU's start to the first command, and until systemd has started everything.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 const INSTALL_LIMIT: Duration = Duration::from_secs(60);
-const READY_LIMIT: Duration = Duration::from_secs(60);
+pub const READY_LIMIT: Duration = Duration::from_secs(60);
 const DEMO_LIMIT: Duration = Duration::from_secs(300);
-const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 const OFF_LIMIT: Duration = Duration::from_secs(60);
 /// Connections a second under load: two emulated processors manage some 70.
 const EMULATED_RATE: &str = "20";
-const PAUSE: Duration = Duration::from_millis(200);
+pub const PAUSE: Duration = Duration::from_millis(200);
 
 pub const NODE: &str = "node-1";
 
@@ -66,7 +69,28 @@ pub const CHECKS: &[Check] = &[
     Check { name: "host tests", part: Part::WholeAlone, needs: &[BOOT], run: host_tests },
     Check { name: "kernel log", part: Part::Always, needs: &[BOOT], run: kernel_log },
     Check { name: "power off", part: Part::Always, needs: &[BOOT], run: power_off },
+    // In a machine of its own.
+    Check { name: "power cuts", part: Part::WholeAlone, needs: &["node ready"], run: power::cuts },
 ];
+
+pub fn names() -> Vec<&'static str> {
+    CHECKS.iter().map(|check| check.name).collect()
+}
+
+/// The checks of a run: those with a name from `names` and what they need, or those of the whole run or its fast part.
+pub fn chosen(names: &[String], smoke: bool) -> Vec<&'static str> {
+    if names.is_empty() {
+        return CHECKS.iter().filter(|check| check.part.is_in(smoke)).map(|check| check.name).collect();
+    }
+    let mut wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+    // What a check needs stands before it.
+    for check in CHECKS.iter().rev() {
+        if wanted.contains(&check.name) {
+            wanted.extend(check.needs);
+        }
+    }
+    CHECKS.iter().map(|check| check.name).filter(|name| wanted.contains(name)).collect()
+}
 
 /// What a check works with.
 pub struct Scene<'a> {
@@ -79,17 +103,17 @@ pub struct Scene<'a> {
 
 impl Scene<'_> {
     /// Runs a command inside that must succeed.
-    fn inside(&mut self, command: &[&str], limit: Duration) -> Result<String> {
+    pub fn inside(&mut self, command: &[&str], limit: Duration) -> Result<String> {
         let log = &mut self.log;
         self.guest.run(&Call::new(command, limit), |line| note(log, line))
     }
 
-    fn kubeconfig(&self) -> PathBuf {
+    pub fn kubeconfig(&self) -> PathBuf {
         self.plan.evidence.join("admin.kubeconfig")
     }
 
     /// kubectl on the outside.
-    fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.plan.kubectl);
         command.arg("--kubeconfig").arg(self.kubeconfig()).arg("--request-timeout=20s").args(arguments);
         let output = command.stdin(Stdio::null()).output().context("start kubectl")?;
@@ -100,11 +124,11 @@ impl Scene<'_> {
 }
 
 /// The evidence is for people: that it could not be written does not fail a check.
-fn note(mut log: &File, line: &str) {
+pub fn note(mut log: &File, line: &str) {
     let _ = writeln!(log, "{line}");
 }
 
-fn boot(scene: &mut Scene<'_>) -> Result<String> {
+pub fn boot(scene: &mut Scene<'_>) -> Result<String> {
     let kernel = scene.guest.wait_hello(BOOT_LIMIT)?;
     let state = scene.inside(&["systemctl", "is-system-running", "--wait"], BOOT_LIMIT);
     if let Err(error) = state {
@@ -121,7 +145,7 @@ fn boot(scene: &mut Scene<'_>) -> Result<String> {
     Ok(kernel)
 }
 
-fn install(scene: &mut Scene<'_>) -> Result<String> {
+pub fn install(scene: &mut Scene<'_>) -> Result<String> {
     let script = dist::folder(dist::Profile::Debug).join("deploy/install.sh");
     let images = crate::images::folder();
     let command = ["sh", text(&script)?, "--node-name", NODE, "--images", text(&images)?, "server", "agent"];
@@ -133,7 +157,7 @@ fn install(scene: &mut Scene<'_>) -> Result<String> {
     Ok(String::new())
 }
 
-fn ready(scene: &mut Scene<'_>) -> Result<String> {
+pub fn ready(scene: &mut Scene<'_>) -> Result<String> {
     let kubeconfig = scene.inside(&["cat", "/var/lib/orlop/server/admin.kubeconfig"], COMMAND_LIMIT)?;
     fs::write(scene.kubeconfig(), kubeconfig).context("keep the kubeconfig")?;
     let deadline = Instant::now() + READY_LIMIT;
@@ -303,7 +327,7 @@ const TROUBLE: &[&str] = &[
     "rcu_preempt detected stalls",
 ];
 
-fn kernel_log(scene: &mut Scene<'_>) -> Result<String> {
+pub fn kernel_log(scene: &mut Scene<'_>) -> Result<String> {
     let log = scene.inside(&["dmesg"], COMMAND_LIMIT)?;
     let trouble: Vec<&str> =
         log.lines().filter(|line| TROUBLE.iter().any(|word| line.contains(word))).collect();
@@ -321,6 +345,6 @@ fn power_off(scene: &mut Scene<'_>) -> Result<String> {
     Ok(String::new())
 }
 
-fn text(path: &Path) -> Result<&str> {
+pub fn text(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
 }

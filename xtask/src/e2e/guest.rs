@@ -140,12 +140,17 @@ impl Guest {
             std::thread::sleep(EXIT_PAUSE);
         }
     }
+
+    /// Ends QEMU at once, as if the machine had lost its power.
+    pub fn cut(&mut self) -> Result<()> {
+        self.qemu.kill().context("kill QEMU")?;
+        self.qemu.wait().context("wait for QEMU").map(drop)
+    }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        let _ = self.cut();
     }
 }
 

@@ -48,7 +48,16 @@ impl Accelerator {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Disks {
     pub root: PathBuf,
+    pub root_writes: RootWrites,
     pub payload: PathBuf,
+}
+
+/// What becomes of what a machine writes to its root disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootWrites {
+    /// It lies in a temporary file, as that of the other disks always.
+    Forgotten,
+    Kept,
 }
 
 pub fn unpack() -> Result<PathBuf> {
@@ -79,7 +88,7 @@ fn limited(command: &Command) -> Command {
     limited
 }
 
-/// A whole machine. Its disks are written to in temporary files only. Standard input and output are the port.
+/// A whole machine. Standard input and output are the port.
 pub fn machine(
     tree: &Path,
     kernel: &Kernel,
@@ -89,10 +98,15 @@ pub fn machine(
 ) -> Command {
     let mut command = base(tree, kernel, accelerator, "");
     command.arg("-serial").arg(format!("file:{}", evidence.join("console.log").display()));
-    let disks = [&disks.root, &kernel.modules, &disks.payload];
-    for (number, disk) in disks.iter().enumerate() {
+    let root_snapshot = match disks.root_writes {
+        RootWrites::Forgotten => "on",
+        RootWrites::Kept => "off,cache=writeback",
+    };
+    let disks = [(&disks.root, root_snapshot), (&kernel.modules, "on"), (&disks.payload, "on")];
+    for (number, (disk, snapshot)) in disks.into_iter().enumerate() {
+        let file = option(disk);
         command.arg("-drive");
-        command.arg(format!("if=none,id=disk{number},file={},format=raw,snapshot=on", option(disk)));
+        command.arg(format!("if=none,id=disk{number},file={file},format=raw,snapshot={snapshot}"));
         command.arg("-device").arg(format!("virtio-blk-pci,drive=disk{number}"));
     }
     command.args(["-netdev", &format!("tap,id=net,ifname={},script=no,downscript=no", network::TAP)]);

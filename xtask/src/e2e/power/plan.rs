@@ -1,0 +1,100 @@
+//! What is asked of the API server in a round, and after how many answers the power goes. Pure: the seed decides.
+
+use std::ops::Range;
+
+use serde_json::{Value, json};
+
+#[cfg(test)]
+mod tests;
+
+/// How many kubectl create objects at the same time, and how many each of them.
+const CREATORS: u64 = 4;
+const CREATED: u64 = 500;
+/// How many objects of earlier rounds are replaced, and how many others deleted, at most.
+const CHANGED: usize = 200;
+/// The power goes after so many answers: long before the creators are through.
+const ANSWERS: Range<u64> = 40..700;
+/// Repetitions of an object's text: some objects lie in one page of the store, some in two.
+const REPETITIONS: u64 = 60;
+
+/// The label of every object of this check.
+pub const LABEL: &str = "power-cuts";
+
+/// Random numbers from a seed (splitmix64).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Below `end`, which is not 0.
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % end
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    Create,
+    Replace,
+    Delete,
+}
+
+/// What one kubectl does.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Job {
+    pub deed: Deed,
+    pub names: Vec<String>,
+}
+
+/// What happens between two cuts. No object is in two jobs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Round {
+    pub number: u64,
+    pub jobs: Vec<Job>,
+    /// The power goes with this answer.
+    pub answers: u64,
+}
+
+/// `living` are the objects that earlier rounds left.
+pub fn round(number: u64, mut living: Vec<String>, random: &mut Random) -> Round {
+    let mut jobs = Vec::new();
+    for deed in [Deed::Replace, Deed::Delete] {
+        let count = CHANGED.min(living.len() / 3);
+        let names: Vec<String> =
+            (0..count).map(|_| living.swap_remove(random.below(living.len() as u64) as usize)).collect();
+        if !names.is_empty() {
+            jobs.push(Job { deed, names });
+        }
+    }
+    for creator in 0..CREATORS {
+        let names = (0..CREATED).map(|object| format!("round-{number}-{creator}-{object}")).collect();
+        jobs.push(Job { deed: Deed::Create, names });
+    }
+    let answers = ANSWERS.start + random.below(ANSWERS.end - ANSWERS.start);
+    Round { number, jobs, answers }
+}
+
+/// What an object holds that was written in a round.
+pub fn content(name: &str, round: u64) -> String {
+    let seed = name.bytes().fold(round, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    let repetitions = 1 + Random::new(seed).below(REPETITIONS);
+    format!("{name} as of round {round}; ").repeat(repetitions as usize)
+}
+
+/// The objects of a job, for kubectl.
+pub fn manifest(job: &Job, round: u64) -> Value {
+    let object = |name: &String| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "labels": {"app": LABEL}},
+            "data": {"content": content(name, round)},
+        })
+    };
+    json!({"apiVersion": "v1", "kind": "List", "items": job.names.iter().map(object).collect::<Vec<_>>()})
+}
