@@ -6,7 +6,7 @@
 //! | container that its shim still starts | waited for, at most [`START_LIMIT`]; then it counts as running, without a pid |
 //! | sandbox in phase Ready, shim gone | containers killed and recorded as exited with 255, sandbox not ready |
 //! | sandbox in phase Stopped | kept, its network taken down again |
-//! | sandbox in phase Creating or Removing, or without a phase | removed in the background |
+//! | sandbox in phase Creating or Removing, or without a phase | shim killed; removed in the background |
 //! | shim without a sandbox directory | killed |
 //! | container without `meta.json`, or of a sandbox that is not kept | processes killed, directory removed |
 
@@ -35,10 +35,9 @@ impl Runtime {
             let meta = load::<SandboxMeta>(&self.0.config.sandbox_dir(&id).join("meta.json"));
             found.insert(id.clone(), meta.unwrap_or_else(|| half_made(&id)));
         }
-        for shim in living.iter().filter(|shim| !found.contains_key(&shim.sandbox)) {
-            tracing::warn!(sandbox = shim.sandbox, pid = shim.pid, "shim without a sandbox is killed");
-            let (config, sandbox) = (self.0.config.clone(), shim.sandbox.clone());
-            let _ = tokio::task::spawn_blocking(move || shims::destroy(&config, &sandbox)).await;
+        for shim in living {
+            let phase = found.get(&shim.sandbox).map(|meta| meta.phase);
+            self.end_unwanted(shim, phase).await;
         }
         self.remove_leftovers(&found);
         self.load_containers(&found).await;
@@ -50,6 +49,21 @@ impl Runtime {
         }
         self.await_starts().await;
         Ok(())
+    }
+
+    /// A shim that nobody keeps ends before its containers are removed: it writes into their directories how they ended.
+    async fn end_unwanted(&self, shim: &Living, phase: Option<Phase>) {
+        let (config, sandbox) = (self.0.config.clone(), shim.sandbox.clone());
+        let end = match phase {
+            Some(phase) if is_kept(phase) => return,
+            // Its mounts are needed until its network is taken down.
+            Some(_) => shims::kill,
+            None => {
+                tracing::warn!(sandbox, pid = shim.pid, "shim without a sandbox is killed");
+                shims::destroy
+            }
+        };
+        let _ = tokio::task::spawn_blocking(move || end(&config, &sandbox)).await;
     }
 
     /// Lets starts that an earlier process asked for come to their end, so that nobody takes such a container for one that was never started.
@@ -97,8 +111,7 @@ impl Runtime {
             let directory = self.0.config.container_dir(&id);
             let meta = load::<ContainerMeta>(&directory.join("meta.json"));
             let kept = |meta: &ContainerMeta| {
-                let sandbox = sandboxes.get(&meta.sandbox);
-                sandbox.is_some_and(|sandbox| matches!(sandbox.phase, Phase::Ready | Phase::Stopped))
+                sandboxes.get(&meta.sandbox).is_some_and(|sandbox| is_kept(sandbox.phase))
             };
             match meta {
                 Some(meta) if kept(&meta) => {
@@ -160,6 +173,11 @@ impl Runtime {
             self.bury_containers(sandbox).await;
         }
     }
+}
+
+/// Whether a sandbox in this phase stays, and its containers with it.
+fn is_kept(phase: Phase) -> bool {
+    matches!(phase, Phase::Ready | Phase::Stopped)
 }
 
 /// A sandbox of which only the directory is known.
