@@ -5,6 +5,7 @@
 //! the file is an error too. Reads nothing of the API and creates nothing.
 
 mod machine;
+mod node_labels;
 pub mod quantity;
 mod raw;
 mod registries;
@@ -100,6 +101,9 @@ pub struct Settings {
     pub registries_file: Option<PathBuf>,
     /// OCI archives here are imported at start.
     pub image_archives_dir: Option<PathBuf>,
+    /// A container that is out of memory loses one process, not all of them.
+    #[serde(rename = "singleProcessOOMKill")]
+    pub single_process_oom_kill: bool,
     pub system_reserved: Reserved,
     pub log_format: LogFormat,
 }
@@ -113,8 +117,18 @@ pub enum Error {
     Parse { path: PathBuf, reason: String },
     #[error("setting {key}: \"{value}\" is not {expected}")]
     Invalid { key: &'static str, value: String, expected: &'static str },
+    #[error(
+        "unknown 'kubernetes.io' or 'k8s.io' labels specified with --node-labels: [{labels}]\n--node-labels in the \
+         'kubernetes.io' namespace must begin with an allowed prefix ({namespaces}) or be in the specifically allowed set \
+         ({allowed})"
+    )]
+    ForeignLabels { labels: String, namespaces: String, allowed: String },
     #[error("setting {key} is missing: give --{flag}")]
     Missing { key: &'static str, flag: &'static str },
+    #[error(
+        "invalid configuration: singleProcessOOMKill must not be explicitly set to false when using cgroup v1"
+    )]
+    GroupKill,
 }
 
 impl Settings {
@@ -134,13 +148,13 @@ impl Settings {
         Ok(Self {
             node_name: node_name(raw.node_name, machine)?,
             node_ip: node_ip(raw.node_ip, machine)?,
-            node_labels: raw.node_labels.iter().map(|pair| label(pair)).collect::<Result<_, _>>()?,
+            node_labels: node_labels::validate(&raw.node_labels)?,
             kubeconfig: required("kubeconfig", "kubeconfig", raw.kubeconfig)?,
             log_dir: absolute("logDir", raw.log_dir, "/var/log/pods")?,
             shim: shim(raw.shim, machine)?,
             cni_conf_dir: absolute("cniConfDir", raw.cni_conf_dir, "/etc/cni/net.d")?,
             cni_bin_dirs: absolute_list("cniBinDirs", raw.cni_bin_dirs, "/opt/cni/bin")?,
-            cgroup_root: absolute("cgroupRoot", raw.cgroup_root, "/sys/fs/cgroup")?,
+            cgroup_root: absolute("cgroupRoot", raw.cgroup_root, machine::CGROUP_ROOT)?,
             cgroup_parent: cgroup_parent(raw.cgroup_parent)?,
             tls_cert_file: required("tlsCertFile", "tls-cert-file", raw.tls_cert_file)?,
             tls_private_key_file: required(
@@ -167,6 +181,7 @@ impl Settings {
             dataplane_cgroup: dataplane_cgroup(raw.dataplane_cgroup, machine)?,
             registries_file: optional("registriesFile", raw.registries_file)?,
             image_archives_dir: optional("imageArchivesDir", raw.image_archives_dir)?,
+            single_process_oom_kill: single_process_oom_kill(raw.single_process_oom_kill, machine)?,
             system_reserved: reserved(&raw.system_reserved)?,
             log_format: log_format(raw.log_format)?,
             root_dir,
@@ -314,6 +329,16 @@ fn service_proxy(value: Option<String>) -> Result<ServiceProxy, Error> {
     }
 }
 
+/// cgroup v1 cannot end a container as a whole, so nobody may ask for that there.
+fn single_process_oom_kill(value: Option<String>, machine: &Machine) -> Result<bool, Error> {
+    match (value.as_deref(), machine.cgroup_v1) {
+        (Some("false"), true) => Err(Error::GroupKill),
+        (Some("true"), _) | (None, true) => Ok(true),
+        (Some("false") | None, false) => Ok(false),
+        (Some(other), _) => Err(invalid("singleProcessOOMKill", other, "true or false")),
+    }
+}
+
 fn log_format(value: Option<String>) -> Result<LogFormat, Error> {
     match value.as_deref() {
         None | Some("text") => Ok(LogFormat::Text),
@@ -326,21 +351,6 @@ fn link_name(name: String) -> Result<String, Error> {
     // IFNAMSIZ is 16 with the closing zero byte.
     let usable = !name.is_empty() && name.len() < 16 && !name.contains(['/', ' ', '\0']);
     if usable { Ok(name) } else { Err(invalid("uplinks", name, "the name of a link, at most 15 bytes")) }
-}
-
-fn label(pair: &str) -> Result<(String, String), Error> {
-    let expected = "a label such as topology.kubernetes.io/zone=a";
-    let (key, value) = pair.split_once('=').ok_or_else(|| invalid("nodeLabels", pair, expected))?;
-    let name = match key.split_once('/') {
-        Some((prefix, name)) if is_dns_subdomain(prefix) => name,
-        Some(_) => return Err(invalid("nodeLabels", pair, expected)),
-        None => key,
-    };
-    if is_label_text(name) && (value.is_empty() || is_label_text(value)) {
-        Ok((key.to_owned(), value.to_owned()))
-    } else {
-        Err(invalid("nodeLabels", pair, expected))
-    }
 }
 
 fn reserved(pairs: &[String]) -> Result<Reserved, Error> {

@@ -12,6 +12,7 @@ use runtime::{ContainerId, ContainerState, ContainerStatus, SandboxState, Sandbo
 
 use super::backoff::Backoff;
 use super::labels;
+use crate::services::Departure;
 
 #[cfg(test)]
 pub mod fixtures;
@@ -235,6 +236,10 @@ pub struct Observed {
     pub probes: BTreeMap<String, ProbeState>,
     /// Where its volumes are.
     pub volumes: VolumeState,
+    /// What the services of this node were told of its end.
+    pub left_services: Option<Departure>,
+    /// They are being told.
+    pub leaving_services: bool,
     /// Its control group is removed.
     pub cgroup_removed: bool,
     /// The API server has the status that this snapshot leads to, as far as this process knows.
@@ -248,6 +253,36 @@ pub struct Observed {
 static NO_SPEC: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
 
 impl Observed {
+    /// A pod of which nothing has been done yet.
+    pub fn new(pod: Arc<Pod>, node: Arc<NodeFacts>, accepted_at: Timestamp) -> Observed {
+        Observed {
+            pod,
+            gone: false,
+            node,
+            rejected: None,
+            accepted_at,
+            sandboxes: Vec::new(),
+            sandbox_creating: false,
+            sandbox_busy: BTreeSet::new(),
+            sandbox_retry_at: None,
+            records: Vec::new(),
+            busy: BTreeMap::new(),
+            removing: BTreeSet::new(),
+            images: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            backoffs: BTreeMap::new(),
+            announced: BTreeSet::new(),
+            probes: BTreeMap::new(),
+            volumes: VolumeState::Unknown,
+            left_services: None,
+            leaving_services: false,
+            cgroup_removed: false,
+            status_written: false,
+            deleting_object: false,
+            cleanup_retry_at: None,
+        }
+    }
+
     /// The pod's spec.
     pub fn spec(&self) -> &PodSpec {
         self.pod.spec.as_ref().unwrap_or(&NO_SPEC)

@@ -11,7 +11,6 @@ mod ends;
 mod records;
 mod volumes;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -39,6 +38,7 @@ use super::status_writer::{StatusWriter, WriteEnd};
 use super::volumes::{KeptTokens, Prepared};
 use crate::api::chain;
 use crate::events::EventType;
+use crate::services::{Departure, Unheard};
 
 /// Messages that wait for a pod's task; the sender waits when there are more.
 pub const INBOX: usize = 256;
@@ -84,6 +84,7 @@ enum Done {
     Image { container: String, result: Result<(), ImageFailure> },
     Sandbox(Result<SandboxId, String>),
     Started { container: String, id: Option<ContainerId>, result: Result<(), StartFailure> },
+    LeftServices { stage: Departure, result: Result<(), Unheard> },
     Stopped { container: String, id: ContainerId, result: Result<(), String> },
     Removed { container: String, id: ContainerId, result: Result<(), String> },
     SandboxStopped { id: SandboxId, result: Result<(), String> },
@@ -124,28 +125,9 @@ impl Worker {
             startup,
             writer: StatusWriter::new(&begin.pod),
             observed: Observed {
-                pod: begin.pod,
                 gone: begin.gone,
-                node: site.node.clone(),
                 rejected: begin.rejected,
-                accepted_at: Timestamp::now(),
-                sandboxes: Vec::new(),
-                sandbox_creating: false,
-                sandbox_busy: BTreeSet::new(),
-                sandbox_retry_at: None,
-                records: Vec::new(),
-                busy: BTreeMap::new(),
-                removing: BTreeSet::new(),
-                images: BTreeMap::new(),
-                failures: BTreeMap::new(),
-                backoffs: BTreeMap::new(),
-                announced: BTreeSet::new(),
-                probes: BTreeMap::new(),
-                volumes: VolumeState::Unknown,
-                cgroup_removed: false,
-                status_written: false,
-                deleting_object: false,
-                cleanup_retry_at: None,
+                ..Observed::new(begin.pod, site.node.clone(), Timestamp::now())
             },
             site,
             registry,
@@ -351,6 +333,13 @@ impl Worker {
                     self.observed.backoffs.insert(container.clone(), Backoff::next(before, failed_at, now));
                 }
                 self.start_container(container, sandbox, restarts);
+            }
+            Action::LeaveServices { stage } => {
+                self.observed.leaving_services = true;
+                let (departures, pod) = (self.site.departures.clone(), self.names().uid.to_owned());
+                self.operations.spawn(async move {
+                    Done::LeftServices { stage, result: departures.tell(pod, stage).await }
+                });
             }
             Action::StopContainer { container, id, grace, cause } => {
                 let running = self.observed.records.iter().any(|r| r.status.id == id && r.is_running());
