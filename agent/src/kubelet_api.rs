@@ -4,6 +4,7 @@
 //! client certificate of the configured authority; only the API server's identity and `system:masters` may go on. Streams
 //! come over WebSockets only (SPDY for port forwarding inside of one): plain SPDY is refused with a sentence. Holds no state: pods and containers are asked of their owners.
 
+mod answer;
 mod channels;
 mod exec;
 mod frames;
@@ -12,6 +13,7 @@ mod identity;
 mod log_format;
 mod log_stream;
 mod metrics;
+mod place;
 mod port_forward;
 mod query;
 mod route;

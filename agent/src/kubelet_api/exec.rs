@@ -27,9 +27,9 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::Context;
+use super::answer::{Answer, not_found, text};
 use super::channels::{self, Ending, Input, Protocol};
 use super::frames;
-use super::handler::{Answer, not_found, text};
 use super::query::{self, StreamOptions};
 use super::route::Target;
 use super::websocket::{self, Receiver, Socket};

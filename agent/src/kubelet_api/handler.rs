@@ -1,28 +1,20 @@
-//! One request in, one answer out: authorization, dispatch, and the form of answers.
-//!
-//! Errors are plain text, as the kubelet's: the API server puts them into the message of its Status.
+//! One request in, one answer out: authorization and dispatch.
 
-use bytes::Bytes;
 use futures::StreamExt;
 use http::header::CONTENT_TYPE;
-use http::response::Builder;
 use http::{Request, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::answer::{Answer, finish, full, json, not_found, text};
 use super::identity::Caller;
 use super::log_stream::{Exit, LogStream, QUEUE_CHUNKS};
 use super::route::{NoRoute, Route, Target};
 use super::{Context, exec, metrics, port_forward, query, stats};
-use crate::pods::LookupError;
-
-pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
-pub type Answer = Response<Body>;
 
 /// Answers a request of a caller whose certificate has been verified.
 pub async fn answer(context: Context, caller: &Caller, request: Request<Incoming>) -> Answer {
@@ -110,41 +102,4 @@ async fn container_logs(context: Context, target: &Target, query: Option<&str>) 
             text(StatusCode::INTERNAL_SERVER_ERROR, message)
         }
     }
-}
-
-/// Why there is no such container, in the kubelet's words and with its code.
-pub fn not_found(error: &LookupError) -> Answer {
-    let status = if error.is_not_found() { StatusCode::NOT_FOUND } else { StatusCode::BAD_REQUEST };
-    text(status, error.to_string())
-}
-
-/// A text that ends with the body.
-pub fn text(status: StatusCode, text: impl Into<String>) -> Answer {
-    let answer = Response::builder().status(status).header(CONTENT_TYPE, "text/plain; charset=utf-8");
-    finish(answer, full(text.into()))
-}
-
-fn json(value: &impl Serialize) -> Answer {
-    match serde_json::to_vec(value) {
-        Ok(bytes) => finish(Response::builder().header(CONTENT_TYPE, "application/json"), full(bytes)),
-        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("encode the answer: {error}")),
-    }
-}
-
-pub fn empty() -> Body {
-    full(Bytes::new())
-}
-
-fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never: std::convert::Infallible| match never {}).boxed_unsync()
-}
-
-/// Headers that we write ourselves are always valid; if not, that is our error and said so.
-pub fn finish(answer: Builder, body: Body) -> Answer {
-    answer.body(body).unwrap_or_else(|error| {
-        tracing::error!(%error, "an answer of the kubelet API is malformed");
-        let mut answer = Response::new(empty());
-        *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-        answer
-    })
 }

@@ -5,17 +5,10 @@
 
 use jiff::Timestamp;
 
-use super::query::LogOptions;
+use super::query::{LogOptions, Stream};
 
 #[cfg(test)]
 mod tests;
-
-/// Where a container wrote to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
-    Stdout,
-    Stderr,
-}
 
 /// One line of a log file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

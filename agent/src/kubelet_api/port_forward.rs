@@ -1,57 +1,30 @@
 //! Connections into a pod's network namespace, over a WebSocket.
 //!
 //! In: a request for a pod and ports. Out: two channels per port, data (even) and error (odd), each opened with the port in
-//! little-endian order. The connection goes to the loopback inside the pod; for a pod in the node's network, to the node's.
-//! What does not connect is said on the error channel. So much for the `channel.k8s.io` protocols; kubectl's, which opens
-//! connections as it needs them, is `tunnel`.
-
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::path::PathBuf;
-use std::time::Duration;
+//! little-endian order. What does not connect is said on the error channel. So much for the `channel.k8s.io` protocols;
+//! kubectl's, which opens connections as it needs them, is `tunnel`.
 
 use futures::{SinkExt, StreamExt};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
-use linux::netns::Netns;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Context;
+use super::answer::{Answer, text};
 use super::channels::{self, Input, Protocol};
 use super::frames;
-use super::handler::{Answer, text};
+use super::place::Place;
 use super::query;
 use super::route::Target;
 use super::tunnel;
 use super::websocket::{self, Receiver, Sender, Socket};
 
-#[cfg(test)]
-pub(super) mod tests;
-
 /// Frames that wait for the client, over all ports.
 const QUEUE_FRAMES: usize = 8;
-/// Longest wait for a connection inside the pod.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Where connections of a pod are made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Network {
-    Node,
-    Pod(PathBuf),
-}
-
-/// A pod as connections are made into it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// Namespace and name, for messages.
-    pod: String,
-    network: Network,
-}
 
 /// What a client may ask to speak, the preferred first.
 #[derive(Debug, Clone, Copy)]
@@ -76,28 +49,15 @@ pub fn forward(context: Context, target: &Target, request: Request<Incoming>) ->
         Err(_) if is_tunnel => Vec::new(),
         Err(error) => return text(StatusCode::BAD_REQUEST, error.to_string()),
     };
-    let Some(network) = network_of(&context, target) else {
+    let Some(place) = Place::find(&context, target) else {
         return text(StatusCode::NOT_FOUND, format!("pod \"{}\" does not exist", target.pod));
     };
-    let place = Place { pod: format!("{}/{}", target.namespace, target.pod), network };
     websocket::upgrade(request, SPOKEN, move |socket, spoken| async move {
         match spoken {
             Spoken::Tunnel => tunnel::serve(socket, place).await,
             Spoken::Channels(protocol) => serve(socket, protocol, &place, &ports).await,
         }
     })
-}
-
-fn network_of(context: &Context, target: &Target) -> Option<Network> {
-    if let Some(path) = context.pods.sandbox_netns(&target.namespace, &target.pod) {
-        return Some(Network::Pod(path));
-    }
-    let own = |pod: &k8s_openapi::api::core::v1::Pod| {
-        pod.metadata.namespace.as_deref() == Some(&target.namespace)
-            && pod.metadata.name.as_deref() == Some(&target.pod)
-            && pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
-    };
-    context.pods.list().iter().any(|pod| own(pod)).then_some(Network::Node)
 }
 
 async fn serve(socket: Socket, protocol: Protocol, place: &Place, ports: &[u16]) {
@@ -108,7 +68,7 @@ async fn serve(socket: Socket, protocol: Protocol, place: &Place, ports: &[u16])
     // At most 16 ports: two channels for each fit into a byte.
     for (data_channel, port) in (0_u8..).step_by(2).zip(ports) {
         let connected = place.connect(*port).await;
-        let failure = connected.as_ref().err().map(|error| failure_text(place, *port, error));
+        let failure = connected.as_ref().err().map(|error| place.failure_text(*port, error));
         if open_channels(&mut sink, data_channel, *port, failure).await.is_err() {
             return;
         }
@@ -138,38 +98,6 @@ async fn open_channels(
         sink.send(Message::Binary(channels::encode(data_channel + 1, failure.as_bytes()))).await?;
     }
     Ok(())
-}
-
-impl Place {
-    #[cfg(test)]
-    pub fn node() -> Self {
-        Self { pod: "default/p".to_owned(), network: Network::Node }
-    }
-
-    /// Connects to a port on the loopback of the pod. Only the socket is made inside of the pod, on a thread that may block:
-    /// it stays there, so that the wait for the connection holds no thread.
-    pub async fn connect(&self, port: u16) -> io::Result<TcpStream> {
-        let socket = match self.network.clone() {
-            Network::Node => TcpSocket::new_v4()?,
-            Network::Pod(path) => {
-                let making = tokio::task::spawn_blocking(move || {
-                    let netns = Netns::open(&path).map_err(io::Error::other)?;
-                    netns.run(TcpSocket::new_v4).map_err(io::Error::other)?
-                });
-                making.await.map_err(io::Error::other)??
-            }
-        };
-        let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
-        timeout(CONNECT_TIMEOUT, socket.connect(address))
-            .await
-            .map_err(|_elapsed| io::Error::new(io::ErrorKind::TimedOut, "connection timed out"))?
-    }
-}
-
-/// Why a port is not forwarded, for the client.
-pub fn failure_text(place: &Place, port: u16, error: &io::Error) -> String {
-    tracing::debug!(pod = place.pod, port, %error, "forward a port");
-    format!("error forwarding port {port} to pod {}: {error}", place.pod)
 }
 
 /// Ends when all copies have ended, and closes the socket then.

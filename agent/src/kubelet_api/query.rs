@@ -5,13 +5,18 @@
 
 use jiff::Timestamp;
 
-use super::log_format::Stream;
-
 #[cfg(test)]
 mod tests;
 
 /// Ports of one port-forward request.
 const MAX_PORTS: usize = 16;
+
+/// Where a container wrote to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
 
 /// Which part of a log is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -33,7 +33,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::frames;
-use super::port_forward::{Place, failure_text};
+use super::place::Place;
 use super::spdy::{self, Decoder, Frame, HeaderWriter, Headers, Reset};
 use super::websocket::Socket;
 
@@ -324,7 +324,7 @@ impl Session {
         let slowest = connected.min_by_key(|(stream, _)| stream.room.available_permits());
         let Some(pair) = slowest.map(|(_, connection)| connection.pair) else { return };
         let error = io::Error::new(io::ErrorKind::TimedOut, "the port takes no data");
-        let text = failure_text(&self.place, pair.port, &error);
+        let text = self.place.failure_text(pair.port, &error);
         self.send(spdy::data(pair.error, text.as_bytes())).await;
         self.drop_stream(pair.data).await;
         self.send(spdy::reset(pair.data, Reset::Cancel)).await;
@@ -376,7 +376,7 @@ async fn forward(
     match place.connect(pair.port).await {
         Ok(stream) => copy(stream, pair.data, pieces, sender).await,
         Err(error) => {
-            let text = failure_text(place, pair.port, &error);
+            let text = place.failure_text(pair.port, &error);
             send(spdy::data(pair.error, text.as_bytes())).await;
         }
     }

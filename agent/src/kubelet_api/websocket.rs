@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-use super::handler::{Answer, text};
+use super::answer::{self, Answer, text};
 
 /// Largest message that a client may send; kubectl sends 32 KiB.
 const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -86,7 +86,7 @@ where
         .header(UPGRADE, "websocket")
         .header(SEC_WEBSOCKET_ACCEPT, agreement.accept)
         .header(SEC_WEBSOCKET_PROTOCOL, agreement.protocol_name);
-    super::handler::finish(answer, super::handler::empty())
+    answer::finish(answer, answer::empty())
 }
 
 /// Whether a client offers a protocol.

@@ -1,7 +1,6 @@
 use jiff::Timestamp;
 
-use super::super::log_format::Stream;
-use super::{LogOptions, StreamOptions, log_options, ports, stream_options};
+use super::{LogOptions, Stream, StreamOptions, log_options, ports, stream_options};
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("time")

@@ -4,7 +4,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::kubelet_api::port_forward::tests::silent_port;
+use crate::kubelet_api::place::tests::silent_port;
 
 const LIMIT: Duration = Duration::from_secs(5);
 const LONG: &[u8] = &[7; spdy::MAX_DATA_BYTES];
