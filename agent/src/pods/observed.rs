@@ -248,6 +248,34 @@ pub struct Observed {
 static NO_SPEC: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
 
 impl Observed {
+    /// A pod of which nothing has been done yet.
+    pub fn new(pod: Arc<Pod>, node: Arc<NodeFacts>, accepted_at: Timestamp) -> Observed {
+        Observed {
+            pod,
+            gone: false,
+            node,
+            rejected: None,
+            accepted_at,
+            sandboxes: Vec::new(),
+            sandbox_creating: false,
+            sandbox_busy: BTreeSet::new(),
+            sandbox_retry_at: None,
+            records: Vec::new(),
+            busy: BTreeMap::new(),
+            removing: BTreeSet::new(),
+            images: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            backoffs: BTreeMap::new(),
+            announced: BTreeSet::new(),
+            probes: BTreeMap::new(),
+            volumes: VolumeState::Unknown,
+            cgroup_removed: false,
+            status_written: false,
+            deleting_object: false,
+            cleanup_retry_at: None,
+        }
+    }
+
     /// The pod's spec.
     pub fn spec(&self) -> &PodSpec {
         self.pod.spec.as_ref().unwrap_or(&NO_SPEC)

@@ -11,7 +11,6 @@ mod ends;
 mod records;
 mod volumes;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -124,28 +123,9 @@ impl Worker {
             startup,
             writer: StatusWriter::new(&begin.pod),
             observed: Observed {
-                pod: begin.pod,
                 gone: begin.gone,
-                node: site.node.clone(),
                 rejected: begin.rejected,
-                accepted_at: Timestamp::now(),
-                sandboxes: Vec::new(),
-                sandbox_creating: false,
-                sandbox_busy: BTreeSet::new(),
-                sandbox_retry_at: None,
-                records: Vec::new(),
-                busy: BTreeMap::new(),
-                removing: BTreeSet::new(),
-                images: BTreeMap::new(),
-                failures: BTreeMap::new(),
-                backoffs: BTreeMap::new(),
-                announced: BTreeSet::new(),
-                probes: BTreeMap::new(),
-                volumes: VolumeState::Unknown,
-                cgroup_removed: false,
-                status_written: false,
-                deleting_object: false,
-                cleanup_retry_at: None,
+                ..Observed::new(begin.pod, site.node.clone(), Timestamp::now())
             },
             site,
             registry,

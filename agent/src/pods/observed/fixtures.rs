@@ -1,6 +1,5 @@
 //! Snapshots for tests: a pod from JSON, and what the runtime has of it, said in few words.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -33,34 +32,9 @@ pub fn fresh(spec: Value) -> Observed {
 /// A pod of which nothing has been done.
 pub fn with_pod(pod: Value) -> Observed {
     let pod: Pod = serde_json::from_value(pod).unwrap();
-    Observed {
-        pod: Arc::new(pod),
-        gone: false,
-        node: Arc::new(NodeFacts {
-            name: "n1".into(),
-            ips: vec!["10.0.0.1".parse().unwrap()],
-            memory: 1 << 30,
-        }),
-        rejected: None,
-        accepted_at: at(0),
-        sandboxes: Vec::new(),
-        sandbox_creating: false,
-        sandbox_busy: BTreeSet::new(),
-        sandbox_retry_at: None,
-        records: Vec::new(),
-        busy: BTreeMap::new(),
-        removing: BTreeSet::new(),
-        images: BTreeMap::new(),
-        failures: BTreeMap::new(),
-        backoffs: BTreeMap::new(),
-        announced: BTreeSet::new(),
-        probes: BTreeMap::new(),
-        volumes: VolumeState::Unknown,
-        cgroup_removed: false,
-        status_written: true,
-        deleting_object: false,
-        cleanup_retry_at: None,
-    }
+    let node =
+        NodeFacts { name: "n1".into(), ips: vec!["10.0.0.1".parse().unwrap()], memory: 1 << 30 };
+    Observed { status_written: true, ..Observed::new(Arc::new(pod), Arc::new(node), at(0)) }
 }
 
 impl Observed {
