@@ -49,6 +49,8 @@ pub struct Context {
     pub runtime: runtime::Runtime,
     /// Services, for environments.
     pub services: crate::services::Cache,
+    /// Told before a pod is stopped.
+    pub departures: crate::services::Departures,
     /// Takes Events.
     pub recorder: Recorder,
     /// Takes what is measured.

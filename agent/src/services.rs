@@ -1,10 +1,11 @@
 //! Services: what pods learn of them by environment variables, and what the dataplane does for them.
 //!
-//! In: watches of Services and EndpointSlices. Out: [`Cache`], a snapshot for whoever builds an environment, and writes to the
+//! In: watches of Services and EndpointSlices, and what the node knows of the end of its own pods ([`Departures`]). Out: [`Cache`], a snapshot for whoever builds an environment, and writes to the
 //! dataplane. `convert` reads API objects, `plan` decides (pure), `proxy` owns the one task that watches and writes.
 //! Session affinity is not honoured yet (said once per Service), IPv6 endpoints are skipped.
 
 mod convert;
+mod departures;
 pub mod environment;
 pub mod plan;
 mod proxy;
@@ -17,6 +18,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use departures::{Departures, Unheard};
+pub use plan::Departure;
 pub use table::{Entry, EntryPort, ServiceTable};
 
 use crate::events::Recorder;
@@ -94,7 +97,8 @@ fn cache() -> (CacheWriter, Cache) {
 }
 
 /// Starts the task that owns Services on this node.
-pub fn start(context: Context) -> (Cache, JoinHandle<()>) {
+pub fn start(context: Context) -> (Cache, Departures, JoinHandle<()>) {
     let (writer, cache) = cache();
-    (cache, tokio::spawn(proxy::run(context, writer)))
+    let (departures, notices) = departures::channel();
+    (cache, departures, tokio::spawn(proxy::run(context, writer, notices)))
 }

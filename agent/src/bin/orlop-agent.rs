@@ -116,7 +116,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         shutdown: shutdown.clone(),
     });
     tasks.extend(node_tasks);
-    let (service_cache, service_task) = services::start(services::Context {
+    let (service_cache, departures, service_task) = services::start(services::Context {
         client: client.clone(),
         node_name: settings.node_name.clone(),
         node_addresses: uplinks.addresses.clone(),
@@ -150,6 +150,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         client,
         runtime: runtime.clone(),
         services: service_cache,
+        departures,
         recorder: recorder.clone(),
         metrics: metrics.clone(),
         settings: settings.clone(),

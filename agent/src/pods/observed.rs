@@ -12,6 +12,7 @@ use runtime::{ContainerId, ContainerState, ContainerStatus, SandboxState, Sandbo
 
 use super::backoff::Backoff;
 use super::labels;
+use crate::services::Departure;
 
 #[cfg(test)]
 pub mod fixtures;
@@ -235,6 +236,10 @@ pub struct Observed {
     pub probes: BTreeMap<String, ProbeState>,
     /// Where its volumes are.
     pub volumes: VolumeState,
+    /// What the services of this node were told of its end.
+    pub left_services: Option<Departure>,
+    /// They are being told.
+    pub leaving_services: bool,
     /// Its control group is removed.
     pub cgroup_removed: bool,
     /// The API server has the status that this snapshot leads to, as far as this process knows.
@@ -269,6 +274,8 @@ impl Observed {
             announced: BTreeSet::new(),
             probes: BTreeMap::new(),
             volumes: VolumeState::Unknown,
+            left_services: None,
+            leaving_services: false,
             cgroup_removed: false,
             status_written: false,
             deleting_object: false,

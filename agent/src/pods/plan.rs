@@ -7,8 +7,8 @@
 //!                         │  in order; then all containers; restarts with back-off │  then volumes and control group;
 //!                         │                                                        │  records stay for status and logs
 //!                         └──────── deletionTimestamp, or the object is gone ──────┴──▶ Deleting
-//!                                   stop (preStop, signal, kill after the grace), sandbox, volumes, remove everything,
-//!                                   and when the last status is written: delete the object (grace 0, uid precondition)
+//!                                   leave the Services, stop (preStop, signal, kill after the grace), sandbox, volumes,
+//!                                   remove everything, and when the last status is written: delete the object (grace 0, uid precondition)
 //! ```
 //! Each step is planned only when the one before it is done, as the snapshot shows it; so a killed agent goes on where it was. A step that
 //! fails is planned again after a named delay: the snapshot carries it.
@@ -22,6 +22,7 @@ use runtime::{ContainerId, SandboxId};
 use super::backoff::{after, go_duration};
 use super::observed::{ImageState, Observed, Operation, ProbeFailure, Record, VolumeState};
 use super::{labels, resources, status};
+use crate::services::Departure;
 
 mod ending;
 
@@ -58,6 +59,11 @@ pub enum Action {
         restarts: u32,
         /// When the one before it ended: the delay before the next restart grows.
         failed_at: Option<Timestamp>,
+    },
+    /// Take the pod off the Services of this node; it takes no new connections from here on, and none at all once it is gone.
+    LeaveServices {
+        /// How far its end has come.
+        stage: Departure,
     },
     /// preStop hook, signal, and kill at the end of the grace.
     StopContainer {
@@ -391,7 +397,11 @@ impl<'a> Pass<'a> {
 
     /// Stops everything, in order; true when nothing runs and nothing is mounted any more.
     fn end(&mut self, grace: i64) -> bool {
-        if !self.stop_containers(grace) || self.observed.sandbox_creating || !self.stop_sandboxes(|_| true) {
+        if !self.leave_services()
+            || !self.stop_containers(grace)
+            || self.observed.sandbox_creating
+            || !self.stop_sandboxes(|_| true)
+        {
             return false;
         }
         match self.observed.volumes {
@@ -402,6 +412,22 @@ impl<'a> Pass<'a> {
                 false
             }
         }
+    }
+
+    /// True when the services of this node know how far the pod's end has come: before the first signal, and before the address is free.
+    fn leave_services(&mut self) -> bool {
+        let observed = self.observed;
+        let runs = observed.records.iter().any(Record::is_live)
+            || observed.busy.values().any(|operation| *operation == Operation::Start);
+        let stage = if runs { Departure::Terminating } else { Departure::Gone };
+        let has_address = observed.sandboxes.iter().any(|sandbox| !sandbox.settled);
+        if !has_address || observed.left_services >= Some(stage) {
+            return true;
+        }
+        if !observed.leaving_services {
+            self.actions.push(Action::LeaveServices { stage });
+        }
+        false
     }
 
     /// Stops the containers, and after them the sidecars from the last to the first; true when none is left.

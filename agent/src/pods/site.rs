@@ -28,6 +28,8 @@ pub struct Site {
     pub runtime: runtime::Runtime,
     /// Services, for environments.
     pub services: crate::services::Cache,
+    /// Told before a pod is stopped.
+    pub departures: crate::services::Departures,
     /// Events.
     pub recorder: Recorder,
     /// What is measured.
@@ -69,6 +71,7 @@ impl Site {
             client: context.client.clone(),
             runtime: context.runtime.clone(),
             services: context.services.clone(),
+            departures: context.departures.clone(),
             recorder: context.recorder.clone(),
             metrics: context.metrics.clone(),
             objects: objects::Cache::new(context.client.clone()),

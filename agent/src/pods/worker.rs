@@ -38,6 +38,7 @@ use super::status_writer::{StatusWriter, WriteEnd};
 use super::volumes::{KeptTokens, Prepared};
 use crate::api::chain;
 use crate::events::EventType;
+use crate::services::{Departure, Unheard};
 
 /// Messages that wait for a pod's task; the sender waits when there are more.
 pub const INBOX: usize = 256;
@@ -83,6 +84,7 @@ enum Done {
     Image { container: String, result: Result<(), ImageFailure> },
     Sandbox(Result<SandboxId, String>),
     Started { container: String, id: Option<ContainerId>, result: Result<(), StartFailure> },
+    LeftServices { stage: Departure, result: Result<(), Unheard> },
     Stopped { container: String, id: ContainerId, result: Result<(), String> },
     Removed { container: String, id: ContainerId, result: Result<(), String> },
     SandboxStopped { id: SandboxId, result: Result<(), String> },
@@ -331,6 +333,13 @@ impl Worker {
                     self.observed.backoffs.insert(container.clone(), Backoff::next(before, failed_at, now));
                 }
                 self.start_container(container, sandbox, restarts);
+            }
+            Action::LeaveServices { stage } => {
+                self.observed.leaving_services = true;
+                let (departures, pod) = (self.site.departures.clone(), self.names().uid.to_owned());
+                self.operations.spawn(async move {
+                    Done::LeftServices { stage, result: departures.tell(pod, stage).await }
+                });
             }
             Action::StopContainer { container, id, grace, cause } => {
                 let running = self.observed.records.iter().any(|r| r.status.id == id && r.is_running());

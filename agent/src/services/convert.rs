@@ -61,6 +61,7 @@ pub fn service(object: &ApiService) -> (Service, Vec<String>) {
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy: policy(spec.external_traffic_policy.as_deref()),
         affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
+        publish_not_ready: spec.publish_not_ready_addresses == Some(true),
         ..Service::default()
     };
     if spec.type_.as_deref() == Some("ExternalName") || spec.cluster_ip.as_deref() == Some(HEADLESS) {
@@ -171,22 +172,40 @@ fn one_endpoint(endpoint: &ApiEndpoint, node_name: &str, problems: &mut Vec<Stri
         problems.push(format!("endpoints: \"{text}\" is not an IPv4 address"));
         return None;
     };
+    let (usable, departing) = usable(endpoint);
+    // A pod elsewhere ends without this node's knowledge: its uid is not worth its bytes.
+    let may_be_here = endpoint.node_name.as_deref().is_none_or(|node| node == node_name);
     Some(Endpoint {
         address,
-        usable: usable(endpoint),
+        usable,
+        departing,
         local: endpoint.node_name.as_deref() == Some(node_name),
+        pod: pod(endpoint).filter(|_| may_be_here).map(Into::into),
     })
 }
 
-/// Absent conditions mean ready and serving, and not terminating.
-fn usable(endpoint: &ApiEndpoint) -> Usable {
+/// The uid of the pod that an endpoint stands for.
+fn pod(endpoint: &ApiEndpoint) -> Option<&str> {
+    let target = endpoint.target_ref.as_ref()?;
+    target.uid.as_deref().filter(|uid| target.kind.as_deref() == Some("Pod") && !uid.is_empty())
+}
+
+/// Whether traffic may go there, by the slice and once the pod is being ended. Absent conditions mean ready and serving, and
+/// not terminating; a slice that says terminating knows already.
+fn usable(endpoint: &ApiEndpoint) -> (Usable, Usable) {
     let conditions = endpoint.conditions.as_ref();
     let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
     let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(true);
     let terminating = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
-    match (ready, serving && terminating) {
+    let usable = match (ready, serving && terminating) {
         (true, _) => Usable::Ready,
         (false, true) => Usable::Fallback,
         (false, false) => Usable::No,
-    }
+    };
+    let departing = match (terminating, serving) {
+        (true, _) => usable,
+        (false, true) => usable.min(Usable::Fallback),
+        (false, false) => Usable::No,
+    };
+    (usable, departing)
 }

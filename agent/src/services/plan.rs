@@ -2,7 +2,7 @@
 //!
 //! In: Services and their EndpointSlices as plain values. Out: [`Change`]s since the last call. The rules are kube-proxy's:
 //! ready endpoints; if there are none, those that still serve while they terminate; with a Local policy only this node's.
-//! An address and port that two Services claim belongs to the older one (then to the lower name), whatever the order in
+//! What the node itself knows of the end of its own pods ([`Departure`]) counts before the slices say so. An address and port that two Services claim belongs to the older one (then to the lower name), whatever the order in
 //! which they became known; the other one is reported.
 
 use core::net::{Ipv4Addr, SocketAddrV4};
@@ -10,6 +10,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use dataplane::{Frontend, Protocol};
+
+mod departed;
+
+use departed::Departed;
 
 #[cfg(test)]
 mod tests;
@@ -50,6 +54,8 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// ClientIP affinity was asked for.
     pub affinity: bool,
+    /// Its endpoints count as ready whatever their pods are, also while those terminate.
+    pub publish_not_ready: bool,
 }
 
 /// A port of a Service.
@@ -69,6 +75,13 @@ pub struct Slice {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl Slice {
+    /// The pods that it names, where those may be this node's.
+    fn pods(&self) -> impl Iterator<Item = &Box<str>> {
+        self.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref())
+    }
+}
+
 /// A port of an EndpointSlice: named target ports are resolved here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlicePort {
@@ -82,8 +95,12 @@ pub struct SlicePort {
 pub struct Endpoint {
     pub address: Ipv4Addr,
     pub usable: Usable,
+    /// The same once its pod is being ended, before the slice says so.
+    pub departing: Usable,
     /// On this node.
     pub local: bool,
+    /// The uid of the pod behind it, where that may be one of this node.
+    pub pod: Option<Box<str>>,
 }
 
 /// Whether an endpoint takes traffic; a larger value wins when slices disagree.
@@ -93,6 +110,15 @@ pub enum Usable {
     /// Serving and terminating: only when nothing is ready.
     Fallback,
     Ready,
+}
+
+/// How far a pod of this node has come to its end, as the node knows it; a later stage is larger. Nothing leads back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Departure {
+    /// It is about to be stopped: as an endpoint that its slice calls terminating.
+    Terminating,
+    /// None of its containers runs: nobody is sent to it.
+    Gone,
 }
 
 /// What to do to the dataplane.
@@ -131,6 +157,9 @@ pub struct Planner {
     slices: HashMap<Key, BTreeMap<String, Slice>>,
     /// The Service of each slice.
     slice_service: HashMap<Key, Key>,
+    /// The slices that name a pod, by its uid.
+    pod_slices: HashMap<Box<str>, BTreeSet<Key>>,
+    departed: Departed,
     dirty: BTreeSet<Key>,
     /// What each Service wants.
     wanted: HashMap<Key, (i64, Lists)>,
@@ -174,8 +203,12 @@ impl Planner {
         }
         let slices = self.slices.entry(service.clone()).or_default();
         if slices.get(&slice_key.name) != Some(&slice) {
-            slices.insert(slice_key.name.clone(), slice);
+            for pod in slice.pods() {
+                self.pod_slices.entry(pod.clone()).or_default().insert(slice_key.clone());
+            }
+            let before = slices.insert(slice_key.name.clone(), slice);
             self.dirty.insert(service.clone());
+            self.forget_pods(&slice_key, &service, before);
         }
         self.slice_service.insert(slice_key, service);
     }
@@ -183,12 +216,36 @@ impl Planner {
     pub fn remove_slice(&mut self, slice_key: &Key) {
         let Some(service) = self.slice_service.remove(slice_key) else { return };
         if let Some(slices) = self.slices.get_mut(&service) {
-            slices.remove(&slice_key.name);
+            let before = slices.remove(&slice_key.name);
             if slices.is_empty() {
                 self.slices.remove(&service);
             }
+            self.forget_pods(slice_key, &service, before);
         }
         self.dirty.insert(service);
+    }
+
+    /// Takes a slice from the index of pods, for those that it names no more.
+    fn forget_pods(&mut self, slice_key: &Key, service: &Key, before: Option<Slice>) {
+        let now = self.slices.get(service).and_then(|slices| slices.get(&slice_key.name));
+        let kept: HashSet<&str> = now.into_iter().flat_map(Slice::pods).map(|pod| &**pod).collect();
+        for pod in before.iter().flat_map(Slice::pods).filter(|pod| !kept.contains(&***pod)) {
+            if let Some(slices) = self.pod_slices.get_mut(pod) {
+                slices.remove(slice_key);
+                if slices.is_empty() {
+                    self.pod_slices.remove(pod);
+                }
+            }
+        }
+    }
+
+    /// A pod of this node comes to its end. A stage before the one that is known changes nothing.
+    pub fn depart(&mut self, pod: &str, stage: Departure) {
+        let changed = self.departed.put(pod, stage);
+        for pod in changed.into_iter().flatten() {
+            let slices = self.pod_slices.get(&pod).into_iter().flatten();
+            self.dirty.extend(slices.filter_map(|slice| self.slice_service.get(slice)).cloned());
+        }
     }
 
     /// Removes the slices that a full list did not show.
@@ -249,7 +306,7 @@ impl Planner {
     fn update_claims(&mut self, key: Key, touched: &mut BTreeSet<Frontend>) {
         let next = self.services.get(&key).map(|service| {
             let slices = self.slices.get(&key).into_iter().flat_map(BTreeMap::values);
-            (service.created, frontends(service, slices, &self.node_addresses))
+            (service.created, frontends(service, slices, &self.departed, &self.node_addresses))
         });
         let before = self.wanted.remove(&key);
         if let Some((created, lists)) = &before {
@@ -287,11 +344,13 @@ impl Planner {
 pub fn frontends<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a Slice> + Clone,
+    departed: &Departed,
     node_addresses: &[Ipv4Addr],
 ) -> Lists {
     let mut lists = Lists::new();
     for port in &service.ports {
-        let endpoints = merge(port, slices.clone());
+        let now = |endpoint: &Endpoint| departed.usable(endpoint, service.publish_not_ready);
+        let endpoints = merge(port, slices.clone(), now);
         let internal = choose(&endpoints, service.internal_policy);
         let external = choose(&endpoints, service.external_policy);
         let at = |address: Ipv4Addr, number: u16| Frontend { address, port: number, protocol: port.protocol };
@@ -309,8 +368,12 @@ pub fn frontends<'a>(
     lists
 }
 
-/// The endpoints of one port, over all slices.
-fn merge<'a>(port: &Port, slices: impl Iterator<Item = &'a Slice>) -> BTreeMap<SocketAddrV4, (Usable, bool)> {
+/// The endpoints of one port, over all slices, by what each is worth now.
+fn merge<'a>(
+    port: &Port,
+    slices: impl Iterator<Item = &'a Slice>,
+    now: impl Fn(&Endpoint) -> Usable,
+) -> BTreeMap<SocketAddrV4, (Usable, bool)> {
     let mut merged = BTreeMap::new();
     for slice in slices {
         let same =
@@ -319,7 +382,7 @@ fn merge<'a>(port: &Port, slices: impl Iterator<Item = &'a Slice>) -> BTreeMap<S
             for endpoint in &slice.endpoints {
                 let address = SocketAddrV4::new(endpoint.address, target.port);
                 let (usable, local) = merged.entry(address).or_insert((Usable::No, false));
-                *usable = endpoint.usable.max(*usable);
+                *usable = now(endpoint).max(*usable);
                 *local |= endpoint.local;
             }
         }

@@ -1,4 +1,4 @@
-//! The task that owns Services: two watches in, the cache and the dataplane out.
+//! The task that owns Services: two watches and the ends of this node's pods in, the cache and the dataplane out.
 //!
 //! ```text
 //! Syncing --both watches listed once--> Running --every change--> Running
@@ -6,7 +6,8 @@
 //! While Syncing the dataplane keeps what an earlier agent left: connections go on being translated, and nothing is refused
 //! because its slices have not been listed yet. On the way to Running everything wanted is written, then what nobody wants
 //! is removed. Running writes what changed. What the dataplane refuses is told as an event and tried again after
-//! [`RETRY`]; other Services go on.
+//! [`RETRY`]; other Services go on. Who ends a pod is answered once the dataplane was written: while Syncing it may still
+//! hold what an earlier agent wrote, so nobody is answered then.
 
 use std::collections::{BTreeSet, HashSet};
 use std::pin::pin;
@@ -19,8 +20,10 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use super::departures::Notice;
 use super::plan::{Change, Changes, Key, Planner};
 use super::{CacheWriter, Context, convert};
 use crate::api::{Backoff, chain};
@@ -43,6 +46,8 @@ struct Proxy {
     /// Frontends whose last write failed.
     failed: BTreeSet<Frontend>,
     retry_at: Option<Instant>,
+    /// Those who end a pod and wait for the next write: at most one for each pod, since each gives up in time.
+    waiting: Vec<oneshot::Sender<()>>,
 }
 
 /// Which objects the current full list has shown, and whether there was a full list at all.
@@ -53,7 +58,7 @@ struct Listing {
 }
 
 /// Runs until shutdown.
-pub async fn run(context: Context, cache: CacheWriter) {
+pub async fn run(context: Context, cache: CacheWriter, notices: mpsc::Receiver<Notice>) {
     let config = watcher::Config::default();
     let services: Api<ApiService> = Api::all(context.client.clone());
     let slices: Api<EndpointSlice> = Api::all(context.client.clone());
@@ -70,11 +75,12 @@ pub async fn run(context: Context, cache: CacheWriter) {
         running: false,
         failed: BTreeSet::new(),
         retry_at: None,
+        waiting: Vec::new(),
     };
     // Cancel-safe: between two polls all state is in the maps, which the next agent adopts.
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = proxy.watch(services, slices) => {}
+        () = proxy.watch(services, slices, notices) => {}
     }
 }
 
@@ -83,11 +89,13 @@ impl Proxy {
         mut self,
         mut services: impl Stream<Item = Watched<ApiService>> + Unpin,
         mut slices: impl Stream<Item = Watched<EndpointSlice>> + Unpin,
+        mut notices: mpsc::Receiver<Notice>,
     ) {
         loop {
             let retry_at = self.retry_at;
-            // `next` takes an item only when it returns it, and a timer has nothing to lose: each arm is cancel-safe.
+            // `next` and `recv` take an item only when they return it, and a timer has nothing to lose: each arm is cancel-safe.
             tokio::select! {
+                Some(notice) = notices.recv() => self.on_departure(notice),
                 Some(event) = services.next() => self.on_service(event),
                 Some(event) = slices.next() => self.on_slice(event),
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
@@ -97,7 +105,9 @@ impl Proxy {
                 else => return,
             }
             for _ in 0..BATCH_EVENTS {
-                if let Some(Some(event)) = services.next().now_or_never() {
+                if let Ok(notice) = notices.try_recv() {
+                    self.on_departure(notice);
+                } else if let Some(Some(event)) = services.next().now_or_never() {
                     self.on_service(event);
                 } else if let Some(Some(event)) = slices.next().now_or_never() {
                     self.on_slice(event);
@@ -106,6 +116,24 @@ impl Proxy {
                 }
             }
             self.flush();
+            self.answer();
+        }
+    }
+
+    fn on_departure(&mut self, notice: Notice) {
+        let Notice { pod, stage, applied } = notice;
+        self.planner.depart(&pod, stage);
+        self.waiting.retain(|waiting| !waiting.is_closed());
+        self.waiting.push(applied);
+    }
+
+    /// Tells those who end pods that the dataplane follows. What it refused has been reported and does not hold them up.
+    fn answer(&mut self) {
+        if self.running || self.context.dataplane.is_none() {
+            for waiting in self.waiting.drain(..) {
+                // One that gave up in the meantime has gone on without the answer.
+                let _gave_up = waiting.send(());
+            }
         }
     }
 

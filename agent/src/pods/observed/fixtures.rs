@@ -11,6 +11,7 @@ use runtime::{
 use serde_json::{Value, json};
 
 use super::{ImageState, NodeFacts, Observed, Record, Sandbox, VolumeState};
+use crate::services::Departure;
 
 /// Seconds after the beginning of the test's time.
 pub fn at(seconds: i64) -> Timestamp {
@@ -32,8 +33,7 @@ pub fn fresh(spec: Value) -> Observed {
 /// A pod of which nothing has been done.
 pub fn with_pod(pod: Value) -> Observed {
     let pod: Pod = serde_json::from_value(pod).unwrap();
-    let node =
-        NodeFacts { name: "n1".into(), ips: vec!["10.0.0.1".parse().unwrap()], memory: 1 << 30 };
+    let node = NodeFacts { name: "n1".into(), ips: vec!["10.0.0.1".parse().unwrap()], memory: 1 << 30 };
     Observed { status_written: true, ..Observed::new(Arc::new(pod), Arc::new(node), at(0)) }
 }
 
@@ -105,6 +105,12 @@ impl Observed {
     /// With the images of these containers present.
     pub fn images(mut self, names: &[&str]) -> Observed {
         self.images.extend(names.iter().map(|name| ((*name).to_owned(), ImageState::Present)));
+        self
+    }
+
+    /// The services of the node know that nothing of it runs.
+    pub fn left_services(mut self) -> Observed {
+        self.left_services = Some(Departure::Gone);
         self
     }
 

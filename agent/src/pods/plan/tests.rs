@@ -15,6 +15,7 @@ fn printed(plan: &Plan) -> Vec<String> {
         Action::StartContainer { container, sandbox, restarts, .. } => {
             format!("start {container} #{restarts} in {sandbox}")
         }
+        Action::LeaveServices { stage } => format!("leave services {stage:?}"),
         Action::StopContainer { container, id, grace, cause } => {
             format!("stop {container} {id} {grace}s {cause:?}")
         }
@@ -85,7 +86,8 @@ fn a_created_container_that_never_ran_is_made_again() {
 #[test]
 fn restart_policies() {
     let over = |name: &str, code| {
-        fresh(policy(name)).ready("s").container("a", "1", 0, Some((5, code))).images(&["a"])
+        let over = fresh(policy(name)).ready("s").container("a", "1", 0, Some((5, code)));
+        over.images(&["a"]).left_services()
     };
     check(&over("Always", 0), 9, &["start a #1 in s"]);
     check(&over("OnFailure", 1), 9, &["start a #1 in s"]);
@@ -197,7 +199,8 @@ fn a_failed_init_container_ends_a_pod_that_never_restarts() {
         json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}),
     )
     .ready("s")
-    .container("i", "1", 0, Some((5, 7)));
+    .container("i", "1", 0, Some((5, 7)))
+    .left_services();
     let planned = check(&observed, 9, &["stop sandbox s"]);
     assert_eq!(planned.status.phase.as_deref(), Some("Failed"));
 }
@@ -256,6 +259,37 @@ fn probes_and_new_images_stop_containers() {
     check(&changed, 9, &["stop a 1 30s Changed"]);
 }
 
+#[test]
+fn a_pod_leaves_the_services_before_the_first_signal_and_before_its_address_is_free() {
+    let mut observed = deleting(fresh(one()).ready("s").container("a", "1", 0, None), 30);
+    check(&observed, 9, &["leave services Terminating"]);
+    observed.leaving_services = true;
+    check(&observed, 9, &[]);
+    observed.leaving_services = false;
+    observed.left_services = Some(Departure::Terminating);
+    check(&observed, 9, &["stop a 1 30s PodEnds"]);
+    observed.records[0].status.state = runtime::ContainerState::Exited;
+    check(&observed, 9, &["leave services Gone"]);
+    observed.left_services = Some(Departure::Gone);
+    check(&observed, 9, &["stop sandbox s"]);
+    // One that starts at this moment may still be called for by a Service that wants it early.
+    let mut starting = deleting(fresh(one()).ready("s"), 30);
+    starting.busy.insert("a".into(), Operation::Start);
+    check(&starting, 9, &["leave services Terminating"]);
+    // Nothing of it runs that could be asked, and its address is free: an agent that starts has nobody to tell.
+    observed.left_services = None;
+    observed.sandboxes[0].settled = true;
+    check(&observed, 9, &["remove volumes"]);
+}
+
+#[test]
+fn restarts_and_lost_sandboxes_do_not_leave_the_services() {
+    let mut observed = fresh(one()).ready("s").container("a", "1", 0, Some((5, 137))).images(&["a"]);
+    check(&observed, 9, &["start a #1 in s"]);
+    observed.sandboxes[0].status.state = SandboxState::NotReady;
+    check(&observed, 9, &["stop sandbox s"]);
+}
+
 fn deleting(observed: Observed, grace: i64) -> Observed {
     observed
         .metadata("deletionTimestamp", json!("2023-11-14T22:13:20Z"))
@@ -264,7 +298,8 @@ fn deleting(observed: Observed, grace: i64) -> Observed {
 
 #[test]
 fn deletion_step_by_step() {
-    let mut observed = deleting(fresh(one()).ready("s").container("a", "1", 0, None), 30);
+    let running = fresh(one()).ready("s").container("a", "1", 0, None).left_services();
+    let mut observed = deleting(running, 30);
     check(&observed, 9, &["stop a 1 30s PodEnds"]);
     observed.busy.insert("a".into(), Operation::Stop { by: at(39) });
     check(&observed, 9, &[]);
@@ -312,7 +347,8 @@ fn a_pod_that_was_deleted_before_it_began_leaves_nothing() {
 fn a_pod_that_is_gone_is_ended_with_its_own_grace() {
     let mut observed = fresh(json!({"terminationGracePeriodSeconds": 4, "containers": [{"name": "a"}]}))
         .ready("s")
-        .container("a", "1", 0, None);
+        .container("a", "1", 0, None)
+        .left_services();
     observed.gone = true;
     check(&observed, 9, &["stop a 1 4s PodEnds"]);
 }
@@ -327,7 +363,8 @@ fn sidecars_stop_after_the_containers_and_in_reverse() {
         .ready("s")
         .container("x", "1", 0, None)
         .container("y", "2", 0, None)
-        .container("a", "3", 0, None);
+        .container("a", "3", 0, None)
+        .left_services();
     let mut observed = deleting(running, 5);
     check(&observed, 9, &["stop a 3 5s PodEnds"]);
     observed.records[2].status.state = runtime::ContainerState::Exited;
@@ -339,7 +376,7 @@ fn sidecars_stop_after_the_containers_and_in_reverse() {
 #[test]
 fn the_deadline_ends_a_pod() {
     let spec = json!({"activeDeadlineSeconds": 60, "containers": [{"name": "a"}]});
-    let mut observed = fresh(spec).ready("s").container("a", "1", 0, None);
+    let mut observed = fresh(spec).ready("s").container("a", "1", 0, None).left_services();
     assert_eq!(check(&observed, 59, &[]).wake_at, Some(at(60)));
     let planned = check(&observed, 60, &["stop a 1 30s PodEnds"]);
     assert_eq!(planned.status.reason.as_deref(), Some("DeadlineExceeded"));

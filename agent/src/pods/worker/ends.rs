@@ -44,6 +44,14 @@ impl Worker {
                 self.observed.sandbox_retry_at = Some(after(Timestamp::now(), RETRY_AFTER));
             }
             Done::Started { container, id, result } => self.started(container, id, result),
+            Done::LeftServices { stage, result } => {
+                self.observed.leaving_services = false;
+                self.observed.left_services = Some(stage);
+                if let Err(error) = result {
+                    let pod = self.observed.pod_text();
+                    tracing::warn!(pod, %error, ?stage, "the pod may still get connections, it is ended all the same");
+                }
+            }
             Done::Stopped { container, id, result } => {
                 self.free(&container, |operation| matches!(operation, Operation::Stop { .. }));
                 self.refresh_container(&id);
@@ -174,6 +182,7 @@ impl Worker {
         observed.removing.clear();
         observed.sandbox_busy.clear();
         observed.sandbox_creating = false;
+        observed.leaving_services = false;
         observed.deleting_object = false;
         observed.images.retain(|_, state| *state != ImageState::Pulling);
         observed.cleanup_retry_at = Some(after(Timestamp::now(), RETRY_AFTER));

@@ -2,7 +2,7 @@ use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::super::plan::{Key, TrafficPolicy, Usable};
-use super::{entry, service, slice, slice_service};
+use super::{entry, service, slice, slice_service, usable};
 
 fn api_service(spec: serde_json::Value, status: serde_json::Value) -> ApiService {
     let metadata = serde_json::json!({"name": "web", "namespace": "default", "uid": "u"});
@@ -28,7 +28,7 @@ fn addresses_ports_and_policies() {
     let external: Vec<String> = read.external_ips.iter().map(ToString::to_string).collect();
     assert_eq!(external, ["203.0.113.1", "203.0.113.9"]);
     assert_eq!((read.internal_policy, read.external_policy), (TrafficPolicy::Cluster, TrafficPolicy::Local));
-    assert!(read.affinity);
+    assert!(read.affinity && !read.publish_not_ready);
     assert_eq!((read.ports.len(), read.ports[0].node_port), (1, Some(30080)));
     assert_eq!(
         problems,
@@ -77,10 +77,54 @@ fn conditions_of_endpoints() {
         (Usable::No, false),
     ];
     assert_eq!(states, expected);
+    let departing: Vec<_> = read.endpoints.iter().map(|endpoint| endpoint.departing).collect();
+    use Usable::{Fallback, No};
+    assert_eq!(departing, [Fallback, Fallback, Fallback, No, No]);
     assert_eq!(read.ports.len(), 1);
     assert_eq!(problems, ["endpoints: \"nonsense\" is not an IPv4 address"]);
     assert_eq!(
         slice_service(&object.metadata),
         Some(Key { namespace: "default".into(), name: "web".into() })
     );
+}
+
+#[test]
+fn pods_behind_endpoints_that_may_be_on_this_node() {
+    let target = |kind: &str, uid: &str| serde_json::json!({"kind": kind, "name": "n", "uid": uid});
+    let object: EndpointSlice = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": "web-x", "namespace": "default"},
+        "addressType": "IPv4",
+        "ports": [],
+        "endpoints": [
+            {"addresses": ["10.244.0.1"], "nodeName": "here", "targetRef": target("Pod", "u1")},
+            {"addresses": ["10.244.0.2"], "targetRef": target("Pod", "u2")},
+            {"addresses": ["10.244.0.3"], "nodeName": "there", "targetRef": target("Pod", "u3")},
+            {"addresses": ["10.244.0.4"], "nodeName": "here", "targetRef": target("Node", "u4")},
+            {"addresses": ["10.244.0.5"], "nodeName": "here"},
+        ],
+    }))
+    .expect("a slice");
+    let (read, _) = slice(&object, "here");
+    let pods: Vec<_> = read.endpoints.iter().map(|endpoint| endpoint.pod.as_deref()).collect();
+    assert_eq!(pods, [Some("u1"), Some("u2"), None, None, None]);
+}
+
+#[test]
+fn an_endpoint_that_departs_is_worth_no_more_than_its_slice_says() {
+    // ready, serving, terminating: as it is, and once its pod is being ended.
+    let cases = [
+        ((true, true, false), (Usable::Ready, Usable::Fallback)),
+        ((true, false, false), (Usable::Ready, Usable::No)),
+        ((false, true, false), (Usable::No, Usable::No)),
+        // Of a Service that publishes what is not ready: the slice knows, and says so.
+        ((true, true, true), (Usable::Ready, Usable::Ready)),
+        ((false, true, true), (Usable::Fallback, Usable::Fallback)),
+    ];
+    for ((ready, serving, terminating), expected) in cases {
+        let endpoint = serde_json::from_value(serde_json::json!({
+            "addresses": ["10.244.0.1"],
+            "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+        }));
+        assert_eq!(usable(&endpoint.expect("an endpoint")), expected, "{ready} {serving} {terminating}");
+    }
 }

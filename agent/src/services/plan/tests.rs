@@ -4,8 +4,10 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use dataplane::{Frontend, Protocol};
 use proptest::prelude::*;
 
+use super::departed::{Departed, PODS};
 use super::{
-    Change, Endpoint, Key, Planner, Port, Service, Slice, SlicePort, TrafficPolicy, Usable, frontends,
+    Change, Departure, Endpoint, Key, Planner, Port, Service, Slice, SlicePort, TrafficPolicy, Usable,
+    frontends,
 };
 
 const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 5);
@@ -25,15 +27,28 @@ fn service(ip: u8) -> Service {
 }
 
 fn slice(endpoints: &[(u8, Usable, bool)]) -> Slice {
-    let endpoint = |(last, usable, local): &(u8, Usable, bool)| Endpoint {
-        address: Ipv4Addr::new(10, 244, 0, *last),
-        usable: *usable,
-        local: *local,
-    };
-    Slice {
-        ports: vec![SlicePort { name: String::new(), port: 8080, protocol: Protocol::Tcp }],
-        endpoints: endpoints.iter().map(endpoint).collect(),
+    let endpoint = |(last, usable, local): &(u8, Usable, bool)| endpoint(*last, *usable, *local, None);
+    slice_of(endpoints.iter().map(endpoint).collect())
+}
+
+fn slice_of(endpoints: Vec<Endpoint>) -> Slice {
+    Slice { ports: vec![SlicePort { name: String::new(), port: 8080, protocol: Protocol::Tcp }], endpoints }
+}
+
+/// One that serves if it is usable at all.
+fn endpoint(last: u8, usable: Usable, local: bool, pod: Option<&str>) -> Endpoint {
+    Endpoint {
+        address: Ipv4Addr::new(10, 244, 0, last),
+        usable,
+        departing: usable.min(Usable::Fallback),
+        local,
+        pod: pod.map(Into::into),
     }
+}
+
+/// A slice of ready pods: last byte of the address, and uid.
+fn pods(pods: &[(u8, &str)]) -> Slice {
+    slice_of(pods.iter().map(|(last, uid)| endpoint(*last, Usable::Ready, true, Some(uid))).collect())
 }
 
 fn cluster_frontend(ip: u8) -> Frontend {
@@ -67,7 +82,7 @@ fn categories_of_endpoints() {
     for (endpoints, internal_policy, external_policy, internal, external) in cases {
         let service = Service { internal_policy, external_policy, ..service(1) };
         let slices = [slice(endpoints)];
-        let lists = frontends(&service, slices.iter(), &[NODE, Ipv4Addr::LOCALHOST]);
+        let lists = frontends(&service, slices.iter(), &Departed::default(), &[NODE, Ipv4Addr::LOCALHOST]);
         assert_eq!(lists.len(), 2, "the loopback has no node port: {lists:?}");
         assert_eq!(last_bytes(&lists[&cluster_frontend(1)]), internal, "{endpoints:?}");
         assert_eq!(last_bytes(&lists[&node_frontend()]), external, "{endpoints:?}");
@@ -94,7 +109,7 @@ fn slices_are_merged_ports_match_by_name_and_protocol() {
         SlicePort { name: "dns-tcp".into(), port: 5354, protocol: Protocol::Udp },
     ];
     let slices = [first, second];
-    let lists = frontends(&two_ports, slices.iter(), &[]);
+    let lists = frontends(&two_ports, slices.iter(), &Departed::default(), &[]);
     let at = |protocol| Frontend { address: Ipv4Addr::new(10, 96, 0, 1), port: 53, protocol };
     assert_eq!(last_bytes(&lists[&at(Protocol::Udp)]), [1, 2, 3]);
     assert_eq!(last_bytes(&lists[&at(Protocol::Tcp)]), [1]);
@@ -163,12 +178,101 @@ fn a_slice_that_changes_its_service_leaves_the_old_one() {
     assert_eq!(last_bytes(planner.desired(&cluster_frontend(2)).expect("b").1), [1]);
 }
 
+/// Where the cluster IP of service `a` leads after the changes so far, and whether there were any.
+fn leads_to(planner: &mut Planner) -> (Vec<u8>, bool) {
+    let changed = !planner.take_changes().changes.is_empty();
+    (last_bytes(planner.desired(&cluster_frontend(1)).expect("service a").1), changed)
+}
+
+#[test]
+fn a_pod_that_the_node_ends_gets_no_new_connections_before_its_slice_says_so() {
+    let mut planner = Planner::new(vec![]);
+    planner.set_service(key("a"), service(1));
+    planner.set_slice(key("s"), key("a"), pods(&[(1, "p"), (2, "q")]));
+    assert_eq!(leads_to(&mut planner), (vec![1, 2], true));
+    planner.depart("p", Departure::Terminating);
+    assert_eq!(leads_to(&mut planner), (vec![2], true));
+    // Whoever lists late still shows the old state; the slice that knows makes no difference.
+    planner.set_slice(key("s"), key("a"), pods(&[(1, "p"), (2, "q"), (3, "r")]));
+    assert_eq!(leads_to(&mut planner), (vec![2, 3], true));
+    let mut knows = pods(&[(1, "p"), (2, "q"), (3, "r")]);
+    knows.endpoints[0].usable = Usable::Fallback;
+    planner.set_slice(key("s"), key("a"), knows);
+    assert_eq!(leads_to(&mut planner), (vec![2, 3], false));
+    // Nothing is ready any more: those that still serve are better than nobody, until nothing of them runs.
+    planner.depart("q", Departure::Terminating);
+    planner.depart("r", Departure::Terminating);
+    assert_eq!(leads_to(&mut planner), (vec![1, 2, 3], true));
+    planner.depart("p", Departure::Gone);
+    planner.depart("p", Departure::Terminating);
+    planner.depart("q", Departure::Gone);
+    assert_eq!(leads_to(&mut planner), (vec![3], true));
+    planner.depart("r", Departure::Gone);
+    assert_eq!(leads_to(&mut planner), (vec![], true));
+}
+
+#[test]
+fn a_terminating_pod_that_does_not_serve_is_no_fallback() {
+    let mut planner = Planner::new(vec![]);
+    planner.set_service(key("a"), service(1));
+    let mut slice = pods(&[(1, "p")]);
+    slice.endpoints[0].departing = Usable::No;
+    planner.set_slice(key("s"), key("a"), slice);
+    planner.depart("p", Departure::Terminating);
+    assert!(leads_to(&mut planner).0.is_empty());
+}
+
+#[test]
+fn an_address_is_its_next_pods_at_once() {
+    let mut planner = Planner::new(vec![]);
+    planner.set_service(key("a"), service(1));
+    planner.depart("p", Departure::Terminating);
+    planner.depart("p", Departure::Gone);
+    // A slice of before the end arrives late; then the new pod of that address, beside it and alone.
+    planner.set_slice(key("s"), key("a"), pods(&[(1, "p")]));
+    assert!(leads_to(&mut planner).0.is_empty());
+    planner.set_slice(key("t"), key("a"), pods(&[(1, "next")]));
+    assert_eq!(leads_to(&mut planner).0, [1]);
+    planner.set_slice(key("s"), key("a"), pods(&[(1, "next")]));
+    planner.remove_slice(&key("t"));
+    assert_eq!(leads_to(&mut planner).0, [1]);
+}
+
+#[test]
+fn a_service_that_publishes_what_is_not_ready_keeps_its_terminating_pods() {
+    let mut planner = Planner::new(vec![]);
+    planner.set_service(key("a"), Service { publish_not_ready: true, ..service(1) });
+    planner.set_slice(key("s"), key("a"), pods(&[(1, "p"), (2, "q")]));
+    planner.depart("p", Departure::Terminating);
+    assert_eq!(leads_to(&mut planner).0, [1, 2]);
+    planner.depart("p", Departure::Gone);
+    assert_eq!(leads_to(&mut planner).0, [2]);
+}
+
+#[test]
+fn ended_pods_are_remembered_up_to_a_limit_and_the_index_of_pods_shrinks() {
+    let mut planner = Planner::new(vec![]);
+    planner.set_service(key("a"), service(1));
+    planner.set_slice(key("s"), key("a"), pods(&[(1, "p"), (2, "q")]));
+    planner.depart("p", Departure::Gone);
+    assert_eq!(leads_to(&mut planner).0, [2]);
+    (1..PODS).for_each(|number| planner.depart(&number.to_string(), Departure::Gone));
+    assert_eq!(leads_to(&mut planner), (vec![2], false));
+    planner.depart("one more", Departure::Gone);
+    assert_eq!(leads_to(&mut planner), (vec![1, 2], true));
+    planner.set_slice(key("s"), key("a"), pods(&[(2, "q")]));
+    assert_eq!(planner.pod_slices.len(), 1);
+    planner.remove_slice(&key("s"));
+    assert_eq!(planner.pod_slices.len(), 0);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     SetService { name: u8, ip: u8, created: i64, local: bool },
     RemoveService { name: u8 },
-    SetSlice { name: u8, service: u8, endpoints: Vec<(u8, u8, bool)> },
+    SetSlice { name: u8, service: u8, endpoints: Vec<(u8, u8, bool, u8)> },
     RemoveSlice { name: u8 },
+    Depart { pod: u8, gone: bool },
     Take,
 }
 
@@ -178,8 +282,13 @@ fn step() -> impl Strategy<Value = Step> {
         (small.clone(), 0_u8..3, 0_i64..3, any::<bool>())
             .prop_map(|(name, ip, created, local)| Step::SetService { name, ip, created, local }),
         small.clone().prop_map(|name| Step::RemoveService { name }),
-        (small.clone(), small.clone(), prop::collection::vec((0_u8..5, 0_u8..3, any::<bool>()), 0..5))
+        (
+            small.clone(),
+            small.clone(),
+            prop::collection::vec((0_u8..5, 0_u8..3, any::<bool>(), small.clone()), 0..5)
+        )
             .prop_map(|(name, service, endpoints)| Step::SetSlice { name, service, endpoints }),
+        (small.clone(), any::<bool>()).prop_map(|(pod, gone)| Step::Depart { pod, gone }),
         small.prop_map(|name| Step::RemoveSlice { name }),
         Just(Step::Take),
     ]
@@ -193,6 +302,7 @@ fn usable(code: u8) -> Usable {
 fn oracle(
     services: &BTreeMap<u8, Service>,
     slices: &BTreeMap<u8, (u8, Slice)>,
+    departed: &BTreeMap<String, Departure>,
 ) -> HashMap<Frontend, Vec<u8>> {
     let mut by_age: Vec<_> = services.iter().collect();
     by_age.sort_by_key(|(name, service)| (service.created, **name));
@@ -200,11 +310,16 @@ fn oracle(
     for (name, service) in by_age {
         let endpoints: Vec<&Endpoint> =
             slices.values().filter(|(of, _)| of == name).flat_map(|(_, slice)| &slice.endpoints).collect();
+        let worth = |endpoint: &Endpoint| match departed.get(endpoint.pod.as_deref().unwrap_or_default()) {
+            Some(Departure::Gone) => Usable::No,
+            Some(Departure::Terminating) => endpoint.usable.min(Usable::Fallback),
+            None => endpoint.usable,
+        };
         let pick = |wanted: Usable, local_only: bool| {
             let mut picked: Vec<u8> = (0..=255)
                 .filter(|last| {
                     let same: Vec<_> = endpoints.iter().filter(|e| e.address.octets()[3] == *last).collect();
-                    same.iter().map(|e| e.usable).max() == Some(wanted)
+                    same.iter().map(|e| worth(e)).max() == Some(wanted)
                         && (!local_only || same.iter().any(|e| e.local))
                 })
                 .collect();
@@ -229,6 +344,7 @@ proptest! {
         let mut planner = Planner::new(vec![NODE]);
         let mut services: BTreeMap<u8, Service> = BTreeMap::new();
         let mut slices: BTreeMap<u8, (u8, Slice)> = BTreeMap::new();
+        let mut departed: BTreeMap<String, Departure> = BTreeMap::new();
         let mut kernel: HashMap<Frontend, Vec<u8>> = HashMap::new();
         for step in steps.into_iter().chain([Step::Take]) {
             match step {
@@ -243,9 +359,20 @@ proptest! {
                     services.remove(&name);
                 }
                 Step::SetSlice { name, service, endpoints } => {
-                    let all: Vec<_> = endpoints.iter().map(|(ip, code, local)| (*ip, usable(*code), *local)).collect();
-                    planner.set_slice(key(&name.to_string()), key(&service.to_string()), slice(&all));
-                    slices.insert(name, (service, slice(&all)));
+                    let one = |(ip, code, local, pod): &(u8, u8, bool, u8)| {
+                        // The first of the pods stands for endpoints without one.
+                        let pod = (*pod > 0).then(|| pod.to_string());
+                        endpoint(*ip, usable(*code), *local, pod.as_deref())
+                    };
+                    let slice = slice_of(endpoints.iter().map(one).collect());
+                    planner.set_slice(key(&name.to_string()), key(&service.to_string()), slice.clone());
+                    slices.insert(name, (service, slice));
+                }
+                Step::Depart { pod, gone } => {
+                    let stage = if gone { Departure::Gone } else { Departure::Terminating };
+                    planner.depart(&pod.to_string(), stage);
+                    let known = departed.entry(pod.to_string()).or_insert(stage);
+                    *known = stage.max(*known);
                 }
                 Step::RemoveSlice { name } => {
                     planner.remove_slice(&key(&name.to_string()));
@@ -261,7 +388,7 @@ proptest! {
                             }
                         }
                     }
-                    prop_assert_eq!(&kernel, &oracle(&services, &slices));
+                    prop_assert_eq!(&kernel, &oracle(&services, &slices, &departed));
                     prop_assert_eq!(planner.frontends(), kernel.keys().copied().collect::<HashSet<_>>());
                 }
             }
