@@ -4,6 +4,8 @@
 mod bad_input;
 #[path = "cluster/demo.rs"]
 mod demo;
+#[path = "cluster/departures.rs"]
+mod departures;
 #[path = "cluster/faults.rs"]
 mod faults;
 #[path = "cluster/many.rs"]
