@@ -109,6 +109,20 @@ impl Layout {
         }
         Ok(Group { layout: self.clone(), path: relative.to_path_buf() })
     }
+
+    /// The group that a process is in in the unified hierarchy. `None` where it is in none, in the root, or outside of the caller's namespace.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn unified_group_of(&self, pid: i32) -> Result<Option<Group>, Error> {
+        let text = read(Path::new(&format!("/proc/{pid}/cgroup")))?;
+        Ok(unified_path(&text).and_then(|path| self.group(path).ok()))
+    }
+}
+
+/// The path in the unified hierarchy by `/proc/<pid>/cgroup`: the line with number 0 and no controllers (`cgroups(7)`).
+fn unified_path(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
 /// A control group: one directory in each hierarchy.

@@ -9,7 +9,7 @@ mod requests;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use anyhow::{Context, Result};
@@ -256,7 +256,7 @@ impl Keeper {
         let group = (!container.own_pid_namespace).then(|| container.group.clone());
         if let Some(group) = group {
             // Its processes do not end with the first one.
-            self.work(None, Task::Kill, None, move || {
+            self.work(None, Task::Kill, &[], move || {
                 group.kill(requests::KILL_DEADLINE)?;
                 Ok((Outcome::Done, None))
             });
@@ -277,10 +277,10 @@ impl Keeper {
         &mut self,
         caller: Option<(u32, u64)>,
         task: Task,
-        cgroup: Option<&OwnedFd>,
+        places: &[OwnedFd],
         work: impl FnOnce() -> worker::Work,
     ) {
-        match worker::spawn(self.proof, cgroup.map(AsFd::as_fd), work) {
+        match worker::spawn(self.proof, places, work) {
             Ok(result) => {
                 let id = self.fresh();
                 self.workers.insert(id, Worker { result, caller, task });

@@ -6,7 +6,7 @@
 pub mod exec;
 pub mod start;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result};
@@ -41,18 +41,16 @@ pub enum Outcome {
 /// What the work itself returns: an outcome, and a descriptor for the shim.
 pub type Work = Result<(Outcome, Option<OwnedFd>)>;
 
-/// Forks a worker; the result is readable when it reported or died.
-pub fn spawn(
-    proof: SingleThreaded,
-    cgroup: Option<BorrowedFd<'_>>,
-    work: impl FnOnce() -> Work,
-) -> Result<OwnedFd> {
+/// Forks a worker in the first of the control groups that takes it; the result is readable when it reported or died. Without any, it stays
+/// in the shim's.
+pub fn spawn(proof: SingleThreaded, places: &[OwnedFd], work: impl FnOnce() -> Work) -> Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .context("socketpair")?;
-    let options = ForkOptions { cgroup, ..ForkOptions::default() };
-    linux::process::fork(proof, options, || {
+    let mut work = Some(work);
+    let mut child = || {
+        let Some(work) = work.take() else { return 1 };
         let outcome = catch_unwind(AssertUnwindSafe(|| reset().and_then(|()| work())));
         let (outcome, fd) = match outcome {
             Ok(Ok(done)) => done,
@@ -62,7 +60,20 @@ pub fn spawn(
         let bytes = serde_json::to_vec(&outcome).unwrap_or_default();
         let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
         i32::from(linux::scm::send(&theirs, &bytes, &fds).is_err())
-    })?;
+    };
+    let mut fork = |place: Option<&OwnedFd>| {
+        let options = ForkOptions { cgroup: place.map(AsFd::as_fd), ..ForkOptions::default() };
+        linux::process::fork(proof, options, &mut child)
+    };
+    let mut forked = fork(places.first());
+    for place in places.iter().skip(1) {
+        // The group hands controllers down, and so takes no process itself.
+        if !matches!(&forked, Err(error) if error.errno() == Some(libc::EBUSY)) {
+            break;
+        }
+        forked = fork(Some(place));
+    }
+    forked?;
     Ok(ours)
 }
 

@@ -51,6 +51,19 @@ fn paths_do_not_leave_the_hierarchy() {
 }
 
 #[test]
+fn the_unified_group_of_a_process() {
+    let table = [
+        ("9:name=systemd:/a\n0::/orlop/pod/c/inner\n", Some("/orlop/pod/c/inner")),
+        ("0::/\n", Some("/")),
+        ("0::/../other\n", Some("/../other")),
+        ("10:memory:/x\n", None),
+    ];
+    for (text, expected) in table {
+        assert_eq!(unified_path(text), expected, "{text}");
+    }
+}
+
+#[test]
 fn shares_become_weights() {
     for (shares, weight) in
         [(0, 0), (1, 1), (2, 1), (102, 17), (1024, 100), (262_144, 10_000), (u64::MAX, 10_000)]

@@ -1,8 +1,9 @@
 //! Exec with and without a terminal, attach, and their failures.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use runtime::{ContainerConfig, Error, ExecConfig};
+use runtime::{ContainerConfig, ContainerId, Error, ExecConfig, Runtime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::fixture::{Host, chain, container, start, until};
@@ -44,6 +45,63 @@ async fn exec_sync_collects_output_and_code() {
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
+}
+
+/// The directory of a running container in the unified hierarchy.
+fn unified_directory(host: &Host, runtime: &Runtime, id: &ContainerId) -> PathBuf {
+    let layout = linux::cgroup::Layout::detect(&host.config.cgroup_root).unwrap();
+    let pid = runtime.container_status(id).unwrap().pid.expect("it runs");
+    let group = layout.unified_group_of(pid).unwrap().expect("a group of its own");
+    group.unified_directory().unwrap()
+}
+
+/// Moves the container's first process into a new group.
+fn move_first(runtime: &Runtime, id: &ContainerId, into: &Path) {
+    let pid = runtime.container_status(id).unwrap().pid.expect("it runs");
+    std::fs::create_dir(into).unwrap();
+    std::fs::write(into.join("cgroup.procs"), pid.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn exec_in_a_container_that_hands_controllers_down_joins_its_first_process() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let id = start(&runtime, &pod, container("c", "exec sleep 1000")).await;
+    let own = unified_directory(&host, &runtime, &id);
+    let controllers = std::fs::read_to_string(own.join("cgroup.controllers")).unwrap();
+    let Some(controller) = controllers.split_whitespace().next() else {
+        return harness::skip::skip("the unified hierarchy hands no controller down to containers here");
+    };
+    // As a systemd or a container engine inside would.
+    move_first(&runtime, &id, &own.join("inner"));
+    std::fs::write(own.join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
+    let result = runtime.exec_sync(&id, command(&["cat", "/proc/self/cgroup"]), None).await;
+    let result = result.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let text = String::from_utf8(result.stdout).unwrap();
+    assert!(text.lines().any(|line| line.starts_with("0::") && line.ends_with("/inner")), "{text}");
+    runtime.remove_sandbox(&pod).await.unwrap();
+    runtime.idle().await;
+    assert!(!own.exists());
+}
+
+#[tokio::test]
+async fn exec_in_a_container_that_moved_away_joins_its_first_process() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let id = start(&runtime, &pod, container("c", "exec sleep 1000")).await;
+    let own = unified_directory(&host, &runtime, &id);
+    let elsewhere = own.with_file_name("elsewhere");
+    move_first(&runtime, &id, &elsewhere);
+    std::fs::remove_dir(&own).unwrap();
+    let result = runtime.exec_sync(&id, command(&["cat", "/proc/self/cgroup"]), None).await;
+    let result = result.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let text = String::from_utf8(result.stdout).unwrap();
+    assert!(text.lines().any(|line| line.starts_with("0::") && line.ends_with("/elsewhere")), "{text}");
+    runtime.remove_sandbox(&pod).await.unwrap();
+    runtime.idle().await;
+    std::fs::remove_dir(&elsewhere).unwrap();
 }
 
 #[tokio::test]

@@ -103,7 +103,7 @@ impl Keeper {
         let (oci_root, cgroup_root) = (self.config.oci_root.clone(), self.config.cgroup_root.clone());
         let console: PathBuf = self.config.socket.parent().map(Into::into).unwrap_or_default();
         let sandbox = std::mem::take(&mut self.sandbox);
-        self.work(Some(caller), Task::Start { slot, streams: pipes }, unified.as_ref(), || {
+        self.work(Some(caller), Task::Start { slot, streams: pipes }, unified.as_slice(), || {
             start::run(start::Start {
                 request: &request,
                 sandbox: &sandbox,
@@ -146,8 +146,8 @@ impl Keeper {
         }
         let (_, container) = self.running(&request.container)?;
         let (pid, bundle, group) = (container.record.pid, container.bundle.clone(), container.group.clone());
-        let unified = group.open_unified().map_err(|error| failure(FailureKind::Other, error))?;
-        self.work(Some(caller), Task::Exec { exec: request.exec }, unified.as_ref(), || {
+        let places = self.exec_places(&group, pid).map_err(|error| failure(FailureKind::Other, error))?;
+        self.work(Some(caller), Task::Exec { exec: request.exec }, &places, || {
             exec::run(exec::Exec {
                 process: &request.process,
                 tty: request.tty,
@@ -158,6 +158,20 @@ impl Keeper {
             })
         });
         Ok(())
+    }
+
+    /// Where a further process of a container may begin: in the container's own group, or, as runc has it, in that of its first process, where
+    /// the own one takes no process (it hands controllers down to groups below) or is gone (its first process moved away).
+    fn exec_places(&self, group: &Group, first: i32) -> Result<Vec<OwnedFd>, linux::Error> {
+        let of_first = match self.layout.unified_group_of(first)? {
+            Some(other) if other.path() != group.path() => other.open_unified()?,
+            _ => None,
+        };
+        let own = match group.open_unified() {
+            Err(error) if error.is_not_found() && of_first.is_some() => None,
+            opened => opened?,
+        };
+        Ok(own.into_iter().chain(of_first).collect())
     }
 
     fn take_streams(&mut self, connection: u32, wanted: [bool; 3]) -> Result<[Option<OwnedFd>; 3], Failure> {
@@ -195,7 +209,7 @@ impl Keeper {
     fn delete(&mut self, caller: Caller, container: String, cgroup: &str) -> Result<(), Failure> {
         let group = self.layout.group(cgroup).map_err(|error| failure(FailureKind::Other, error))?;
         let directory = self.config.oci_root.join(&container);
-        self.work(Some(caller), Task::Delete { container }, None, move || {
+        self.work(Some(caller), Task::Delete { container }, &[], move || {
             remove(&group)?;
             match std::fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
