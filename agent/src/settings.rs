@@ -5,6 +5,7 @@
 //! the file is an error too. Reads nothing of the API and creates nothing.
 
 mod machine;
+mod node_labels;
 pub mod quantity;
 mod raw;
 mod registries;
@@ -113,6 +114,12 @@ pub enum Error {
     Parse { path: PathBuf, reason: String },
     #[error("setting {key}: \"{value}\" is not {expected}")]
     Invalid { key: &'static str, value: String, expected: &'static str },
+    #[error(
+        "unknown 'kubernetes.io' or 'k8s.io' labels specified with --node-labels: [{labels}]\n--node-labels in the \
+         'kubernetes.io' namespace must begin with an allowed prefix ({namespaces}) or be in the specifically allowed set \
+         ({allowed})"
+    )]
+    ForeignLabels { labels: String, namespaces: String, allowed: String },
     #[error("setting {key} is missing: give --{flag}")]
     Missing { key: &'static str, flag: &'static str },
 }
@@ -134,7 +141,7 @@ impl Settings {
         Ok(Self {
             node_name: node_name(raw.node_name, machine)?,
             node_ip: node_ip(raw.node_ip, machine)?,
-            node_labels: raw.node_labels.iter().map(|pair| label(pair)).collect::<Result<_, _>>()?,
+            node_labels: node_labels::validate(&raw.node_labels)?,
             kubeconfig: required("kubeconfig", "kubeconfig", raw.kubeconfig)?,
             log_dir: absolute("logDir", raw.log_dir, "/var/log/pods")?,
             shim: shim(raw.shim, machine)?,
@@ -326,21 +333,6 @@ fn link_name(name: String) -> Result<String, Error> {
     // IFNAMSIZ is 16 with the closing zero byte.
     let usable = !name.is_empty() && name.len() < 16 && !name.contains(['/', ' ', '\0']);
     if usable { Ok(name) } else { Err(invalid("uplinks", name, "the name of a link, at most 15 bytes")) }
-}
-
-fn label(pair: &str) -> Result<(String, String), Error> {
-    let expected = "a label such as topology.kubernetes.io/zone=a";
-    let (key, value) = pair.split_once('=').ok_or_else(|| invalid("nodeLabels", pair, expected))?;
-    let name = match key.split_once('/') {
-        Some((prefix, name)) if is_dns_subdomain(prefix) => name,
-        Some(_) => return Err(invalid("nodeLabels", pair, expected)),
-        None => key,
-    };
-    if is_label_text(name) && (value.is_empty() || is_label_text(value)) {
-        Ok((key.to_owned(), value.to_owned()))
-    } else {
-        Err(invalid("nodeLabels", pair, expected))
-    }
 }
 
 fn reserved(pairs: &[String]) -> Result<Reserved, Error> {
