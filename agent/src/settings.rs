@@ -101,6 +101,9 @@ pub struct Settings {
     pub registries_file: Option<PathBuf>,
     /// OCI archives here are imported at start.
     pub image_archives_dir: Option<PathBuf>,
+    /// A container that is out of memory loses one process, not all of them.
+    #[serde(rename = "singleProcessOOMKill")]
+    pub single_process_oom_kill: bool,
     pub system_reserved: Reserved,
     pub log_format: LogFormat,
 }
@@ -122,6 +125,10 @@ pub enum Error {
     ForeignLabels { labels: String, namespaces: String, allowed: String },
     #[error("setting {key} is missing: give --{flag}")]
     Missing { key: &'static str, flag: &'static str },
+    #[error(
+        "invalid configuration: singleProcessOOMKill must not be explicitly set to false when using cgroup v1"
+    )]
+    GroupKill,
 }
 
 impl Settings {
@@ -147,7 +154,7 @@ impl Settings {
             shim: shim(raw.shim, machine)?,
             cni_conf_dir: absolute("cniConfDir", raw.cni_conf_dir, "/etc/cni/net.d")?,
             cni_bin_dirs: absolute_list("cniBinDirs", raw.cni_bin_dirs, "/opt/cni/bin")?,
-            cgroup_root: absolute("cgroupRoot", raw.cgroup_root, "/sys/fs/cgroup")?,
+            cgroup_root: absolute("cgroupRoot", raw.cgroup_root, machine::CGROUP_ROOT)?,
             cgroup_parent: cgroup_parent(raw.cgroup_parent)?,
             tls_cert_file: required("tlsCertFile", "tls-cert-file", raw.tls_cert_file)?,
             tls_private_key_file: required(
@@ -174,6 +181,7 @@ impl Settings {
             dataplane_cgroup: dataplane_cgroup(raw.dataplane_cgroup, machine)?,
             registries_file: optional("registriesFile", raw.registries_file)?,
             image_archives_dir: optional("imageArchivesDir", raw.image_archives_dir)?,
+            single_process_oom_kill: single_process_oom_kill(raw.single_process_oom_kill, machine)?,
             system_reserved: reserved(&raw.system_reserved)?,
             log_format: log_format(raw.log_format)?,
             root_dir,
@@ -318,6 +326,16 @@ fn service_proxy(value: Option<String>) -> Result<ServiceProxy, Error> {
         None | Some("ebpf") => Ok(ServiceProxy::Ebpf),
         Some("none") => Ok(ServiceProxy::None),
         Some(other) => Err(invalid("serviceProxy", other, "one of ebpf and none")),
+    }
+}
+
+/// cgroup v1 cannot end a container as a whole, so nobody may ask for that there.
+fn single_process_oom_kill(value: Option<String>, machine: &Machine) -> Result<bool, Error> {
+    match (value.as_deref(), machine.cgroup_v1) {
+        (Some("false"), true) => Err(Error::GroupKill),
+        (Some("true"), _) | (None, true) => Ok(true),
+        (Some("false") | None, false) => Ok(false),
+        (Some(other), _) => Err(invalid("singleProcessOOMKill", other, "true or false")),
     }
 }
 

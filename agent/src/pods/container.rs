@@ -3,6 +3,7 @@
 //! In: the pod's and the container's spec, and everything that was looked up before: objects, services, mounts, the image, addresses.
 //! Out: a [`runtime::ContainerConfig`], or why it cannot be made, in the words that a status shows under CreateContainerConfigError.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
@@ -21,6 +22,8 @@ mod tests;
 pub use environment::{EnvironmentError, Objects};
 pub use security::SecurityError;
 
+/// The file of a v2 control group that says whether everybody in it ends when it is out of memory.
+pub const OOM_GROUP: &str = "memory.oom.group";
 /// terminationMessagePath where the spec has none.
 const MESSAGE_PATH: &str = "/dev/termination-log";
 
@@ -41,6 +44,8 @@ pub struct Inputs<'a> {
     pub message_file: PathBuf,
     /// The image that it will run.
     pub image: &'a Image,
+    /// Out of memory, all of its processes end.
+    pub group_oom_kill: bool,
 }
 
 /// Why a container cannot be made from its spec.
@@ -89,7 +94,10 @@ pub fn config(container: &Container, inputs: Inputs<'_>) -> Result<ContainerConf
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
-        resources: resources_of(pod, container, inputs.source.node.memory),
+        resources: Resources {
+            unified: oom_group(inputs.group_oom_kill),
+            ..resources_of(pod, container, inputs.source.node.memory)
+        },
         security: security::security(pod, container, inputs.image)?,
         stop_signal: lifecycle.and_then(|lifecycle| lifecycle.stop_signal.clone()).unwrap_or_default(),
         env,
@@ -106,7 +114,7 @@ fn annotations(
     spec: &PodSpec,
     restarts: u32,
     message_file: &std::path::Path,
-) -> std::collections::BTreeMap<String, String> {
+) -> BTreeMap<String, String> {
     let policy = container.termination_message_policy.as_deref().unwrap_or("File");
     let grace = spec.termination_grace_period_seconds.unwrap_or(30);
     [
@@ -120,6 +128,11 @@ fn annotations(
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))
     .collect()
+}
+
+/// As the kubelet since 1.28: a container that lost only one of its processes would seldom go on as it should.
+fn oom_group(kill: bool) -> BTreeMap<String, String> {
+    kill.then(|| (OOM_GROUP.to_owned(), "1".to_owned())).into_iter().collect()
 }
 
 /// Requests and limits as the control group takes them.

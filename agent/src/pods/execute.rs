@@ -258,6 +258,7 @@ async fn container_config(
         mounts,
         message_file: files.message,
         image: &image,
+        group_oom_kill: site.group_oom_kill,
     };
     container::config(container, inputs).map_err(|error| error.to_string())
 }

@@ -54,6 +54,8 @@ pub struct Site {
     pub cni_conf_dir: PathBuf,
     /// The control group hierarchies.
     pub cgroups: linux::cgroup::Layout,
+    /// A container that is out of memory ends as a whole.
+    pub group_oom_kill: bool,
     allocatable: RwLock<Arc<Amounts>>,
 }
 
@@ -67,7 +69,7 @@ impl Site {
         let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let cgroups = linux::cgroup::Layout::detect(&settings.cgroup_root)
             .map_err(|source| StartError::Cgroup { operation: "find the control groups", source })?;
-        let site = Site {
+        let mut site = Site {
             client: context.client.clone(),
             runtime: context.runtime.clone(),
             services: context.services.clone(),
@@ -92,10 +94,28 @@ impl Site {
             cgroup_parent: settings.cgroup_parent.clone(),
             cni_conf_dir: settings.cni_conf_dir.clone(),
             cgroups,
+            group_oom_kill: false,
             allocatable: RwLock::default(),
         };
         site.make_qos_groups()?;
+        site.group_oom_kill = !settings.single_process_oom_kill && site.can_kill_groups();
         Ok(site)
+    }
+
+    /// Whether the kernel can end all processes of a group that is out of memory (Linux 4.19, with the memory controller on v2). Groups must
+    /// have been made: the root has no such file.
+    fn can_kill_groups(&self) -> bool {
+        let path = super::resources::qos_cgroup_path(&self.cgroup_parent, Qos::Guaranteed);
+        let directory = self.cgroups.group(&path).ok().and_then(|group| group.unified_directory());
+        let can = directory.is_some_and(|directory| directory.join(super::container::OOM_GROUP).exists());
+        if !can {
+            tracing::warn!(
+                file = super::container::OOM_GROUP,
+                path,
+                "the control group has no such file: out of memory, one process of a container ends and not the whole container"
+            );
+        }
+        can
     }
 
     fn make_qos_groups(&self) -> Result<(), StartError> {

@@ -1,10 +1,15 @@
-//! What the machine itself knows and settings default to: host name, address, own folder, the unified cgroup tree.
+//! What the machine itself knows and settings default to: host name, address, own folder, the control group trees.
 //!
 //! Reads only, and never fails: what cannot be read is `None`, and validation then asks for the flag.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use linux::cgroup::Layout;
+
+/// Where control groups are mounted on every distribution.
+pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// Defaults that differ from machine to machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,6 +21,8 @@ pub struct Machine {
     pub program_dir: Option<PathBuf>,
     /// Where the root of the unified control group tree is mounted.
     pub unified_hierarchy: Option<PathBuf>,
+    /// Limits are set by controllers of cgroup v1.
+    pub cgroup_v1: bool,
 }
 
 impl Machine {
@@ -26,6 +33,7 @@ impl Machine {
             address: route_source(),
             program_dir: std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned())),
             unified_hierarchy: unified_hierarchy(&mounts),
+            cgroup_v1: Layout::detect(Path::new(CGROUP_ROOT)).is_ok_and(|layout| layout.is_v1()),
         }
     }
 }

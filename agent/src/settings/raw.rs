@@ -116,6 +116,10 @@ pub struct Raw {
     /// Folder with OCI image archives to import at start
     #[arg(long, value_name = "DIR")]
     pub image_archives_dir: Option<String>,
+    /// Out of memory, one process of a container ends instead of the whole container [default: false, with cgroup v1 true]
+    #[arg(long, value_name = "BOOL")]
+    #[serde(rename = "singleProcessOOMKill", deserialize_with = "text")]
+    pub single_process_oom_kill: Option<String>,
     /// What pods do not get, RESOURCE=QUANTITY
     #[arg(long, value_name = "AMOUNT", value_delimiter = ',')]
     #[serde(deserialize_with = "reserved")]
@@ -173,6 +177,7 @@ impl Raw {
             dataplane_cgroup: self.dataplane_cgroup.or(other.dataplane_cgroup),
             registries_file: self.registries_file.or(other.registries_file),
             image_archives_dir: self.image_archives_dir.or(other.image_archives_dir),
+            single_process_oom_kill: self.single_process_oom_kill.or(other.single_process_oom_kill),
             system_reserved: list(self.system_reserved, other.system_reserved),
             log_format: self.log_format.or(other.log_format),
         }
@@ -187,6 +192,7 @@ fn list(first: Vec<String>, second: Vec<String>) -> Vec<String> {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Scalar {
+    Truth(bool),
     Integer(i64),
     Text(String),
 }
@@ -194,6 +200,7 @@ enum Scalar {
 impl From<Scalar> for String {
     fn from(scalar: Scalar) -> Self {
         match scalar {
+            Scalar::Truth(truth) => truth.to_string(),
             Scalar::Integer(number) => number.to_string(),
             Scalar::Text(text) => text,
         }

@@ -8,6 +8,7 @@ fn machine() -> Machine {
         address: Some([10, 0, 0, 5].into()),
         program_dir: Some("/opt/orlop".into()),
         unified_hierarchy: Some("/sys/fs/cgroup/unified".into()),
+        cgroup_v1: true,
     }
 }
 
@@ -88,6 +89,25 @@ fn errors_name_key_value_and_expectation() {
         let error = Settings::validate(changed, &machine()).expect_err(message);
         assert_eq!(error.to_string(), message);
     }
+}
+
+#[test]
+fn a_container_out_of_memory_ends_as_a_whole_where_the_kernel_can_do_that() {
+    let with = |value: Option<&str>, cgroup_v1| {
+        let raw = Raw { single_process_oom_kill: value.map(Into::into), ..raw() };
+        let settings = Settings::validate(raw, &Machine { cgroup_v1, ..machine() });
+        settings.map(|settings| settings.single_process_oom_kill).map_err(|error| error.to_string())
+    };
+    assert_eq!((with(None, false), with(None, true)), (Ok(false), Ok(true)));
+    assert_eq!((with(Some("true"), false), with(Some("true"), true)), (Ok(true), Ok(true)));
+    assert_eq!(with(Some("false"), false), Ok(false));
+    // The kubelet's words.
+    let refused = "invalid configuration: singleProcessOOMKill must not be explicitly set to false when using cgroup v1";
+    assert_eq!(with(Some("false"), true), Err(refused.to_owned()));
+    let wrong = "setting singleProcessOOMKill: \"yes\" is not true or false";
+    assert_eq!(with(Some("yes"), false), Err(wrong.to_owned()));
+    let file = Raw::parse("singleProcessOOMKill: true\n").expect("parses");
+    assert_eq!(file.single_process_oom_kill.as_deref(), Some("true"));
 }
 
 #[test]

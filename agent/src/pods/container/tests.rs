@@ -5,6 +5,10 @@ use crate::pods::observed::NodeFacts;
 use crate::pods::resources::Amounts;
 
 fn build(container: serde_json::Value) -> Result<ContainerConfig, ConfigError> {
+    build_where(container, false)
+}
+
+fn build_where(container: serde_json::Value, group_oom_kill: bool) -> Result<ContainerConfig, ConfigError> {
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
         "spec": {"containers": [container]},
@@ -30,6 +34,7 @@ fn build(container: serde_json::Value) -> Result<ContainerConfig, ConfigError> {
         mounts: Vec::new(),
         message_file: "/pods/u/message".into(),
         image: &image,
+        group_oom_kill,
     };
     config(&pod.spec.as_ref().unwrap().containers[0], inputs)
 }
@@ -61,6 +66,15 @@ fn limits_of_the_control_group() {
     assert_eq!((resources.memory_limit, resources.memory_swap_limit), (64 << 20, 64 << 20));
     assert_eq!(resources.hugepage_limits, [("2MB".to_owned(), 4 << 20)]);
     assert_eq!(resources.oom_score_adj, Some(997));
+    assert!(resources.unified.is_empty());
+}
+
+#[test]
+fn out_of_memory_the_whole_container_ends_where_the_kernel_can_do_that() {
+    let unified =
+        |group_oom_kill| build_where(json!({"name": "c"}), group_oom_kill).unwrap().resources.unified;
+    assert_eq!(unified(true), [("memory.oom.group".to_owned(), "1".to_owned())].into());
+    assert!(unified(false).is_empty(), "v1 refuses files of v2");
 }
 
 #[test]

@@ -247,6 +247,34 @@ async fn memory_beyond_the_limit_is_reported_as_oom() {
 }
 
 #[tokio::test]
+async fn a_container_out_of_memory_ends_as_a_whole_when_asked() {
+    let host = Host::new();
+    if linux::cgroup::Layout::detect(&host.config.cgroup_root).unwrap().is_v1() {
+        return harness::skip::skip("the memory controller is v1's here, which has no memory.oom.group");
+    }
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let config = |name: &str, group: bool| ContainerConfig {
+        resources: Resources {
+            memory_limit: 16 << 20,
+            unified: group.then(|| ("memory.oom.group".to_owned(), "1".to_owned())).into_iter().collect(),
+            ..Resources::default()
+        },
+        ..container(name, "dd if=/dev/zero of=/dev/null bs=100M count=1; echo survived; exec sleep 1000")
+    };
+    let whole = start(&runtime, &pod, config("whole", true)).await;
+    let one = start(&runtime, &pod, config("one", false)).await;
+    let status = exited(&runtime, &whole).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    until("the first process of the other goes on", || {
+        host.read_log("one.log").iter().any(|(_, text)| text == "survived")
+    })
+    .await;
+    assert_eq!(runtime.container_status(&one).unwrap().state, ContainerState::Running);
+    assert!(!host.read_log("whole.log").iter().any(|(_, text)| text == "survived"));
+}
+
+#[tokio::test]
 async fn containers_of_a_pod_share_what_they_should() {
     let host = Host::new();
     host.configure_network();
