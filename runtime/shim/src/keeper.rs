@@ -9,7 +9,7 @@ mod requests;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use anyhow::{Context, Result};
