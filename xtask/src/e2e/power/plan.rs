@@ -13,7 +13,7 @@ const CREATED: u64 = 500;
 /// How many objects of earlier rounds are replaced, and how many others deleted, at most.
 const CHANGED: usize = 200;
 /// The power goes after so many answers: long before the creators are through.
-const ANSWERS: Range<u64> = 40..700;
+const ANSWERS: Range<u64> = 40..400;
 /// Repetitions of an object's text: some objects lie in one page of the store, some in two.
 const REPETITIONS: u64 = 60;
 
