@@ -8,7 +8,7 @@ fn inventory(lines: &[&str]) -> Inventory {
 
 #[test]
 fn another_process_of_the_same_command_is_no_difference_and_a_second_one_is() {
-    let before = inventory(&["process 7 /bin/agent --a", "fd agent socket", "netns a"]);
+    let before = inventory(&["process 7 /bin/agent --a", "fd agent socket", "fd agent pipe", "netns a"]);
     let after = inventory(&["process 8 /bin/agent --a", "fd agent socket", "fd agent socket"]);
     assert_eq!(before.differences(&after), ["+ fd agent socket #2", "- netns a"]);
     assert_eq!(after.counts(), [("fd agent".to_owned(), 2), ("process".to_owned(), 1)].into());

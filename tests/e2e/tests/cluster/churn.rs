@@ -63,7 +63,7 @@ fn pods_come_and_go_while_the_agent_dies_again_and_again() {
     assert_eq!(self::residents(&kubectl), residents, "the pods that stayed are as they were");
     println!("{form:?}: {} pods made and deleted, the agent killed {kills} times", run.churn.made());
     print!("{}", run.churn.report());
-    println!("warnings: {:?}", warnings(&kubectl));
+    println!("warnings: {:#?}", warnings(&kubectl));
     println!("resident KiB of agent and server: {memory:?} before, {:?} after", run.memory());
     println!("before: {:?}", before.counts());
     let after = harness::wait::until("nothing is left", SETTLE, || {
@@ -252,7 +252,9 @@ fn warnings(kubectl: &Kubectl) -> BTreeMap<String, u64> {
     for event in kubectl.list(&["events", "--field-selector", "type=Warning"]) {
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
         let message = text("message").chars().take(MOST_SHOWN).collect::<String>();
-        *counts.entry(format!("{}: {message}", text("reason"))).or_default() +=
+        let kind = event["involvedObject"]["name"].as_str().and_then(|name| name.rsplit_once('-'));
+        let kind = kind.map_or("", |(kind, _)| kind);
+        *counts.entry(format!("{} of {kind}: {message}", text("reason"))).or_default() +=
             event["count"].as_u64().unwrap_or(1);
     }
     counts
