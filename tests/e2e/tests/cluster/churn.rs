@@ -15,12 +15,8 @@ use serde_json::{Value, json};
 
 /// For how many seconds the whole form runs.
 const SECONDS: &str = "ORLOP_CHURN";
-/// Pods at a time, seconds, seconds between two kills of the agent, and seconds that long-lived pods stay: longer than that.
-const SHORT: Form = Form { pods: 40, seconds: 60, kill_every: 15, stay: 20 };
-const WHOLE: Form = Form { pods: 200, seconds: 600, kill_every: 30, stay: 45 };
-/// What every step of a pod may take on a machine that has nothing left to give.
-const START: Duration = Duration::from_secs(120);
-const END: Duration = Duration::from_secs(90);
+const SHORT: Form = Form { pods: 40, seconds: 60, kill_every: 15, stay: 20, start: 120, end: 90 };
+const WHOLE: Form = Form { pods: 200, seconds: 600, kill_every: 30, stay: 45, start: 240, end: 180 };
 /// How long connections, closed namespaces and logs may take to be put away when the last pod is gone.
 const SETTLE: Duration = Duration::from_secs(120);
 /// How long the loop waits for an event before it looks at its clocks.
@@ -30,12 +26,21 @@ const RESIDENTS: usize = 3;
 /// Lines of the agent's log and Events that are shown of a pod.
 const MOST_SHOWN: usize = 200;
 
+/// How much, in seconds where nothing else is said.
 #[derive(Debug, Clone, Copy)]
 struct Form {
+    /// Pods at a time.
     pods: usize,
+    /// How long pods come and go.
     seconds: u64,
+    /// Between two kills of the agent.
     kill_every: u64,
+    /// How long long-lived pods stay: longer than that.
     stay: u64,
+    /// What a pod's start may take, on two processors that all other pods' starts and ends keep busy.
+    start: u64,
+    /// What its end may take beyond its grace.
+    end: u64,
 }
 
 /// The whole form when the environment says for how long.
