@@ -13,6 +13,7 @@ mod execute;
 mod hooks;
 mod images;
 mod labels;
+mod leftovers;
 mod manager;
 mod objects;
 pub mod observed;

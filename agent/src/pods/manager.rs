@@ -21,13 +21,14 @@ use tokio::task::{Id, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::crashes::Crashes;
+use super::leftovers::{self, Owner};
 use super::observed::Rejection;
 use super::registry::Registry;
 use super::resources::{self, Amounts, Qos};
 use super::sandbox::Names;
 use super::site::Site;
 use super::worker::{Begin, INBOX, Input, Worker};
-use super::{Context, Handle, StartError, admission, execute, labels, volumes};
+use super::{Context, Handle, StartError, admission, labels};
 use crate::events::EventType;
 
 /// Makes what pods live in, and starts the task.
@@ -288,31 +289,38 @@ impl Task {
         }
         for (uid, group) in std::mem::take(&mut self.unclaimed) {
             tracing::info!(uid, "pod is not in the API any more, it is ended");
-            let pod = Arc::new(orphan(&uid, &group));
-            self.spawn(Begin {
-                pod,
-                seen: Instant::now(),
-                gone: true,
-                rejected: None,
-                sandboxes: group.sandboxes,
-                containers: group.containers,
-            });
+            self.end(orphan(&uid, &group), group);
         }
         if !*self.synced.borrow() {
-            self.remove_leftovers();
+            self.end_leftovers();
             self.synced.send_replace(true);
         }
     }
 
-    /// Removes folders of pods that are gone: an agent died between the last two steps of a deletion. Which they are is decided here and now:
-    /// a pod that begins later is not among them.
-    fn remove_leftovers(&self) {
-        let leftovers = volumes::leftovers(&self.site.root, |uid| self.workers.contains_key(uid));
-        tokio::spawn(async move {
-            let removed = execute::blocking(move || volumes::remove_leftovers(&leftovers?)).await;
-            if let Err(error) = removed {
-                tracing::warn!(error, "remove folders of pods that are gone");
+    /// Ends pods that are gone and have no sandbox, but something else: an agent died between two steps of their start or of their end.
+    /// Which they are is decided here and now: a pod that begins later is not among them.
+    fn end_leftovers(&mut self) {
+        let owners = match leftovers::owners(&self.site) {
+            Ok(owners) => owners,
+            Err(error) => return tracing::warn!(error, "look for what is left of pods that are gone"),
+        };
+        for (uid, owner) in owners {
+            if !self.workers.contains_key(&uid) {
+                tracing::info!(uid, pod = owner.name, "pod is gone, what is left of it is removed");
+                self.end(bare(&uid, owner), Group::default());
             }
+        }
+    }
+
+    /// Begins with a pod that the API does not have, to end it.
+    fn end(&mut self, pod: Pod, group: Group) {
+        self.spawn(Begin {
+            pod: Arc::new(pod),
+            seen: Instant::now(),
+            gone: true,
+            rejected: None,
+            sandboxes: group.sandboxes,
+            containers: group.containers,
         });
     }
 
@@ -419,18 +427,22 @@ fn orphan(uid: &str, group: &Group) -> Pod {
     let mut names: Vec<String> = group.containers.iter().map(|status| status.config.name.clone()).collect();
     names.sort_unstable();
     names.dedup();
-    Pod {
-        metadata: ObjectMeta {
-            name: Some(config.name),
-            namespace: Some(config.namespace),
-            uid: Some(uid.to_owned()),
-            ..ObjectMeta::default()
-        },
-        spec: Some(PodSpec {
-            containers: names.into_iter().map(|name| Container { name, ..Container::default() }).collect(),
-            termination_grace_period_seconds: grace,
-            ..PodSpec::default()
-        }),
-        status: None,
-    }
+    let spec = PodSpec {
+        containers: names.into_iter().map(|name| Container { name, ..Container::default() }).collect(),
+        termination_grace_period_seconds: grace,
+        ..PodSpec::default()
+    };
+    let owner = Owner { namespace: config.namespace, name: config.name };
+    Pod { spec: Some(spec), ..bare(uid, owner) }
+}
+
+/// What can be said about a pod of which not even a sandbox is left.
+fn bare(uid: &str, owner: Owner) -> Pod {
+    let metadata = ObjectMeta {
+        name: Some(owner.name),
+        namespace: Some(owner.namespace),
+        uid: Some(uid.to_owned()),
+        ..ObjectMeta::default()
+    };
+    Pod { metadata, ..Pod::default() }
 }

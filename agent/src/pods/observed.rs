@@ -69,6 +69,15 @@ impl Record {
     }
 }
 
+/// Whether the container that a status names was ever started: one that was made and never ran is not counted as a start.
+fn has_run(status: &ApiContainerStatus) -> bool {
+    let ended = status.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+    let state = status.state.as_ref();
+    status.container_id.is_some()
+        && (state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+            || ended.is_some_and(|ended| ended.container_id == status.container_id))
+}
+
 /// Nanoseconds since 1970 as a timestamp.
 pub fn timestamp(nanos: i64) -> Timestamp {
     Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or(Timestamp::UNIX_EPOCH)
@@ -346,7 +355,7 @@ impl Observed {
         }
         self.reported(name).map_or(0, |status| {
             let count = u32::try_from(status.restart_count).unwrap_or(0);
-            if status.container_id.is_some() { count + 1 } else { count }
+            if has_run(status) { count + 1 } else { count }
         })
     }
 

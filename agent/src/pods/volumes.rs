@@ -354,32 +354,6 @@ pub fn forget(site: &Site, pod: &Pod) -> Result<(), String> {
     remove_folder(&names.log_directory(&site.log_root))
 }
 
-/// The folders below `root` of pods that nobody knows any more. To be asked by whoever begins with pods, before it begins with more.
-///
-/// # Errors
-/// The folders cannot be listed, in words.
-pub fn leftovers(root: &Path, is_known: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, String> {
-    let entries = fs::read_dir(root).map_err(|error| failed("read", root, &error))?;
-    let is_left = |entry: &fs::DirEntry| !is_known(&entry.file_name().to_string_lossy());
-    Ok(entries.flatten().filter(is_left).map(|entry| entry.path()).collect())
-}
-
-/// Removes folders of pods that nobody knows any more.
-///
-/// # Errors
-/// What could not be removed, in words.
-pub fn remove_leftovers(folders: &[PathBuf]) -> Result<(), String> {
-    let mut result = Ok(());
-    for folder in folders {
-        tracing::info!(folder = %folder.display(), "remove the folder of a pod that is gone");
-        let removed = unmount_below(folder).and_then(|()| remove_folder(folder));
-        if result.is_ok() {
-            result = removed;
-        }
-    }
-    result
-}
-
 /// Takes off everything that is mounted below a folder, the deepest first.
 fn unmount_below(folder: &Path) -> Result<(), String> {
     let table = linux::mount::table().map_err(|error| chain(&error))?;

@@ -12,6 +12,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -179,6 +180,12 @@ impl Group {
     /// Whether any of its directories exists.
     pub fn exists(&self) -> bool {
         self.directories().any(|directory| directory.exists())
+    }
+
+    /// Names of the groups directly below it, in whichever hierarchy.
+    pub fn children(&self) -> BTreeSet<String> {
+        let children = self.directories().flat_map(|directory| subdirectories(&directory));
+        children.filter_map(|child| child.file_name()?.to_str().map(str::to_owned)).collect()
     }
 
     /// Moves the calling process, which has one thread, into the group in every hierarchy.

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::kubectl::Kubectl;
+use crate::processes;
 
 /// How long a killed part may take to be back.
 pub const RESTART_LIMIT: Duration = Duration::from_secs(20);
@@ -27,8 +28,16 @@ const FAST: [&str; 6] = [
 ];
 /// What [`FAST`] says: how long a dead node goes unnoticed.
 pub const FAST_GRACE: Duration = Duration::from_secs(8);
+/// More pods on one node than its default allows (110).
+const MANY_PODS: [&str; 1] = ["--agent-flag=--max-pods=250"];
 /// What `up` says when it finds another cluster.
 const OTHER_OPTIONS: &str = "a cluster with other options";
+
+/// What makes a node a machine of its own.
+const NAMESPACES: [&str; 6] = ["--mount", "--net", "--pid", "--cgroup", "--uts", "--ipc"];
+
+/// The cgroup of the first node's machine.
+pub const GROUP: &str = "/orlop-up/node-1/";
 
 /// Names the kubeconfig of a cluster that runs already.
 const GIVEN: &str = "ORLOP_CLUSTER";
@@ -51,6 +60,11 @@ impl Cluster {
     /// Starts the cluster of three nodes, or finds it running.
     pub fn of_three() -> Self {
         Self::with(&FAST)
+    }
+
+    /// Starts the cluster of one node that takes 250 pods, or finds it running.
+    pub fn of_many_pods() -> Self {
+        Self::with(&MANY_PODS)
     }
 
     /// One cluster at a time: that of another test goes first.
@@ -116,33 +130,37 @@ impl Cluster {
 
     /// The pid of a part of the first node's machine, as the host sees it.
     pub fn pid_of(&self, program: &str) -> Option<i32> {
-        let found = fs::read_dir("/proc").expect("read /proc").flatten().filter_map(|entry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let executable = fs::read_link(entry.path().join("exe")).ok()?;
-            let cgroup = fs::read_to_string(entry.path().join("cgroup")).ok()?;
-            let ours = executable.starts_with(&self.root) && cgroup.contains("/orlop-up/node-1/");
-            (executable.file_name()? == program && ours).then_some(pid)
+        let found = processes::in_group(GROUP).into_iter().filter(|pid| {
+            let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            executable.starts_with(&self.root) && executable.file_name().is_some_and(|name| name == program)
         });
         found.min()
     }
 
-    /// Runs a shell script where the node's file systems are: what it said when it failed.
+    /// Runs a shell script in the first node's machine: what it said when it failed.
     pub fn try_in_machine(&self, script: &str) -> Result<(), String> {
+        self.ask_in_machine(&["sh", "-c", script]).map(drop)
+    }
+
+    /// Runs a command in the first node's machine: what it says.
+    pub fn ask_in_machine(&self, command: &[&str]) -> Result<String, String> {
         let pid = self.pid_of("orlop-agent").ok_or("the agent does not run")?.to_string();
-        let output = Command::new("nsenter")
-            .args(["--target", &pid, "--mount", "--", "sh", "-c", script])
-            .output()
-            .map_err(|error| format!("start nsenter: {error}"))?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        if output.status.success() { Ok(()) } else { Err(format!("{script}: {errors}")) }
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--target", &pid]).args(NAMESPACES).arg("--").args(command);
+        said(&mut nsenter).map_err(|said| format!("{}: {said}", command.join(" ")))
+    }
+
+    /// What the first node's agent has logged.
+    pub fn agent_log(&self) -> std::io::Result<String> {
+        let log = fs::read(self.root.join("target/up/nodes/node-1/logs/agent.log"))?;
+        Ok(String::from_utf8_lossy(&log).into_owned())
     }
 
     /// Waits until the agent's log has a line with all of `words`.
     #[track_caller]
     pub fn wait_agent_log(&self, words: &[&str]) {
-        let log = self.root.join("target/up/nodes/node-1/logs/agent.log");
         harness::wait::until(&format!("the agent logs {words:?}"), RESTART_LIMIT, || {
-            let text = fs::read_to_string(&log).map_err(|error| error.to_string())?;
+            let text = self.agent_log().map_err(|error| error.to_string())?;
             let has_all = |line: &str| words.iter().all(|word| line.contains(word));
             if text.lines().any(has_all) { Ok(()) } else { Err("no such line".to_owned()) }
         });

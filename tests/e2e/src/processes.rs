@@ -18,6 +18,17 @@ pub fn first_of_pod(uid: &str) -> Option<(i32, u64)> {
     all.min_by_key(|(pid, started)| (*started, *pid))
 }
 
+/// The processes whose cgroup's path contains `group`.
+pub fn in_group(group: &str) -> Vec<i32> {
+    let all = fs::read_dir("/proc").expect("read /proc").flatten();
+    all.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let cgroup = fs::read_to_string(entry.path().join("cgroup")).ok()?;
+        cgroup.contains(group).then_some(pid)
+    })
+    .collect()
+}
+
 /// Whether a process with this `cgroup` file is in a container of the group, not just in the group.
 fn is_below(cgroup: &str, group: &str) -> bool {
     cgroup.lines().any(|line| line.split_once(group).is_some_and(|(_, rest)| rest.starts_with('/')))

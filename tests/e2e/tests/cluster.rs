@@ -2,6 +2,8 @@
 
 #[path = "cluster/bad_input.rs"]
 mod bad_input;
+#[path = "cluster/churn.rs"]
+mod churn;
 #[path = "cluster/demo.rs"]
 mod demo;
 #[path = "cluster/departures.rs"]

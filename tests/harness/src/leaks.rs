@@ -35,6 +35,13 @@ impl Snapshot {
         Ok(Self(found))
     }
 
+    /// Everything in this machine of its own, as `up` makes one for each node: as of a private host, and its packet rules.
+    pub fn of_node(hierarchies: &[Hierarchy]) -> Result<Self> {
+        let mut found = Self::of_private_host(hierarchies)?;
+        found.0.extend(read::rules());
+        Ok(found)
+    }
+
     /// What Orlop could leave on a machine that it shares with others. `target` is the folder that our executables are below.
     pub fn of_machine(target: &Path) -> Result<Self> {
         let hierarchies = linux::machine::hierarchies()?;

@@ -150,6 +150,20 @@ fn what_only_the_api_server_knows_is_kept() {
 }
 
 #[test]
+fn a_container_that_was_made_and_never_ran_does_not_count() {
+    let reported = |last: Value| {
+        fresh(one()).ready("s").reported_status(json!({"phase": "Pending", "containerStatuses": [{
+            "name": "a", "image": "busybox", "imageID": "x", "ready": false, "restartCount": 2,
+            "containerID": "orlop://made", "state": {"waiting": {"reason": "ContainerCreating"}}, "lastState": last,
+        }]}))
+    };
+    assert_eq!(reported(json!({})).next_restarts("a"), 2);
+    let ended = |id: &str| json!({"terminated": {"exitCode": 1, "containerID": id}});
+    assert_eq!(reported(ended("orlop://before")).next_restarts("a"), 2);
+    assert_eq!(reported(ended("orlop://made")).next_restarts("a"), 3, "it waits for its restart");
+}
+
+#[test]
 fn init_containers_and_phases() {
     let spec = |policy: &str| json!({"restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]});
     let waiting = status_of(&fresh(spec("Always")).ready("s").container("i", "1", 0, None), 9);

@@ -1,7 +1,7 @@
 //! The leak check of a whole machine, for what starts and stops outside of a test: `leaks save FILE`, `leaks compare FILE`.
 //!
 //! Some things go away a little after what held them (network namespaces, BPF objects): `compare` looks again until nothing is
-//! left or [`LIMIT`] is over.
+//! left or [`LIMIT`] is over. `leaks list` prints what a node has, called inside of its namespaces.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,7 +42,11 @@ fn run(arguments: &[String]) -> Result<bool> {
             }
             Ok(left.is_empty())
         }
-        _ => bail!("usage: leaks save FILE | leaks compare FILE"),
+        [verb] if verb == "list" => {
+            print!("{}", Snapshot::of_node(&linux::machine::hierarchies()?)?.to_text());
+            Ok(true)
+        }
+        _ => bail!("usage: leaks save FILE | leaks compare FILE | leaks list"),
     }
 }
 

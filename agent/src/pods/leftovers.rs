@@ -1,0 +1,72 @@
+//! Pods that the node still keeps something of, read from names alone: folders, logs, control groups.
+//!
+//! In: what lies on the node. Out: whose it is. An agent that dies between two steps of a pod's start or end leaves such things without a
+//! sandbox that would tell of them. Removes nothing itself.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::resources::{self, Qos};
+use super::site::Site;
+use crate::api::chain;
+
+#[cfg(test)]
+mod tests;
+
+/// What is known of the pod besides its uid.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// Empty when no log directory says it.
+    pub namespace: String,
+    /// Empty when no log directory says it.
+    pub name: String,
+}
+
+/// Everybody of whom the node keeps something, by uid. File work, as much as there are such pods.
+///
+/// # Errors
+/// What could not be read, in words.
+pub fn owners(site: &Site) -> Result<BTreeMap<String, Owner>, String> {
+    let mut groups = Vec::new();
+    for class in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
+        let path = resources::qos_cgroup_path(&site.cgroup_parent, class);
+        groups.extend(site.cgroups.group(&path).map_err(|error| chain(&error))?.children());
+    }
+    Ok(of_names(&folders(&site.root)?, &folders(&site.log_root)?, &groups))
+}
+
+/// Reads the names of pods' folders (`<uid>`), of log directories (`<namespace>_<name>_<uid>`) and of control groups (`pod<uid>`).
+fn of_names(folders: &[String], logs: &[String], groups: &[String]) -> BTreeMap<String, Owner> {
+    let uids = groups.iter().filter_map(|name| name.strip_prefix("pod"));
+    let uids = uids.chain(folders.iter().map(String::as_str)).filter(|uid| !uid.is_empty());
+    let mut owners: BTreeMap<String, Owner> = uids.map(|uid| (uid.to_owned(), Owner::default())).collect();
+    for log in logs {
+        let parts: Vec<&str> = log.split('_').collect();
+        if let [namespace, name, uid] = parts.as_slice()
+            && parts.iter().all(|part| !part.is_empty())
+        {
+            let owner = Owner { namespace: (*namespace).to_owned(), name: (*name).to_owned() };
+            owners.insert((*uid).to_owned(), owner);
+        }
+    }
+    owners
+}
+
+/// The names of the folders in a folder; none when it does not exist.
+fn folders(parent: &Path) -> Result<Vec<String>, String> {
+    let failed = |error: io::Error| format!("read {}: {error}", parent.display());
+    let entries = match fs::read_dir(parent) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            names.extend(entry.file_name().into_string());
+        }
+    }
+    Ok(names)
+}
