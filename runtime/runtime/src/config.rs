@@ -18,7 +18,7 @@ pub(crate) const ID_DIGITS: usize = 64;
 pub struct Config {
     /// Durable state: blobs, layers, images, sandboxes, containers. Default `/var/lib/orlop/runtime`.
     pub root: PathBuf,
-    /// Volatile state: shim sockets, network namespaces, libcontainer's own files. Default `/run/orlop`.
+    /// Volatile state: shim sockets, network namespaces, compiled seccomp filters. Default `/run/orlop`.
     pub state: PathBuf,
     /// The shim's executable; it is copied into one sealed memory file from which all shims are executed.
     pub shim: PathBuf,
@@ -155,9 +155,14 @@ impl Config {
         self.state.join("shm").join(sandbox)
     }
 
-    /// libcontainer's own root directory.
+    /// Always empty: where shims arrange libcontainer's files, out of everybody's sight.
     pub(crate) fn oci_dir(&self) -> PathBuf {
         self.state.join("oci")
+    }
+
+    /// Compiled seccomp filters, by the shims for each other.
+    pub(crate) fn seccomp_dir(&self) -> PathBuf {
+        self.state.join("seccomp")
     }
 
     pub(crate) fn sandbox_dir(&self, sandbox: &str) -> PathBuf {

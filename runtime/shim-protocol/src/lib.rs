@@ -51,8 +51,11 @@ pub struct ShimConfig {
     pub sandbox: String,
     /// Where to listen.
     pub socket: PathBuf,
-    /// libcontainer's root directory.
+    /// An empty directory: in the mount namespace of each start, libcontainer's files are arranged in it.
     pub oci_root: PathBuf,
+    /// Where compiled seccomp filters are kept for all sandboxes; `None`: nowhere.
+    #[serde(default)]
+    pub seccomp_filters: Option<PathBuf>,
     /// Where control groups are mounted.
     pub cgroup_root: PathBuf,
     /// The shim's own group.

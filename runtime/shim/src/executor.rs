@@ -2,25 +2,77 @@
 //!
 //! Used by libcontainer for containers and by our own exec. Errors are worded as runc words them, since people search for those words.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
 
-/// Executes the spec's process.
+use crate::confinement::Confinement;
+
+#[cfg(test)]
+mod tests;
+
+/// Confines itself where that was not left to libcontainer, and executes the spec's process.
 #[derive(Clone)]
-pub struct ProcessExecutor;
+pub struct ProcessExecutor {
+    confinement: Option<Rc<Confinement>>,
+    /// Whose home directory is to be found, when the environment has none.
+    homeless: Option<u32>,
+}
+
+impl ProcessExecutor {
+    /// Takes over from libcontainer what it must not do. It asks the C library for the home directory, which asks the image's own libraries: not in a
+    /// process that is not confined yet.
+    pub fn take_over(spec: &mut Spec, filters: Option<&Path>) -> anyhow::Result<ProcessExecutor> {
+        let confinement = Confinement::take(spec, filters)?.map(Rc::new);
+        let mut homeless = None;
+        if let Some(mut process) = spec.process().clone() {
+            let mut environment = process.env().clone().unwrap_or_default();
+            if !has_home(&environment) {
+                environment.retain(|entry| entry != "HOME=");
+                environment.push("HOME=/".into());
+                homeless = Some(process.user().uid());
+                process.set_env(Some(environment));
+                spec.set_process(Some(process));
+            }
+        }
+        Ok(ProcessExecutor { confinement, homeless })
+    }
+}
 
 impl Executor for ProcessExecutor {
+    /// Called in the container, after [`Executor::validate`].
+    fn setup_envs(&self, mut environment: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        if let Some(user) = self.homeless {
+            environment.insert("HOME".into(), home(user));
+        }
+        // SAFETY: the process has one thread.
+        unsafe {
+            std::env::vars_os().for_each(|(name, _)| std::env::remove_var(name));
+            environment.iter().for_each(|(name, value)| std::env::set_var(name, value));
+        }
+        Ok(())
+    }
+
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        if let Some(confinement) = &self.confinement {
+            confinement.finish().map_err(|error| ExecutorError::Other(format!("{error:#}")))?;
+        }
         let arguments = arguments(spec);
         let path = find(&arguments, &search_path(spec)).map_err(ExecutorError::Other)?;
         Err(ExecutorError::Other(execute(&path, &arguments)))
     }
 
+    /// Called once, by the container's process, when all that needs privileges is done.
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        if let Some(confinement) = &self.confinement {
+            let failed = |error| ExecutorValidationError::ArgValidationError(format!("{error:#}"));
+            confinement.enter().map_err(failed)?;
+        }
         find(&arguments(spec), &search_path(spec))
             .map(|_| ())
             .map_err(ExecutorValidationError::ArgValidationError)
@@ -34,6 +86,21 @@ fn arguments(spec: &Spec) -> Vec<String> {
 fn search_path(spec: &Spec) -> String {
     let environment = spec.process().as_ref().and_then(|process| process.env().clone()).unwrap_or_default();
     environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default().to_owned()
+}
+
+/// Whether an environment says where its home is.
+pub fn has_home(environment: &[String]) -> bool {
+    environment.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()))
+}
+
+/// As runc: the home directory comes from the image's passwd, or is `/`.
+pub fn home(user: u32) -> String {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let home = passwd.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        (fields.get(2)?.parse() == Ok(user)).then(|| fields.get(5).copied()).flatten()
+    });
+    home.filter(|home| !home.is_empty()).unwrap_or("/").to_owned()
 }
 
 /// The file that the first argument stands for in the process's own root.

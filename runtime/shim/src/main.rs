@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "signal dispositions, and forking through libcontainer")]
 
 mod boot;
+mod confinement;
 mod connection;
 mod container;
 mod executor;
@@ -13,6 +14,7 @@ mod keeper;
 mod log_file;
 mod pod_init;
 mod sandbox;
+mod seccomp;
 mod stdio;
 mod timestamp;
 mod worker;

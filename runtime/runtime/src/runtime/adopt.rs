@@ -127,13 +127,12 @@ impl Runtime {
     /// A container that is not kept. Its control group may be known by name only.
     async fn drop_container(&self, id: &str, cgroup: Option<String>, directory: &Path) {
         tracing::warn!(container = id, "half-made or abandoned container is removed");
-        let (layout, oci) = (self.0.layout.clone(), self.0.config.oci_dir().join(id));
+        let layout = self.0.layout.clone();
         let _ = tokio::task::spawn_blocking(move || {
             if let Some(Ok(group)) = cgroup.map(|path| layout.group(&path)) {
                 let _ = group.kill(KILL_LIMIT);
                 let _ = group.remove();
             }
-            let _ = std::fs::remove_dir_all(oci);
         })
         .await;
         if let Err(error) = remove_directory(directory) {

@@ -369,7 +369,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// Control groups and libcontainer's files: by the shim, or by ourselves when there is none.
+    /// Control groups: by the shim, or by ourselves when there is none.
     async fn delete_processes(&self, meta: &ContainerMeta, shim: Option<Arc<Client>>) -> Result<(), Error> {
         if let Some(shim) = shim {
             let request = Request::Delete { container: meta.id.clone(), cgroup: meta.cgroup.clone() };
@@ -379,13 +379,11 @@ impl Runtime {
                 Err(error) => return Err(error),
             }
         }
-        let (group, oci) = (self.0.layout.group(&meta.cgroup), self.0.config.oci_dir().join(&meta.id));
+        let group = self.0.layout.group(&meta.cgroup);
         let removed = tokio::task::spawn_blocking(move || {
             let group = group?;
             group.kill(KILL_LIMIT)?;
-            group.remove()?;
-            let _ = std::fs::remove_dir_all(oci);
-            Ok(())
+            group.remove()
         });
         match removed.await {
             Ok(result) => {

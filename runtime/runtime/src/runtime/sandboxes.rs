@@ -173,6 +173,7 @@ impl Runtime {
             cgroup_root: config.cgroup_root.clone(),
             shim_cgroup: config.shim_cgroup.clone(),
             netns: meta.own_network.then(|| config.netns_path(&meta.id)),
+            seccomp_filters: Some(config.seccomp_dir()),
             ipc,
             pid: namespaces.pid == NamespaceMode::Pod,
             hostname: (meta.own_network && !meta.config.hostname.is_empty())

@@ -100,7 +100,7 @@ impl Keeper {
         let (pipes, theirs) = self.make_pipes(&request)?;
         let slot = self.fresh();
         self.containers.insert(slot, container);
-        let (oci_root, cgroup_root) = (self.config.oci_root.clone(), self.config.cgroup_root.clone());
+        let config = self.config.clone();
         let console: PathBuf = self.config.socket.parent().map(Into::into).unwrap_or_default();
         let sandbox = std::mem::take(&mut self.sandbox);
         self.work(Some(caller), Task::Start { slot, streams: pipes }, unified.as_slice(), || {
@@ -108,8 +108,9 @@ impl Keeper {
                 request: &request,
                 sandbox: &sandbox,
                 group: &group,
-                oci_root: &oci_root,
-                cgroup_root: &cgroup_root,
+                oci_root: &config.oci_root,
+                cgroup_root: &config.cgroup_root,
+                filters: config.seccomp_filters.as_deref(),
                 console_directory: &console,
                 streams: theirs,
             })
@@ -146,6 +147,7 @@ impl Keeper {
         }
         let (_, container) = self.running(&request.container)?;
         let (pid, bundle, group) = (container.record.pid, container.bundle.clone(), container.group.clone());
+        let filters = self.config.seccomp_filters.clone();
         let places = self.exec_places(&group, pid).map_err(|error| failure(FailureKind::Other, error))?;
         self.work(Some(caller), Task::Exec { exec: request.exec }, &places, || {
             exec::run(exec::Exec {
@@ -155,6 +157,7 @@ impl Keeper {
                 container_pid: pid,
                 bundle: &bundle,
                 group: &group,
+                filters: filters.as_deref(),
             })
         });
         Ok(())
@@ -208,15 +211,9 @@ impl Keeper {
 
     fn delete(&mut self, caller: Caller, container: String, cgroup: &str) -> Result<(), Failure> {
         let group = self.layout.group(cgroup).map_err(|error| failure(FailureKind::Other, error))?;
-        let directory = self.config.oci_root.join(&container);
         self.work(Some(caller), Task::Delete { container }, &[], move || {
             remove(&group)?;
-            match std::fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(error).with_context(|| format!("remove {}", directory.display()))
-                }
-                _ => Ok((Outcome::Done, None)),
-            }
+            Ok((Outcome::Done, None))
         });
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Worker: a further process in a running container.
 //!
 //! libcontainer's tenant builder gives such a process no seccomp filter (it drops that part of the spec), so it would be less confined than the
-//! container. Here it is made by hand, with libcontainer's own capability, seccomp and AppArmor code: the worker joins the container's control
+//! container. Here it is made by hand, with libcontainer's own capability and AppArmor code: the worker joins the container's control
 //! groups, enters all its namespaces at once, and clones the process as its own sibling, so that the shim is its parent.
 
 use std::fs::File;
@@ -17,6 +17,7 @@ use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use super::{Outcome, Work};
+use crate::confinement::Confinement;
 use crate::executor;
 
 /// Everything the worker needs.
@@ -33,6 +34,8 @@ pub struct Exec<'a> {
     pub bundle: &'a Path,
     /// Its group.
     pub group: &'a Group,
+    /// Compiled seccomp filters.
+    pub filters: Option<&'a Path>,
 }
 
 const NAMESPACES: i32 = libc::CLONE_NEWNS
@@ -46,6 +49,7 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
 pub fn run(exec: Exec<'_>) -> Work {
     let process: Process = serde_json::from_value(exec.process.clone()).context("read the process object")?;
     let seccomp = seccomp_of(exec.bundle)?;
+    let confinement = Confinement::new(&process, seccomp.as_ref(), exec.filters)?;
     let proof = SingleThreaded::verify()?;
     let pidfd = linux::process::pidfd(exec.container_pid)?;
     exec.group.join_v1()?;
@@ -62,7 +66,7 @@ pub fn run(exec: Exec<'_>) -> Work {
     let (pid, _) = linux::process::fork(proof, options, || {
         let streams =
             Streams { given: &exec.streams, null: &null, terminal: pair.as_ref().map(|pair| &pair.slave) };
-        let message = match become_process(&process, seccomp.as_ref(), &streams) {
+        let message = match become_process(&process, &confinement, &streams) {
             Ok(never) => never,
             Err(error) => format!("{error:#}"),
         };
@@ -102,17 +106,16 @@ struct Streams<'a> {
 }
 
 /// Runs in the new process; returns why it could not execute.
-fn become_process(
-    process: &Process,
-    seccomp: Option<&LinuxSeccomp>,
-    streams: &Streams<'_>,
-) -> Result<String> {
+fn become_process(process: &Process, confinement: &Confinement, streams: &Streams<'_>) -> Result<String> {
     rustix::process::setsid().context("setsid")?;
     connect(streams)?;
     let arguments = process.args().clone().unwrap_or_default();
     let mut environment = process.env().clone().unwrap_or_default();
-    add_home(&mut environment, process.user().uid());
-    restrict(process, seccomp)?;
+    if !executor::has_home(&environment) {
+        environment.retain(|entry| entry != "HOME=");
+        environment.push(format!("HOME={}", executor::home(process.user().uid())));
+    }
+    restrict(process, confinement)?;
     let path = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
     let program = executor::find(&arguments, path).map_err(|message| anyhow!(message))?;
     linux::fds::close_on_exec_from(3)?;
@@ -131,7 +134,7 @@ fn connect(streams: &Streams<'_>) -> Result<()> {
 }
 
 /// From the shim's root to what the process may be, in the order in which privileges are still there for each step.
-fn restrict(process: &Process, seccomp: Option<&LinuxSeccomp>) -> Result<()> {
+fn restrict(process: &Process, confinement: &Confinement) -> Result<()> {
     let syscall = create_syscall();
     for limit in process.rlimits().iter().flatten() {
         syscall.set_rlimit(limit).context("set a resource limit")?;
@@ -144,30 +147,17 @@ fn restrict(process: &Process, seccomp: Option<&LinuxSeccomp>) -> Result<()> {
     let user = process.user();
     rustix::process::umask(Mode::from_bits_truncate(user.umask().unwrap_or(0o022)));
     set_groups(user.additional_gids().as_deref().unwrap_or_default())?;
-    let no_new_privileges = process.no_new_privileges() == Some(true);
-    if no_new_privileges {
+    if process.no_new_privileges() == Some(true) {
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
     }
     set_identity(user.uid(), user.gid())?;
-    let filter = |wanted: bool| match seccomp.filter(|_| wanted) {
-        Some(profile) => {
-            libcontainer::seccomp::initialize_seccomp(profile).map(|_| ()).context("load the seccomp filter")
-        }
-        None => Ok(()),
-    };
-    // Without no_new_privs loading a filter needs CAP_SYS_ADMIN; with it, the filter comes last and need not allow our own calls.
-    filter(!no_new_privileges)?;
-    libcontainer::capabilities::reset_effective(syscall.as_ref()).context("raise capabilities")?;
-    if let Some(capabilities) = process.capabilities() {
-        libcontainer::capabilities::drop_privileges(capabilities, syscall.as_ref())
-            .context("drop capabilities")?;
-    }
+    confinement.enter()?;
     if entered.is_err() {
         // The directory may be reachable for the user only.
         rustix::process::chdir(cwd)
             .with_context(|| format!("chdir to cwd (\"{}\") set in config.json failed", cwd.display()))?;
     }
-    filter(no_new_privileges)
+    confinement.finish()
 }
 
 fn set_groups(groups: &[u32]) -> Result<()> {
@@ -186,17 +176,4 @@ fn set_identity(uid: u32, gid: u32) -> Result<()> {
             .with_context(|| format!("become user {uid}, group {gid}"));
     }
     rustix::thread::set_keep_capabilities(false).context("stop keeping capabilities")
-}
-
-/// As runc: HOME comes from the image's passwd, or is `/`.
-fn add_home(environment: &mut Vec<String>, uid: u32) {
-    if environment.iter().any(|entry| entry.starts_with("HOME=")) {
-        return;
-    }
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let home = passwd.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        (fields.get(2)?.parse() == Ok(uid)).then(|| fields.get(5).copied()).flatten()
-    });
-    environment.push(format!("HOME={}", home.filter(|home| !home.is_empty()).unwrap_or("/")));
 }

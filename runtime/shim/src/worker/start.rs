@@ -1,7 +1,7 @@
 //! Worker: a container, from its control group to its running first process.
 //!
-//! The container's root file system and what libcontainer must not see are arranged in a mount namespace of the worker's own, which the container
-//! inherits a copy of: on the node nothing is ever mounted for a container, and nothing is left mounted whenever and however it ends.
+//! The container's root file system, libcontainer's own files and what it must not see are arranged in a mount namespace of the worker's own, which
+//! the container inherits a copy of: on the node nothing is ever mounted for a container, and nothing is left whenever and however it ends.
 //!
 //! libcontainer writes `cgroup.procs` of every hierarchy, which costs milliseconds each on v1. The worker joins by itself, cheaply, and hides the
 //! hierarchies; libcontainer then finds a machine without controllers and has nothing to write.
@@ -16,6 +16,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use linux::cgroup::{DeviceAccess, DeviceKind, DeviceRule, Group, Limits};
 use linux::mount::{Overlay, Propagation};
 use linux::process::SingleThreaded;
+use oci_spec::runtime::Spec;
 use shim_protocol::{PID_NAMESPACE_FD, StartContainer};
 
 use super::{Outcome, Work};
@@ -28,12 +29,14 @@ pub struct Start<'a> {
     pub request: &'a StartContainer,
     /// The pod's namespaces.
     pub sandbox: &'a Sandbox,
-    /// The container's group; its unified directory exists and the worker was cloned into it.
+    /// The container's group, which exists; the worker was cloned into its unified directory.
     pub group: &'a Group,
-    /// libcontainer's root.
+    /// An empty directory that libcontainer's files are arranged in.
     pub oci_root: &'a Path,
     /// Where control groups are mounted.
     pub cgroup_root: &'a Path,
+    /// Compiled seccomp filters.
+    pub filters: Option<&'a Path>,
     /// Where the console socket may be bound.
     pub console_directory: &'a Path,
     /// stdin, stdout, stderr without a terminal.
@@ -46,15 +49,16 @@ pub fn run(start: Start<'_>) -> Work {
     enter_group(&start)?;
     set_oom_score(start.request, &mut warnings)?;
     enter_namespaces(start.sandbox)?;
-    arrange_mounts(start.request, start.cgroup_root)?;
+    let bundle = start.oci_root.join("bundle");
+    arrange_mounts(&start, &bundle)?;
+    let executor = arrange_bundle(&start, &bundle)?;
     let _one_thread = SingleThreaded::verify()?;
-    let (pid, terminal) = create(start)?;
+    let (pid, terminal) = create(start, &bundle, executor)?;
     Ok((Outcome::Running { pid, warnings }, terminal))
 }
 
 fn enter_group(start: &Start<'_>) -> Result<()> {
     let limits = limits(&start.request.limits);
-    start.group.create()?;
     start.group.apply(&limits)?;
     if let Some(rules) = &start.request.devices {
         let rules: Vec<DeviceRule> = rules.iter().map(device_rule).collect::<Result<_>>()?;
@@ -126,7 +130,9 @@ fn enter_namespaces(sandbox: &Sandbox) -> Result<()> {
     Ok(())
 }
 
-fn arrange_mounts(request: &StartContainer, cgroup_root: &Path) -> Result<()> {
+/// The bundle that libcontainer gets lies in memory, in the worker's mount namespace, and is gone with it.
+fn arrange_mounts(start: &Start<'_>, bundle: &Path) -> Result<()> {
+    let request = start.request;
     linux::process::unshare(libc::CLONE_NEWNS)?;
     let staged = request
         .staged
@@ -134,18 +140,31 @@ fn arrange_mounts(request: &StartContainer, cgroup_root: &Path) -> Result<()> {
         .map(|staged| Ok((linux::mount::clone_tree(&staged.source)?, &staged.target)))
         .collect::<Result<Vec<(OwnedFd, &PathBuf)>>>()?;
     linux::mount::set_propagation(Path::new("/"), Propagation::SlaveRecursive)?;
-    hide_cgroups(cgroup_root)?;
+    hide_cgroups(start.cgroup_root)?;
+    linux::mount::tmpfs(start.oci_root, "mode=0700")?;
+    let target = bundle.join("rootfs");
+    std::fs::create_dir_all(&target).with_context(|| format!("make {}", target.display()))?;
     let root = &request.rootfs;
     rustix::process::chdir(&root.directory).with_context(|| format!("enter {}", root.directory.display()))?;
     let overlay =
         Overlay { lower: root.lower.clone(), upper: Some(root.upper.clone()), work: Some(root.work.clone()) };
-    linux::mount::overlay(&overlay, &request.bundle.join("rootfs"))?;
+    linux::mount::overlay(&overlay, &target)?;
     rustix::process::chdir("/").context("leave the layers")?;
-    make_directory(&request.bundle.join("rootfs"), &request.cwd)?;
+    make_directory(&target, &request.cwd)?;
     for (tree, target) in staged {
         linux::mount::attach_tree(&tree, target)?;
     }
     Ok(())
+}
+
+/// Writes the container's spec for libcontainer, without what the process will do by itself.
+fn arrange_bundle(start: &Start<'_>, bundle: &Path) -> Result<ProcessExecutor> {
+    const FILE: &str = "config.json";
+    let mut spec = Spec::load(start.request.bundle.join(FILE)).context("read the container's config.json")?;
+    let executor = ProcessExecutor::take_over(&mut spec, start.filters)?;
+    let text = serde_json::to_vec(&spec).context("write the container's config.json")?;
+    std::fs::write(bundle.join(FILE), text).context("write the container's config.json")?;
+    Ok(executor)
 }
 
 /// A covered mount would still be in the mount table, where libcontainer looks: they are taken off, the innermost first, in this mount namespace.
@@ -182,7 +201,7 @@ fn make_directory(root: &Path, wanted: &Path) -> Result<()> {
     Ok(())
 }
 
-fn create(start: Start<'_>) -> Result<(i32, Option<OwnedFd>)> {
+fn create(start: Start<'_>, bundle: &Path, executor: ProcessExecutor) -> Result<(i32, Option<OwnedFd>)> {
     let request = start.request;
     let console = start.console_directory.join(format!("{}.tty", request.container));
     let listener = if request.tty {
@@ -192,14 +211,13 @@ fn create(start: Start<'_>) -> Result<(i32, Option<OwnedFd>)> {
         None
     };
     let mut builder = ContainerBuilder::new(request.container.clone(), SyscallType::default())
-        .with_executor(ProcessExecutor)
+        .with_executor(executor)
         .with_root_path(start.oci_root)?
         .with_console_socket(request.tty.then(|| console.clone()));
     if let Some([stdin, stdout, stderr]) = start.streams {
         builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
     }
-    let made =
-        builder.as_init(&request.bundle).with_systemd(false).as_sibling(true).with_detach(true).build();
+    let made = builder.as_init(bundle).with_systemd(false).as_sibling(true).with_detach(true).build();
     let terminal = match (&made, &listener) {
         (Ok(_), Some(listener)) => Some(receive_terminal(listener)),
         _ => None,

@@ -16,7 +16,6 @@ pub(super) fn make_directories(directory: &Path) -> Result<(), Error> {
         built.map_err(io(format!("make {}", path.display())))
     };
     make(directory.to_path_buf(), 0o711)?;
-    make(directory.join("rootfs"), 0o755)?;
     make(directory.join("upper"), 0o755)?;
     make(directory.join("work"), 0o711)
 }
