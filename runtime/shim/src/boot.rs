@@ -2,15 +2,17 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use linux::cgroup::{Group, Layout};
 use linux::process::{ForkOptions, SingleThreaded};
 use rustix::fs::{Mode, OFlags};
 use shim_protocol::ShimConfig;
 
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, Kept};
 use crate::sandbox::Sandbox;
 
 /// Lower than anything in a pod, like containerd's shims.
@@ -29,8 +31,13 @@ pub fn start(sandbox: &str, config: &Path) -> Result<()> {
     let (read, write) = linux::fds::pipe()?;
     let proof = SingleThreaded::verify()?;
     let mut write = Some(File::from(write));
-    linux::process::fork(proof, ForkOptions::default(), || {
-        let outcome = prepare(&parsed, &log, proof);
+    let layout = Layout::detect(&parsed.cgroup_root)?;
+    let group = parsed.shim_cgroup.as_ref().map(|path| layout.group(path)).transpose()?;
+    let unified = group.as_ref().map(make_group).transpose()?.flatten();
+    // A process that joins a unified group later waits for the kernel's RCU.
+    let options = ForkOptions { cgroup: unified.as_ref().map(AsFd::as_fd), ..ForkOptions::default() };
+    linux::process::fork(proof, options, || {
+        let outcome = prepare(&parsed, Groups { layout, own: group }, &log, proof);
         let message = match &outcome {
             Ok(_) => READY.to_vec(),
             Err(error) => format!("{error:#}").into_bytes(),
@@ -50,7 +57,18 @@ pub fn start(sandbox: &str, config: &Path) -> Result<()> {
     }
 }
 
-fn prepare(config: &ShimConfig, log: &Path, proof: SingleThreaded) -> Result<Keeper> {
+/// Control groups: the machine's, and the shim's own when it has one.
+struct Groups {
+    layout: Layout,
+    own: Option<Group>,
+}
+
+fn make_group(group: &Group) -> Result<Option<OwnedFd>> {
+    group.create()?;
+    Ok(group.open_unified()?)
+}
+
+fn prepare(config: &ShimConfig, groups: Groups, log: &Path, proof: SingleThreaded) -> Result<Keeper> {
     linux::process::set_name(c"orlop-shim")?;
     rustix::process::setsid().context("setsid")?;
     rustix::process::chdir("/").context("chdir")?;
@@ -60,10 +78,8 @@ fn prepare(config: &ShimConfig, log: &Path, proof: SingleThreaded) -> Result<Kee
     if linux::process::set_oom_score_adj(OOM_SCORE_ADJ).is_err() {
         eprintln!("oom_score_adj stays as it is: no CAP_SYS_RESOURCE");
     }
-    if let Some(path) = &config.shim_cgroup {
-        let group = linux::cgroup::Layout::detect(&config.cgroup_root)?.group(path)?;
-        group.create()?;
-        group.join()?;
+    if let Some(group) = &groups.own {
+        group.join_v1()?;
     }
     let mut sandbox = Sandbox::create(config, proof)?;
     let listener = match listen(&config.socket) {
@@ -73,11 +89,11 @@ fn prepare(config: &ShimConfig, log: &Path, proof: SingleThreaded) -> Result<Kee
             return Err(error);
         }
     };
-    Keeper::new(config.clone(), sandbox, listener, null)
+    Keeper::new(config.clone(), groups.layout, Kept { sandbox, listener, null })
 }
 
 /// stdin and stdout to /dev/null, stderr to the log.
-fn redirect(log: &Path) -> Result<std::os::fd::OwnedFd> {
+fn redirect(log: &Path) -> Result<OwnedFd> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .context("open /dev/null")?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;

@@ -78,14 +78,20 @@ struct Pipes {
     wants_stdin: bool,
 }
 
+/// What a shim keeps from its start to its end.
+pub struct Kept {
+    /// The pod's namespaces and mounts.
+    pub sandbox: Sandbox,
+    /// Where clients come.
+    pub listener: UnixListener,
+    /// /dev/null
+    pub null: OwnedFd,
+}
+
 impl Keeper {
     /// Takes over a sandbox and its listening socket.
-    pub fn new(
-        config: ShimConfig,
-        sandbox: Sandbox,
-        listener: UnixListener,
-        null: OwnedFd,
-    ) -> Result<Keeper> {
+    pub fn new(config: ShimConfig, layout: Layout, kept: Kept) -> Result<Keeper> {
+        let Kept { sandbox, listener, null } = kept;
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
         for signal in DEAF_TO {
@@ -95,7 +101,7 @@ impl Keeper {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("signalfd")?;
         Ok(Keeper {
-            layout: Layout::detect(&config.cgroup_root)?,
+            layout,
             proof: SingleThreaded::verify()?,
             config,
             sandbox,

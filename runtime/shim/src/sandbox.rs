@@ -1,15 +1,16 @@
 //! The namespaces that the containers of a pod share, and what is set inside them once.
 //!
-//! A child is cloned into fresh namespaces, sets host name, loopback and kernel parameters from inside, and is kept only when the pod shares a
-//! pid namespace, whose init it then is. The shim itself stays in the node's namespaces and keeps descriptors of the new ones.
+//! The shim goes into fresh namespaces, sets host name, loopback and kernel parameters from inside, starts the init of a pid namespace that the pod
+//! shares, and comes back: it lives in the node's namespaces and keeps descriptors of the new ones. One that cannot come back ends.
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use linux::process::{ForkOptions, SingleThreaded};
+use nix::sched::{CloneFlags, setns};
 use shim_protocol::ShimConfig;
 
 use crate::pod_init;
@@ -66,53 +67,52 @@ impl Sandbox {
     }
 
     fn make_namespaces(&mut self, config: &ShimConfig, proof: SingleThreaded) -> Result<()> {
-        let pick = |wanted: bool, flag: i32| if wanted { flag.cast_unsigned() as u64 } else { 0 };
-        let namespaces = pick(config.netns.is_some(), libc::CLONE_NEWNET)
-            | pick(config.ipc, libc::CLONE_NEWIPC)
-            | pick(config.hostname.is_some(), libc::CLONE_NEWUTS)
-            | pick(config.pid, libc::CLONE_NEWPID);
-        if namespaces == 0 {
-            return Ok(());
-        }
-        let (report_read, report_write) = linux::fds::pipe()?;
-        let (go_read, go_write) = linux::fds::pipe()?;
-        let options = ForkOptions { namespaces, ..ForkOptions::default() };
-        let (pid, _pidfd) =
-            linux::process::fork(proof, options, || inside(config, report_write.as_fd(), &go_read))?;
-        drop((report_write, go_read));
-        let outcome = self.open_namespaces(config, pid, File::from(report_read));
-        // An init stays after this, anything else ends.
-        let _ = File::from(go_write).write_all(b"g");
-        if config.pid && outcome.is_ok() {
-            self.init = Some(pid);
-        } else {
-            if outcome.is_err() {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
-            }
-            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+        let all = [
+            (config.netns.is_some(), CloneFlags::CLONE_NEWNET, "net"),
+            (config.ipc, CloneFlags::CLONE_NEWIPC, "ipc"),
+            (config.hostname.is_some(), CloneFlags::CLONE_NEWUTS, "uts"),
+        ];
+        let wanted: Vec<_> = all.into_iter().filter(|(wanted, ..)| *wanted).collect();
+        let home = wanted
+            .iter()
+            .map(|(_, kind, name)| Ok((open_namespace("self", name)?, *kind)))
+            .collect::<Result<Vec<(OwnedFd, CloneFlags)>>>()?;
+        linux::process::unshare(wanted.iter().fold(0, |all, (_, kind, _)| all | kind.bits()))?;
+        let outcome = self.inside(config, proof);
+        for (namespace, kind) in home {
+            setns(namespace, kind).context("return from the pod's namespaces")?;
         }
         outcome
     }
 
-    fn open_namespaces(&mut self, config: &ShimConfig, pid: i32, mut report: File) -> Result<()> {
-        let mut message = [0_u8; 512];
-        let length = report.read(&mut message).context("wait for the namespaces")?;
-        match &message[..length] {
-            b"ok" => {}
-            [] => bail!("set up namespaces: the process ended early"),
-            other => bail!("{}", String::from_utf8_lossy(other)),
+    fn inside(&mut self, config: &ShimConfig, proof: SingleThreaded) -> Result<()> {
+        set_up(config)?;
+        let own = |wanted: bool, name: &str| wanted.then(|| open_namespace("self", name)).transpose();
+        self.network = own(config.netns.is_some(), "net")?;
+        self.ipc = own(config.ipc, "ipc")?;
+        self.uts = own(config.hostname.is_some(), "uts")?;
+        if config.pid {
+            self.start_init(proof)?;
         }
-        let open = |name: &str| -> Result<OwnedFd> {
-            let path = format!("/proc/{pid}/ns/{name}");
-            Ok(File::open(&path).with_context(|| format!("open {path}"))?.into())
-        };
-        self.network = config.netns.as_ref().map(|_| open("net")).transpose()?;
-        self.ipc = config.ipc.then(|| open("ipc")).transpose()?;
-        self.uts = config.hostname.as_ref().map(|_| open("uts")).transpose()?;
-        self.pid = config.pid.then(|| open("pid")).transpose()?;
+        Ok(())
+    }
+
+    fn start_init(&mut self, proof: SingleThreaded) -> Result<()> {
+        let (report, theirs) = linux::fds::pipe()?;
+        let options =
+            ForkOptions { namespaces: libc::CLONE_NEWPID.cast_unsigned().into(), ..ForkOptions::default() };
+        let mut theirs = Some(File::from(theirs));
+        let (pid, _pidfd) = linux::process::fork(proof, options, || run_init(theirs.take()))?;
+        drop(theirs);
+        self.init = Some(pid);
+        let mut message = String::new();
+        File::from(report).read_to_string(&mut message).context("wait for the pod's init")?;
+        match message.as_str() {
+            "ok" => {}
+            "" => bail!("the pod's init ended early"),
+            other => bail!("start the pod's init: {other}"),
+        }
+        self.pid = Some(open_namespace(&pid.to_string(), "pid")?);
         Ok(())
     }
 
@@ -139,28 +139,23 @@ fn report<E: std::fmt::Display>(result: Result<(), E>) {
     }
 }
 
-/// Runs in the new namespaces; returns the exit code.
-fn inside(config: &ShimConfig, report: std::os::fd::BorrowedFd<'_>, go: &OwnedFd) -> i32 {
-    // The pipe below would not tell of the parent's death: this process holds its other end, too.
+fn open_namespace(process: &str, name: &str) -> Result<OwnedFd> {
+    let path = format!("/proc/{process}/ns/{name}");
+    Ok(File::open(&path).with_context(|| format!("open {path}"))?.into())
+}
+
+/// Runs in the init of the pod's pid namespace; returns the exit code.
+fn run_init(report: Option<File>) -> i32 {
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    let Ok(report) = report.try_clone_to_owned() else { return 1 };
-    let mut report = File::from(report);
-    let outcome = set_up(config);
+    let outcome = pod_init::confine();
     let message = match &outcome {
         Ok(()) => "ok".to_owned(),
         Err(error) => format!("{error:#}"),
     };
-    let _ = report.write_all(message.as_bytes());
-    drop(report);
-    let mut byte = [0];
-    if let Ok(go) = go.try_clone() {
-        let _ = File::from(go).read(&mut byte);
+    if let Some(mut report) = report {
+        let _ = report.write_all(message.as_bytes());
     }
-    match outcome {
-        Ok(()) if config.pid => pod_init::run(),
-        Ok(()) => 0,
-        Err(_) => 1,
-    }
+    outcome.map_or(1, |()| pod_init::run())
 }
 
 fn set_up(config: &ShimConfig) -> Result<()> {
@@ -174,9 +169,6 @@ fn set_up(config: &ShimConfig) -> Result<()> {
     for (name, value) in &config.sysctls {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
         std::fs::write(&path, value).with_context(|| format!("set sysctl \"{name}\" to \"{value}\""))?;
-    }
-    if config.pid {
-        pod_init::confine()?;
     }
     Ok(())
 }
