@@ -1,9 +1,12 @@
-//! Small files that are replaced as a whole: a reader sees the old content or the new, also after a power cut.
+//! Small files of which a reader sees the old content or the new, also after a power cut: replaced as a whole, or told by their last whole line.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+#[cfg(test)]
+mod tests;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
@@ -23,4 +26,20 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// Adds a line, which must have no line feed in it, and makes it durable. Costs a file system less than a replacement: no inode comes or goes.
+///
+/// # Errors
+/// Those of opening and writing; what was written of the line is then no whole one.
+pub fn append_line(path: &Path, line: &[u8]) -> io::Result<()> {
+    let mut file = File::options().append(true).create(true).open(path)?;
+    // The first line feed ends what a power cut left of the line before, the last one keeps whatever it leaves of the next one away from this line.
+    file.write_all(&[b"\n", line, b"\n"].concat())?;
+    file.sync_data()
+}
+
+/// The lines of such a file, the last first. The reader takes the first that makes sense to it.
+pub fn lines_from_last(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.rsplit(|byte| *byte == b'\n').filter(|line| !line.is_empty())
 }

@@ -169,6 +169,16 @@ impl Config {
         self.root.join("sandboxes").join(sandbox)
     }
 
+    /// A sandbox's files that are worth nothing without its shim: the shim's configuration and log, and what containers see of the pod.
+    pub(crate) fn volatile_dir(&self, sandbox: &str) -> PathBuf {
+        self.state.join("sandboxes").join(sandbox)
+    }
+
+    /// The layer below all others: the places that every container has something mounted on, so that making them costs nobody's writable layer.
+    pub(crate) fn mount_points_dir(&self) -> PathBuf {
+        self.root.join("mountpoints")
+    }
+
     pub(crate) fn container_dir(&self, container: &str) -> PathBuf {
         self.root.join("containers").join(container)
     }

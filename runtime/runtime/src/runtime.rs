@@ -115,11 +115,13 @@ fn make_directories(config: &Config) -> Result<(), Error> {
         config.netns_dir(),
         config.oci_dir(),
         config.state.join("shm"),
+        config.state.join("sandboxes"),
+        config.mount_points_dir(),
     ] {
         std::fs::create_dir_all(&directory)
             .map_err(|source| Error::Io { operation: format!("make {}", directory.display()), source })?;
     }
-    Ok(())
+    containers::make_mount_points(&config.mount_points_dir())
 }
 
 /// The capabilities that this process's bounding set has.

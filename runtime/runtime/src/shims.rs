@@ -28,11 +28,11 @@ pub(crate) struct Living {
     pub sandbox: String,
 }
 
-/// The shims of this runtime, found by their command lines: the first argument is the program, the third a file below our root.
+/// The shims of this runtime, found by their command lines: the first argument is the program, the third a file below our volatile state.
 pub(crate) fn living(config: &Config) -> Vec<Living> {
     let processes = linux::process::list_by_program(PROGRAM).unwrap_or_default();
     let ours = |process: linux::process::Process| match process.arguments.as_slice() {
-        [_, sandbox, file] if Path::new(file).starts_with(&config.root) => {
+        [_, sandbox, file] if Path::new(file).starts_with(&config.state) => {
             Some(Living { pid: process.pid, sandbox: sandbox.clone() })
         }
         _ => None,
@@ -132,7 +132,7 @@ fn wait_for_end(pidfd: &OwnedFd) {
     let _ = rustix::event::poll(&mut poll, Some(&limit));
 }
 
-/// Removes mounts and the socket of a sandbox whose shim is gone. Fine when they are gone.
+/// Removes mounts, the socket and volatile files of a sandbox whose shim is gone. Fine when they are gone.
 pub(crate) fn take_off(config: &Config, sandbox: &str) {
     let netns = config.netns_path(sandbox);
     let shm = config.shm_path(sandbox);
@@ -144,4 +144,5 @@ pub(crate) fn take_off(config: &Config, sandbox: &str) {
     let _ = std::fs::remove_file(&netns);
     let _ = std::fs::remove_dir(&shm);
     let _ = std::fs::remove_file(config.shim_socket(sandbox));
+    let _ = std::fs::remove_dir_all(config.volatile_dir(sandbox));
 }

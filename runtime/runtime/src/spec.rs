@@ -120,7 +120,7 @@ pub(crate) struct Input<'a> {
     /// What the process holds by itself: all of the caller's bounding set.
     pub bounding: &'a BTreeSet<String>,
     /// Files of the pod: `hostname`, `hosts`, `resolv.conf`.
-    pub sandbox_dir: &'a Path,
+    pub pod_dir: &'a Path,
     /// The pod's /dev/shm.
     pub shm: &'a Path,
     /// The machine has only cgroup v2.
@@ -342,6 +342,10 @@ fn rootfs_propagation(container: &ContainerConfig) -> Option<&'static str> {
     }
 }
 
+/// Where containers see the files of their pod.
+pub const POD_FILES: [(&str, &str); 3] =
+    [("/etc/hostname", "hostname"), ("/etc/hosts", "hosts"), ("/etc/resolv.conf", "resolv.conf")];
+
 fn mounts(input: &Input<'_>) -> Value {
     let privileged = input.container.security.privileged;
     let taken: BTreeSet<&str> =
@@ -359,10 +363,8 @@ fn mounts(input: &Input<'_>) -> Value {
         json!(["rbind", "rprivate", "nosuid", "nodev", "noexec"]),
     ));
     let access = if input.container.security.readonly_rootfs { "ro" } else { "rw" };
-    for (destination, file) in
-        [("/etc/hostname", "hostname"), ("/etc/hosts", "hosts"), ("/etc/resolv.conf", "resolv.conf")]
-    {
-        list.extend(own(destination, input.sandbox_dir.join(file), json!(["rbind", "rprivate", access])));
+    for (destination, file) in POD_FILES {
+        list.extend(own(destination, input.pod_dir.join(file), json!(["rbind", "rprivate", access])));
     }
     for (index, mount) in input.container.mounts.iter().enumerate() {
         let staged = input.staged.iter().find(|(other, _)| *other == index).map(|(_, path)| path);

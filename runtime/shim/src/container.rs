@@ -244,5 +244,5 @@ impl Container {
 }
 
 fn write_record(path: &Path, record: &Record) -> io::Result<()> {
-    linux::files::replace(path, &serde_json::to_vec(record)?)
+    linux::files::append_line(path, &serde_json::to_vec(record)?)
 }

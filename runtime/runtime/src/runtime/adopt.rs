@@ -89,12 +89,13 @@ impl Runtime {
         }
     }
 
-    /// Mounts and sockets of sandboxes that do not exist any more.
+    /// Mounts, sockets and volatile files of sandboxes that do not exist any more.
     fn remove_leftovers(&self, found: &BTreeMap<String, SandboxMeta>) {
         let config = &self.0.config;
         let mut seen = BTreeSet::new();
         seen.extend(names(&config.netns_dir()));
         seen.extend(names(&config.state.join("shm")));
+        seen.extend(names(&config.state.join("sandboxes")));
         seen.extend(
             names(&config.shim_dir())
                 .into_iter()

@@ -23,6 +23,7 @@ use crate::images::{Hold, UnpackedImage};
 use crate::sandbox::{NamespaceMode, SandboxId, SandboxState};
 use crate::shims::client::Client;
 use crate::spec::{self, devices, resources, user};
+pub(super) use stage::make_mount_points;
 use stage::{make_directories, stage, staged_paths};
 pub(crate) use validate::{signal_number, validate};
 
@@ -159,7 +160,7 @@ impl Runtime {
             image: &image.config,
             user: &user,
             bounding: &self.0.bounding,
-            sandbox_dir: &self.0.config.sandbox_dir(&pod.id),
+            pod_dir: &self.0.config.volatile_dir(&pod.id),
             shm: &shm,
             cgroup_v2: !self.0.layout.is_v1(),
             apparmor: self.0.apparmor,
@@ -254,7 +255,12 @@ impl Runtime {
             bundle: directory.clone(),
             rootfs: RootFs {
                 directory: self.0.store.layers_dir(),
-                lower: meta.layers.iter().map(PathBuf::from).collect(),
+                lower: meta
+                    .layers
+                    .iter()
+                    .map(PathBuf::from)
+                    .chain([self.0.config.mount_points_dir()])
+                    .collect(),
                 upper: directory.join("upper"),
                 work: directory.join("work"),
             },

@@ -144,13 +144,16 @@ impl Runtime {
         meta: &mut SandboxMeta,
         directory: &Path,
     ) -> Result<Arc<Client>, Error> {
-        std::fs::create_dir_all(directory)
-            .map_err(|source| Error::Io { operation: format!("make {}", directory.display()), source })?;
-        write_pod_files(&meta.config, directory)?;
+        let volatile = self.0.config.volatile_dir(&meta.id);
+        for directory in [directory, &volatile] {
+            std::fs::create_dir_all(directory)
+                .map_err(|source| Error::Io { operation: format!("make {}", directory.display()), source })?;
+        }
+        write_pod_files(&meta.config, &volatile)?;
         save(&directory.join("meta.json"), meta)?;
         let config = self.shim_config(meta);
         let steps = &self.0.metrics.sandbox_steps;
-        let file = directory.join("shim.json");
+        let file = volatile.join("shim.json");
         steps.time("start_shim", shims::spawn(&self.0.executable, &config, &file)).await?;
         let shim = steps.time("connect_shim", self.connect(&meta.id)).await?;
         if meta.own_network {
@@ -170,10 +173,10 @@ impl Runtime {
             sandbox: meta.id.clone(),
             socket: config.shim_socket(&meta.id),
             oci_root: config.oci_dir(),
+            seccomp_filters: Some(config.seccomp_dir()),
             cgroup_root: config.cgroup_root.clone(),
             shim_cgroup: config.shim_cgroup.clone(),
             netns: meta.own_network.then(|| config.netns_path(&meta.id)),
-            seccomp_filters: Some(config.seccomp_dir()),
             ipc,
             pid: namespaces.pid == NamespaceMode::Pod,
             hostname: (meta.own_network && !meta.config.hostname.is_empty())

@@ -6,7 +6,7 @@
 //!     \--failure, or found so at a start----------------------------^
 //! ```
 //! A container's directory has `meta.json` (written once, last in its creation) and `record.json` (by the shim at start and exit, or by the
-//! runtime for what no shim saw).
+//! runtime for what no shim saw). The last whole line of each file counts.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -191,24 +191,22 @@ pub(crate) fn log_path(sandbox: &SandboxConfig, container: &ContainerConfig) -> 
     wanted.then(|| Path::new(&sandbox.log_directory).join(&container.log_path))
 }
 
-/// Writes a document as a whole.
+/// Writes a document as the last line of its file, whose earlier lines are what it was before: one for each step of a life.
 pub(crate) fn save(path: &Path, document: &impl Serialize) -> Result<(), Error> {
     let bytes =
         serde_json::to_vec(document).map_err(|source| Error::Corrupt { path: path.to_path_buf(), source })?;
-    linux::files::replace(path, &bytes)
+    linux::files::append_line(path, &bytes)
         .map_err(|source| Error::Io { operation: format!("write {}", path.display()), source })
 }
 
 /// Reads a document; `None` when it is absent or unusable.
 pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let bytes = std::fs::read(path).ok()?;
-    match serde_json::from_slice(&bytes) {
-        Ok(document) => Some(document),
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "document is unusable");
-            None
-        }
+    let document = linux::files::lines_from_last(&bytes).find_map(|line| serde_json::from_slice(line).ok());
+    if document.is_none() {
+        tracing::warn!(path = %path.display(), "document is unusable");
     }
+    document
 }
 
 /// 64 hexadecimal digits from the kernel's random numbers.

@@ -18,6 +18,10 @@ async fn a_container_runs_logs_and_exits() {
     let status = exited(&runtime, &id).await;
     assert_eq!((status.exit_code, status.reason.as_str(), status.pid), (3, "Error", None));
     assert!(status.started_at >= status.created_at && status.finished_at >= status.started_at);
+    let filters = std::fs::read_dir(host.config.state.join("seccomp")).unwrap();
+    assert_eq!(filters.count(), 1, "the compiled filter is kept for the next container");
+    let layer = host.config.root.join("containers").join(id.as_str()).join("upper");
+    assert_eq!(std::fs::read_dir(layer).unwrap().count(), 0, "the places of its mounts are below the image");
     let mut log = host.read_log("c.log");
     log.sort();
     let expect = [("stderr", "err"), ("stdout", "out"), ("stdout", "tail")];
@@ -29,7 +33,7 @@ async fn a_container_runs_logs_and_exits() {
 
 fn nothing_is_left(host: &Host) {
     let base = host.directory.path();
-    for directory in ["r/sandboxes", "r/containers", "s/shim", "s/netns", "s/oci", "s/shm"] {
+    for directory in ["r/sandboxes", "r/containers", "s/shim", "s/netns", "s/oci", "s/shm", "s/sandboxes"] {
         let left: Vec<_> =
             std::fs::read_dir(base.join(directory)).unwrap().flatten().map(|entry| entry.path()).collect();
         assert!(left.is_empty(), "{left:?}");

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::io;
 use crate::container::{ContainerConfig, Mount, MountPropagation};
 use crate::error::Error;
+use crate::spec::POD_FILES;
 
 /// The directories of a container: its bundle, and its writable layer.
 pub(super) fn make_directories(directory: &Path) -> Result<(), Error> {
@@ -18,6 +19,19 @@ pub(super) fn make_directories(directory: &Path) -> Result<(), Error> {
     make(directory.to_path_buf(), 0o711)?;
     make(directory.join("upper"), 0o755)?;
     make(directory.join("work"), 0o711)
+}
+
+/// Makes the layer below all others: the places of the mounts that every container has. What an image has there comes before it.
+pub(in crate::runtime) fn make_mount_points(layer: &Path) -> Result<(), Error> {
+    let failed = || io(format!("make mount points in {}", layer.display()));
+    for directory in ["dev", "etc", "proc", "sys"] {
+        std::fs::create_dir_all(layer.join(directory)).map_err(failed())?;
+    }
+    for (path, _) in POD_FILES {
+        let path = layer.join(path.trim_start_matches('/'));
+        std::fs::File::options().append(true).create(true).open(path).map_err(failed())?;
+    }
+    Ok(())
 }
 
 /// Mounts that the shim's worker has to take hold of before it changes its mount namespace, with their places in the bundle: those with
