@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::Value;
 use shim_protocol::{Answer, Exit, Record, Request, RootFs, START_ERROR_CODE, Staged, StartContainer};
 
@@ -31,6 +32,17 @@ pub(crate) use validate::{signal_number, validate};
 pub(super) const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of a seccomp profile file.
 const MAX_PROFILE_BYTES: u64 = 4 << 20;
+
+/// What is needed of a container's `config.json`; the rest, which is long, is passed over.
+#[derive(Deserialize)]
+struct Bundle {
+    process: BundleProcess,
+}
+
+#[derive(Deserialize)]
+struct BundleProcess {
+    cwd: PathBuf,
+}
 
 fn invalid(field: &str, reason: impl Into<String>) -> Error {
     Error::InvalidArgument { field: field.into(), reason: reason.into() }
@@ -245,7 +257,7 @@ impl Runtime {
 
     fn start_request(&self, meta: &ContainerMeta, pod: &SandboxMeta) -> Result<StartContainer, Error> {
         let directory = self.0.config.container_dir(&meta.id);
-        let spec: Value = load(&directory.join("config.json"))
+        let spec: Bundle = load(&directory.join("config.json"))
             .ok_or_else(|| Error::NotFound { kind: "bundle", id: meta.id.clone() })?;
         let config = &meta.config;
         let nodes = devices::requested(&config.devices)?;
@@ -272,7 +284,7 @@ impl Runtime {
             limits: resources::limits(&config.resources, self.0.layout.is_v1())?,
             devices: (!config.security.privileged).then(|| devices::rules(&nodes)),
             oom_score_adj: config.resources.oom_score_adj,
-            cwd: spec["process"]["cwd"].as_str().unwrap_or("/").into(),
+            cwd: spec.process.cwd,
             tty: config.tty,
             stdin: config.stdin,
             stdin_once: config.stdin_once,
