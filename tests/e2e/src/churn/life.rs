@@ -173,10 +173,12 @@ impl Life {
         if status["restartCount"].as_u64() != Some(0) {
             return Err(format!("container {name} was started again: {status}"));
         }
-        let id = status["containerID"].as_str().unwrap_or_default();
-        if id.is_empty() {
+        // One that was made when the agent died, and never ran, is made again.
+        let state = &status["state"];
+        if state["running"].is_null() && state["terminated"].is_null() {
             return Ok(());
         }
+        let id = status["containerID"].as_str().unwrap_or_default();
         match self.containers.insert(name.to_owned(), id.to_owned()) {
             Some(before) if before != id => Err(format!("container {name} was {before} and is {id}")),
             _ => Ok(()),

@@ -23,7 +23,7 @@ fn event(name: &str, status: Value) -> Value {
 
 fn running(address: &str) -> Value {
     json!({"phase": "Running", "podIP": address, "conditions": [{"type": "Ready", "status": "True"}],
-           "containerStatuses": [{"name": "main", "restartCount": 0, "containerID": "orlop://a"}]})
+           "containerStatuses": [{"name": "main", "restartCount": 0, "containerID": "orlop://a", "state": {"running": {}}}]})
 }
 
 fn after(start: Instant, seconds: u64) -> Instant {

@@ -93,7 +93,8 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(cluster: &'a Cluster, kubectl: &'a Kubectl, form: Form) -> Self {
-        let bounds = Bounds { pods: form.pods, start: START, end: END, stay: Duration::from_secs(form.stay) };
+        let [start, end, stay] = [form.start, form.end, form.stay].map(Duration::from_secs);
+        let bounds = Bounds { pods: form.pods, start, end, stay };
         Self { cluster, kubectl, form, churn: Churn::new(bounds), watch: Watch::start(kubectl, "pods") }
     }
 
