@@ -8,19 +8,24 @@
 //!
 //! After each cut the same disk is booted and the units start by themselves. Then every acknowledged write must be there with its
 //! content and revision, every acknowledged deletion stay done, no revision be given twice, the node report from the new boot, and the
-//! pods of a Deployment, which grows in each round, run again. At the end `store check` must call the store sound.
+//! pods of a Deployment, which grows in each round, run again. At the end `store check` must call the store sound. After a failure
+//! the disk stays in the evidence folder, as the failed round left it.
 //!
 //! What such a cut loses: everything that the guest's kernel had not written to the disk when QEMU died, its page cache above all,
 //! and any part of the writes that were on their way. What it does not lose: QEMU hands the guest's writes to this machine's page cache
-//! (`cache=writeback` on a raw file) as they come, and that survives QEMU, so what the guest wrote and did not flush is kept here, and
-//! kept in order. A disk that loses its own cache is the matter of the store's tests (`apiserver`, `storage/embedded/tests/power.rs`).
+//! (`cache=writeback` on a raw file) as they come, and that survives QEMU, so what the guest wrote and did not flush is kept here.
+//! A disk that loses its own cache is the matter of the store's tests (`apiserver`, `storage/embedded/tests/power.rs`).
 //!
 //! The seed, which is printed, decides on the requests and on the answer with which the power goes; which commits that hits is up to the
 //! schedulers of two machines. `ORLOP_POWER_SEED` sets it.
 
+mod ledger;
+mod plan;
+mod pods;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime};
@@ -35,10 +40,6 @@ use ledger::{Found, Ledger};
 use plan::{Deed, Job, LABEL, Random, Round};
 use pods::{Event, Pods};
 
-mod ledger;
-mod plan;
-mod pods;
-
 const ROUNDS: u64 = 5;
 /// From a round's first request to the answer with which the power goes.
 const ANSWERS_LIMIT: Duration = Duration::from_secs(120);
@@ -46,6 +47,24 @@ const ANSWERS_LIMIT: Duration = Duration::from_secs(120);
 const PODS_LIMIT: Duration = Duration::from_secs(120);
 /// Lines of kubectl that wait to be looked at; then it waits.
 const WAITING_LINES: usize = 1024;
+
+/// kubectl prints it for each object when the API server has answered.
+const WRITTEN: &str = r#"--output=jsonpath={.metadata.name} {.metadata.resourceVersion}{"\n"}"#;
+
+const DEPLOYMENT: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: @LABEL@}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: @LABEL@}}
+  template:
+    metadata: {labels: {app: @LABEL@}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - {name: one, image: 'localhost/echo:v1', command: [sleep, infinity]}
+";
 
 pub fn cuts(scene: &mut Scene<'_>) -> Result<String> {
     let seed = seed()?;
@@ -75,7 +94,7 @@ fn seed() -> Result<u64> {
 }
 
 /// The root disk, as it was made, in a file that all rounds share.
-fn copy_disks(scene: &Scene<'_>, folder: &std::path::Path) -> Result<Disks> {
+fn copy_disks(scene: &Scene<'_>, folder: &Path) -> Result<Disks> {
     let original = &scene.plan.disks;
     let root = folder.join("root.ext4");
     let mut copy = Command::new("cp");
@@ -296,24 +315,6 @@ impl Series<'_, '_> {
         }
     }
 }
-
-/// kubectl prints it for each object when the API server has answered.
-const WRITTEN: &str = r#"--output=jsonpath={.metadata.name} {.metadata.resourceVersion}{"\n"}"#;
-
-const DEPLOYMENT: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: @LABEL@}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: @LABEL@}}
-  template:
-    metadata: {labels: {app: @LABEL@}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - {name: one, image: 'localhost/echo:v1', command: [sleep, infinity]}
-";
 
 /// A kubectl that ends with this.
 struct Kubectl(Child);

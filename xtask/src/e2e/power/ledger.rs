@@ -99,7 +99,7 @@ impl Ledger {
         let mut found: BTreeMap<String, Found> =
             found.into_iter().map(|found| (found.name.clone(), found)).collect();
         for (name, object) in &mut self.objects {
-            match object.settle(name, found.remove(name).as_ref(), self.seen..=revision) {
+            match object.settle(name, found.remove(name).as_ref(), self.seen + 1..=revision) {
                 Ok(unheard) => self.unheard += u64::from(unheard),
                 Err(violation) => violations.push(format!("{name} {violation}")),
             }
@@ -117,12 +117,13 @@ impl Ledger {
 }
 
 impl Object {
-    /// Takes what was found as known; whether that is what was asked for and not acknowledged.
+    /// Takes what was found as known; whether that is what was asked for and not acknowledged. `news` are the revisions since the
+    /// last look.
     fn settle(
         &mut self,
         name: &str,
         found: Option<&Found>,
-        since: std::ops::RangeInclusive<u64>,
+        news: std::ops::RangeInclusive<u64>,
     ) -> Result<bool, String> {
         let asked = self.asked.take();
         let holds = |found: &Found, round: u64| found.content == content(name, round);
@@ -134,9 +135,7 @@ impl Object {
                 Ok(false)
             }
             (_, Some(found), Some(Asked::Put { round }))
-                if holds(found, round)
-                    && found.revision > *since.start()
-                    && since.contains(&found.revision) =>
+                if holds(found, round) && news.contains(&found.revision) =>
             {
                 self.known = Some(Held { round, revision: found.revision });
                 Ok(true)

@@ -77,7 +77,7 @@ impl Pods {
             None => true,
         };
         let all_kept = before.0.keys().all(|uid| self.0.contains_key(uid));
-        let running = |(uid, pod): (&String, &Pod)| pod.ready && !pod.containers.is_empty() && new(uid, pod);
+        let running = |(uid, pod): (&String, &Pod)| pod.ready && new(uid, pod);
         all_kept && self.0.len() as u64 == replicas && self.0.iter().all(running)
     }
 
