@@ -8,6 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use linux::machine::Hierarchy;
 
+#[cfg(test)]
+mod tests;
+
 /// Entries read from one folder tree at the most: a snapshot is for comparing, not for archiving.
 const MAX_FILES: usize = 200_000;
 
@@ -50,14 +53,15 @@ pub fn processes(wanted: impl Fn(&Process) -> bool) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// The name in a `stat` line, unless it is a kernel thread or a zombie, which its parent reaps.
+/// The name in a `stat` line, unless it is a kernel thread, on its way out, or a zombie, which its parent reaps.
 fn live_program(stat: &str) -> Option<&str> {
+    const EXITING: u64 = 0x4;
     const KERNEL_THREAD: u64 = 0x0020_0000;
     let (name, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ');
     let state = fields.next()?;
     let flags: u64 = fields.nth(5)?.parse().ok()?;
-    (state != "Z" && state != "X" && flags & KERNEL_THREAD == 0)
+    (state != "Z" && state != "X" && flags & (EXITING | KERNEL_THREAD) == 0)
         .then(|| name.split_once('(').map_or(name, |pair| pair.1))
 }
 
