@@ -142,6 +142,11 @@ impl Config {
         self.shim_dir().join(format!("{sandbox}.sock"))
     }
 
+    /// What a shim is started with; worth nothing without it.
+    pub(crate) fn shim_config(&self, sandbox: &str) -> PathBuf {
+        self.shim_dir().join(format!("{sandbox}.json"))
+    }
+
     pub(crate) fn netns_dir(&self) -> PathBuf {
         self.state.join("netns")
     }
@@ -167,11 +172,6 @@ impl Config {
 
     pub(crate) fn sandbox_dir(&self, sandbox: &str) -> PathBuf {
         self.root.join("sandboxes").join(sandbox)
-    }
-
-    /// A sandbox's files that are worth nothing without its shim: the shim's configuration and log, and what containers see of the pod.
-    pub(crate) fn volatile_dir(&self, sandbox: &str) -> PathBuf {
-        self.state.join("sandboxes").join(sandbox)
     }
 
     /// The layer below all others: the places that every container has something mounted on, so that making them costs nobody's writable layer.

@@ -115,7 +115,6 @@ fn make_directories(config: &Config) -> Result<(), Error> {
         config.netns_dir(),
         config.oci_dir(),
         config.state.join("shm"),
-        config.state.join("sandboxes"),
         config.mount_points_dir(),
     ] {
         std::fs::create_dir_all(&directory)

@@ -132,7 +132,7 @@ fn wait_for_end(pidfd: &OwnedFd) {
     let _ = rustix::event::poll(&mut poll, Some(&limit));
 }
 
-/// Removes mounts, the socket and volatile files of a sandbox whose shim is gone. Fine when they are gone.
+/// Removes mounts, socket and configuration of a sandbox whose shim is gone. Fine when they are gone.
 pub(crate) fn take_off(config: &Config, sandbox: &str) {
     let netns = config.netns_path(sandbox);
     let shm = config.shm_path(sandbox);
@@ -144,5 +144,5 @@ pub(crate) fn take_off(config: &Config, sandbox: &str) {
     let _ = std::fs::remove_file(&netns);
     let _ = std::fs::remove_dir(&shm);
     let _ = std::fs::remove_file(config.shim_socket(sandbox));
-    let _ = std::fs::remove_dir_all(config.volatile_dir(sandbox));
+    let _ = std::fs::remove_file(config.shim_config(sandbox));
 }

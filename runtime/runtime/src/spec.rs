@@ -120,7 +120,7 @@ pub(crate) struct Input<'a> {
     /// What the process holds by itself: all of the caller's bounding set.
     pub bounding: &'a BTreeSet<String>,
     /// Files of the pod: `hostname`, `hosts`, `resolv.conf`.
-    pub pod_dir: &'a Path,
+    pub sandbox_dir: &'a Path,
     /// The pod's /dev/shm.
     pub shm: &'a Path,
     /// The machine has only cgroup v2.
@@ -364,7 +364,7 @@ fn mounts(input: &Input<'_>) -> Value {
     ));
     let access = if input.container.security.readonly_rootfs { "ro" } else { "rw" };
     for (destination, file) in POD_FILES {
-        list.extend(own(destination, input.pod_dir.join(file), json!(["rbind", "rprivate", access])));
+        list.extend(own(destination, input.sandbox_dir.join(file), json!(["rbind", "rprivate", access])));
     }
     for (index, mount) in input.container.mounts.iter().enumerate() {
         let staged = input.staged.iter().find(|(other, _)| *other == index).map(|(_, path)| path);

@@ -51,6 +51,8 @@ pub struct ShimConfig {
     pub sandbox: String,
     /// Where to listen.
     pub socket: PathBuf,
+    /// Where to say what goes wrong.
+    pub log: PathBuf,
     /// An empty directory: in the mount namespace of each start, libcontainer's files are arranged in it.
     pub oci_root: PathBuf,
     /// Where compiled seccomp filters are kept for all sandboxes; `None`: nowhere.

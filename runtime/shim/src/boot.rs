@@ -27,7 +27,6 @@ pub fn start(sandbox: &str, config: &Path) -> Result<()> {
     if parsed.sandbox != sandbox {
         bail!("{} is about sandbox \"{}\", not \"{sandbox}\"", config.display(), parsed.sandbox);
     }
-    let log = config.with_file_name("shim.log");
     let (read, write) = linux::fds::pipe()?;
     let proof = SingleThreaded::verify()?;
     let mut write = Some(File::from(write));
@@ -37,7 +36,7 @@ pub fn start(sandbox: &str, config: &Path) -> Result<()> {
     // A process that joins a unified group later waits for the kernel's RCU.
     let options = ForkOptions { cgroup: unified.as_ref().map(AsFd::as_fd), ..ForkOptions::default() };
     linux::process::fork(proof, options, || {
-        let outcome = prepare(&parsed, Groups { layout, own: group }, &log, proof);
+        let outcome = prepare(&parsed, Groups { layout, own: group }, proof);
         let message = match &outcome {
             Ok(_) => READY.to_vec(),
             Err(error) => format!("{error:#}").into_bytes(),
@@ -68,13 +67,13 @@ fn make_group(group: &Group) -> Result<Option<OwnedFd>> {
     Ok(group.open_unified()?)
 }
 
-fn prepare(config: &ShimConfig, groups: Groups, log: &Path, proof: SingleThreaded) -> Result<Keeper> {
+fn prepare(config: &ShimConfig, groups: Groups, proof: SingleThreaded) -> Result<Keeper> {
     linux::process::set_name(c"orlop-shim")?;
     rustix::process::setsid().context("setsid")?;
     rustix::process::chdir("/").context("chdir")?;
     rustix::process::umask(Mode::from_bits_truncate(0o022));
     linux::process::become_subreaper()?;
-    let null = redirect(log)?;
+    let null = redirect(&config.log)?;
     if linux::process::set_oom_score_adj(OOM_SCORE_ADJ).is_err() {
         eprintln!("oom_score_adj stays as it is: no CAP_SYS_RESOURCE");
     }

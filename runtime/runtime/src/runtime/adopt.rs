@@ -89,18 +89,14 @@ impl Runtime {
         }
     }
 
-    /// Mounts, sockets and volatile files of sandboxes that do not exist any more.
+    /// Mounts, and files of shims, of sandboxes that do not exist any more.
     fn remove_leftovers(&self, found: &BTreeMap<String, SandboxMeta>) {
         let config = &self.0.config;
         let mut seen = BTreeSet::new();
         seen.extend(names(&config.netns_dir()));
         seen.extend(names(&config.state.join("shm")));
-        seen.extend(names(&config.state.join("sandboxes")));
-        seen.extend(
-            names(&config.shim_dir())
-                .into_iter()
-                .filter_map(|name| name.strip_suffix(".sock").map(str::to_owned)),
-        );
+        let of_shims = names(&config.shim_dir());
+        seen.extend(of_shims.iter().filter_map(|name| name.split_once('.')).map(|(id, _)| id.to_owned()));
         let is_id = |name: &&String| name.len() == crate::config::ID_DIGITS;
         for id in seen.iter().filter(is_id).filter(|id| !found.contains_key(*id)) {
             shims::take_off(config, id);

@@ -172,7 +172,7 @@ impl Runtime {
             image: &image.config,
             user: &user,
             bounding: &self.0.bounding,
-            pod_dir: &self.0.config.volatile_dir(&pod.id),
+            sandbox_dir: &self.0.config.sandbox_dir(&pod.id),
             shm: &shm,
             cgroup_v2: !self.0.layout.is_v1(),
             apparmor: self.0.apparmor,

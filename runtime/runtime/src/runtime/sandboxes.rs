@@ -144,16 +144,13 @@ impl Runtime {
         meta: &mut SandboxMeta,
         directory: &Path,
     ) -> Result<Arc<Client>, Error> {
-        let volatile = self.0.config.volatile_dir(&meta.id);
-        for directory in [directory, &volatile] {
-            std::fs::create_dir_all(directory)
-                .map_err(|source| Error::Io { operation: format!("make {}", directory.display()), source })?;
-        }
-        write_pod_files(&meta.config, &volatile)?;
+        std::fs::create_dir_all(directory)
+            .map_err(|source| Error::Io { operation: format!("make {}", directory.display()), source })?;
+        write_pod_files(&meta.config, directory)?;
         save(&directory.join("meta.json"), meta)?;
         let config = self.shim_config(meta);
         let steps = &self.0.metrics.sandbox_steps;
-        let file = volatile.join("shim.json");
+        let file = self.0.config.shim_config(&meta.id);
         steps.time("start_shim", shims::spawn(&self.0.executable, &config, &file)).await?;
         let shim = steps.time("connect_shim", self.connect(&meta.id)).await?;
         if meta.own_network {
@@ -172,6 +169,7 @@ impl Runtime {
         ShimConfig {
             sandbox: meta.id.clone(),
             socket: config.shim_socket(&meta.id),
+            log: config.sandbox_dir(&meta.id).join("shim.log"),
             oci_root: config.oci_dir(),
             seccomp_filters: Some(config.seccomp_dir()),
             cgroup_root: config.cgroup_root.clone(),

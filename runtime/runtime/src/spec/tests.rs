@@ -30,7 +30,7 @@ fn make(container: &ContainerConfig, image: &ImageConfiguration) -> Result<Value
         image,
         user: &User::default(),
         bounding: &capabilities_of_mask(u64::MAX),
-        pod_dir: Path::new("/sandbox"),
+        sandbox_dir: Path::new("/sandbox"),
         shm: Path::new("/shm"),
         cgroup_v2: true,
         apparmor: false,
