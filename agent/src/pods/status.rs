@@ -236,7 +236,10 @@ fn fill_from_report(status: &mut ContainerStatus, observed: &Observed) {
             Some(id),
             "The container could not be located when the pod was deleted.  The container used to be Running",
         ));
-        status.restart_count += 1;
+        // It will be started again, unless the pod ends.
+        if !observed.is_deleting() {
+            status.restart_count += 1;
+        }
     } else {
         status.container_id = Some(id);
         status.last_state.clone_from(&reported.last_state);

@@ -213,26 +213,34 @@ pub struct Process {
 /// # Errors
 /// /proc cannot be listed; processes that end meanwhile are left out.
 pub fn list_by_program(program: &str) -> Result<Vec<Process>, Error> {
+    let all = list()?.into_iter().map(|pid| Process { pid, arguments: arguments_of(pid) });
+    Ok(all.filter(|process| process.arguments.first().is_some_and(|first| first == program)).collect())
+}
+
+/// Pids of all processes.
+///
+/// # Errors
+/// /proc cannot be listed.
+pub fn list() -> Result<Vec<i32>, Error> {
     let entries = fs::read_dir("/proc").map_err(|error| Error::new("readdir", "/proc", error))?;
-    let mut found = Vec::new();
-    for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let arguments = arguments_of(pid);
-        if arguments.first().is_some_and(|first| first == program) {
-            found.push(Process { pid, arguments });
-        }
-    }
-    Ok(found)
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
 /// The arguments of a process; empty when it is gone or a kernel thread.
 pub fn arguments_of(pid: i32) -> Vec<String> {
-    let bytes = fs::read(PathBuf::from(format!("/proc/{pid}/cmdline"))).unwrap_or_default();
-    bytes
-        .split(|byte| *byte == 0)
-        .filter(|argument| !argument.is_empty())
-        .map(|argument| String::from_utf8_lossy(argument).into_owned())
-        .collect()
+    words_of(pid, "cmdline")
+}
+
+/// The value of a variable in the environment that a process was started with.
+pub fn variable_of(pid: i32, name: &str) -> Option<String> {
+    let value = |word: String| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+    words_of(pid, "environ").into_iter().find_map(value)
+}
+
+fn words_of(pid: i32, file: &str) -> Vec<String> {
+    let bytes = fs::read(PathBuf::from(format!("/proc/{pid}/{file}"))).unwrap_or_default();
+    let words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 /// Clock ticks after boot at which a process started: with the pid it identifies a process. `None` when it is gone or a zombie.

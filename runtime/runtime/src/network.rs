@@ -1,6 +1,7 @@
 //! The pod's network: CNI's ADD and DEL for `eth0` of a sandbox, with the words that Kubernetes users know.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use cni::args::CniArgs;
@@ -14,6 +15,8 @@ use crate::sandbox::SandboxConfig;
 
 /// Name of the link inside, as everywhere in Kubernetes.
 const INTERFACE: &str = "eth0";
+/// The variable by which a plugin, and what it calls in turn, knows the sandbox.
+const CONTAINER_VARIABLE: &str = "CNI_CONTAINERID";
 
 /// Connects sandboxes.
 #[derive(Debug)]
@@ -61,6 +64,23 @@ impl PodNetwork {
         match self.durations.time("tear_down_pod", self.client.del(&attachment)).await {
             Ok(()) | Err(cni::Error::NoNetwork { .. }) => Ok(()),
             Err(error) => Err(network_error(id, &error)),
+        }
+    }
+}
+
+/// Ends plugins, and what they called, that an earlier process of ours started for one of the sandboxes and did not outlive: nothing may be
+/// undone while it is still being done. Blocks until they are gone.
+pub(crate) fn end_calls(is_ours: impl Fn(&str) -> bool) {
+    for pid in linux::process::list().unwrap_or_default() {
+        let called_for = || linux::process::variable_of(pid, CONTAINER_VARIABLE).filter(|id| is_ours(id));
+        let Some(sandbox) = called_for() else { continue };
+        // The number may have gone to another process until the descriptor was opened.
+        if let Ok(pidfd) = linux::process::pidfd(pid)
+            && called_for().is_some()
+        {
+            tracing::info!(sandbox, pid, "network plugin of an earlier process is ended");
+            let _ = linux::process::signal(pidfd.as_fd(), rustix::process::Signal::KILL.as_raw());
+            crate::shims::wait_for_end(&pidfd);
         }
     }
 }

@@ -126,7 +126,7 @@ pub(crate) fn kill(config: &Config, sandbox: &str) {
 }
 
 /// Waits, at most as long as a start may take, until a killed process is gone.
-fn wait_for_end(pidfd: &OwnedFd) {
+pub(crate) fn wait_for_end(pidfd: &OwnedFd) {
     let mut poll = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
     let limit = rustix::event::Timespec { tv_sec: START_LIMIT.as_secs().cast_signed(), tv_nsec: 0 };
     let _ = rustix::event::poll(&mut poll, Some(&limit));

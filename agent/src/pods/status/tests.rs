@@ -143,6 +143,8 @@ fn what_only_the_api_server_knows_is_kept() {
     assert_eq!(container["restartCount"], 5);
     assert_eq!(container["lastState"]["terminated"]["reason"], "ContainerStatusUnknown");
     assert_eq!(container["lastState"]["terminated"]["exitCode"], 137);
+    let deleted = lost.clone().metadata("deletionTimestamp", json!("2023-11-14T22:13:21Z"));
+    assert_eq!(status_of(&deleted, 9)["containerStatuses"][0]["restartCount"], 4, "nobody starts it again");
     // The count does not grow with each pass.
     let again = fresh(one()).reported_status(status_of(&lost, 9));
     assert_eq!(status_of(&again, 9)["containerStatuses"][0]["restartCount"], 5);

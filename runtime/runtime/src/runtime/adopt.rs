@@ -8,6 +8,7 @@
 //! | sandbox in phase Stopped | kept, its network taken down again |
 //! | sandbox in phase Creating or Removing, or without a phase | shim killed; removed in the background |
 //! | shim without a sandbox directory | killed |
+//! | network plugin that still works for a sandbox | killed before anything is taken back |
 //! | container without `meta.json`, or of a sandbox that is not kept | processes killed, directory removed |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,9 @@ impl Runtime {
             let phase = found.get(&shim.sandbox).map(|meta| meta.phase);
             self.end_unwanted(shim, phase).await;
         }
+        let sandboxes: BTreeSet<String> = found.keys().cloned().collect();
+        let ended = move || crate::network::end_calls(|sandbox| sandboxes.contains(sandbox));
+        let _ = tokio::task::spawn_blocking(ended).await;
         self.remove_leftovers(&found);
         self.load_containers(&found).await;
         for (id, meta) in found {

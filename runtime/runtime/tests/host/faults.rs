@@ -166,6 +166,45 @@ fn what_was_half_made_is_removed() {
     });
 }
 
+#[test]
+fn a_plugin_that_outlives_its_caller_does_nothing_after_its_work_was_undone() {
+    let mut host = Host::new();
+    let base = host.directory.path().to_owned();
+    // Takes an address when it is let go, and gives it back.
+    host.configure_scripted_network(&format!(
+        "cd {}
+         case $CNI_COMMAND in
+             ADD) touch adding; while [ ! -e go ]; do sleep 0.02; done; touch lease;;
+             DEL) rm -f lease; touch undone;;
+         esac",
+        base.display()
+    ));
+    std::fs::write(base.join("go"), "").unwrap();
+    let mut config = host.pod();
+    config.linux.namespaces.network = NamespaceMode::Pod;
+    let pod = life(async { host.open().await.run_sandbox(config).await.unwrap() });
+    // As if the process had been killed while it connected the sandbox.
+    let meta = host.config.root.join("sandboxes").join(pod.as_str()).join("meta.json");
+    let text = std::fs::read_to_string(&meta).unwrap().replace("\"Ready\"", "\"Creating\"");
+    std::fs::write(&meta, text).unwrap();
+    for file in ["go", "adding", "lease"] {
+        std::fs::remove_file(base.join(file)).unwrap();
+    }
+    let mut plugin = std::process::Command::new(base.join("plugins/scripted"))
+        .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", pod.as_str())])
+        .stdin(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    life(async {
+        until("the plugin is at it", || base.join("adding").exists()).await;
+        host.open().await.idle().await;
+        assert!(base.join("undone").exists());
+        std::fs::write(base.join("go"), "").unwrap();
+        assert!(!plugin.wait().unwrap().success());
+        assert!(!base.join("lease").exists());
+    });
+}
+
 async fn killed_shim(host: &Host) -> (Runtime, runtime::SandboxId, runtime::ContainerId) {
     let runtime = host.open_with_image().await;
     let pod = runtime.run_sandbox(host.pod()).await.unwrap();
