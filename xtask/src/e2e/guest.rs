@@ -13,6 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::inside::{Answer, Request};
 
+#[cfg(test)]
+mod tests;
+
 /// Answers that wait to be looked at; then QEMU waits.
 const WAITING_ANSWERS: usize = 1024;
 /// How much longer than the command's own limit its end is waited for.
