@@ -19,6 +19,8 @@ mod tests;
 const PINS: &str = "pin /sys/fs/bpf/orlop/";
 /// Maps whose elements are services and their backends. The others remember flows, which end by themselves.
 const SERVICE_MAPS: [&str; 2] = ["ORLOP_FRONTENDS", "ORLOP_BACKENDS"];
+/// Part of the path of every network plugin.
+const PLUGINS: &str = "/cni/";
 /// Whose open files are counted.
 const PROGRAMS: [&str; 2] = ["orlop-agent", "orlop-server"];
 
@@ -49,6 +51,11 @@ impl Inventory {
         }
         lines.extend(namespaces());
         Ok(Self(counted(lines)))
+    }
+
+    /// Whether network plugins run: the network of a pod is taken down after its object is gone.
+    pub fn has_plugins(&self) -> bool {
+        self.0.iter().any(|line| line.starts_with("process ") && line.contains(PLUGINS))
     }
 
     /// How many there are of each kind, and of each program's open files.

@@ -60,7 +60,10 @@ fn pods_come_and_go_while_the_agent_dies_again_and_again() {
     let kubectl = cluster.namespace("churn");
     let mut run = Run::new(&cluster, &kubectl, form);
     run.settle_in();
-    let before = Inventory::of(&cluster).expect("what there is before");
+    let before = harness::wait::until("networks of ended pods are taken down", SETTLE, || {
+        let before = Inventory::of(&cluster)?;
+        if before.has_plugins() { Err("network plugins run".to_owned()) } else { Ok(before) }
+    });
     let (residents, memory) = (residents(&kubectl), run.memory());
 
     let kills = run.churn();
