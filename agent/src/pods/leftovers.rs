@@ -40,18 +40,25 @@ pub fn owners(site: &Site) -> Result<BTreeMap<String, Owner>, String> {
 /// Reads the names of pods' folders (`<uid>`), of log directories (`<namespace>_<name>_<uid>`) and of control groups (`pod<uid>`).
 fn of_names(folders: &[String], logs: &[String], groups: &[String]) -> BTreeMap<String, Owner> {
     let uids = groups.iter().filter_map(|name| name.strip_prefix("pod"));
-    let uids = uids.chain(folders.iter().map(String::as_str)).filter(|uid| !uid.is_empty());
+    let uids = uids.chain(folders.iter().map(String::as_str)).filter(|uid| is_uid(uid));
     let mut owners: BTreeMap<String, Owner> = uids.map(|uid| (uid.to_owned(), Owner::default())).collect();
     for log in logs {
         let parts: Vec<&str> = log.split('_').collect();
         if let [namespace, name, uid] = parts.as_slice()
-            && parts.iter().all(|part| !part.is_empty())
+            && !namespace.is_empty()
+            && !name.is_empty()
+            && is_uid(uid)
         {
             let owner = Owner { namespace: (*namespace).to_owned(), name: (*name).to_owned() };
             owners.insert((*uid).to_owned(), owner);
         }
     }
     owners
+}
+
+/// Whether a name can be a pod's uid, which becomes part of paths: who may write to the node's logs may write `a_b_..` there.
+fn is_uid(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// The names of the folders in a folder; none when it does not exist.

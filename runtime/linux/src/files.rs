@@ -31,7 +31,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Adds a line, which must have no line feed in it, and makes it durable. Costs a file system less than a replacement: no inode comes or goes.
 ///
 /// # Errors
-/// Those of opening and writing; what was written of the line is then no whole one.
+/// Those of opening and writing. Unless the whole line was written and only could not be made durable, what there is of it is no whole one.
 pub fn append_line(path: &Path, line: &[u8]) -> io::Result<()> {
     let mut file = File::options().append(true).create(true).open(path)?;
     // The first line feed ends what a power cut left of the line before, the last one keeps whatever it leaves of the next one away from this line.

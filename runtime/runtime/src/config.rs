@@ -13,6 +13,11 @@ const SOCKET_PATH_BYTES: usize = 107;
 /// Length of a sandbox or container id in hexadecimal digits.
 pub(crate) const ID_DIGITS: usize = 64;
 
+/// Whether a name that was found on the node can be an id of ours.
+pub(crate) fn is_id(name: &str) -> bool {
+    name.len() == ID_DIGITS && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Everything that the runtime needs to know about its machine.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -17,6 +17,8 @@ use crate::sandbox::SandboxConfig;
 const INTERFACE: &str = "eth0";
 /// The variable by which a plugin, and what it calls in turn, knows the sandbox.
 const CONTAINER_VARIABLE: &str = "CNI_CONTAINERID";
+/// How often plugins of an earlier process are looked for: each may start one more before it is killed.
+const MAX_LOOKS: usize = 8;
 
 /// Connects sandboxes.
 #[derive(Debug)]
@@ -69,8 +71,19 @@ impl PodNetwork {
 }
 
 /// Ends plugins, and what they called, that an earlier process of ours started for one of the sandboxes and did not outlive: nothing may be
-/// undone while it is still being done. Blocks until they are gone.
+/// undone while it is still being done. Blocks until they are gone; one that was about to start another is looked after again.
 pub(crate) fn end_calls(is_ours: impl Fn(&str) -> bool) {
+    for _ in 0..MAX_LOOKS {
+        if !end_calls_once(&is_ours) {
+            return;
+        }
+    }
+    tracing::warn!("network plugins of an earlier process are still there");
+}
+
+/// Whether there was any.
+fn end_calls_once(is_ours: &impl Fn(&str) -> bool) -> bool {
+    let mut any = false;
     for pid in linux::process::list().unwrap_or_default() {
         let called_for = || linux::process::variable_of(pid, CONTAINER_VARIABLE).filter(|id| is_ours(id));
         let Some(sandbox) = called_for() else { continue };
@@ -78,11 +91,13 @@ pub(crate) fn end_calls(is_ours: impl Fn(&str) -> bool) {
         if let Ok(pidfd) = linux::process::pidfd(pid)
             && called_for().is_some()
         {
+            any = true;
             tracing::info!(sandbox, pid, "network plugin of an earlier process is ended");
             let _ = linux::process::signal(pidfd.as_fd(), rustix::process::Signal::KILL.as_raw());
             crate::shims::wait_for_end(&pidfd);
         }
     }
+    any
 }
 
 fn network_error(id: &str, error: &cni::Error) -> Error {

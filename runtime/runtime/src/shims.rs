@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use shim_protocol::{PROGRAM, ShimConfig};
 
-use crate::config::Config;
+use crate::config::{Config, is_id};
 use crate::error::Error;
 
 /// Longest start of a shim.
@@ -28,11 +28,12 @@ pub(crate) struct Living {
     pub sandbox: String,
 }
 
-/// The shims of this runtime, found by their command lines: the first argument is the program, the third a file below our volatile state.
+/// The shims of this runtime, found by their command lines: the program, the sandbox, and the file that is this sandbox's configuration. Anybody on the
+/// node can have such a command line, so what it names must be ours, and nothing but a name.
 pub(crate) fn living(config: &Config) -> Vec<Living> {
     let processes = linux::process::list_by_program(PROGRAM).unwrap_or_default();
     let ours = |process: linux::process::Process| match process.arguments.as_slice() {
-        [_, sandbox, file] if Path::new(file).starts_with(&config.state) => {
+        [_, sandbox, file] if is_id(sandbox) && Path::new(file) == config.shim_config(sandbox) => {
             Some(Living { pid: process.pid, sandbox: sandbox.clone() })
         }
         _ => None,
@@ -46,7 +47,7 @@ pub(crate) fn executable(config: &Config, living: &[Living]) -> Result<OwnedFd, 
         let path = format!("/proc/{}/exe", shim.pid);
         if let Ok(running) = File::open(&path)
             && linux::memfd::is_sealed(&running)
-            && same_content(&config.shim, Path::new(&path)).unwrap_or(false)
+            && same_content(&config.shim, &running).unwrap_or(false)
         {
             return Ok(running.into());
         }
@@ -55,8 +56,8 @@ pub(crate) fn executable(config: &Config, living: &[Living]) -> Result<OwnedFd, 
         .map_err(|source| Error::System { operation: "load the shim's executable".into(), source })
 }
 
-fn same_content(one: &Path, other: &Path) -> std::io::Result<bool> {
-    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+fn same_content(one: &Path, mut other: &File) -> std::io::Result<bool> {
+    let mut one = File::open(one)?;
     if one.metadata()?.len() != other.metadata()?.len() {
         return Ok(false);
     }

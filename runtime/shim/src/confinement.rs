@@ -52,11 +52,12 @@ impl Confinement {
 
     /// Leaves the process with its own capabilities. Without no_new_privs loading a filter needs CAP_SYS_ADMIN, so it comes before.
     pub fn enter(&self) -> Result<()> {
+        let syscall = create_syscall();
+        // Another user's id took them away.
+        libcontainer::capabilities::reset_effective(syscall.as_ref()).context("raise capabilities")?;
         if !self.no_new_privileges {
             self.load()?;
         }
-        let syscall = create_syscall();
-        libcontainer::capabilities::reset_effective(syscall.as_ref()).context("raise capabilities")?;
         if let Some(capabilities) = &self.capabilities {
             libcontainer::capabilities::drop_privileges(capabilities, syscall.as_ref())
                 .context("drop capabilities")?;

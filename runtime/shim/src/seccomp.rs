@@ -76,13 +76,17 @@ impl Filter {
 
 /// The flags that matter for one thread and without a listener.
 fn flags(profile: &LinuxSeccomp) -> u64 {
+    let Some(given) = profile.flags() else {
+        // As runc: before 5.16 the kernel else slows down whatever is filtered.
+        return libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    };
     let flag = |flag: &LinuxSeccompFilterFlag| match flag {
         LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
         LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
         LinuxSeccompFilterFlag::SeccompFilterFlagTsync
         | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
     };
-    profile.flags().iter().flatten().map(flag).fold(0, |all, one| all | one)
+    given.iter().map(flag).fold(0, |all, one| all | one)
 }
 
 fn name(key: &[u8]) -> String {
@@ -114,11 +118,17 @@ fn keep(directory: &Path, path: &Path, key: &[u8], program: &[u8]) -> Result<()>
         bail!("{} has {MAX_FILES} already", directory.display());
     }
     let temporary = directory.join(format!("new-{}", std::process::id()));
-    let mut file = File::create(&temporary)?;
-    for part in [&(key.len() as u64).to_le_bytes(), key, program] {
-        file.write_all(part)?;
+    let kept = write(&temporary, &[&(key.len() as u64).to_le_bytes(), key, program])
+        .and_then(|()| std::fs::rename(&temporary, path));
+    if kept.is_err() {
+        let _ = std::fs::remove_file(&temporary);
     }
-    std::fs::rename(&temporary, path).with_context(|| format!("rename to {}", path.display()))
+    kept.with_context(|| format!("write {}", path.display()))
+}
+
+fn write(path: &Path, parts: &[&[u8]]) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    parts.iter().try_for_each(|part| file.write_all(part))
 }
 
 fn instructions(program: &[u8]) -> Result<Vec<libc::sock_filter>> {
@@ -198,6 +208,9 @@ fn comparisons(arguments: &[LinuxSeccompArg]) -> Vec<Vec<ScmpArgCompare>> {
 }
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction> {
+    if action == LinuxSeccompAction::ScmpActNotify {
+        bail!("a seccomp profile with SCMP_ACT_NOTIFY needs a listener, which nobody is here");
+    }
     let value = errno.map_or(libc::EPERM, u32::cast_signed);
     ScmpAction::from_str(&word(action), Some(value)).context("read the seccomp profile's actions")
 }

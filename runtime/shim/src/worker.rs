@@ -67,8 +67,8 @@ pub fn spawn(proof: SingleThreaded, places: &[OwnedFd], work: impl FnOnce() -> W
     };
     let mut forked = fork(places.first());
     for place in places.iter().skip(1) {
-        // The group hands controllers down, and so takes no process itself.
-        if !matches!(&forked, Err(error) if error.errno() == Some(libc::EBUSY)) {
+        // The group hands controllers down, and so takes no process itself; or it has just been removed.
+        if !matches!(&forked, Err(error) if matches!(error.errno(), Some(libc::EBUSY | libc::ENODEV))) {
             break;
         }
         forked = fork(Some(place));

@@ -14,6 +14,13 @@ fn whatever_is_left_tells_whose_it_is() {
 }
 
 #[test]
+fn names_that_lead_elsewhere_are_nobodys() {
+    let logs = names(&["a_b_..", "a_b_.", "a_b_u1/.."]);
+    let owners = of_names(&names(&[".lost", "u 2"]), &logs, &names(&["pod..", "pod", "podu1.slice"]));
+    assert_eq!(owners, BTreeMap::new());
+}
+
+#[test]
 fn only_folders_count_and_a_missing_parent_has_none() {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir(root.path().join("u1")).unwrap();

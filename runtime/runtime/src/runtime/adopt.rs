@@ -40,8 +40,10 @@ impl Runtime {
             let phase = found.get(&shim.sandbox).map(|meta| meta.phase);
             self.end_unwanted(shim, phase).await;
         }
-        let sandboxes: BTreeSet<String> = found.keys().cloned().collect();
-        let ended = move || crate::network::end_calls(|sandbox| sandboxes.contains(sandbox));
+        // What plugins started for a pod that stays may be meant to stay with it.
+        let unsettled = found.iter().filter(|(_, meta)| meta.phase != Phase::Ready);
+        let unsettled: BTreeSet<String> = unsettled.map(|(id, _)| id.clone()).collect();
+        let ended = move || crate::network::end_calls(|sandbox| unsettled.contains(sandbox));
         let _ = tokio::task::spawn_blocking(ended).await;
         self.remove_leftovers(&found);
         self.load_containers(&found).await;
@@ -100,9 +102,11 @@ impl Runtime {
         seen.extend(names(&config.netns_dir()));
         seen.extend(names(&config.state.join("shm")));
         let of_shims = names(&config.shim_dir());
-        seen.extend(of_shims.iter().filter_map(|name| name.split_once('.')).map(|(id, _)| id.to_owned()));
-        let is_id = |name: &&String| name.len() == crate::config::ID_DIGITS;
-        for id in seen.iter().filter(is_id).filter(|id| !found.contains_key(*id)) {
+        let ids =
+            of_shims.iter().filter_map(|name| name.strip_suffix(".sock").or(name.strip_suffix(".json")));
+        seen.extend(ids.map(str::to_owned));
+        for id in seen.iter().filter(|name| crate::config::is_id(name)).filter(|id| !found.contains_key(*id))
+        {
             shims::take_off(config, id);
         }
     }

@@ -202,11 +202,21 @@ pub(crate) fn save(path: &Path, document: &impl Serialize) -> Result<(), Error> 
 /// Reads a document; `None` when it is absent or unusable.
 pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let bytes = std::fs::read(path).ok()?;
-    let document = linux::files::lines_from_last(&bytes).find_map(|line| serde_json::from_slice(line).ok());
-    if document.is_none() {
-        tracing::warn!(path = %path.display(), "document is unusable");
+    for line in linux::files::lines_from_last(&bytes) {
+        match serde_json::from_slice(line) {
+            Ok(document) => return Some(document),
+            // A line that a power cut left unfinished never counted. One that is whole did, whatever it means.
+            Err(error) if serde_json::from_slice::<serde::de::IgnoredAny>(line).is_err() => {
+                tracing::warn!(path = %path.display(), %error, "unfinished line is passed over");
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "document is unusable");
+                return None;
+            }
+        }
     }
-    document
+    tracing::warn!(path = %path.display(), "document is unusable");
+    None
 }
 
 /// 64 hexadecimal digits from the kernel's random numbers.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use runtime::{ContainerConfig, ContainerId, Error, ExecConfig, Runtime};
+use runtime::{ContainerConfig, ContainerId, Error, ExecConfig, Runtime, SecurityContext};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::fixture::{Host, chain, container, start, until};
@@ -45,6 +45,22 @@ async fn exec_sync_collects_output_and_code() {
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn exec_as_another_user_is_filtered_without_no_new_privs() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let security = SecurityContext { run_as_username: "web".into(), ..SecurityContext::default() };
+    let config = ContainerConfig { security, ..container("c", "exec sleep 1000") };
+    let id = start(&runtime, &pod, config).await;
+    let script =
+        "id -u; grep -E '^(NoNewPrivs|Seccomp|CapEff):' /proc/self/status | tr -d '\\t '; echo $HOME";
+    let result = runtime.exec_sync(&id, command(&["sh", "-c", script]), None).await;
+    let result = result.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let text = String::from_utf8(result.stdout).unwrap();
+    assert_eq!(text, "33\nCapEff:0000000000000000\nNoNewPrivs:0\nSeccomp:2\n/srv\n");
 }
 
 /// The directory of a running container in the unified hierarchy.
