@@ -24,6 +24,7 @@ use crate::auth::User;
 use crate::pki::{Credentials, PkiError};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until the first request, and until the next one of a connection that waits for it.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Open connections, and streams that upgrades made of them, at most; the next one waits in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
@@ -145,8 +146,11 @@ async fn connection(client: Client, acceptor: TlsAcceptor, api: Arc<Api>, stop: 
     let certificates = stream.get_ref().1.peer_certificates();
     let user = certificates.and_then(|chain| chain.first()).and_then(|first| User::from_certificate(first));
     let user = user.map(Arc::new);
+    let asked = CancellationToken::new();
+    let first = asked.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         let (api, user) = (api.clone(), user.clone());
+        first.cancel();
         request.extensions_mut().insert(place.clone());
         async move { Ok::<_, std::convert::Infallible>(super::handle(api, user, request).await) }
     });
@@ -163,15 +167,26 @@ async fn connection(client: Client, acceptor: TlsAcceptor, api: Arc<Api>, stop: 
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = silence(&asked, HEADER_TIMEOUT) => {
+            tracing::debug!(%peer, "a connection without a request is closed");
+            return;
+        }
     };
     if let Err(error) = result {
         tracing::debug!(%peer, error = %error, "connection ended");
     }
 }
 
+/// Ends when nothing was asked in time: until it knows which protocol a client speaks, hyper waits without any limit.
+async fn silence(asked: &CancellationToken, limit: Duration) {
+    if tokio::time::timeout(limit, asked.cancelled()).await.is_ok() {
+        std::future::pending().await
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    //! The end of the accept loop.
+    //! The end of the accept loop, and of a connection that asks nothing.
 
     use futures::FutureExt;
 
@@ -184,5 +199,13 @@ mod tests {
         assert!(next(&listener, &places, &stop).now_or_never().is_none(), "no place");
         stop.cancel();
         assert!(matches!(next(&listener, &places, &stop).now_or_never(), Some(None)));
+    }
+
+    #[tokio::test]
+    async fn silence_ends_only_when_nothing_is_asked() {
+        let (asked, limit) = (CancellationToken::new(), Duration::from_millis(5));
+        silence(&asked, limit).await;
+        asked.cancel();
+        assert!(tokio::time::timeout(4 * limit, silence(&asked, limit)).await.is_err());
     }
 }
