@@ -3,8 +3,8 @@
 //! What is started for every pod is linked statically at fixed addresses: half the time of such a short process is the dynamic loader's, and every
 //! fork pays for the pages that it wrote. The plugins so run on nodes with any C library, too.
 //!
-//! Tests use the same layout built without optimisation and linked dynamically, `target/dist-debug`, so that they run what users get
-//! without paying for a release build.
+//! Tests use the same layout built without optimisation and linked dynamically, `target/dist-debug`: they do not pay for a release
+//! build, and do not run the static executables either.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -21,7 +21,7 @@ pub(crate) fn is_id(name: &str) -> bool {
 /// Everything that the runtime needs to know about its machine.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Durable state: blobs, layers, images, sandboxes, containers. Default `/var/lib/orlop/runtime`.
+    /// Durable state: blobs, layers, images, sandboxes, containers, the layer of mount points. Default `/var/lib/orlop/runtime`.
     pub root: PathBuf,
     /// Volatile state: shim sockets, network namespaces, compiled seccomp filters. Default `/run/orlop`.
     pub state: PathBuf,
@@ -165,7 +165,7 @@ impl Config {
         self.state.join("shm").join(sandbox)
     }
 
-    /// Always empty: where shims arrange libcontainer's files, out of everybody's sight.
+    /// Empty for everybody else: where start workers arrange libcontainer's files, out of everybody's sight.
     pub(crate) fn oci_dir(&self) -> PathBuf {
         self.state.join("oci")
     }

@@ -144,9 +144,9 @@ pub enum Request {
 pub struct StartContainer {
     /// Id.
     pub container: String,
-    /// OCI bundle: `config.json` and `rootfs`.
+    /// Where the `config.json` of its OCI bundle is.
     pub bundle: PathBuf,
-    /// What is mounted on the bundle's `rootfs`.
+    /// What becomes its root.
     pub rootfs: RootFs,
     /// Mounts made for the container's eyes only before libcontainer binds them.
     pub staged: Vec<Staged>,

@@ -2,7 +2,7 @@
 //!
 //! Input: an OCI profile and the directory of the node's compiled filters; output: instructions, and the calling process confined by them. Compiling the
 //! default profile takes libseccomp some 8 ms of CPU, more than all the rest of a container's start. A file holds the profile that it was compiled
-//! from, so a name that two profiles share does no harm, and gets its name when it is whole. Refuses to listen for notifications: libcontainer does.
+//! from, so a name that two profiles share does no harm, and gets its name when it is whole. Refuses profiles that need a listener.
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};

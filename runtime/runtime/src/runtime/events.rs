@@ -112,6 +112,7 @@ impl Runtime {
                     tracing::warn!(container = meta.id, %error, "container without a shim is not dead yet");
                 }
             }
+            let recorded = record.exit.is_some();
             let exit = record.exit.get_or_insert_with(|| Exit {
                 code: UNKNOWN_EXIT_CODE,
                 finished_at: now(),
@@ -120,7 +121,8 @@ impl Runtime {
                 oom_killed: false,
             });
             let exit = exit.clone();
-            if let Err(error) = save(&path, &record) {
+            // Each record is a line more.
+            if !recorded && let Err(error) = save(&path, &record) {
                 tracing::warn!(container = meta.id, %error, "end of a container is not recorded");
             }
             let pending = self.0.record_of(&meta.id).is_none_or(|known| known.exit.is_none());
