@@ -21,6 +21,7 @@ mod record;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -67,6 +68,11 @@ pub enum OpenError {
         path = path.display()
     )]
     Empty { path: PathBuf },
+    #[error(
+        "open store {path}: damaged: {reason}; see `orlopctl store check`, and put a backup in its place",
+        path = path.display()
+    )]
+    Damaged { path: PathBuf, reason: String },
     #[error("open store {path}: record {revision} does not parse", path = path.display())]
     Record { path: PathBuf, revision: Revision },
     #[error("open store {path}: start the writer thread", path = path.display())]
@@ -130,6 +136,11 @@ pub fn open(path: &Path, history_limit: usize) -> Result<Opened, OpenError> {
 
 /// Opens the store that lies on `backend`; `path` is for errors.
 fn open_on(backend: impl StorageBackend, path: &Path, history_limit: usize) -> Result<Opened, OpenError> {
+    let opened = survive(|| load(backend, path, history_limit));
+    opened.unwrap_or_else(|reason| Err(OpenError::Damaged { path: path.to_owned(), reason }))
+}
+
+fn load(backend: impl StorageBackend, path: &Path, history_limit: usize) -> Result<Opened, OpenError> {
     let failed =
         |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
     let database = builder().create_with_backend(backend).map_err(|error| failed(error.into()))?;
@@ -187,6 +198,15 @@ impl Storage for EmbeddedStore {
             made.map_err(|error| BackupError::Failed { reason: error.to_string() })?
         })
     }
+}
+
+/// Reads a file that may be damaged: redb answers some damage with a panic, whose message is then the error.
+fn survive<T>(read: impl FnOnce() -> T) -> Result<T, String> {
+    // What it worked on is never used again.
+    catch_unwind(AssertUnwindSafe(read)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("pages cannot be read").to_owned()
+    })
 }
 
 fn builder() -> Builder {

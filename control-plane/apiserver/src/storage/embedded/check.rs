@@ -17,7 +17,7 @@ use redb::{
 
 use super::overlay::Overlay;
 use super::record::Record;
-use super::{COMPACTED, META, RECORDS, REVISION, Revision, builder};
+use super::{COMPACTED, META, RECORDS, REVISION, Revision, builder, survive};
 use crate::storage::{Key, Write};
 
 /// Findings that are told, at most.
@@ -95,6 +95,13 @@ pub fn check(path: &Path, audit: Audit) -> Result<Report, CheckError> {
 
 /// Examines the store on `backend`, which it may write to; `path` is for errors.
 pub(super) fn examine(backend: impl StorageBackend, path: &Path, audit: Audit) -> Result<Report, CheckError> {
+    survive(|| look(backend, path, audit)).unwrap_or_else(|reason| {
+        let findings = Findings { told: vec![reason], more: 0 };
+        Err(CheckError::Damaged { path: path.to_owned(), findings })
+    })
+}
+
+fn look(backend: impl StorageBackend, path: &Path, audit: Audit) -> Result<Report, CheckError> {
     let damaged = |findings| CheckError::Damaged { path: path.to_owned(), findings };
     let repaired = Rc::new(Cell::new(false));
     let notice = repaired.clone();
