@@ -31,13 +31,14 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use fastrand::Rng;
 use serde::Deserialize;
 
 use super::checks::{self, COMMAND_LIMIT, NODE, PAUSE, READY_LIMIT, Scene, note, text};
 use super::guest::{Guest, last_lines};
 use super::qemu::{self, Disks, RootWrites};
 use ledger::{Found, Ledger};
-use plan::{Deed, Job, LABEL, Random, Round};
+use plan::{Deed, Job, LABEL, Round};
 use pods::{Event, Pods};
 
 const ROUNDS: u64 = 5;
@@ -79,7 +80,7 @@ pub fn cuts(scene: &mut Scene<'_>) -> Result<String> {
         ledger: Ledger::default(),
         pods: Pods::default(),
     };
-    series.run(&mut Random::new(seed)).with_context(|| format!("with ORLOP_POWER_SEED={seed}"))?;
+    series.run(&mut Rng::with_seed(seed)).with_context(|| format!("with ORLOP_POWER_SEED={seed}"))?;
     fs::remove_file(&series.disks.root).context("remove the disk")?;
     series.forget_packets();
     let Ledger { acknowledged, unheard, .. } = series.ledger;
@@ -115,7 +116,7 @@ struct Series<'a, 'b> {
 }
 
 impl Series<'_, '_> {
-    fn run(&mut self, random: &mut Random) -> Result<()> {
+    fn run(&mut self, random: &mut Rng) -> Result<()> {
         self.start()?;
         checks::install(self.scene)?;
         checks::ready(self.scene)?;

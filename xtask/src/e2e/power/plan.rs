@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use fastrand::Rng;
 use serde_json::{Value, json};
 
 #[cfg(test)]
@@ -19,23 +20,6 @@ const REPETITIONS: u64 = 60;
 
 /// The label of every object of this check.
 pub const LABEL: &str = "power-cuts";
-
-/// Random numbers from a seed (splitmix64).
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// Below `end`, which is not 0.
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deed {
@@ -61,12 +45,12 @@ pub struct Round {
 }
 
 /// `living` are the objects that earlier rounds left.
-pub fn round(number: u64, mut living: Vec<String>, random: &mut Random) -> Round {
+pub fn round(number: u64, mut living: Vec<String>, random: &mut Rng) -> Round {
     let mut jobs = Vec::new();
     for deed in [Deed::Replace, Deed::Delete] {
         let count = CHANGED.min(living.len() / 3);
         let names: Vec<String> =
-            (0..count).map(|_| living.swap_remove(random.below(living.len() as u64) as usize)).collect();
+            (0..count).map(|_| living.swap_remove(random.usize(..living.len()))).collect();
         if !names.is_empty() {
             jobs.push(Job { deed, names });
         }
@@ -75,14 +59,14 @@ pub fn round(number: u64, mut living: Vec<String>, random: &mut Random) -> Round
         let names = (0..CREATED).map(|object| format!("round-{number}-{creator}-{object}")).collect();
         jobs.push(Job { deed: Deed::Create, names });
     }
-    let answers = ANSWERS.start + random.below(ANSWERS.end - ANSWERS.start);
+    let answers = random.u64(ANSWERS);
     Round { number, jobs, answers }
 }
 
 /// What an object holds that was written in a round.
 pub fn content(name: &str, round: u64) -> String {
     let seed = name.bytes().fold(round, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-    let repetitions = 1 + Random::new(seed).below(REPETITIONS);
+    let repetitions = Rng::with_seed(seed).u64(1..=REPETITIONS);
     format!("{name} as of round {round}; ").repeat(repetitions as usize)
 }
 

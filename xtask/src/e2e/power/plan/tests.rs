@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
 
-use super::{ANSWERS, CHANGED, Deed, Random, content, round};
+use fastrand::Rng;
+
+use super::{ANSWERS, CHANGED, Deed, content, round};
 
 fn living() -> Vec<String> {
     (0..1000).map(|number| format!("old-{number}")).collect()
@@ -8,7 +10,7 @@ fn living() -> Vec<String> {
 
 #[test]
 fn a_seed_makes_the_same_round_again_and_another_one_does_not() {
-    let of = |seed| round(3, living(), &mut Random::new(seed));
+    let of = |seed| round(3, living(), &mut Rng::with_seed(seed));
     assert_eq!(of(7), of(7));
     assert_ne!(of(7), of(8));
 }
@@ -16,7 +18,7 @@ fn a_seed_makes_the_same_round_again_and_another_one_does_not() {
 #[test]
 fn no_object_is_in_two_jobs_and_the_power_goes_before_the_creators_are_through() {
     for seed in 0..50 {
-        let round = round(2, living(), &mut Random::new(seed));
+        let round = round(2, living(), &mut Rng::with_seed(seed));
         let names: Vec<&String> = round.jobs.iter().flat_map(|job| &job.names).collect();
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
         let changed = |deed| -> usize {
@@ -30,7 +32,7 @@ fn no_object_is_in_two_jobs_and_the_power_goes_before_the_creators_are_through()
 
 #[test]
 fn the_first_round_only_creates() {
-    let first = round(1, Vec::new(), &mut Random::new(1));
+    let first = round(1, Vec::new(), &mut Rng::with_seed(1));
     assert!(first.jobs.iter().all(|job| job.deed == Deed::Create));
 }
 

@@ -8,26 +8,10 @@ use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use fastrand::Rng;
 use redb::StorageBackend;
 
 const SECTOR: usize = 512;
-
-/// Random numbers from a seed (splitmix64).
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Random(seed)
-    }
-
-    /// Below `end`, which is not 0.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
-    }
-}
 
 /// Whether a sync does what it promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +44,9 @@ pub enum Survival {
 }
 
 impl Survival {
-    pub fn draw(random: &mut Random) -> Self {
-        let share = [1, 4, 7][random.below(3) as usize];
-        match random.below(5) {
+    pub fn draw(random: &mut Rng) -> Self {
+        let share = [1, 4, 7][random.usize(..3)];
+        match random.u64(..5) {
             0 => Survival::Nothing,
             1 => Survival::Everything,
             2 => Survival::Beginning,
@@ -183,15 +167,15 @@ impl Disk {
     }
 
     /// What is found when the power is back, and how many writes were not synced.
-    pub fn cut(&self, survival: Survival, random: &mut Random) -> (Vec<u8>, usize) {
+    pub fn cut(&self, survival: Survival, random: &mut Rng) -> (Vec<u8>, usize) {
         let mut state = self.state();
         state.off = true;
         let mut image = state.synced.clone();
         let sectors: usize = state.pending.iter().map(Operation::sectors).sum();
-        let mut left = random.below(sectors as u64 + 1);
+        let mut left = random.u64(..=sectors as u64);
         for operation in &state.pending {
             let whole = match survival {
-                Survival::Writes(share) => random.below(8) < share,
+                Survival::Writes(share) => random.u64(..8) < share,
                 _ => survival == Survival::Everything,
             };
             operation.apply(&mut image, |_| match survival {
@@ -200,7 +184,7 @@ impl Disk {
                     left = left.saturating_sub(1);
                     kept
                 }
-                Survival::Sectors(share) => random.below(8) < share,
+                Survival::Sectors(share) => random.u64(..8) < share,
                 _ => whole,
             });
         }

@@ -7,7 +7,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::disk::{Disk, Moment, Random, Survival, Syncs};
+use fastrand::Rng;
+
+use super::disk::{Disk, Moment, Survival, Syncs};
 use super::*;
 use crate::storage::embedded::check::examine;
 
@@ -68,10 +70,10 @@ fn audit(_: &Key, value: &[u8]) -> Option<String> {
     (padding.is_none_or(|(said, found)| said != found)).then(|| "not a value that was written".to_owned())
 }
 
-fn value(transaction: u64, random: &mut Random) -> Bytes {
-    let length = match random.below(16) {
-        0 => random.below(40_000),
-        _ => random.below(700),
+fn value(transaction: u64, random: &mut Rng) -> Bytes {
+    let length = match random.u64(..16) {
+        0 => random.u64(..40_000),
+        _ => random.u64(..700),
     } as usize;
     format!("{transaction}:{length}:{}", "x".repeat(length)).into()
 }
@@ -149,14 +151,14 @@ type Begun = Vec<(u64, Vec<Write>, Option<Revision>)>;
 struct WriterClient<'a> {
     store: &'a EmbeddedStore,
     number: u64,
-    random: Random,
+    random: Rng,
     live: HashMap<Key, Revision>,
     begun: Begun,
 }
 
 impl WriterClient<'_> {
     async fn run(mut self, first: u64) -> Result<Begun, Violation> {
-        for transaction in first..first + self.random.below(TRANSACTIONS) {
+        for transaction in first..first + self.random.u64(..TRANSACTIONS) {
             let transaction_number = transaction * WRITERS + self.number;
             let (compares, writes) = self.draw(transaction_number);
             let answer = commit(self.store, compares, writes.clone()).await;
@@ -176,14 +178,14 @@ impl WriterClient<'_> {
     }
 
     fn draw(&mut self, transaction: u64) -> (Vec<Compare>, Vec<Write>) {
-        let first = self.random.below(KEYS);
-        let numbers = (first..first + 1 + self.random.below(MAX_WRITES)).map(|number| number % KEYS);
+        let first = self.random.u64(..KEYS);
+        let numbers = (first..first + 1 + self.random.u64(..MAX_WRITES)).map(|number| number % KEYS);
         let (mut compares, mut writes) = (Vec::new(), Vec::new());
         for number in numbers {
             let key = Key::new("things", &self.number.to_string(), &number.to_string());
             let revision = self.live.get(&key).copied();
             let value = value(transaction, &mut self.random);
-            let delete = revision.is_some() && self.random.below(4) == 0;
+            let delete = revision.is_some() && self.random.u64(..4) == 0;
             let expect = revision.map_or(Expect::Absent, Expect::At);
             compares.push(Compare { key: key.clone(), expect });
             writes.push(if delete { Write::Delete { key, last: value } } else { Write::Put { key, value } });
@@ -202,7 +204,7 @@ impl WriterClient<'_> {
 }
 
 /// Serves the store on `disk` to its writers until they are done or the power goes, and closes it.
-fn serve(disk: &Disk, world: &mut World, random: &mut Random, tally: &mut Tally) -> Result<(), Violation> {
+fn serve(disk: &Disk, world: &mut World, random: &mut Rng, tally: &mut Tally) -> Result<(), Violation> {
     let (plugged, gone) = disk.plug();
     let mut opened = match open_on(plugged, Path::new("disk"), HISTORY) {
         Ok(opened) => opened,
@@ -241,14 +243,14 @@ fn serve(disk: &Disk, world: &mut World, random: &mut Random, tally: &mut Tally)
     Ok(())
 }
 
-fn write(store: &EmbeddedStore, world: &mut World, random: &mut Random) -> Result<Begun, Violation> {
+fn write(store: &EmbeddedStore, world: &mut World, random: &mut Rng) -> Result<Begun, Violation> {
     let live = live(&world.told);
     let first = world.transactions;
     world.transactions += TRANSACTIONS;
     let writers = (0..WRITERS).map(|number| {
         let own = live.iter().filter(|(key, _)| key.parts().1 == number.to_string());
         let live = own.map(|(key, change)| (key.clone(), change.revision)).collect();
-        let random = Random::new(random.below(u64::MAX));
+        let random = random.fork();
         WriterClient { store, number, random, live, begun: Vec::new() }.run(first)
     });
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -258,7 +260,7 @@ fn write(store: &EmbeddedStore, world: &mut World, random: &mut Random) -> Resul
 
 /// One store, from its making on.
 fn cut_again_and_again(seed: u64, syncs: Syncs, tally: &mut Tally) -> Result<(), Violation> {
-    let mut random = Random::new(seed);
+    let mut random = Rng::with_seed(seed);
     let mut world = World::default();
     let new = Disk::new(Vec::new(), syncs);
     let (plugged, gone) = new.plug();
@@ -270,9 +272,9 @@ fn cut_again_and_again(seed: u64, syncs: Syncs, tally: &mut Tally) -> Result<(),
     let mut image = new.contents();
     for _ in 0..CUTS {
         let disk = Disk::new(image, syncs);
-        let bits = FUSE_BITS.start + random.below(FUSE_BITS.end - FUSE_BITS.start);
-        let moment = [Moment::Anytime, Moment::InSync][random.below(2) as usize];
-        disk.light_fuse(1 + random.below(1 << bits), moment);
+        let bits = random.u64(FUSE_BITS);
+        let moment = [Moment::Anytime, Moment::InSync][random.usize(..2)];
+        disk.light_fuse(random.u64(1..=1 << bits), moment);
         serve(&disk, &mut world, &mut random, tally)?;
         let survival = Survival::draw(&mut random);
         let unsynced;
