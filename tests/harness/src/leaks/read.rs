@@ -2,17 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use linux::machine::Hierarchy;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 #[cfg(test)]
 mod tests;
 
 /// Entries read from one folder tree at the most: a snapshot is for comparing, not for archiving.
 const MAX_FILES: usize = 200_000;
+/// How long the processes that are on their way out may take, all together: the kernel takes their namespaces down first.
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
 /// A process, as far as it can be read.
 pub struct Process {
@@ -26,16 +31,17 @@ pub struct Process {
 /// Every process that is `wanted`, without us, those above us, and pid 1.
 pub fn processes(wanted: impl Fn(&Process) -> bool) -> Result<Vec<String>> {
     let me = std::process::id();
+    let deadline = Instant::now() + EXIT_LIMIT;
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("read /proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let Some(name) = live_program(&stat) else { continue };
+        let Some(program) = program(&stat) else { continue };
         let executable = fs::read_link(entry.path().join("exe")).unwrap_or_default();
         let process = Process {
-            name: name.to_owned(),
+            name: program.name.to_owned(),
             executable: executable.to_string_lossy().into_owned(),
             cgroup: fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default(),
         };
@@ -46,23 +52,45 @@ pub fn processes(wanted: impl Fn(&Process) -> bool) -> Result<Vec<String>> {
         } else {
             String::from_utf8_lossy(&command).replace('\0', " ")
         };
-        if pid != me && pid != 1 && wanted(&process) && !is_ancestor(pid) {
+        if pid == me || pid == 1 || !wanted(&process) || is_ancestor(pid) {
+            continue;
+        }
+        if !(program.exits && is_gone_by(deadline, pid)) {
             found.push(format!("process {pid} {}", command.trim()));
         }
     }
     Ok(found)
 }
 
-/// The name in a `stat` line, unless it is a kernel thread, on its way out, or a zombie, which its parent reaps.
-fn live_program(stat: &str) -> Option<&str> {
+/// What a `stat` line says of a process.
+#[derive(Debug, PartialEq, Eq)]
+struct Program<'a> {
+    name: &'a str,
+    /// It is on its way out.
+    exits: bool,
+}
+
+/// None for a kernel thread and for a zombie, which its parent reaps.
+fn program(stat: &str) -> Option<Program<'_>> {
     const EXITING: u64 = 0x4;
     const KERNEL_THREAD: u64 = 0x0020_0000;
     let (name, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ');
     let state = fields.next()?;
     let flags: u64 = fields.nth(5)?.parse().ok()?;
-    (state != "Z" && state != "X" && flags & (EXITING | KERNEL_THREAD) == 0)
-        .then(|| name.split_once('(').map_or(name, |pair| pair.1))
+    (state != "Z" && state != "X" && flags & KERNEL_THREAD == 0).then(|| Program {
+        name: name.split_once('(').map_or(name, |pair| pair.1),
+        exits: flags & EXITING != 0,
+    })
+}
+
+/// Waits for the end of an exiting process; one that hangs on its way out is a leak.
+fn is_gone_by(deadline: Instant, pid: u32) -> bool {
+    let Ok(pidfd) = linux::process::pidfd(pid as i32) else {
+        return !Path::new("/proc").join(pid.to_string()).exists();
+    };
+    let left = PollTimeout::try_from(deadline.saturating_duration_since(Instant::now()));
+    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], left.unwrap_or(PollTimeout::ZERO)) == Ok(1)
 }
 
 /// Whether `pid` is above us in the process tree: the shell or test runner that took the snapshot.
