@@ -213,15 +213,7 @@ fn goes_on_to_a_backend(packet: &Packet) -> bool {
     if ORLOP_CONFIG.get(0).is_none_or(|config| config.masquerade_be == 0) {
         return false;
     }
-    let back = NatKey {
-        source_be: packet.destination_be,
-        destination_be: packet.source_be,
-        source_port_be: packet.destination_port_be,
-        destination_port_be: packet.source_port_be,
-        protocol: packet.protocol,
-        direction: nat::OUT,
-        reserved: 0,
-    };
+    let back = answer_key(packet);
     // SAFETY: the value is copied at once.
     unsafe { ORLOP_INBOUND.get(&back) }.is_some_and(|entry| entry.kind == nat::NODE_PORT)
 }
@@ -435,6 +427,20 @@ fn nat_key(packet: &Packet, direction: u8) -> NatKey {
     }
 }
 
+/// The key of a packet that answers this one.
+#[inline(always)]
+fn answer_key(packet: &Packet) -> NatKey {
+    NatKey {
+        source_be: packet.destination_be,
+        destination_be: packet.source_be,
+        source_port_be: packet.destination_port_be,
+        destination_port_be: packet.source_port_be,
+        protocol: packet.protocol,
+        direction: nat::OUT,
+        reserved: 0,
+    }
+}
+
 #[inline(always)]
 fn pick_of(entry: &NatValue) -> Pick {
     Pick { id: entry.backend, generation: entry.generation, slot: entry.slot, selection: entry.selection }
@@ -446,15 +452,7 @@ fn note_direct_flow(packet: &Packet) {
     if !leaves_under_another_address(packet.destination_be, packet.source_be) {
         return;
     }
-    let back = NatKey {
-        source_be: packet.destination_be,
-        destination_be: packet.source_be,
-        source_port_be: packet.destination_port_be,
-        destination_port_be: packet.source_port_be,
-        protocol: packet.protocol,
-        direction: nat::OUT,
-        reserved: 0,
-    };
+    let back = answer_key(packet);
     let direct = NatValue {
         addr_be: 0,
         port_be: 0,
