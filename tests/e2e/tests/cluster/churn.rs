@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 /// For how many seconds the whole form runs.
 const SECONDS: &str = "ORLOP_CHURN";
-const SHORT: Form = Form { pods: 40, seconds: 60, kill_every: 15, stay: 20, start: 120, end: 90 };
-const WHOLE: Form = Form { pods: 200, seconds: 600, kill_every: 30, stay: 45, start: 240, end: 180 };
+const SHORT: Form = Form { pods: 40, seconds: 60, kill_every: 15, stay: 20, start: 60, end: 60 };
+const WHOLE: Form = Form { pods: 200, seconds: 600, kill_every: 30, stay: 45, start: 120, end: 90 };
 /// How long connections, closed namespaces and logs may take to be put away when the last pod is gone.
 const SETTLE: Duration = Duration::from_secs(120);
 /// How long the loop waits for an event before it looks at its clocks.
