@@ -174,7 +174,7 @@ fn apply(context: &Context, cidr: &str) -> Result<(), Error> {
     let content = conflist::render(&conflist::Options {
         pods,
         mtu: context.uplinks.mtu,
-        data_dir: settings.root_dir.join("cni/networks"),
+        data_dir: settings.state_dir.join("cni/networks"),
     });
     write_if_different(&settings.cni_conf_dir.join(CONFLIST_NAME), &content)
 }

@@ -202,7 +202,7 @@ impl Settings {
             shim: self.shim.clone(),
             cni_conf_dir: self.cni_conf_dir.clone(),
             cni_bin_dirs: self.cni_bin_dirs.clone(),
-            cni_cache_dir: self.root_dir.join("cni/cache"),
+            cni_cache_dir: self.state_dir.join("cni/cache"),
             cgroup_root: self.cgroup_root.clone(),
             shim_cgroup: Some(format!("{}/shims", self.cgroup_parent.trim_end_matches('/'))),
             registries,

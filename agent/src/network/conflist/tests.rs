@@ -5,7 +5,7 @@ fn the_list_has_one_plugin_with_the_nodes_range() {
     let options = Options {
         pods: "10.244.3.0/24".parse().expect("network"),
         mtu: 1450,
-        data_dir: "/var/lib/orlop/cni/networks".into(),
+        data_dir: "/run/orlop/cni/networks".into(),
     };
     let list: serde_json::Value = serde_json::from_str(&render(&options)).expect("JSON");
     assert_eq!((list["cniVersion"].as_str(), list["name"].as_str()), (Some("1.0.0"), Some("orlop")));
@@ -15,7 +15,7 @@ fn the_list_has_one_plugin_with_the_nodes_range() {
         "type": "bridge", "bridge": "orlop0", "isDefaultGateway": true, "hairpinMode": true, "mtu": 1450,
         "ipam": {
             "type": "host-local", "ranges": [[{"subnet": "10.244.3.0/24"}]],
-            "dataDir": "/var/lib/orlop/cni/networks",
+            "dataDir": "/run/orlop/cni/networks",
         },
     });
     assert_eq!(plugins[0], expected);
