@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
 use runtime::{ContainerStatus, Event, Events, SandboxId, SandboxStatus};
@@ -29,6 +28,7 @@ use super::sandbox::Names;
 use super::site::Site;
 use super::worker::{Begin, INBOX, Input, Worker};
 use super::{Context, Handle, StartError, admission, labels};
+use crate::api::watched;
 use crate::events::EventType;
 
 /// Makes what pods live in, and starts the task.
@@ -122,9 +122,8 @@ impl Task {
         let client = self.site.client.clone();
         let nodes = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let pods = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
-        let mut nodes =
-            watcher(Api::<Node>::all(client.clone()), nodes).backoff(crate::api::Backoff::default()).boxed();
-        let mut pods = watcher(Api::<Pod>::all(client), pods).backoff(crate::api::Backoff::default()).boxed();
+        let mut nodes = watched(watcher(Api::<Node>::all(client.clone()), nodes)).boxed();
+        let mut pods = watched(watcher(Api::<Pod>::all(client), pods)).boxed();
         let mut node_synced = false;
         loop {
             tokio::select! {

@@ -18,7 +18,6 @@ use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -26,7 +25,7 @@ use tokio::time::{Instant, sleep_until};
 use super::departures::Notice;
 use super::plan::{Change, Changes, Key, Planner};
 use super::{CacheWriter, Context, convert};
-use crate::api::{Backoff, chain};
+use crate::api::{chain, watched};
 use crate::events::EventType;
 
 /// How long a write that the dataplane refused waits.
@@ -62,8 +61,8 @@ pub async fn run(context: Context, cache: CacheWriter, notices: mpsc::Receiver<N
     let config = watcher::Config::default();
     let services: Api<ApiService> = Api::all(context.client.clone());
     let slices: Api<EndpointSlice> = Api::all(context.client.clone());
-    let services = pin!(watcher(services, config.clone()).backoff(Backoff::default()));
-    let slices = pin!(watcher(slices, config).backoff(Backoff::default()));
+    let services = pin!(watched(watcher(services, config.clone())));
+    let slices = pin!(watched(watcher(slices, config)));
     let shutdown = context.shutdown.clone();
     let planner = Planner::new(context.node_addresses.clone());
     let proxy = Proxy {
