@@ -293,6 +293,8 @@ impl Task {
             self.end(orphan(&uid, &group), group);
         }
         if !*self.synced.borrow() {
+            // Each pod's task has told of its end when it was made.
+            self.site.departures.caught_up();
             self.find_leftovers().await;
             self.synced.send_replace(true);
         }
