@@ -4,8 +4,8 @@
 //! Syncing --both watches listed once, and ending pods known, or CATCH_UP later--> Running --every change--> Running
 //! ```
 //! While Syncing the dataplane keeps what an earlier agent left: connections go on being translated, nothing is refused
-//! because its slices have not been listed yet, and nobody is sent again to a pod that had left, of which slices may not know. On the way to Running everything wanted is written, then what nobody wants
-//! is removed. Running writes what changed. What the dataplane refuses is told as an event and tried again after
+//! because its slices have not been listed yet, and nobody is sent again to a pod that had left, of which slices may not know.
+//! On the way to Running everything wanted is written, then what nobody wants is removed. Running writes what changed. What the dataplane refuses is told as an event and tried again after
 //! [`RETRY`]; other Services go on. Who ends a pod is answered once the dataplane was written: while Syncing it may still
 //! hold what an earlier agent wrote, so nobody is answered then.
 
@@ -27,6 +27,9 @@ use super::plan::{Change, Changes, Key, Planner};
 use super::{CacheWriter, Context, convert};
 use crate::api::{chain, watched};
 use crate::events::EventType;
+
+#[cfg(test)]
+mod tests;
 
 /// How long a write that the dataplane refused waits.
 const RETRY: Duration = Duration::from_secs(30);
@@ -70,20 +73,7 @@ pub async fn run(context: Context, cache: CacheWriter, notices: mpsc::Receiver<N
     let services = pin!(watched(watcher(services, config.clone())));
     let slices = pin!(watched(watcher(slices, config)));
     let shutdown = context.shutdown.clone();
-    let planner = Planner::new(context.node_addresses.clone());
-    let proxy = Proxy {
-        context,
-        cache,
-        planner,
-        services: Listing::default(),
-        slices: Listing::default(),
-        caught_up: false,
-        catch_up_by: None,
-        running: false,
-        failed: BTreeSet::new(),
-        retry_at: None,
-        waiting: Vec::new(),
-    };
+    let proxy = Proxy::new(context, cache);
     // Cancel-safe: between two polls all state is in the maps, which the next agent adopts.
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -92,6 +82,22 @@ pub async fn run(context: Context, cache: CacheWriter, notices: mpsc::Receiver<N
 }
 
 impl Proxy {
+    fn new(context: Context, cache: CacheWriter) -> Self {
+        Self {
+            planner: Planner::new(context.node_addresses.clone()),
+            context,
+            cache,
+            services: Listing::default(),
+            slices: Listing::default(),
+            caught_up: false,
+            catch_up_by: None,
+            running: false,
+            failed: BTreeSet::new(),
+            retry_at: None,
+            waiting: Vec::new(),
+        }
+    }
+
     async fn watch(
         mut self,
         mut services: impl Stream<Item = Watched<ApiService>> + Unpin,
