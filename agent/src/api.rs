@@ -7,7 +7,11 @@ use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::Stream;
+use kube::ResourceExt;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{Event, Result as Watched};
 
 /// Longest wait for a connection to the API server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,6 +38,14 @@ pub async fn client(kubeconfig: &Path) -> Result<kube::Client, ClientError> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     kube::Client::try_from(config)
         .map_err(|source| ClientError::Client { path: kubeconfig.to_owned(), source: Box::new(source) })
+}
+
+/// A watch as all of this node's are: it pauses as [`Backoff`] says, and its objects come without the fields that nobody here reads and
+/// that are a large part of them.
+pub fn watched<K: ResourceExt>(
+    events: impl Stream<Item = Watched<Event<K>>>,
+) -> impl Stream<Item = Watched<Event<K>>> {
+    events.backoff(Backoff::default()).modify(|object| object.meta_mut().managed_fields = None)
 }
 
 /// Pauses between attempts: 200 ms, doubled up to 7 s (the kubelet's, for its Lease). Watches use it too: with kube's own,
@@ -95,7 +107,25 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::Backoff;
+    use futures::StreamExt;
+    use k8s_openapi::api::core::v1::Pod;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn objects_are_kept_without_the_fields_that_nobody_reads() {
+        let mut pod = Pod::default();
+        pod.metadata.name = Some("web".to_owned());
+        pod.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
+        let all = [Event::InitApply(pod.clone()), Event::Apply(pod)].map(Ok);
+        let kept: Vec<_> = watched(futures::stream::iter(all)).collect().await;
+        assert_eq!(kept.len(), 2);
+        for event in kept {
+            let Ok(Event::InitApply(pod) | Event::Apply(pod)) = event else { panic!("{event:?}") };
+            assert_eq!((pod.metadata.name.as_deref(), pod.metadata.managed_fields), (Some("web"), None));
+        }
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest_and_start_again() {

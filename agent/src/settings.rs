@@ -138,7 +138,9 @@ impl Settings {
             Some(path) => Raw::read(path)?,
             None => Raw::default(),
         };
-        Self::validate(flags.settings.or(file), &Machine::read())
+        let raw = flags.settings.or(file);
+        let machine = Machine::read(Path::new(raw.cgroup_root.as_deref().unwrap_or(machine::CGROUP_ROOT)));
+        Self::validate(raw, &machine)
     }
 
     /// The second step: every value is checked, none is looked up. Pure.

@@ -25,6 +25,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Threads that run tasks: the work is waiting, and a node has better use for its processors.
 const WORKER_THREADS: usize = 2;
+/// Threads for work that blocks: files, and calls in which the kernel waits. More work than that waits for one. What a burst of pods makes of
+/// threads is never given back whole, since the allocator keeps memory for each of them.
+const BLOCKING_THREADS: usize = 64;
 /// How long tasks may take to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is logged when `RUST_LOG` says nothing.
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
     start_logging(settings.log_format);
     let threads = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build()
         .context("start the worker threads")?;

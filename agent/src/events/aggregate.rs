@@ -1,6 +1,7 @@
 //! Which Events are new, which are repeats, and which are too many. Pure; the rules are client-go's event correlator.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -102,10 +103,10 @@ struct Bucket {
 /// The Events that were written, and how many more each object may have.
 #[derive(Default)]
 pub struct Aggregator {
-    known: HashMap<Key, Known>,
-    known_order: VecDeque<Key>,
-    buckets: HashMap<ObjectKey, Bucket>,
-    bucket_order: VecDeque<ObjectKey>,
+    known: HashMap<Arc<Key>, Known>,
+    known_order: VecDeque<Arc<Key>>,
+    buckets: HashMap<Arc<ObjectKey>, Bucket>,
+    bucket_order: VecDeque<Arc<ObjectKey>>,
 }
 
 impl Aggregator {
@@ -133,7 +134,7 @@ impl Aggregator {
             Decision::Repeat { name, count } => (name, *count),
         };
         self.take_token(report);
-        let key = Key::of(report);
+        let key = Arc::new(Key::of(report));
         if self.known.insert(key.clone(), Known { name: name.clone(), count }).is_none() {
             self.known_order.push_back(key);
             if self.known_order.len() > KNOWN_EVENTS
@@ -148,7 +149,7 @@ impl Aggregator {
     pub fn forget(&mut self, report: &Report) {
         let key = Key::of(report);
         self.known.remove(&key);
-        self.known_order.retain(|other| *other != key);
+        self.known_order.retain(|other| **other != key);
     }
 
     fn tokens(&self, report: &Report) -> f64 {
@@ -161,7 +162,7 @@ impl Aggregator {
 
     fn take_token(&mut self, report: &Report) {
         let tokens = self.tokens(report) - 1.0;
-        let key = ObjectKey::of(report).whole();
+        let key = Arc::new(ObjectKey::of(report).whole());
         if self.buckets.insert(key.clone(), Bucket { tokens, filled_at: report.at }).is_none() {
             self.bucket_order.push_back(key);
             if self.bucket_order.len() > KNOWN_EVENTS

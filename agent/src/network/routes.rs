@@ -13,6 +13,9 @@
 
 mod plan;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::pin::pin;
@@ -21,14 +24,13 @@ use std::time::Duration;
 use futures::{FutureExt, Stream, StreamExt};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, ResourceExt};
 use linux::netlink::{self, LinkEvent, LinkWatch, MAIN_TABLE, Netlink, Route};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::chain;
+use crate::api::{Backoff, chain, watched};
 use crate::events::{EventType, Recorder};
 use plan::{Action, Hop, Peer, Problem};
 
@@ -80,35 +82,57 @@ struct Kernel {
 pub async fn run(context: Context) {
     let shutdown = context.shutdown.clone();
     let nodes: Api<Node> = Api::all(context.client.clone());
-    let nodes = pin!(watcher(nodes, watcher::Config::default()).default_backoff());
-    let (netlink, links) = match Netlink::open().and_then(|netlink| Ok((netlink, LinkWatch::open()?))) {
-        Ok(opened) => opened,
-        Err(error) => {
-            tracing::error!(error = chain(&error), "pods of other nodes cannot be reached");
-            return shutdown.cancelled().await;
-        }
-    };
-    let routes = Routes {
-        context,
-        netlink,
-        peers: BTreeMap::new(),
-        seen: HashSet::new(),
-        listed: false,
-        dirty: false,
-        kernel: None,
-        told: BTreeSet::new(),
-        retry_at: None,
+    let nodes = pin!(watched(watcher(nodes, watcher::Config::default())));
+    let work = async {
+        let open = || Netlink::open().and_then(|netlink| Ok((netlink, LinkWatch::open()?)));
+        let (netlink, links) = opened(open, Backoff::default()).await;
+        Routes::new(context, netlink).follow(nodes, links).await;
     };
     // Cancel-safe: a request is made or not, and the next agent reads what there is.
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = routes.follow(nodes, links) => {}
+        () = work => {}
+    }
+}
+
+/// What the kernel gives at last: it refuses sockets while memory or descriptors are short.
+async fn opened<T>(
+    mut open: impl FnMut() -> Result<T, netlink::Error>,
+    mut pauses: impl Iterator<Item = Duration>,
+) -> T {
+    loop {
+        match open() {
+            Ok(opened) => return opened,
+            Err(error) => {
+                let pause = pauses.next().unwrap_or(RETRY);
+                tracing::error!(
+                    error = chain(&error),
+                    ?pause,
+                    "pods of other nodes cannot be reached, retrying"
+                );
+                sleep(pause).await;
+            }
+        }
     }
 }
 
 type Watched = Result<Event<Node>, watcher::Error>;
 
 impl Routes {
+    fn new(context: Context, netlink: Netlink) -> Self {
+        Self {
+            context,
+            netlink,
+            peers: BTreeMap::new(),
+            seen: HashSet::new(),
+            listed: false,
+            dirty: false,
+            kernel: None,
+            told: BTreeSet::new(),
+            retry_at: None,
+        }
+    }
+
     async fn follow(mut self, mut nodes: impl Stream<Item = Watched> + Unpin, mut links: LinkWatch) {
         let mut watching = true;
         loop {

@@ -1,7 +1,8 @@
 //! The control group of a pod: made with its limits before the sandbox, removed after everything in it.
 //!
 //! In: the pod. Out: a group in every hierarchy, or none. A group that still has processes is not tried again by the clock: the kernel tells
-//! when the last of them is gone.
+//! when the last of them is gone. Who is still there then is killed, as the kubelet does: no container of the pod is left that it could
+//! belong to.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,8 +20,13 @@ use super::site::Site;
 use crate::api::chain;
 use crate::file_watch::FileWatch;
 
-/// Longest wait for the last process of a group. Shorter than the delay after which the plan tries again.
+#[cfg(test)]
+mod tests;
+
+/// Longest wait for processes of a group that end by themselves, and for those that are killed. Together shorter than the delay after which
+/// the plan tries again.
 const EMPTY_LIMIT: Duration = Duration::from_secs(1);
+const KILL_LIMIT: Duration = Duration::from_millis(500);
 
 /// Makes the group at `path` with the limits of the pod. File work: not for asynchronous threads.
 ///
@@ -61,13 +67,25 @@ async fn remove_group(group: Group) -> Result<(), String> {
         blocking(move || group.remove().map_err(|error| chain(&error)))
     };
     let Err(error) = remove().await else { return Ok(()) };
-    let Some(directory) = group.unified_directory() else { return Err(error) };
     tracing::debug!(path = %group.path().display(), error, "control group is still in use");
-    match tokio::time::timeout(EMPTY_LIMIT, emptied(directory)).await {
-        Ok(Ok(())) => remove().await,
-        Ok(Err(source)) => Err(format!("{error}; wait for its processes: {source}")),
-        Err(_elapsed) => Err(error),
+    if let Some(directory) = group.unified_directory() {
+        match tokio::time::timeout(EMPTY_LIMIT, emptied(directory)).await {
+            Ok(Err(source)) => return Err(format!("{error}; wait for its processes: {source}")),
+            Ok(Ok(())) if remove().await.is_ok() => return Ok(()),
+            // Some are left, of which a v1 hierarchy alone may know.
+            Ok(Ok(())) | Err(_) => {}
+        }
     }
+    let orphaned = group.clone();
+    blocking(move || kill(&orphaned)).await?;
+    remove().await
+}
+
+/// Ends whoever outlived the pod's containers. Blocks, at most [`KILL_LIMIT`].
+fn kill(group: &Group) -> Result<(), String> {
+    let (path, pids) = (group.path().display(), group.processes());
+    tracing::warn!(%path, ?pids, "processes that outlived their pod are killed");
+    group.kill(KILL_LIMIT).map_err(|error| chain(&error))
 }
 
 /// Waits until a group of the unified tree, which has the processes that the v1 groups have, has none.

@@ -1,9 +1,9 @@
 //! Pods that the node still keeps something of, read from names alone: folders, logs, control groups.
 //!
-//! In: what lies on the node. Out: whose it is. An agent that dies between two steps of a pod's start or end leaves such things without a
-//! sandbox that would tell of them. Removes nothing itself.
+//! In: what lies on the node. Out: whose it is, and in which order their ends come ([`Queue`], pure). An agent that dies between two steps of
+//! a pod's start or end leaves such things without a sandbox that would tell of them. Removes nothing itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -15,6 +15,11 @@ use crate::api::chain;
 #[cfg(test)]
 mod tests;
 
+/// Pods that are ended at a time.
+const AT_ONCE: usize = 16;
+/// Pods that wait for their end; more are found by the next start of the agent.
+const WAITING: usize = 4096;
+
 /// What is known of the pod besides its uid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
@@ -22,6 +27,41 @@ pub struct Owner {
     pub namespace: String,
     /// Empty when no log directory says it.
     pub name: String,
+}
+
+/// Whose end is still to come, and whose is under way.
+#[derive(Debug, Default)]
+pub struct Queue {
+    waiting: BTreeMap<String, Owner>,
+    ending: BTreeSet<String>,
+}
+
+impl Queue {
+    /// All that `is_pod` does not know: what a pod has is not left over.
+    pub fn of(owners: BTreeMap<String, Owner>, is_pod: impl Fn(&str) -> bool) -> Queue {
+        let waiting = owners.into_iter().filter(|(uid, _)| !is_pod(uid)).take(WAITING);
+        Queue { waiting: waiting.collect(), ending: BTreeSet::new() }
+    }
+
+    /// A pod begins: what there is of it is its own.
+    pub fn begins(&mut self, uid: &str) {
+        self.waiting.remove(uid);
+    }
+
+    /// Whose turn it is to be ended, while there are fewer than [`AT_ONCE`].
+    pub fn next(&mut self) -> Option<(String, Owner)> {
+        if self.ending.len() >= AT_ONCE {
+            return None;
+        }
+        let next = self.waiting.pop_first()?;
+        self.ending.insert(next.0.clone());
+        Some(next)
+    }
+
+    /// A pod's end is complete; others make no difference.
+    pub fn ended(&mut self, uid: &str) {
+        self.ending.remove(uid);
+    }
 }
 
 /// Everybody of whom the node keeps something, by uid. File work, as much as there are such pods.

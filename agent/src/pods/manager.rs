@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
 use runtime::{ContainerStatus, Event, Events, SandboxId, SandboxStatus};
@@ -21,14 +20,15 @@ use tokio::task::{Id, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::crashes::Crashes;
-use super::leftovers::{self, Owner};
+use super::leftovers::{self, Owner, Queue};
 use super::observed::Rejection;
 use super::registry::Registry;
 use super::resources::{self, Amounts, Qos};
 use super::sandbox::Names;
 use super::site::Site;
 use super::worker::{Begin, INBOX, Input, Worker};
-use super::{Context, Handle, StartError, admission, labels};
+use super::{Context, Handle, StartError, admission, execute, labels};
+use crate::api::watched;
 use crate::events::EventType;
 
 /// Makes what pods live in, and starts the task.
@@ -47,6 +47,7 @@ pub fn start(context: Context) -> Result<(Handle, JoinHandle<()>), StartError> {
     let registry = Registry::default();
     let task = Task {
         unclaimed: group(&context.runtime),
+        leftovers: Queue::default(),
         max_pods: context.settings.max_pods,
         site,
         registry: registry.clone(),
@@ -110,6 +111,8 @@ struct Task {
     running: JoinSet<()>,
     /// What the runtime had at the start and no pod has claimed yet.
     unclaimed: BTreeMap<String, Group>,
+    /// What the first full list left of nobody.
+    leftovers: Queue,
     /// Uids seen since the last list began; `None` outside of a list.
     listed: Option<HashSet<String>>,
     node: Option<Node>,
@@ -122,9 +125,8 @@ impl Task {
         let client = self.site.client.clone();
         let nodes = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let pods = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
-        let mut nodes =
-            watcher(Api::<Node>::all(client.clone()), nodes).backoff(crate::api::Backoff::default()).boxed();
-        let mut pods = watcher(Api::<Pod>::all(client), pods).backoff(crate::api::Backoff::default()).boxed();
+        let mut nodes = watched(watcher(Api::<Node>::all(client.clone()), nodes)).boxed();
+        let mut pods = watched(watcher(Api::<Pod>::all(client), pods)).boxed();
         let mut node_synced = false;
         loop {
             tokio::select! {
@@ -139,9 +141,7 @@ impl Task {
                 },
                 // Cancel safe: a finished task stays in the set until it is asked for.
                 Some(end) = self.running.join_next_with_id(), if !self.running.is_empty() => match end {
-                    Ok((id, ())) => {
-                        self.forget(id);
-                    }
+                    Ok((id, ())) => self.ended(id),
                     Err(error) => self.restart(&error),
                 },
                 // Cancel safe: only a flag is read.
@@ -200,6 +200,7 @@ impl Task {
             let _ended = known.inbox.send(Input::Spec(pod)).await;
             return;
         }
+        self.leftovers.begins(&uid);
         let group = self.unclaimed.remove(&uid);
         let rejected = if group.is_some() { None } else { self.admit(&pod) };
         let group = group.unwrap_or_default();
@@ -292,23 +293,28 @@ impl Task {
             self.end(orphan(&uid, &group), group);
         }
         if !*self.synced.borrow() {
-            self.end_leftovers();
+            // Each pod's task has told of its end when it was made.
+            self.site.departures.caught_up();
+            self.find_leftovers().await;
             self.synced.send_replace(true);
         }
     }
 
-    /// Ends pods that are gone and have no sandbox, but something else: an agent died between two steps of their start or of their end.
-    /// Which they are is decided here and now: a pod that begins later is not among them.
+    /// Looks for pods that are gone and have no sandbox, but something else: an agent died between two steps of their start or of their end.
+    /// Which they are is decided before any more pods begin: a pod that begins later is not among them.
+    async fn find_leftovers(&mut self) {
+        let site = self.site.clone();
+        match execute::blocking(move || leftovers::owners(&site)).await {
+            Ok(owners) => self.leftovers = Queue::of(owners, |uid| self.workers.contains_key(uid)),
+            Err(error) => tracing::warn!(error, "look for what is left of pods that are gone"),
+        }
+        self.end_leftovers();
+    }
+
     fn end_leftovers(&mut self) {
-        let owners = match leftovers::owners(&self.site) {
-            Ok(owners) => owners,
-            Err(error) => return tracing::warn!(error, "look for what is left of pods that are gone"),
-        };
-        for (uid, owner) in owners {
-            if !self.workers.contains_key(&uid) {
-                tracing::info!(uid, pod = owner.name, "pod is gone, what is left of it is removed");
-                self.end(bare(&uid, owner), Group::default());
-            }
+        while let Some((uid, owner)) = self.leftovers.next() {
+            tracing::info!(uid, pod = owner.name, "pod is gone, what is left of it is removed");
+            self.end(bare(&uid, owner), Group::default());
         }
     }
 
@@ -325,6 +331,13 @@ impl Task {
     }
 
     // ----- tasks that end
+
+    fn ended(&mut self, id: Id) {
+        if let Some(known) = self.forget(id) {
+            self.leftovers.ended(Names::of(&known.pod).uid);
+            self.end_leftovers();
+        }
+    }
 
     fn forget(&mut self, id: Id) -> Option<Known> {
         let uid = self.workers.iter().find(|(_, known)| known.task == id).map(|(uid, _)| uid.clone())?;

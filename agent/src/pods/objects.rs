@@ -11,11 +11,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
+
+use crate::api::watched;
 
 /// Objects that are watched at a time.
 const WATCHES: usize = 4_096;
@@ -211,7 +212,7 @@ impl Follower {
         K: kube::Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.key.name));
-        let mut events = watcher(api, config).backoff(crate::api::Backoff::default()).boxed();
+        let mut events = watched(watcher(api, config)).boxed();
         let mut listed: Option<K> = None;
         while let Some(event) = events.next().await {
             match event {

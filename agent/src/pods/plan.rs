@@ -162,6 +162,19 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     Plan { actions: pass.actions, status, wake_at: pass.wake_at }
 }
 
+/// How far the pod's end has come, for the Services of this node: before the first signal, and before its address is free. `None` while it
+/// lives, and for one that never had an address. A sandbox that is taken down says nothing about the slices: they may still name it.
+pub fn departure(observed: &Observed, now: Timestamp) -> Option<Departure> {
+    let reported = observed.pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some());
+    let ends = observed.is_deleting() || ending(observed, now).is_some();
+    if !ends || (observed.sandboxes.is_empty() && !reported) {
+        return None;
+    }
+    let runs = observed.records.iter().any(Record::is_live)
+        || observed.busy.values().any(|operation| *operation == Operation::Start);
+    Some(if runs { Departure::Terminating } else { Departure::Gone })
+}
+
 /// A pass being made.
 struct Pass<'a> {
     observed: &'a Observed,
@@ -414,16 +427,13 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// True when the services of this node know how far the pod's end has come: before the first signal, and before the address is free.
+    /// True when the services of this node know how far the pod's end has come.
     fn leave_services(&mut self) -> bool {
         let observed = self.observed;
-        let runs = observed.records.iter().any(Record::is_live)
-            || observed.busy.values().any(|operation| *operation == Operation::Start);
-        let stage = if runs { Departure::Terminating } else { Departure::Gone };
-        let has_address = observed.sandboxes.iter().any(|sandbox| !sandbox.settled);
-        if !has_address || observed.left_services >= Some(stage) {
+        let Some(stage) = departure(observed, self.now).filter(|stage| observed.left_services < Some(*stage))
+        else {
             return true;
-        }
+        };
         if !observed.leaving_services {
             self.actions.push(Action::LeaveServices { stage });
         }

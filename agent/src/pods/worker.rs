@@ -145,6 +145,10 @@ impl Worker {
         worker.take_snapshot(begin.sandboxes, begin.containers);
         // Others, and the next admission, see the pod from now on.
         worker.registry.put(&worker.observed);
+        // One whose end an earlier process began: the services know before they are written for the first time.
+        if let Some(stage) = plan::departure(&worker.observed, Timestamp::now()) {
+            worker.site.departures.found(worker.names().uid.to_owned(), stage);
+        }
         worker
     }
 

@@ -1,30 +1,36 @@
 //! How those who end pods tell the services, and wait until nobody is sent to a pod any more.
 //!
 //! In: a pod's uid and how far it has come. Out: the answer of the task that owns the dataplane, within [`LIMIT`]: a pod's end
-//! waits no longer for it, whatever state the dataplane is in. Decides nothing; `plan` knows what an end means.
+//! waits no longer for it, whatever state the dataplane is in. What was told in time for nobody counts all the same once the task comes to
+//! it; only who finds [`NOTICES`] others waiting has told nothing. Decides nothing; `plan` knows what an end means.
 
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::plan::Departure;
+use super::plan::{Departure, PODS};
 
 #[cfg(test)]
 mod tests;
 
 /// How long the end of a pod waits for the dataplane.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Notices that wait for the services task; who brings one more waits too, as long as [`LIMIT`].
-const NOTICES: usize = 256;
+/// Notices that wait for the services task: both stages of as many pods as it remembers.
+const NOTICES: usize = 2 * PODS;
 
-/// One pod's end, on its way to the services task.
+/// What the services task is told.
 #[derive(Debug)]
-pub struct Notice {
-    pub pod: String,
-    pub stage: Departure,
-    /// Told when the dataplane follows.
-    pub applied: oneshot::Sender<()>,
+pub enum Notice {
+    /// How far a pod's end has come.
+    Departs {
+        pod: String,
+        stage: Departure,
+        /// Told when the dataplane follows; none: nobody waits.
+        applied: Option<oneshot::Sender<()>>,
+    },
+    /// All pods that were ending when the agent began have been told of.
+    CaughtUp,
 }
 
 /// Tells the services about pods that end. Clones reach the same task.
@@ -39,6 +45,8 @@ pub struct Departures {
 pub enum Unheard {
     #[error("the dataplane did not follow within {LIMIT:?}")]
     Late,
+    #[error("{NOTICES} notices wait for the dataplane already")]
+    Full,
     #[error("the services task has ended")]
     Ended,
 }
@@ -53,10 +61,29 @@ impl Departures {
     /// Returns once the dataplane of this node treats the pod by `stage`, or after [`LIMIT`].
     pub async fn tell(&self, pod: String, stage: Departure) -> Result<(), Unheard> {
         let (applied, seen) = oneshot::channel();
-        let told = async {
-            self.notices.send(Notice { pod, stage, applied }).await.map_err(|_| Unheard::Ended)?;
-            seen.await.map_err(|_| Unheard::Ended)
-        };
-        timeout(self.limit, told).await.unwrap_or(Err(Unheard::Late))
+        self.put(Notice::Departs { pod, stage, applied: Some(applied) })?;
+        let answer = timeout(self.limit, seen).await.map_err(|_elapsed| Unheard::Late)?;
+        answer.map_err(|_dropped| Unheard::Ended)
+    }
+
+    /// Tells of a pod that was ending before this agent began, as it is found; nobody waits.
+    pub fn found(&self, pod: String, stage: Departure) {
+        if let Err(error) = self.put(Notice::Departs { pod, stage, applied: None }) {
+            tracing::warn!(%error, ?stage, "a pod that ends may get connections");
+        }
+    }
+
+    /// All that were ending have been found.
+    pub fn caught_up(&self) {
+        if let Err(error) = self.put(Notice::CaughtUp) {
+            tracing::warn!(%error, "services are programmed late");
+        }
+    }
+
+    fn put(&self, notice: Notice) -> Result<(), Unheard> {
+        self.notices.try_send(notice).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Unheard::Full,
+            mpsc::error::TrySendError::Closed(_) => Unheard::Ended,
+        })
     }
 }

@@ -14,6 +14,7 @@ use dataplane::{Frontend, Protocol};
 mod departed;
 
 use departed::Departed;
+pub use departed::PODS;
 
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,11 @@
 //! The task that owns Services: two watches and the ends of this node's pods in, the cache and the dataplane out.
 //!
 //! ```text
-//! Syncing --both watches listed once--> Running --every change--> Running
+//! Syncing --both watches listed once, and ending pods known, or CATCH_UP later--> Running --every change--> Running
 //! ```
-//! While Syncing the dataplane keeps what an earlier agent left: connections go on being translated, and nothing is refused
-//! because its slices have not been listed yet. On the way to Running everything wanted is written, then what nobody wants
-//! is removed. Running writes what changed. What the dataplane refuses is told as an event and tried again after
+//! While Syncing the dataplane keeps what an earlier agent left: connections go on being translated, nothing is refused
+//! because its slices have not been listed yet, and nobody is sent again to a pod that had left, of which slices may not know.
+//! On the way to Running everything wanted is written, then what nobody wants is removed. Running writes what changed. What the dataplane refuses is told as an event and tried again after
 //! [`RETRY`]; other Services go on. Who ends a pod is answered once the dataplane was written: while Syncing it may still
 //! hold what an earlier agent wrote, so nobody is answered then.
 
@@ -18,7 +18,6 @@ use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -26,11 +25,16 @@ use tokio::time::{Instant, sleep_until};
 use super::departures::Notice;
 use super::plan::{Change, Changes, Key, Planner};
 use super::{CacheWriter, Context, convert};
-use crate::api::{Backoff, chain};
+use crate::api::{chain, watched};
 use crate::events::EventType;
+
+#[cfg(test)]
+mod tests;
 
 /// How long a write that the dataplane refused waits.
 const RETRY: Duration = Duration::from_secs(30);
+/// How long after the watches the first write waits for news of the pods that were ending when the agent began.
+const CATCH_UP: Duration = Duration::from_secs(5);
 /// Watch events that are taken in before the dataplane is written once.
 const BATCH_EVENTS: usize = 1024;
 
@@ -42,6 +46,10 @@ struct Proxy {
     planner: Planner,
     services: Listing,
     slices: Listing,
+    /// Ends of pods that an earlier agent began are known.
+    caught_up: bool,
+    /// When that is waited for no longer; none: the watches have not been listed.
+    catch_up_by: Option<Instant>,
     running: bool,
     /// Frontends whose last write failed.
     failed: BTreeSet<Frontend>,
@@ -62,21 +70,10 @@ pub async fn run(context: Context, cache: CacheWriter, notices: mpsc::Receiver<N
     let config = watcher::Config::default();
     let services: Api<ApiService> = Api::all(context.client.clone());
     let slices: Api<EndpointSlice> = Api::all(context.client.clone());
-    let services = pin!(watcher(services, config.clone()).backoff(Backoff::default()));
-    let slices = pin!(watcher(slices, config).backoff(Backoff::default()));
+    let services = pin!(watched(watcher(services, config.clone())));
+    let slices = pin!(watched(watcher(slices, config)));
     let shutdown = context.shutdown.clone();
-    let planner = Planner::new(context.node_addresses.clone());
-    let proxy = Proxy {
-        context,
-        cache,
-        planner,
-        services: Listing::default(),
-        slices: Listing::default(),
-        running: false,
-        failed: BTreeSet::new(),
-        retry_at: None,
-        waiting: Vec::new(),
-    };
+    let proxy = Proxy::new(context, cache);
     // Cancel-safe: between two polls all state is in the maps, which the next agent adopts.
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -85,6 +82,22 @@ pub async fn run(context: Context, cache: CacheWriter, notices: mpsc::Receiver<N
 }
 
 impl Proxy {
+    fn new(context: Context, cache: CacheWriter) -> Self {
+        Self {
+            planner: Planner::new(context.node_addresses.clone()),
+            context,
+            cache,
+            services: Listing::default(),
+            slices: Listing::default(),
+            caught_up: false,
+            catch_up_by: None,
+            running: false,
+            failed: BTreeSet::new(),
+            retry_at: None,
+            waiting: Vec::new(),
+        }
+    }
+
     async fn watch(
         mut self,
         mut services: impl Stream<Item = Watched<ApiService>> + Unpin,
@@ -92,21 +105,18 @@ impl Proxy {
         mut notices: mpsc::Receiver<Notice>,
     ) {
         loop {
-            let retry_at = self.retry_at;
+            let wake_at = if self.running { self.retry_at } else { self.catch_up_by };
             // `next` and `recv` take an item only when they return it, and a timer has nothing to lose: each arm is cancel-safe.
             tokio::select! {
-                Some(notice) = notices.recv() => self.on_departure(notice),
+                Some(notice) = notices.recv() => self.on_notice(notice),
                 Some(event) = services.next() => self.on_service(event),
                 Some(event) = slices.next() => self.on_slice(event),
-                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
-                    self.retry_at = None;
-                    self.retry();
-                }
+                () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => self.wake(),
                 else => return,
             }
             for _ in 0..BATCH_EVENTS {
                 if let Ok(notice) = notices.try_recv() {
-                    self.on_departure(notice);
+                    self.on_notice(notice);
                 } else if let Some(Some(event)) = services.next().now_or_never() {
                     self.on_service(event);
                 } else if let Some(Some(event)) = slices.next().now_or_never() {
@@ -120,11 +130,25 @@ impl Proxy {
         }
     }
 
-    fn on_departure(&mut self, notice: Notice) {
-        let Notice { pod, stage, applied } = notice;
-        self.planner.depart(&pod, stage);
-        self.waiting.retain(|waiting| !waiting.is_closed());
-        self.waiting.push(applied);
+    fn on_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Departs { pod, stage, applied } => {
+                self.planner.depart(&pod, stage);
+                self.waiting.retain(|waiting| !waiting.is_closed());
+                self.waiting.extend(applied);
+            }
+            Notice::CaughtUp => self.caught_up = true,
+        }
+    }
+
+    fn wake(&mut self) {
+        if self.running {
+            self.retry_at = None;
+            self.retry();
+        } else if !self.caught_up {
+            tracing::warn!("this node's pods are not known yet: those that end may get connections");
+            self.caught_up = true;
+        }
     }
 
     /// Tells those who end pods that the dataplane follows. What it refused has been reported and does not hold them up.
@@ -223,9 +247,13 @@ impl Proxy {
         self.context.recorder.record(convert::reference(key, uid), EventType::Warning, reason, message);
     }
 
-    /// Writes what changed, once both watches have been listed.
+    /// Writes what changed, once both watches have been listed and ending pods are known.
     fn flush(&mut self) {
         if !self.services.listed_once || !self.slices.listed_once {
+            return;
+        }
+        self.catch_up_by.get_or_insert_with(|| Instant::now() + CATCH_UP);
+        if !self.caught_up {
             return;
         }
         let Changes { changes, conflicts } = self.planner.take_changes();

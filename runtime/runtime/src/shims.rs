@@ -29,16 +29,25 @@ pub(crate) struct Living {
 }
 
 /// The shims of this runtime, found by their command lines: the program, the sandbox, and the file that is this sandbox's configuration. Anybody on the
-/// node can have such a command line, so what it names must be ours, and nothing but a name.
+/// node can have such a command line, so what it names must be ours, and nothing but a name. Only what runs a shim's executable is asked for
+/// its command line, which lies in its memory: somebody may hold that of another process for as long as he likes.
 pub(crate) fn living(config: &Config) -> Vec<Living> {
-    let processes = linux::process::list_by_program(PROGRAM).unwrap_or_default();
-    let ours = |process: linux::process::Process| match process.arguments.as_slice() {
-        [_, sandbox, file] if is_id(sandbox) && Path::new(file) == config.shim_config(sandbox) => {
-            Some(Living { pid: process.pid, sandbox: sandbox.clone() })
+    let ours = |pid: i32| match linux::process::arguments_of(pid).as_slice() {
+        [program, sandbox, file]
+            if program == PROGRAM && is_id(sandbox) && Path::new(file) == config.shim_config(sandbox) =>
+        {
+            Some(Living { pid, sandbox: sandbox.clone() })
         }
         _ => None,
     };
-    processes.into_iter().filter_map(ours).collect()
+    let all = linux::process::list().unwrap_or_default().into_iter();
+    all.filter(|pid| runs_a_shim(*pid)).filter_map(ours).collect()
+}
+
+/// Whether a process runs a copy that [`executable`] made, by the name of the memory file.
+fn runs_a_shim(pid: i32) -> bool {
+    let executable = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    executable.as_os_str() == format!("/memfd:{PROGRAM} (deleted)").as_str()
 }
 
 /// The executable that all shims share: the one that living shims run when it has the content of the file, else a new sealed copy.

@@ -28,3 +28,37 @@ fn only_folders_count_and_a_missing_parent_has_none() {
     assert_eq!(folders(root.path()).unwrap(), ["u1"]);
     assert_eq!(folders(&root.path().join("none")).unwrap(), [""; 0]);
 }
+
+fn owners(uids: impl IntoIterator<Item = String>) -> BTreeMap<String, Owner> {
+    uids.into_iter().map(|uid| (uid, Owner::default())).collect()
+}
+
+fn all(queue: &mut Queue) -> Vec<String> {
+    std::iter::from_fn(|| queue.next()).map(|(uid, _)| uid).collect()
+}
+
+#[test]
+fn a_pod_that_begins_while_leftovers_are_removed_keeps_its_folder() {
+    let found = owners(names(&["before", "during", "gone"]));
+    let mut queue = Queue::of(found, |uid| uid == "before");
+    queue.begins("during");
+    assert_eq!(all(&mut queue), ["gone"]);
+}
+
+#[test]
+fn leftovers_end_a_few_at_a_time() {
+    let mut queue = Queue::of(owners((0..WAITING + 9).map(|number| format!("u{number:05}"))), |_| false);
+    let first = all(&mut queue);
+    assert_eq!(first.len(), AT_ONCE);
+    queue.ended("somebody-else");
+    assert_eq!(queue.next(), None);
+    let mut ended = first.len();
+    let mut ending = first;
+    while let Some(uid) = ending.pop() {
+        queue.ended(&uid);
+        let next = all(&mut queue);
+        ended += next.len();
+        ending.extend(next);
+    }
+    assert_eq!(ended, WAITING);
+}

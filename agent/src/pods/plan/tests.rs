@@ -276,10 +276,25 @@ fn a_pod_leaves_the_services_before_the_first_signal_and_before_its_address_is_f
     let mut starting = deleting(fresh(one()).ready("s"), 30);
     starting.busy.insert("a".into(), Operation::Start);
     check(&starting, 9, &["leave services Terminating"]);
-    // Nothing of it runs that could be asked, and its address is free: an agent that starts has nobody to tell.
+    // Its address is free, and slices may still name it: a sandbox that was lost, or an agent that died before they did not.
     observed.left_services = None;
     observed.sandboxes[0].settled = true;
+    check(&observed, 9, &["leave services Gone"]);
+    observed.sandboxes.clear();
+    observed.records.clear();
+    check(&observed.clone().reported_status(json!({"podIP": "10.1.0.2"})), 9, &["leave services Gone"]);
+    // It never had one.
     check(&observed, 9, &["remove volumes"]);
+}
+
+#[test]
+fn what_an_agent_finds_ending_has_left_the_services() {
+    let running = fresh(one()).ready("s").container("a", "1", 0, None);
+    assert_eq!(departure(&running, at(9)), None);
+    assert_eq!(departure(&deleting(running, 30), at(9)), Some(Departure::Terminating));
+    let over = fresh(policy("Never")).ready("s").container("a", "1", 0, Some((5, 0)));
+    assert_eq!(departure(&over, at(9)), Some(Departure::Gone));
+    assert_eq!(departure(&deleting(fresh(one()), 30), at(9)), None);
 }
 
 #[test]

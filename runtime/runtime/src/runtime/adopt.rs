@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shim_protocol::{Answer, Record, Request};
+use tokio::sync::oneshot;
 
 use super::Runtime;
 use super::containers::KILL_LIMIT;
@@ -26,6 +27,9 @@ use crate::error::Error;
 use crate::sandbox::SandboxConfig;
 use crate::shims::{self, Living};
 
+/// Longest look for network plugins of an earlier process, and wait for their end: the environment of a process cannot be read while somebody
+/// holds its memory.
+const CALLS_LIMIT: Duration = Duration::from_secs(30);
 /// Longest wait for all starts that an earlier process began.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -44,7 +48,11 @@ impl Runtime {
         let unsettled = found.iter().filter(|(_, meta)| meta.phase != Phase::Ready);
         let unsettled: BTreeSet<String> = unsettled.map(|(id, _)| id.clone()).collect();
         let ended = move || crate::network::end_calls(|sandbox| unsettled.contains(sandbox));
-        let _ = tokio::task::spawn_blocking(ended).await;
+        if !ends_within(CALLS_LIMIT, ended).await {
+            tracing::warn!(
+                "network plugins of an earlier process are looked for no longer: some may be left"
+            );
+        }
         self.remove_leftovers(&found);
         self.load_containers(&found).await;
         for (id, meta) in found {
@@ -179,6 +187,18 @@ impl Runtime {
     }
 }
 
+/// Whether work that blocks ends in time. It has a thread that nobody waits for any longer: that of the reactor would hold up its end.
+async fn ends_within(limit: Duration, work: impl FnOnce() + Send + 'static) -> bool {
+    let (done, ended) = oneshot::channel();
+    let work = move || {
+        work();
+        // Nobody waits any more.
+        let _late = done.send(());
+    };
+    let started = std::thread::Builder::new().name("end-calls".into()).spawn(work);
+    started.is_ok() && matches!(tokio::time::timeout(limit, ended).await, Ok(Ok(())))
+}
+
 /// Whether a sandbox in this phase stays, and its containers with it.
 fn is_kept(phase: Phase) -> bool {
     matches!(phase, Phase::Ready | Phase::Stopped)
@@ -205,4 +225,19 @@ fn half_made(id: &str) -> SandboxMeta {
 fn names(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_that_hangs_is_given_up() {
+        let (release, held) = mpsc::channel::<()>();
+        assert!(!ends_within(Duration::from_millis(5), move || assert!(held.recv().is_err())).await);
+        drop(release);
+        assert!(ends_within(CALLS_LIMIT, || {}).await);
+    }
 }

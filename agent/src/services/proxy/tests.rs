@@ -1,0 +1,46 @@
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::events::Recorder;
+use crate::services::{Departure, cache};
+
+/// Without a dataplane, and with both watches listed. The client is never asked.
+fn listed() -> Proxy {
+    let client = kube::Config::new("http://127.0.0.1:1".parse().unwrap()).try_into().unwrap();
+    let context = Context {
+        client,
+        node_name: "n".into(),
+        node_addresses: Vec::new(),
+        dataplane: None,
+        recorder: Recorder::discarding(),
+        shutdown: CancellationToken::new(),
+    };
+    let mut proxy = Proxy::new(context, cache().0);
+    (proxy.services.listed_once, proxy.slices.listed_once) = (true, true);
+    proxy
+}
+
+#[tokio::test]
+async fn nothing_is_written_before_the_pods_that_were_ending_are_known() {
+    let mut proxy = listed();
+    proxy.on_notice(Notice::Departs { pod: "p".into(), stage: Departure::Gone, applied: None });
+    proxy.flush();
+    assert!(!proxy.running);
+    proxy.on_notice(Notice::CaughtUp);
+    proxy.flush();
+    assert!(proxy.running);
+}
+
+#[tokio::test]
+async fn pods_that_nobody_lists_hold_the_services_up_for_a_while_only() {
+    let mut proxy = listed();
+    proxy.slices.listed_once = false;
+    proxy.flush();
+    assert_eq!(proxy.catch_up_by, None);
+    proxy.slices.listed_once = true;
+    proxy.flush();
+    assert!(proxy.catch_up_by.is_some_and(|by| by <= Instant::now() + CATCH_UP));
+    proxy.wake();
+    proxy.flush();
+    assert!(proxy.running);
+}
