@@ -31,7 +31,10 @@ pub(crate) struct Living {
 /// The shims of this runtime, found by their command lines: the program, the sandbox, and the file that is this sandbox's configuration. Anybody on the
 /// node can have such a command line, so what it names must be ours, and nothing but a name.
 pub(crate) fn living(config: &Config) -> Vec<Living> {
-    let processes = linux::process::list_by_program(PROGRAM).unwrap_or_default();
+    let processes = linux::process::list_by_program(PROGRAM).unwrap_or_else(|error| {
+        tracing::warn!(%error, "shims cannot be looked for, and count as gone");
+        Vec::new()
+    });
     let ours = |process: linux::process::Process| match process.arguments.as_slice() {
         [_, sandbox, file] if is_id(sandbox) && Path::new(file) == config.shim_config(sandbox) => {
             Some(Living { pid: process.pid, sandbox: sandbox.clone() })
