@@ -16,13 +16,14 @@ use oci_spec::runtime::{
 };
 use serde::Serialize;
 
+mod newer;
 #[cfg(test)]
 mod tests;
 
 /// Compiled filters on a node; when there are more profiles, they are compiled again.
 const MAX_FILES: usize = 64;
 /// Rises when [`compile`] makes something else of a profile: a file outlives the program that wrote it.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 /// Bytes of an instruction (`struct sock_filter`).
 const INSTRUCTION_BYTES: usize = 8;
 /// Longest filter that the kernel takes, in instructions (BPF_MAXINSNS).
@@ -147,13 +148,14 @@ fn instructions(program: &[u8]) -> Result<Vec<libc::sock_filter>> {
         .collect())
 }
 
-/// Translates a profile as runc and libcontainer do: unknown system calls and rules that say what the default says are left out.
+/// Translates a profile as runc does: unknown system calls and rules that say what the default says are left out, and calls that are newer than the
+/// profile are not there.
 fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut context = ScmpFilterContext::new(default).context("make a seccomp filter")?;
     context.set_ctl_optimize(TREE).context("make a seccomp filter")?;
-    for arch in profile.architectures().iter().flatten() {
-        let arch: ScmpArch = word(arch).parse().context("read the seccomp profile's architectures")?;
+    for arch in architectures(profile) {
+        let arch = arch?;
         context.add_arch(arch).with_context(|| format!("add architecture {arch:?} to the seccomp filter"))?;
     }
     for rule in profile.syscalls().iter().flatten() {
@@ -174,11 +176,16 @@ fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
     let memory = rustix::fs::memfd_create("seccomp", rustix::fs::MemfdFlags::CLOEXEC)
         .context("memory for the seccomp filter")?;
     context.export_bpf(&memory).context("compile the seccomp filter")?;
-    let mut program = Vec::new();
+    let mut program = newer::answer(profile)?;
     let mut memory = File::from(memory);
     memory.rewind()?;
     memory.read_to_end(&mut program).context("compile the seccomp filter")?;
     Ok(program)
+}
+
+fn architectures(profile: &LinuxSeccomp) -> impl Iterator<Item = Result<ScmpArch>> {
+    let names = profile.architectures().iter().flatten();
+    names.map(|arch| word(arch).parse().context("read the seccomp profile's architectures"))
 }
 
 /// The rules that one of the profile's becomes: several comparisons of one argument cannot be in one rule, and are alternatives then.
