@@ -185,12 +185,36 @@ fn a_profile_is_compiled_once() {
     std::fs::write(&path, &text[..length - 3]).unwrap();
     assert_eq!(Filter::of(&first, Some(&directory)).unwrap(), compiled);
 
-    for number in 0..2 * MAX_FILES {
-        let name = ["write", "close", "openat"][number % 3];
-        let other =
-            profile(&[], json!([{ "names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": number + 2 }]));
-        Filter::of(&other, Some(&directory)).unwrap();
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
+fn a_profile_that_was_not_used_for_the_longest_time_makes_room() {
+    let directory = std::env::temp_dir().join(format!("orlop-seccomp-room-{}", std::process::id()));
+    let numbered = |number: usize| {
+        profile(&[], json!([{ "names": ["write"], "action": "SCMP_ACT_ERRNO", "errnoRet": number + 2 }]))
+    };
+    let path_of = |number| directory.join(name(&serde_json::to_vec(&numbered(number)).unwrap()));
+    let count = || std::fs::read_dir(&directory).unwrap().count();
+    let start = SystemTime::now() - std::time::Duration::from_secs(10_000);
+    for number in 0..MAX_FILES {
+        Filter::of(&numbered(number), Some(&directory)).unwrap();
+        let used = start + std::time::Duration::from_secs(number as u64);
+        File::open(path_of(number)).unwrap().set_modified(used).unwrap();
     }
-    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), MAX_FILES);
+    assert_eq!(count(), MAX_FILES);
+    // The oldest is used again, so the second one is the first to go.
+    Filter::of(&numbered(0), Some(&directory)).unwrap();
+    Filter::of(&numbered(MAX_FILES), Some(&directory)).unwrap();
+    let there = [0, 1, 2, MAX_FILES].map(|number| path_of(number).exists());
+    assert_eq!((there, count()), ([true, false, true, true], MAX_FILES));
+    // What others put there in the same moment goes with the next one; a half-written file, too.
+    for number in 0..3 {
+        let path = directory.join(format!("new-{number}"));
+        File::create(path).unwrap().set_modified(start).unwrap();
+    }
+    Filter::of(&numbered(MAX_FILES + 1), Some(&directory)).unwrap();
+    assert_eq!(count(), MAX_FILES);
+    assert!((0..3).all(|number| !directory.join(format!("new-{number}")).exists()));
     std::fs::remove_dir_all(&directory).unwrap();
 }
