@@ -83,8 +83,15 @@ pub(crate) fn end_calls(is_ours: impl Fn(&str) -> bool) {
 
 /// Whether there was any.
 fn end_calls_once(is_ours: &impl Fn(&str) -> bool) -> bool {
+    let processes = match linux::process::list() {
+        Ok(processes) => processes,
+        Err(error) => {
+            tracing::warn!(%error, "network plugins of an earlier process cannot be looked for, and may still work");
+            return false;
+        }
+    };
     let mut any = false;
-    for pid in linux::process::list().unwrap_or_default() {
+    for pid in processes {
         let called_for = || linux::process::variable_of(pid, CONTAINER_VARIABLE).filter(|id| is_ours(id));
         let Some(sandbox) = called_for() else { continue };
         // The number may have gone to another process until the descriptor was opened.

@@ -28,9 +28,10 @@ pub(crate) struct Living {
     pub sandbox: String,
 }
 
-/// The shims of this runtime, found by their command lines: the program, the sandbox, and the file that is this sandbox's configuration. Anybody on the
-/// node can have such a command line, so what it names must be ours, and nothing but a name. Only what runs a shim's executable is asked for
-/// its command line, which lies in its memory: somebody may hold that of another process for as long as he likes.
+/// The shims of this runtime, found by their command lines: the program, the sandbox, and the file that is this sandbox's
+/// configuration. Anybody on the node can have such a command line, so what it names must be ours, and nothing but a name.
+/// Only what runs a shim's executable is asked for its command line, which lies in its memory: somebody may hold that of
+/// another process for as long as he likes.
 pub(crate) fn living(config: &Config) -> Vec<Living> {
     let ours = |pid: i32| match linux::process::arguments_of(pid).as_slice() {
         [program, sandbox, file]
@@ -40,8 +41,11 @@ pub(crate) fn living(config: &Config) -> Vec<Living> {
         }
         _ => None,
     };
-    let all = linux::process::list().unwrap_or_default().into_iter();
-    all.filter(|pid| runs_a_shim(*pid)).filter_map(ours).collect()
+    let all = linux::process::list().unwrap_or_else(|error| {
+        tracing::warn!(%error, "shims cannot be looked for, and count as gone");
+        Vec::new()
+    });
+    all.into_iter().filter(|pid| runs_a_shim(*pid)).filter_map(ours).collect()
 }
 
 /// Whether a process runs a copy that [`executable`] made, by the name of the memory file.

@@ -1,12 +1,14 @@
-//! The last restrictions of a process: its capabilities and its seccomp filter, in the order in which the privileges for each are still there.
+//! The last restrictions of a process: its capabilities, and its seccomp filter as the very last step before it executes.
 //!
 //! Input: the process and the profile of an OCI spec; effect: on the calling process, for good. Used by containers and by exec'd processes alike.
+//! Of what this program does for a process, a profile has to allow nothing but the execve.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use libcontainer::syscall::syscall::create_syscall;
-use oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxSeccomp, Process, Spec};
+use rustix::thread::CapabilitySet;
 
 use crate::seccomp::Filter;
 
@@ -15,7 +17,6 @@ use crate::seccomp::Filter;
 pub struct Confinement {
     filter: Option<Filter>,
     capabilities: Option<LinuxCapabilities>,
-    no_new_privileges: bool,
 }
 
 impl Confinement {
@@ -25,10 +26,15 @@ impl Confinement {
         profile: Option<&LinuxSeccomp>,
         filters: Option<&Path>,
     ) -> Result<Confinement> {
+        let mut capabilities = process.capabilities().clone();
+        if let (Some(capabilities), Some(_)) = (&mut capabilities, profile)
+            && process.no_new_privileges() != Some(true)
+        {
+            permit_loading(capabilities);
+        }
         Ok(Confinement {
             filter: profile.map(|profile| Filter::of(profile, filters)).transpose()?,
-            capabilities: process.capabilities().clone(),
-            no_new_privileges: process.no_new_privileges() == Some(true),
+            capabilities,
         })
     }
 
@@ -50,14 +56,11 @@ impl Confinement {
         Ok(Some(confinement))
     }
 
-    /// Leaves the process with its own capabilities. Without no_new_privs loading a filter needs CAP_SYS_ADMIN, so it comes before.
+    /// Leaves the process with its own capabilities, and with what loading its filter takes.
     pub fn enter(&self) -> Result<()> {
         let syscall = create_syscall();
         // Another user's id took them away.
         libcontainer::capabilities::reset_effective(syscall.as_ref()).context("raise capabilities")?;
-        if !self.no_new_privileges {
-            self.load()?;
-        }
         if let Some(capabilities) = &self.capabilities {
             libcontainer::capabilities::drop_privileges(capabilities, syscall.as_ref())
                 .context("drop capabilities")?;
@@ -65,12 +68,21 @@ impl Confinement {
         Ok(())
     }
 
-    /// The last step: with no_new_privs the filter comes here and need not allow our own calls.
+    /// Loads the filter: what comes after is the execve.
     pub fn finish(&self) -> Result<()> {
-        if self.no_new_privileges { self.load() } else { Ok(()) }
+        let Some(filter) = &self.filter else { return Ok(()) };
+        let mut sets = rustix::thread::capabilities(None).context("read capabilities")?;
+        sets.effective |= sets.permitted & CapabilitySet::SYS_ADMIN;
+        rustix::thread::set_capabilities(None, sets).context("raise capabilities")?;
+        filter.load()
     }
+}
 
-    fn load(&self) -> Result<()> {
-        self.filter.as_ref().map_or(Ok(()), Filter::load)
+/// Without no_new_privs, loading a filter needs CAP_SYS_ADMIN. It stays permitted, not effective, until then; the execve ends it, since permitted
+/// capabilities are made anew there, from the inheritable, ambient and bounding ones alone (capabilities(7)).
+fn permit_loading(capabilities: &mut LinuxCapabilities) {
+    if let Some(mut permitted) = capabilities.permitted().clone() {
+        permitted.insert(Capability::SysAdmin);
+        capabilities.set_permitted(Some(permitted));
     }
 }

@@ -3,8 +3,9 @@
 //! Used by libcontainer for containers and by our own exec. Errors are worded as runc words them, since people search for those words.
 
 use std::collections::HashMap;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr, OsString};
 use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -63,12 +64,12 @@ impl Executor for ProcessExecutor {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        if let Some(confinement) = &self.confinement {
-            confinement.finish().map_err(|error| ExecutorError::Other(format!("{error:#}")))?;
-        }
         let arguments = arguments(spec);
         let path = find(&arguments, &search_path(spec)).map_err(ExecutorError::Other)?;
-        Err(ExecutorError::Other(execute(&path, &arguments)))
+        let environment =
+            std::env::vars_os().map(|(name, value)| [name, "=".into(), value].join(OsStr::new("")));
+        let program = Program::new(path, arguments, environment).map_err(ExecutorError::Other)?;
+        Err(ExecutorError::Other(program.execute(self.confinement.as_deref())))
     }
 
     /// Called once, by the container's process, when all that needs privileges is done.
@@ -158,33 +159,45 @@ fn check(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Becomes the program with the process's own environment, or says why not.
-pub fn execute(path: &Path, arguments: &[String]) -> String {
-    attempt(path, arguments, |program, arguments| nix::unistd::execv(program, arguments))
+/// A program with its arguments and environment as the kernel takes them: nothing is left to be done but the execve.
+pub struct Program {
+    path: PathBuf,
+    file: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
 }
 
-/// Becomes the program with the given environment, or says why not.
-pub fn execute_with(path: &Path, arguments: &[String], environment: &[String]) -> String {
-    let Some(environment) = c_strings(environment) else {
-        return "exec: zero byte in the environment".into();
-    };
-    attempt(path, arguments, |program, arguments| nix::unistd::execve(program, arguments, &environment))
-}
+impl Program {
+    /// Says why not, when a text has a zero byte.
+    pub fn new(
+        path: PathBuf,
+        arguments: Vec<String>,
+        environment: impl Iterator<Item = OsString>,
+    ) -> Result<Program, String> {
+        let file = CString::new(path.as_os_str().as_bytes());
+        let (Ok(file), Some(arguments)) = (file, c_strings(arguments.into_iter().map(Into::into))) else {
+            return Err(format!("exec {}: zero byte in an argument", path.display()));
+        };
+        let environment = c_strings(environment).ok_or("exec: zero byte in the environment")?;
+        Ok(Program { path, file, arguments, environment })
+    }
 
-fn attempt(
-    path: &Path,
-    arguments: &[String],
-    execute: impl FnOnce(&CString, &[CString]) -> nix::Result<std::convert::Infallible>,
-) -> String {
-    let name = path.display().to_string();
-    let (Ok(program), Some(arguments)) = (CString::new(name.as_bytes()), c_strings(arguments)) else {
-        return format!("exec {name}: zero byte in an argument");
-    };
-    match execute(&program, &arguments) {
-        Err(errno) => format!("exec {name}: {}", errno.desc().to_lowercase()),
+    /// Becomes the program, as the last step of a confinement, or says why not.
+    pub fn execute(&self, confinement: Option<&Confinement>) -> String {
+        let (arguments, environment) = (pointers(&self.arguments), pointers(&self.environment));
+        if let Some(Err(error)) = confinement.map(Confinement::finish) {
+            return format!("{error:#}");
+        }
+        // SAFETY: the strings, and both lists of them, which end with a null, are kept by `self` and this function until the call is over.
+        unsafe { libc::execve(self.file.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+        format!("exec {}: {}", self.path.display(), nix::errno::Errno::last().desc().to_lowercase())
     }
 }
 
-fn c_strings(texts: &[String]) -> Option<Vec<CString>> {
-    texts.iter().map(|text| CString::new(text.as_bytes()).ok()).collect()
+fn c_strings(texts: impl Iterator<Item = OsString>) -> Option<Vec<CString>> {
+    texts.map(|text| CString::new(text.into_vec()).ok()).collect()
+}
+
+fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
 }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
@@ -16,13 +17,14 @@ use oci_spec::runtime::{
 };
 use serde::Serialize;
 
+mod newer;
 #[cfg(test)]
 mod tests;
 
-/// Compiled filters on a node; when there are more profiles, they are compiled again.
+/// Compiled filters on a node; for another one, that which was not used for the longest time goes.
 const MAX_FILES: usize = 64;
 /// Rises when [`compile`] makes something else of a profile: a file outlives the program that wrote it.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 /// Bytes of an instruction (`struct sock_filter`).
 const INSTRUCTION_BYTES: usize = 8;
 /// Longest filter that the kernel takes, in instructions (BPF_MAXINSNS).
@@ -96,15 +98,21 @@ fn name(key: &[u8]) -> String {
     format!("{:016x}.bpf", hasher.finish())
 }
 
-/// A file is the profile's length, the profile, and the program.
+/// A file is the profile's length, the profile, and the program. Its modification time is when it was used last.
 fn kept(path: &Path, key: &[u8]) -> Option<Vec<libc::sock_filter>> {
-    let bytes = std::fs::read(path).ok()?;
+    let mut file = File::open(path).ok()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).ok()?;
     let (length, rest) = bytes.split_first_chunk()?;
     let (profile, program) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
     if profile != key {
         return None;
     }
-    instructions(program).ok()
+    let instructions = instructions(program).ok()?;
+    if let Err(error) = file.set_modified(SystemTime::now()) {
+        eprintln!("note the use of {}: {error}", path.display());
+    }
+    Some(instructions)
 }
 
 fn keep(directory: &Path, path: &Path, key: &[u8], program: &[u8]) -> Result<()> {
@@ -114,9 +122,7 @@ fn keep(directory: &Path, path: &Path, key: &[u8], program: &[u8]) -> Result<()>
         .mode(0o700)
         .create(directory)
         .with_context(|| format!("make {}", directory.display()))?;
-    if std::fs::read_dir(directory)?.count() >= MAX_FILES {
-        bail!("{} has {MAX_FILES} already", directory.display());
-    }
+    make_room(directory).with_context(|| format!("make room in {}", directory.display()))?;
     let temporary = directory.join(format!("new-{}", std::process::id()));
     let kept = write(&temporary, &[&(key.len() as u64).to_le_bytes(), key, program])
         .and_then(|()| std::fs::rename(&temporary, path));
@@ -124,6 +130,23 @@ fn keep(directory: &Path, path: &Path, key: &[u8], program: &[u8]) -> Result<()>
         let _ = std::fs::remove_file(&temporary);
     }
     kept.with_context(|| format!("write {}", path.display()))
+}
+
+/// Shims do this at the same time: they may see each other's removals, and one file more than allowed, which the next one makes up for. A file that is
+/// removed while it is read stays readable, and one that was not renamed yet is compiled again.
+fn make_room(directory: &Path) -> std::io::Result<()> {
+    let entries = std::fs::read_dir(directory)?.flatten();
+    let used = |entry: &std::fs::DirEntry| entry.metadata().and_then(|metadata| metadata.modified());
+    let mut files: Vec<_> = entries.filter_map(|entry| Some((used(&entry).ok()?, entry.path()))).collect();
+    files.sort();
+    let surplus = (files.len() + 1).saturating_sub(MAX_FILES);
+    for (_, path) in files.iter().take(surplus) {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn write(path: &Path, parts: &[&[u8]]) -> std::io::Result<()> {
@@ -147,13 +170,14 @@ fn instructions(program: &[u8]) -> Result<Vec<libc::sock_filter>> {
         .collect())
 }
 
-/// Translates a profile as runc and libcontainer do: unknown system calls and rules that say what the default says are left out.
+/// Translates a profile as runc does: unknown system calls and rules that say what the default says are left out, and calls that are newer than the
+/// profile are not there.
 fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut context = ScmpFilterContext::new(default).context("make a seccomp filter")?;
     context.set_ctl_optimize(TREE).context("make a seccomp filter")?;
-    for arch in profile.architectures().iter().flatten() {
-        let arch: ScmpArch = word(arch).parse().context("read the seccomp profile's architectures")?;
+    for arch in architectures(profile) {
+        let arch = arch?;
         context.add_arch(arch).with_context(|| format!("add architecture {arch:?} to the seccomp filter"))?;
     }
     for rule in profile.syscalls().iter().flatten() {
@@ -174,11 +198,16 @@ fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
     let memory = rustix::fs::memfd_create("seccomp", rustix::fs::MemfdFlags::CLOEXEC)
         .context("memory for the seccomp filter")?;
     context.export_bpf(&memory).context("compile the seccomp filter")?;
-    let mut program = Vec::new();
+    let mut program = newer::answer(profile)?;
     let mut memory = File::from(memory);
     memory.rewind()?;
     memory.read_to_end(&mut program).context("compile the seccomp filter")?;
     Ok(program)
+}
+
+fn architectures(profile: &LinuxSeccomp) -> impl Iterator<Item = Result<ScmpArch>> {
+    let names = profile.architectures().iter().flatten();
+    names.map(|arch| word(arch).parse().context("read the seccomp profile's architectures"))
 }
 
 /// The rules that one of the profile's becomes: several comparisons of one argument cannot be in one rule, and are alternatives then.

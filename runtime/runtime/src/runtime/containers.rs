@@ -24,8 +24,8 @@ use crate::images::{Hold, UnpackedImage};
 use crate::sandbox::{NamespaceMode, SandboxId, SandboxState};
 use crate::shims::client::Client;
 use crate::spec::{self, devices, resources, user};
-pub(super) use stage::make_mount_points;
-use stage::{make_directories, stage, staged_paths};
+pub(super) use stage::{make_directories, make_mount_points, set_mode};
+use stage::{stage, staged_paths};
 pub(crate) use validate::{signal_number, validate};
 
 /// Longest wait for a killed process to be gone.

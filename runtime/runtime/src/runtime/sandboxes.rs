@@ -12,6 +12,7 @@ use std::time::Duration;
 use shim_protocol::{Request, ShimConfig};
 use tokio::sync::{Mutex, mpsc};
 
+use super::containers::set_mode;
 use super::state::{ContainerMeta, Network, Phase, Sandbox, SandboxMeta, new_id, now, save};
 use super::{Inner, Runtime};
 use crate::error::Error;
@@ -332,7 +333,7 @@ pub(super) fn remove_directory(path: &Path) -> Result<(), Error> {
 }
 
 /// `hostname`, `hosts` and `resolv.conf`, which containers see unless the caller mounts its own.
-fn write_pod_files(config: &SandboxConfig, directory: &Path) -> Result<(), Error> {
+pub(super) fn write_pod_files(config: &SandboxConfig, directory: &Path) -> Result<(), Error> {
     let node = |path: &str| std::fs::read(path).unwrap_or_default();
     let hostname = match config.hostname.as_str() {
         "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -349,6 +350,7 @@ fn write_pod_files(config: &SandboxConfig, directory: &Path) -> Result<(), Error
     ];
     for (path, bytes) in files {
         std::fs::write(&path, bytes)
+            .and_then(|()| set_mode(&path, 0o644))
             .map_err(|source| Error::Io { operation: format!("write {}", path.display()), source })?;
     }
     Ok(())

@@ -2,8 +2,8 @@
 
 use shim_protocol::{Exit, Record};
 
-use super::containers::{signal_number, validate};
-use super::sandboxes::{resolv_conf, sysctls, validate as validate_sandbox};
+use super::containers::{make_directories, make_mount_points, signal_number, validate};
+use super::sandboxes::{resolv_conf, sysctls, validate as validate_sandbox, write_pod_files};
 use super::state::{Phase, SandboxMeta, learn};
 use crate::sandbox::{DnsConfig, LinuxSandboxConfig, NamespaceMode, NamespaceOptions, SandboxConfig};
 use crate::{ContainerConfig, Mount, MountPropagation};
@@ -110,4 +110,27 @@ fn container_fields_are_checked_before_anything_is_made() {
         propagation: MountPropagation::HostToContainer,
     };
     assert!(validate(&ContainerConfig { mounts: vec![mount], ..named() }).is_err());
+}
+
+#[test]
+fn what_containers_see_has_its_mode_whatever_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let (layer, container) = (directory.path().join("layer"), directory.path().join("container"));
+    let old = rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
+    // A narrow one of an earlier start is widened.
+    std::fs::create_dir_all(layer.join("etc")).unwrap();
+    make_mount_points(&layer).unwrap();
+    make_directories(&container).unwrap();
+    write_pod_files(&pod(), &container).unwrap();
+    rustix::process::umask(old);
+    let mode = |path: std::path::PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    for path in ["", "dev", "etc", "proc", "sys"] {
+        assert_eq!(mode(layer.join(path)), 0o755, "{path}");
+    }
+    for (path, source) in crate::spec::POD_FILES {
+        assert_eq!(mode(layer.join(path.trim_start_matches('/'))), 0o644, "{path}");
+        assert_eq!(mode(container.join(source)), 0o644, "{source}");
+    }
+    assert_eq!(["", "upper", "work"].map(|path| mode(container.join(path))), [0o711, 0o755, 0o711]);
 }

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use runtime::{ContainerConfig, ContainerId, Error, ExecConfig, Runtime, SecurityContext};
+use runtime::{
+    ContainerConfig, ContainerId, Error, ExecConfig, Mount, Runtime, SecurityContext, SecurityProfile,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::fixture::{Host, chain, container, start, until};
+use crate::fixture::{Host, chain, container, program_calling, start, until};
 
 fn command(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
@@ -61,6 +63,78 @@ async fn exec_as_another_user_is_filtered_without_no_new_privs() {
     let result = result.unwrap_or_else(|error| panic!("{}", chain(&error)));
     let text = String::from_utf8(result.stdout).unwrap();
     assert_eq!(text, "33\nCapEff:0000000000000000\nNoNewPrivs:0\nSeccomp:2\n/srv\n");
+}
+
+/// What starting a process takes of us, and what busybox needs for neither `sleep` nor `true`.
+const OURS: &str = "capget capset chdir close_range faccessat faccessat2 fchdir fstat getcwd getdents64 mmap openat \
+                    read seccomp setgroups setresgid setresuid setsid socket statx umask write";
+
+#[tokio::test]
+async fn a_profile_need_not_allow_what_starts_a_process() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let names: Vec<_> = OURS.split_whitespace().collect();
+    let profile = serde_json::json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": names, "action": "SCMP_ACT_KILL_PROCESS" }],
+    });
+    let file = host.directory.path().join("profile.json");
+    std::fs::write(&file, profile.to_string()).unwrap();
+    for (name, user, no_new_privs) in [("root", "root", false), ("web", "web", false), ("nnp", "root", true)]
+    {
+        let security = SecurityContext {
+            run_as_username: user.into(),
+            seccomp: SecurityProfile::Localhost(file.display().to_string()),
+            no_new_privs,
+            ..SecurityContext::default()
+        };
+        let command = |words: &[&str]| command(&[&["/bin/busybox"], words].concat());
+        let config =
+            ContainerConfig { security, command: command(&["sleep", "1000"]), ..container(name, "") };
+        let id = start(&runtime, &pod, config).await;
+        let result = runtime.exec_sync(&id, command(&["true"]), None).await;
+        let result = result.unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
+        assert_eq!(result.exit_code, 0, "{name}");
+        // The filter is there, and nothing of what loading it took.
+        let pid = runtime.container_status(&id).unwrap().pid.unwrap_or_else(|| panic!("{name} ended"));
+        let held = if user == "root" { "00000000a80425fb" } else { "0000000000000000" };
+        let lines =
+            ["Name:\tbusybox", "Seccomp:\t2", &format!("CapPrm:\t{held}"), &format!("CapEff:\t{held}")];
+        until(&format!("{name}: {lines:?}"), || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            lines.iter().all(|line| status.lines().any(|other| other == *line))
+        })
+        .await;
+        let result = runtime.exec_sync(&id, command(&["cat", "/kept"]), None).await.unwrap();
+        assert_eq!(result.exit_code, 128 + 31, "{name}: SIGSYS");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_newer_than_the_default_profile_is_not_there() {
+    use std::os::unix::fs::PermissionsExt;
+    const NEWER: u16 = 4000;
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let programs = host.directory.path().join("programs");
+    std::fs::create_dir(&programs).unwrap();
+    // keyctl with zeroes is EINVAL or a key to whoever may call it.
+    let denied = if cfg!(target_arch = "aarch64") { 219 } else { 250 };
+    for (name, call) in [("newer", NEWER), ("denied", denied)] {
+        let program = programs.join(name);
+        std::fs::write(&program, program_calling(call)).unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let mount =
+        Mount { container_path: "/p".into(), host_path: programs, readonly: true, ..Mount::default() };
+    let config = ContainerConfig { mounts: vec![mount], ..container("c", "exec sleep 1000") };
+    let id = start(&runtime, &pod, config).await;
+    for (program, error) in [("/p/newer", rustix::io::Errno::NOSYS), ("/p/denied", rustix::io::Errno::PERM)] {
+        let result = runtime.exec_sync(&id, command(&[program]), None).await;
+        let result = result.unwrap_or_else(|error| panic!("{program}: {}", chain(&error)));
+        assert_eq!(result.exit_code, error.raw_os_error(), "{program}");
+    }
 }
 
 /// The directory of a running container in the unified hierarchy.

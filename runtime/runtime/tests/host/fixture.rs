@@ -232,6 +232,40 @@ fn link(archive: &mut tar::Builder<Vec<u8>>, path: &str, target: &str) {
     archive.append_link(&mut header, path, target).expect("append");
 }
 
+/// A program that does one system call without arguments and exits with its error number: an ELF file with one segment.
+pub fn program_calling(call: u16) -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    const HEADERS: u16 = 64 + 56;
+    let (machine, code) = if cfg!(target_arch = "aarch64") {
+        // mov x8, call; svc 0; neg x0, x0; mov x8, exit; svc 0
+        let words = [0xd280_0008 | u32::from(call) << 5, 0xd400_0001, 0xcb00_03e0, 0xd280_0ba8, 0xd400_0001];
+        (183_u16, words.iter().flat_map(|word: &u32| word.to_le_bytes()).collect::<Vec<u8>>())
+    } else {
+        // mov eax, call; syscall; mov edi, eax; neg edi; mov eax, exit; syscall
+        let [low, high] = call.to_le_bytes();
+        let code = [0xb8, low, high, 0, 0, 0x0f, 0x05, 0x89, 0xc7, 0xf7, 0xdf, 0xb8, 60, 0, 0, 0, 0x0f, 0x05];
+        (62, code.to_vec())
+    };
+    let size = u64::from(HEADERS) + code.len() as u64;
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    // e_type to e_shstrndx: an executable, its entry behind the headers, one program header, no sections.
+    for half in [2, machine, 1, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    for long in [BASE + u64::from(HEADERS), 64, 0] {
+        file.extend(long.to_le_bytes());
+    }
+    for half in [0, 0, 64, 56, 1, 64, 0, 0] {
+        file.extend(u16::to_le_bytes(half));
+    }
+    // PT_LOAD, readable and executable, the whole file.
+    file.extend([1_u32, 5].map(u32::to_le_bytes).concat());
+    for long in [0, BASE, BASE, size, size, 0x1000] {
+        file.extend(long.to_le_bytes());
+    }
+    [file, code].concat()
+}
+
 /// Two layers: busybox, and a file that hides another.
 pub fn layers() -> Vec<Vec<u8>> {
     let mut base = tar::Builder::new(Vec::new());

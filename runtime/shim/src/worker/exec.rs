@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{Outcome, Work};
 use crate::confinement::Confinement;
-use crate::executor;
+use crate::executor::{self, Program};
 
 /// Everything the worker needs.
 pub struct Exec<'a> {
@@ -117,9 +117,11 @@ fn become_process(process: &Process, confinement: &Confinement, streams: &Stream
     }
     restrict(process, confinement)?;
     let path = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
-    let program = executor::find(&arguments, path).map_err(|message| anyhow!(message))?;
+    let path = executor::find(&arguments, path).map_err(|message| anyhow!(message))?;
+    let environment = environment.into_iter().map(Into::into);
+    let program = Program::new(path, arguments, environment).map_err(|message| anyhow!(message))?;
     linux::fds::close_on_exec_from(3)?;
-    Ok(executor::execute_with(&program, &arguments, &environment))
+    Ok(program.execute(Some(confinement)))
 }
 
 fn connect(streams: &Streams<'_>) -> Result<()> {
@@ -133,7 +135,7 @@ fn connect(streams: &Streams<'_>) -> Result<()> {
     Ok(())
 }
 
-/// From the shim's root to what the process may be, in the order in which privileges are still there for each step.
+/// From the shim's root to what the process may be but for its filter, in the order in which privileges are still there for each step.
 fn restrict(process: &Process, confinement: &Confinement) -> Result<()> {
     let syscall = create_syscall();
     for limit in process.rlimits().iter().flatten() {
@@ -157,7 +159,7 @@ fn restrict(process: &Process, confinement: &Confinement) -> Result<()> {
         rustix::process::chdir(cwd)
             .with_context(|| format!("chdir to cwd (\"{}\") set in config.json failed", cwd.display()))?;
     }
-    confinement.finish()
+    Ok(())
 }
 
 fn set_groups(groups: &[u32]) -> Result<()> {

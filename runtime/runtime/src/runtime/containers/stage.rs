@@ -2,7 +2,8 @@
 //!
 //! Input: its configuration; output: which mounts are staged, and where. Mounts nothing: that is the shim's worker's.
 
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::io;
@@ -11,27 +12,35 @@ use crate::error::Error;
 use crate::spec::POD_FILES;
 
 /// The directories of a container: its bundle, and its writable layer.
-pub(super) fn make_directories(directory: &Path) -> Result<(), Error> {
-    let make = |path: PathBuf, mode| {
-        let built = std::fs::DirBuilder::new().recursive(true).mode(mode).create(&path);
-        built.map_err(io(format!("make {}", path.display())))
+pub(in crate::runtime) fn make_directories(directory: &Path) -> Result<(), Error> {
+    let make = |path: &Path, mode| {
+        let made = std::fs::create_dir_all(path).and_then(|()| set_mode(path, mode));
+        made.map_err(io(format!("make {}", path.display())))
     };
-    make(directory.to_path_buf(), 0o711)?;
-    make(directory.join("upper"), 0o755)?;
-    make(directory.join("work"), 0o711)
+    make(directory, 0o711)?;
+    make(&directory.join("upper"), 0o755)?;
+    make(&directory.join("work"), 0o711)
 }
 
 /// Makes the layer below all others: the places of the mounts that every container has. What an image has there comes before it.
 pub(in crate::runtime) fn make_mount_points(layer: &Path) -> Result<(), Error> {
     let failed = || io(format!("make mount points in {}", layer.display()));
-    for directory in ["dev", "etc", "proc", "sys"] {
-        std::fs::create_dir_all(layer.join(directory)).map_err(failed())?;
+    for directory in ["", "dev", "etc", "proc", "sys"] {
+        let path = layer.join(directory);
+        std::fs::create_dir_all(&path).and_then(|()| set_mode(&path, 0o755)).map_err(failed())?;
     }
     for (path, _) in POD_FILES {
         let path = layer.join(path.trim_start_matches('/'));
-        std::fs::File::options().append(true).create(true).open(path).map_err(failed())?;
+        let made = std::fs::File::options().append(true).create(true).open(&path);
+        made.and_then(|_| set_mode(&path, 0o644)).map_err(failed())?;
     }
     Ok(())
+}
+
+/// What containers see has a mode of its own, whatever this process's umask is. One that is right already is left alone: layers may be in use.
+pub(in crate::runtime) fn set_mode(path: &Path, mode: u32) -> std::io::Result<()> {
+    let now = std::fs::metadata(path)?.permissions().mode() & 0o7777;
+    if now == mode { Ok(()) } else { std::fs::set_permissions(path, Permissions::from_mode(mode)) }
 }
 
 /// Mounts that the shim's worker has to take hold of before it changes its mount namespace, with their places in the bundle: those with
