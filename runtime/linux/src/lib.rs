@@ -1,7 +1,7 @@
 //! Safe wrappers around the Linux kernel for the node's crates; all raw system calls live here.
 //!
 //! Takes plain values and returns plain values or errors that carry the name of the call and its object. Nothing here decides what
-//! should exist, retries or logs.
+//! should exist, retries or logs. The formats of files that belong to the system, and that more than one of these crates reads, are here too.
 #![expect(unsafe_code, reason = "raw system calls live in this crate and nowhere else")]
 
 mod error;
@@ -15,6 +15,7 @@ pub mod memfd;
 pub mod mount;
 pub mod netlink;
 pub mod netns;
+pub mod passwd;
 pub mod process;
 pub mod pty;
 pub mod scm;

@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr, OsString};
-use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -17,9 +16,6 @@ use crate::confinement::Confinement;
 
 #[cfg(test)]
 mod tests;
-
-/// Bytes of an image's `/etc/passwd` that are looked at.
-const MAX_PASSWD_BYTES: u64 = 1 << 20;
 
 /// Confines itself where that was not left to libcontainer, and executes the spec's process.
 #[derive(Clone)]
@@ -104,23 +100,16 @@ pub fn has_home(environment: &[String]) -> bool {
 
 /// As runc: the home directory comes from the image's passwd, or is `/`.
 pub fn home(user: u32) -> String {
-    let passwd = passwd().unwrap_or_default();
-    let home = passwd.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        (fields.get(2)?.parse() == Ok(user)).then(|| fields.get(5).copied()).flatten()
-    });
-    home.filter(|home| !home.is_empty()).unwrap_or("/").to_owned()
+    let text = passwd().unwrap_or_default();
+    let entry = linux::passwd::entries(&text).find(|entry| entry.uid == user);
+    entry.map(|entry| entry.home).filter(|home| !home.is_empty()).unwrap_or("/").to_owned()
 }
 
-/// The image's file, which may be anything: read without waiting, and not for ever.
+/// The image's file, which may be anything: opened without waiting.
 fn passwd() -> std::io::Result<String> {
     let mut options = std::fs::File::options();
     let file = options.read(true).custom_flags(libc::O_NONBLOCK).open("/etc/passwd")?;
-    let mut text = Vec::new();
-    if file.metadata()?.is_file() {
-        file.take(MAX_PASSWD_BYTES).read_to_end(&mut text)?;
-    }
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    if file.metadata()?.is_file() { linux::passwd::read(file) } else { Ok(String::new()) }
 }
 
 /// The file that the first argument stands for in the process's own root.

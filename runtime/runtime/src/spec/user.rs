@@ -3,15 +3,14 @@
 //! The image's files are read from its unpacked layers, topmost first, with whiteouts and symbolic links honoured, so nothing has to be mounted.
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
+
+use linux::passwd::{Entry, entries};
 
 use crate::container::{SecurityContext, SupplementalGroupsPolicy};
 use crate::error::Error;
 
-/// Bytes of a passwd or group file that are looked at.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Symbolic links that are followed.
 const MAX_LINKS: usize = 16;
 
@@ -77,7 +76,7 @@ pub fn resolve(
     if security.supplemental_groups_policy == SupplementalGroupsPolicy::Merge
         && let Some(entry) = &entry
     {
-        groups.extend(groups_of(group, &entry.name));
+        groups.extend(groups_of(group, entry.name));
     }
     for extra in &security.supplemental_groups {
         groups.push(id("supplemental_groups", *extra)?);
@@ -87,22 +86,8 @@ pub fn resolve(
     Ok(User { uid, gid, groups })
 }
 
-struct PasswdEntry {
-    name: String,
-    uid: u32,
-    gid: u32,
-}
-
-fn find_user(passwd: &str, wanted: &str) -> Option<PasswdEntry> {
-    passwd.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let entry = PasswdEntry {
-            name: (*fields.first()?).to_owned(),
-            uid: fields.get(2)?.parse().ok()?,
-            gid: fields.get(3)?.parse().ok()?,
-        };
-        (entry.name == wanted || wanted.parse() == Ok(entry.uid)).then_some(entry)
-    })
+fn find_user<'a>(passwd: &'a str, wanted: &str) -> Option<Entry<'a>> {
+    entries(passwd).find(|entry| entry.name == wanted || wanted.parse() == Ok(entry.uid))
 }
 
 fn find_group(group: &str, wanted: &str) -> Option<u32> {
@@ -127,16 +112,13 @@ enum Found {
     Nothing,
 }
 
-/// Reads a small file of an image. Missing and unreadable ones are empty.
+/// Reads the passwd or group file of an image. Missing and unreadable ones are empty.
 pub fn read_image_file(layers_dir: &Path, layers: &[String], path: &str) -> String {
     let mut wanted = PathBuf::from(path.trim_start_matches('/'));
     for _ in 0..MAX_LINKS {
         match walk(layers_dir, layers, &wanted) {
             Found::File(file) => {
-                let mut text = String::new();
-                let opened =
-                    fs::File::open(file).and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text));
-                return opened.map(|_| text).unwrap_or_default();
+                return fs::File::open(file).and_then(linux::passwd::read).unwrap_or_default();
             }
             Found::Link(target) => wanted = target,
             Found::Directory | Found::Nothing => break,

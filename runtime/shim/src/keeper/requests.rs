@@ -1,7 +1,6 @@
 //! What clients ask for: each request is checked against the state, then done at once or handed to a worker.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -101,7 +100,6 @@ impl Keeper {
         let slot = self.fresh();
         self.containers.insert(slot, container);
         let config = self.config.clone();
-        let console: PathBuf = self.config.socket.parent().map(Into::into).unwrap_or_default();
         let sandbox = std::mem::take(&mut self.sandbox);
         self.work(Some(caller), Task::Start { slot, streams: pipes }, unified.as_slice(), || {
             start::run(start::Start {
@@ -111,7 +109,6 @@ impl Keeper {
                 oci_root: &config.oci_root,
                 cgroup_root: &config.cgroup_root,
                 filters: config.seccomp_filters.as_deref(),
-                console_directory: &console,
                 streams: theirs,
             })
         });

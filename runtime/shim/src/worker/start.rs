@@ -37,8 +37,6 @@ pub struct Start<'a> {
     pub cgroup_root: &'a Path,
     /// Compiled seccomp filters.
     pub filters: Option<&'a Path>,
-    /// Where the console socket may be bound.
-    pub console_directory: &'a Path,
     /// stdin, stdout, stderr without a terminal.
     pub streams: Option<[OwnedFd; 3]>,
 }
@@ -203,9 +201,9 @@ fn make_directory(root: &Path, wanted: &Path) -> Result<()> {
 
 fn create(start: Start<'_>, bundle: &Path, executor: ProcessExecutor) -> Result<(i32, Option<OwnedFd>)> {
     let request = start.request;
-    let console = start.console_directory.join(format!("{}.tty", request.container));
+    // In memory and in this mount namespace, like all of this directory: gone with it.
+    let console = start.oci_root.join("console.sock");
     let listener = if request.tty {
-        let _ = std::fs::remove_file(&console);
         Some(UnixListener::bind(&console).with_context(|| format!("listen on {}", console.display()))?)
     } else {
         None
@@ -222,9 +220,6 @@ fn create(start: Start<'_>, bundle: &Path, executor: ProcessExecutor) -> Result<
         (Ok(_), Some(listener)) => Some(receive_terminal(listener)),
         _ => None,
     };
-    if request.tty {
-        let _ = std::fs::remove_file(&console);
-    }
     let mut container = made.map_err(|error| anyhow!("{}", innermost(&error)))?;
     let terminal = terminal.transpose()?;
     let pid = container.pid().ok_or_else(|| anyhow!("libcontainer made a container without a pid"))?;
