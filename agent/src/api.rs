@@ -1,20 +1,32 @@
 //! The way to the API server: the client, and how its errors are told.
 //!
 //! In: a kubeconfig. Out: a [`kube::Client`] that is shared by everything here. Connects to nobody yet: when the API server is
-//! away, each caller retries with its own back-off.
+//! away, each caller retries with its own back-off. The client repeats nothing by itself (kube's own would, for minutes), and keeps few
+//! connections that nobody uses (kube's own keeps all that a burst of requests made, until the server closes them).
 
 use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::Stream;
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::ResourceExt;
+use kube::client::ConfigExt;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Event, Result as Watched};
+use tower::{BoxError, ServiceBuilder};
+
+#[cfg(test)]
+mod tests;
 
 /// Longest wait for a connection to the API server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that wait for the next request, and for how long.
+const IDLE_CONNECTIONS: usize = 16;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// First and longest pause between two attempts, and how the pause grows.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_LONGEST: Duration = Duration::from_secs(7);
@@ -34,10 +46,26 @@ pub async fn client(kubeconfig: &Path) -> Result<kube::Client, ClientError> {
     let failed = |source| ClientError::Kubeconfig { path: kubeconfig.to_owned(), source: Box::new(source) };
     let file = Kubeconfig::read_from(kubeconfig).map_err(failed)?;
     let options = KubeConfigOptions::default();
-    let mut config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(failed)?;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    kube::Client::try_from(config)
+    let config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(failed)?;
+    with_config(config)
         .map_err(|source| ClientError::Client { path: kubeconfig.to_owned(), source: Box::new(source) })
+}
+
+fn with_config(config: kube::Config) -> Result<kube::Client, kube::Error> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let http = HttpClient::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .build(config.rustls_https_connector_with_connector(connector)?);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .map_err(BoxError::from)
+        .service(http);
+    Ok(kube::Client::new(service, config.default_namespace))
 }
 
 /// A watch as all of this node's are: it pauses as [`Backoff`] says, and its objects come without the fields that nobody here reads and
@@ -103,36 +131,4 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
         cause = error.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use futures::StreamExt;
-    use k8s_openapi::api::core::v1::Pod;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn objects_are_kept_without_the_fields_that_nobody_reads() {
-        let mut pod = Pod::default();
-        pod.metadata.name = Some("web".to_owned());
-        pod.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
-        let all = [Event::InitApply(pod.clone()), Event::Apply(pod)].map(Ok);
-        let kept: Vec<_> = watched(futures::stream::iter(all)).collect().await;
-        assert_eq!(kept.len(), 2);
-        for event in kept {
-            let Ok(Event::InitApply(pod) | Event::Apply(pod)) = event else { panic!("{event:?}") };
-            assert_eq!((pod.metadata.name.as_deref(), pod.metadata.managed_fields), (Some("web"), None));
-        }
-    }
-
-    #[test]
-    fn pauses_double_up_to_the_longest_and_start_again() {
-        let mut backoff = Backoff::default();
-        let pauses: Vec<u128> = (0..7).map(|_| backoff.next_pause().as_millis()).collect();
-        assert_eq!(pauses, [200, 400, 800, 1600, 3200, 6400, 7000]);
-        backoff.reset();
-        assert_eq!(backoff.next_pause().as_millis(), 200);
-    }
 }
