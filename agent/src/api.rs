@@ -24,8 +24,9 @@ mod tests;
 
 /// Longest wait for a connection to the API server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that wait for the next request, and for how long.
-const IDLE_CONNECTIONS: usize = 16;
+/// Connections that wait for the next request, at most: what 50 pods at once use, since each new one costs both sides a handshake. And
+/// for how long.
+const IDLE_CONNECTIONS: usize = 64;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// First and longest pause between two attempts, and how the pause grows.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);

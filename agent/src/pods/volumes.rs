@@ -332,10 +332,10 @@ fn absolute(path: &str) -> String {
 pub fn remove(site: &Site, uid: &str) -> Result<(), String> {
     let folder = site.pod_dir(uid);
     let parts = [folder.join("volume-subpaths"), folder.join("volumes")];
-    unmount_below(&folder)?;
+    let table = unmount_below(&folder)?;
     let mut result = Ok(());
     for part in parts {
-        let removed = remove_folder(&part);
+        let removed = remove_unmounted(&part, &table);
         if result.is_ok() {
             result = removed;
         }
@@ -343,26 +343,32 @@ pub fn remove(site: &Site, uid: &str) -> Result<(), String> {
     result
 }
 
-/// Removes the rest of what the node keeps for a pod that is deleted: its folder, and its logs.
+/// Removes all that the node keeps for a pod that is deleted: its volumes with the rest of its folder, and its logs.
 ///
 /// # Errors
 /// What could not be removed, in words.
 pub fn forget(site: &Site, pod: &Pod) -> Result<(), String> {
     let names = Names::of(pod);
-    remove(site, names.uid)?;
-    remove_folder(&site.pod_dir(names.uid))?;
-    remove_folder(&names.log_directory(&site.log_root))
+    let folder = site.pod_dir(names.uid);
+    let table = unmount_below(&folder)?;
+    remove_unmounted(&folder, &table)?;
+    remove_unmounted(&names.log_directory(&site.log_root), &table)
 }
 
-/// Takes off everything that is mounted below a folder, the deepest first.
-fn unmount_below(folder: &Path) -> Result<(), String> {
-    let table = linux::mount::table().map_err(|error| chain(&error))?;
+/// Takes off everything that is mounted below a folder, the deepest first. Gives what is mounted then: the table of a node with many pods is
+/// long, so it is read again only when something was taken off.
+fn unmount_below(folder: &Path) -> Result<Vec<MountEntry>, String> {
+    let read = || linux::mount::table().map_err(|error| chain(&error));
+    let table = read()?;
     let mut points: Vec<&Path> = mounted_in(folder, &table).filter(|point| *point != folder).collect();
+    if points.is_empty() {
+        return Ok(table);
+    }
     points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
     for point in points {
         linux::mount::detach(point).map_err(|error| chain(&error))?;
     }
-    Ok(())
+    read()
 }
 
 fn mounted_in<'a>(folder: &'a Path, table: &'a [MountEntry]) -> impl Iterator<Item = &'a Path> {
@@ -370,15 +376,6 @@ fn mounted_in<'a>(folder: &'a Path, table: &'a [MountEntry]) -> impl Iterator<It
 }
 
 /// Removes a folder with all that is in it. Never through a mount: what is still mounted makes it fail before anything is removed.
-fn remove_folder(folder: &Path) -> Result<(), String> {
-    if fs::symlink_metadata(folder).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-        // The mount table of a node with many pods is long.
-        return Ok(());
-    }
-    let table = linux::mount::table().map_err(|error| chain(&error))?;
-    remove_unmounted(folder, &table)
-}
-
 fn remove_unmounted(folder: &Path, table: &[MountEntry]) -> Result<(), String> {
     if let Some(point) = mounted_in(folder, table).next() {
         return Err(format!("remove {}: {} is still mounted", folder.display(), point.display()));

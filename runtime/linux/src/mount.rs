@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
@@ -214,17 +214,4 @@ fn unescape(field: &[u8]) -> PathBuf {
         };
     }
     std::ffi::OsString::from_vec(bytes).into()
-}
-
-/// The mount point that a path lies on.
-///
-/// # Errors
-/// The mount table cannot be read.
-pub fn mount_point_of(path: &Path) -> Result<PathBuf, Error> {
-    let best = table()?
-        .into_iter()
-        .map(|entry| entry.mount_point)
-        .filter(|point| path.starts_with(point))
-        .max_by_key(|point| point.as_os_str().as_bytes().len());
-    Ok(best.unwrap_or_else(|| PathBuf::from("/")))
 }

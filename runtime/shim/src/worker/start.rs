@@ -166,7 +166,9 @@ fn arrange_bundle(start: &Start<'_>, bundle: &Path) -> Result<ProcessExecutor> {
 }
 
 /// A covered mount would still be in the mount table, where libcontainer looks: they are taken off, the innermost first, in this mount namespace.
+/// The usual place goes first, with all that is below it: the kernel waits for all processors in each call that takes something off.
 fn hide_cgroups(cgroup_root: &Path) -> Result<()> {
+    linux::mount::detach(cgroup_root)?;
     let is_cgroup =
         |entry: &linux::mount::MountEntry| matches!(entry.filesystem.as_str(), "cgroup" | "cgroup2");
     for entry in linux::mount::table()?.into_iter().rev().filter(is_cgroup) {
