@@ -211,6 +211,11 @@ impl Settings {
         }
     }
 
+    /// What the node keeps of its pods, a folder for each.
+    pub fn pods_dir(&self) -> PathBuf {
+        self.root_dir.join("pods")
+    }
+
     /// The unix socket that `orlopctl` asks.
     pub fn admin_socket(&self) -> PathBuf {
         self.state_dir.join("agent.sock")

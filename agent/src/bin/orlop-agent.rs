@@ -99,8 +99,10 @@ async fn run(settings: Arc<Settings>) -> anyhow::Result<()> {
 type Tasks = FuturesUnordered<JoinHandle<()>>;
 
 async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::Result<Tasks> {
-    for dir in [&settings.root_dir, &settings.state_dir, &settings.log_dir] {
-        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    std::fs::create_dir_all(&settings.state_dir)
+        .with_context(|| format!("create {}", settings.state_dir.display()))?;
+    for dir in [&settings.pods_dir(), &settings.log_dir] {
+        linux::files::make_spread_directory(dir).with_context(|| format!("create {}", dir.display()))?;
     }
     let client = api::client(&settings.kubeconfig).await?;
     let runtime = open_runtime(&settings).await?;

@@ -89,7 +89,7 @@ impl Site {
                 node: parse_resolv_conf(&resolv_conf),
             },
             node_hosts: std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
-            root: settings.root_dir.join("pods"),
+            root: settings.pods_dir(),
             log_root: settings.log_dir.clone(),
             cgroup_parent: settings.cgroup_parent.clone(),
             cni_conf_dir: settings.cni_conf_dir.clone(),

@@ -108,17 +108,21 @@ impl Inner {
 }
 
 fn make_directories(config: &Config) -> Result<(), Error> {
+    let failed = |path: &Path| {
+        let operation = format!("make {}", path.display());
+        move |source| Error::Io { operation, source }
+    };
+    for directory in [config.root.join("sandboxes"), config.root.join("containers")] {
+        linux::files::make_spread_directory(&directory).map_err(failed(&directory))?;
+    }
     for directory in [
-        config.root.join("sandboxes"),
-        config.root.join("containers"),
         config.shim_dir(),
         config.netns_dir(),
         config.oci_dir(),
         config.state.join("shm"),
         config.mount_points_dir(),
     ] {
-        std::fs::create_dir_all(&directory)
-            .map_err(|source| Error::Io { operation: format!("make {}", directory.display()), source })?;
+        std::fs::create_dir_all(&directory).map_err(failed(&directory))?;
     }
     containers::make_mount_points(&config.mount_points_dir())
 }

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use super::*;
 
 #[test]
@@ -24,4 +26,18 @@ fn the_last_whole_line_counts() {
     append_line(&path, b"{4}").unwrap();
     assert_eq!(last(&path).unwrap(), b"{4}");
     fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn a_directory_is_spread_where_the_file_system_can_do_that() {
+    const EXT4: i64 = 0xef53;
+    for place in [PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/tmp"), "/dev/shm".into()] {
+        let path = place.join(format!("orlop-spread-{}/pods", std::process::id()));
+        make_spread_directory(&path).unwrap();
+        make_spread_directory(&path).unwrap();
+        if rustix::fs::statfs(&path).unwrap().f_type == EXT4 {
+            assert!(ioctl_getflags(File::open(&path).unwrap()).unwrap().contains(IFlags::TOPDIR));
+        }
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
 }
