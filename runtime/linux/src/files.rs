@@ -12,8 +12,8 @@ mod tests;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// Makes a directory whose subdirectories ext4 spreads over the disk (`chattr +T`). It would keep them together; and since it does not use an
-/// inode again for minutes, each new file costs a look at all that were removed in its part of the disk: what ended pods left.
+/// Makes a directory whose subdirectories ext4 spreads over the disk (`chattr +T`). It would keep them together; and without a journal it does not use
+/// an inode again for minutes, but looks, for each new file, at all that were removed in its part of the disk: what ended pods left.
 ///
 /// # Errors
 /// The directory cannot be made. A file system without that flag is none: only the speed depends on it.

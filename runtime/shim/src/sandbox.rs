@@ -116,6 +116,11 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Where its containers' /dev/shm comes from, unless it is the node's.
+    pub fn shm_path(&self) -> Option<&Path> {
+        self.shm_path.as_deref()
+    }
+
     /// Takes the mounts off. The namespaces end with their last process and descriptor.
     pub fn destroy(&mut self) {
         if let Some(init) = self.init.take() {

@@ -38,6 +38,9 @@ impl Host {
             ..Config::default()
         };
         std::fs::create_dir(base.join("net.d")).expect("a directory");
+        // As on a node: the volatile state lies on a file system in memory, and nothing else of the runtime's.
+        std::fs::create_dir(&config.state).expect("a directory");
+        linux::mount::tmpfs(&config.state, "mode=0755").expect("a file system for the volatile state");
         let name = base.file_name().expect("a name").to_string_lossy().into_owned();
         Host { directory, config, group: format!("/orlop-{name}") }
     }
@@ -120,6 +123,17 @@ impl Host {
     }
 }
 
+impl Host {
+    /// What is mounted for pods.
+    pub fn mounts(&self) -> Vec<linux::mount::MountEntry> {
+        let mut table = linux::mount::table().expect("the mount table");
+        table.retain(|entry| {
+            entry.mount_point.starts_with(self.directory.path()) && entry.mount_point != self.config.state
+        });
+        table
+    }
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         let processes = linux::process::list_by_program(shim_protocol::PROGRAM).unwrap_or_default();
@@ -140,10 +154,8 @@ impl Drop for Host {
             .stderr(std::process::Stdio::null())
             .status();
         let _ = std::fs::remove_dir_all("/run/mount");
-        for entry in linux::mount::table().unwrap_or_default() {
-            if entry.mount_point.starts_with(self.directory.path()) {
-                let _ = linux::mount::detach(&entry.mount_point);
-            }
+        for point in self.mounts().iter().map(|entry| &entry.mount_point).chain([&self.config.state]) {
+            let _ = linux::mount::detach(point);
         }
     }
 }

@@ -38,12 +38,7 @@ fn nothing_is_left(host: &Host) {
             std::fs::read_dir(base.join(directory)).unwrap().flatten().map(|entry| entry.path()).collect();
         assert!(left.is_empty(), "{left:?}");
     }
-    let mounts: Vec<_> = linux::mount::table()
-        .unwrap()
-        .into_iter()
-        .filter(|entry| entry.mount_point.starts_with(base))
-        .collect();
-    assert!(mounts.is_empty(), "{mounts:?}");
+    assert_eq!(host.mounts(), []);
     assert!(linux::process::list_by_program(shim_protocol::PROGRAM).unwrap().is_empty());
 }
 
@@ -321,6 +316,30 @@ async fn without_a_network_configuration_nothing_is_made() {
     let error = runtime.run_sandbox(config).await.unwrap_err();
     assert!(error.to_string().starts_with("cni plugin not initialized"), "{error}");
     nothing_is_left(&host);
+}
+
+#[tokio::test]
+async fn who_mounts_the_volatile_state_sees_what_is_mounted_there_for_other_pods() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let other = runtime.run_sandbox(host.pod()).await.unwrap();
+    let writes = start(&runtime, &other, container("writes", "echo x > /dev/shm/x")).await;
+    exited(&runtime, &writes).await;
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    // By another name, too.
+    let link = host.directory.path().join("link");
+    std::os::unix::fs::symlink(&host.config.state, &link).unwrap();
+    for (name, path) in [("state", &host.config.state), ("link", &link)] {
+        let mount = Mount { container_path: "/s".into(), host_path: path.clone(), ..Mount::default() };
+        let reads = ContainerConfig {
+            mounts: vec![mount],
+            ..container(name, &format!("echo y > /dev/shm/{name}; cat /s/shm/*/x /s/shm/*/{name}"))
+        };
+        exited(&runtime, &start(&runtime, &pod, reads).await).await;
+        let log: Vec<String> =
+            host.read_log(&format!("{name}.log")).into_iter().map(|(_, text)| text).collect();
+        assert_eq!(log, ["x", "y"], "{name}");
+    }
 }
 
 #[tokio::test]

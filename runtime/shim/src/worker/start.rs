@@ -8,13 +8,12 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use linux::cgroup::{DeviceAccess, DeviceKind, DeviceRule, Group, Limits};
-use linux::mount::{Overlay, Propagation};
 use linux::process::SingleThreaded;
 use oci_spec::runtime::Spec;
 use shim_protocol::{PID_NAMESPACE_FD, StartContainer};
@@ -22,6 +21,11 @@ use shim_protocol::{PID_NAMESPACE_FD, StartContainer};
 use super::{Outcome, Work};
 use crate::executor::ProcessExecutor;
 use crate::sandbox::Sandbox;
+
+mod mounts;
+
+/// The file of an OCI bundle.
+const SPEC: &str = "config.json";
 
 /// Everything the worker needs.
 pub struct Start<'a> {
@@ -48,8 +52,10 @@ pub fn run(start: Start<'_>) -> Work {
     set_oom_score(start.request, &mut warnings)?;
     enter_namespaces(start.sandbox)?;
     let bundle = start.oci_root.join("bundle");
-    arrange_mounts(&start, &bundle)?;
-    let executor = arrange_bundle(&start, &bundle)?;
+    // Before the mounts, since the filters lie among what is hidden there.
+    let (spec, executor) = read_spec(&start)?;
+    mounts::arrange(&start, &spec, &bundle)?;
+    write_spec(&spec, &bundle)?;
     let _one_thread = SingleThreaded::verify()?;
     let (pid, terminal) = create(start, &bundle, executor)?;
     Ok((Outcome::Running { pid, warnings }, terminal))
@@ -128,77 +134,16 @@ fn enter_namespaces(sandbox: &Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// The bundle that libcontainer gets lies in memory, in the worker's mount namespace, and is gone with it.
-fn arrange_mounts(start: &Start<'_>, bundle: &Path) -> Result<()> {
-    let request = start.request;
-    linux::process::unshare(libc::CLONE_NEWNS)?;
-    let staged = request
-        .staged
-        .iter()
-        .map(|staged| Ok((linux::mount::clone_tree(&staged.source)?, &staged.target)))
-        .collect::<Result<Vec<(OwnedFd, &PathBuf)>>>()?;
-    linux::mount::set_propagation(Path::new("/"), Propagation::SlaveRecursive)?;
-    hide_cgroups(start.cgroup_root)?;
-    linux::mount::tmpfs(start.oci_root, "mode=0700")?;
-    let target = bundle.join("rootfs");
-    std::fs::create_dir_all(&target).with_context(|| format!("make {}", target.display()))?;
-    let root = &request.rootfs;
-    rustix::process::chdir(&root.directory).with_context(|| format!("enter {}", root.directory.display()))?;
-    let overlay =
-        Overlay { lower: root.lower.clone(), upper: Some(root.upper.clone()), work: Some(root.work.clone()) };
-    linux::mount::overlay(&overlay, &target)?;
-    rustix::process::chdir("/").context("leave the layers")?;
-    make_directory(&target, &request.cwd)?;
-    for (tree, target) in staged {
-        linux::mount::attach_tree(&tree, target)?;
-    }
-    Ok(())
-}
-
-/// Writes the container's spec for libcontainer, without what the process will do by itself.
-fn arrange_bundle(start: &Start<'_>, bundle: &Path) -> Result<ProcessExecutor> {
-    const FILE: &str = "config.json";
-    let mut spec = Spec::load(start.request.bundle.join(FILE)).context("read the container's config.json")?;
+/// The container's spec without what the process will do by itself.
+fn read_spec(start: &Start<'_>) -> Result<(Spec, ProcessExecutor)> {
+    let mut spec = Spec::load(start.request.bundle.join(SPEC)).context("read the container's config.json")?;
     let executor = ProcessExecutor::take_over(&mut spec, start.filters)?;
-    let text = serde_json::to_vec(&spec).context("write the container's config.json")?;
-    std::fs::write(bundle.join(FILE), text).context("write the container's config.json")?;
-    Ok(executor)
+    Ok((spec, executor))
 }
 
-/// A covered mount would still be in the mount table, where libcontainer looks: they are taken off, the innermost first, in this mount namespace.
-/// The usual place goes first, with all that is below it: the kernel waits for all processors in each call that takes something off.
-fn hide_cgroups(cgroup_root: &Path) -> Result<()> {
-    linux::mount::detach(cgroup_root)?;
-    let is_cgroup =
-        |entry: &linux::mount::MountEntry| matches!(entry.filesystem.as_str(), "cgroup" | "cgroup2");
-    for entry in linux::mount::table()?.into_iter().rev().filter(is_cgroup) {
-        linux::mount::detach(&entry.mount_point)?;
-    }
-    Ok(linux::mount::tmpfs(cgroup_root, "mode=0555,size=4k,nr_inodes=1,ro")?)
-}
-
-/// Makes a directory inside the root file system, through the image's own symbolic links but never out of it.
-fn make_directory(root: &Path, wanted: &Path) -> Result<()> {
-    use rustix::fs::{Mode, OFlags, ResolveFlags};
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut current = rustix::fs::open(root, flags, Mode::empty()).context("open the root file system")?;
-    let root = current.try_clone().context("open the root file system")?;
-    let mut path = PathBuf::new();
-    for part in wanted.components() {
-        let std::path::Component::Normal(name) = part else { continue };
-        path.push(name);
-        let open = || rustix::fs::openat2(&root, &path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
-        current = match open() {
-            Err(rustix::io::Errno::NOENT) => {
-                rustix::fs::mkdirat(&current, name, Mode::from_bits_truncate(0o755))
-                    .with_context(|| format!("make working directory {}", wanted.display()))?;
-                open()
-            }
-            other => other,
-        }
-        .with_context(|| format!("open working directory {}", wanted.display()))?;
-    }
-    Ok(())
+fn write_spec(spec: &Spec, bundle: &Path) -> Result<()> {
+    let text = serde_json::to_vec(spec).context("write the container's config.json")?;
+    std::fs::write(bundle.join(SPEC), text).context("write the container's config.json")
 }
 
 fn create(start: Start<'_>, bundle: &Path, executor: ProcessExecutor) -> Result<(i32, Option<OwnedFd>)> {
