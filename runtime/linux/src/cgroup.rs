@@ -19,6 +19,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
 use crate::Error;
 
 pub use devices::{DeviceAccess, DeviceKind, DeviceRule};
@@ -26,8 +28,8 @@ pub use events::{OomWatch, oom_kills};
 pub use limits::{Limits, weight_from_shares};
 pub use stats::Stats;
 
-/// Times that a signal is sent to everybody in a group that goes on forking.
-const KILL_ROUNDS: usize = 50;
+/// How long a group may list processes that have ended, before it is looked at again: nothing tells of that.
+const LISTING_PAUSE: Duration = Duration::from_millis(1);
 /// Longest single wait for a notification that a group became empty.
 const EMPTY_WAIT: Duration = Duration::from_millis(100);
 /// Magic number of cgroup2 (`statfs(2)`).
@@ -118,6 +120,20 @@ impl Layout {
     pub fn unified_group_of(&self, pid: i32) -> Result<Option<Group>, Error> {
         let text = read(Path::new(&format!("/proc/{pid}/cgroup")))?;
         Ok(unified_path(&text).and_then(|path| self.group(path).ok()))
+    }
+}
+
+/// Waits until the first of the processes that still run ends, by its pidfd.
+fn wait_for_exit(pids: &[i32], limit: Duration) {
+    let ends_within = |pidfd: &OwnedFd, limit: Duration| {
+        let mut poll = [PollFd::new(pidfd, PollFlags::IN)];
+        let limit = Timespec { tv_sec: 0, tv_nsec: i64::from(limit.subsec_nanos()) };
+        rustix::event::poll(&mut poll, Some(&limit)).is_ok_and(|ready| ready > 0)
+    };
+    let pidfds = pids.iter().filter_map(|pid| crate::process::pidfd(*pid).ok());
+    match pidfds.into_iter().find(|pidfd| !ends_within(pidfd, Duration::ZERO)) {
+        Some(running) => drop(ends_within(&running, limit)),
+        None => std::thread::sleep(LISTING_PAUSE.min(limit)),
     }
 }
 
@@ -247,7 +263,7 @@ impl Group {
             // Absent before Linux 5.14; the loop below then does all of it.
             let _ = write(&directory.join("cgroup.kill"), "1");
         }
-        for _ in 0..KILL_ROUNDS {
+        loop {
             let pids = self.processes();
             if pids.is_empty() {
                 return Ok(());
@@ -258,22 +274,14 @@ impl Group {
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                break;
+                return Err(Error::new(
+                    "kill control group",
+                    self.path.display(),
+                    rustix::io::Errno::TIMEDOUT,
+                ));
             }
-            self.wait_for_exit(&pids, left.min(EMPTY_WAIT));
+            wait_for_exit(&pids, left.min(EMPTY_WAIT));
         }
-        if self.processes().is_empty() {
-            return Ok(());
-        }
-        Err(Error::new("kill control group", self.path.display(), rustix::io::Errno::TIMEDOUT))
-    }
-
-    /// Waits until the first of the processes ends, by its pidfd.
-    fn wait_for_exit(&self, pids: &[i32], limit: Duration) {
-        let Some(pidfd) = pids.iter().find_map(|pid| crate::process::pidfd(*pid).ok()) else { return };
-        let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-        let limit = rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(limit.subsec_nanos().max(1)) };
-        let _ = rustix::event::poll(&mut poll, Some(&limit));
     }
 
     /// Removes the group and those below it in every hierarchy. Fine when they are gone.
