@@ -1,7 +1,8 @@
 //! The mount namespace of a start: what libcontainer needs, and little else.
 //!
 //! Input: the request and the container's spec; effect: on the worker, which alone has this namespace. libcontainer reads the mount table two dozen times
-//! a container, and a node has two mounts for each pod, so what cannot matter to the container is taken off first.
+//! a container, and a node has at least two mounts for each pod, so what cannot matter to the
+//! container is taken off first.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -86,23 +87,27 @@ fn make_directory(root: &Path, wanted: &Path) -> Result<()> {
 fn hide_pods(start: &Start<'_>, spec: &Spec, table: &[MountEntry]) -> Result<()> {
     let shm = start.sandbox.shm_path();
     let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_deref());
+    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let listener = seccomp.and_then(|seccomp| seccomp.listener_path().as_deref());
     let needed: Vec<PathBuf> = sources
         .filter(|source| source.is_absolute() && Some(*source) != shm)
+        .chain(listener)
         .chain([start.request.rootfs.directory.as_path(), start.request.bundle.as_path()])
         // What is not there is told by libcontainer.
         .filter_map(|path| path.canonicalize().ok())
         .collect();
-    let oci_root = start.oci_root.canonicalize().context("find the directory for libcontainer's files")?;
+    let place = |path: &Path| path.canonicalize().with_context(|| format!("find {}", path.display()));
+    let oci_root = place(start.oci_root)?;
     let Some(volatile) = dispensable(&oci_root, &needed, table) else { return Ok(()) };
-    let shm = shm.map(|path| anyhow::Ok((linux::mount::clone_tree(path)?, path))).transpose()?;
+    let shm = shm.map(|path| anyhow::Ok((linux::mount::clone_tree(path)?, place(path)?))).transpose()?;
     linux::mount::detach(volatile)?;
     linux::mount::tmpfs(volatile, "mode=0755")?;
     let make =
         |path: &Path| std::fs::create_dir_all(path).with_context(|| format!("make {}", path.display()));
-    make(start.oci_root)?;
+    make(&oci_root)?;
     if let Some((tree, path)) = shm {
-        make(path)?;
-        linux::mount::attach_tree(tree, path)?;
+        make(&path)?;
+        linux::mount::attach_tree(tree, &path)?;
     }
     Ok(())
 }
