@@ -136,14 +136,16 @@ pub fn open(path: &Path, history_limit: usize) -> Result<Opened, OpenError> {
 
 /// Opens the store that lies on `backend`; `path` is for errors.
 fn open_on(backend: impl StorageBackend, path: &Path, history_limit: usize) -> Result<Opened, OpenError> {
-    let opened = survive(|| load(backend, path, history_limit));
-    opened.unwrap_or_else(|reason| Err(OpenError::Damaged { path: path.to_owned(), reason }))
-}
-
-fn load(backend: impl StorageBackend, path: &Path, history_limit: usize) -> Result<Opened, OpenError> {
     let failed =
         |source: redb::Error| OpenError::Database { path: path.to_owned(), source: Box::new(source) };
-    let database = builder().create_with_backend(backend).map_err(|error| failed(error.into()))?;
+    let read = || {
+        let database = builder().create_with_backend(backend).map_err(|error| failed(error.into()))?;
+        let records = read_all(&database, path)?;
+        let meta = read_meta(&database).map_err(failed)?;
+        Ok((database, records, meta))
+    };
+    let damaged = |reason| OpenError::Damaged { path: path.to_owned(), reason };
+    let (database, records, meta) = survive(read).unwrap_or_else(|reason| Err(damaged(reason)))?;
     let mut writer = Writer {
         database: Arc::new(database),
         index: HashMap::new(),
@@ -153,8 +155,7 @@ fn load(backend: impl StorageBackend, path: &Path, history_limit: usize) -> Resu
         obsolete: VecDeque::new(),
         history_limit: history_limit.max(1),
     };
-    let records = read_all(&writer.database, path)?;
-    let loaded = writer.load(records, read_meta(&writer.database).map_err(failed)?);
+    let loaded = writer.load(records, meta);
     Ok(Opened { writer, path: path.to_owned(), loaded })
 }
 
