@@ -6,6 +6,8 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
+use linux::cgroup::Layout;
+
 /// Where control groups are mounted on every distribution.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
@@ -32,7 +34,7 @@ impl Machine {
             address: route_source(),
             program_dir: std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned())),
             unified_hierarchy: unified_hierarchy(&mounts),
-            cgroup_v1: has_v1(&mounts, cgroup_root),
+            cgroup_v1: Layout::detect(cgroup_root).is_ok_and(|layout| layout.is_v1()),
         }
     }
 }
@@ -49,21 +51,11 @@ fn route_source() -> Option<Ipv4Addr> {
     }
 }
 
-/// The first cgroup2 mount.
+/// The first cgroup2 mount (proc_pid_mountinfo(5): the type follows the separator ` - `).
 pub(super) fn unified_hierarchy(mountinfo: &str) -> Option<PathBuf> {
-    mounts(mountinfo, "cgroup2").next()
-}
-
-/// Whether a hierarchy of cgroup v1 is mounted at or below `root`.
-pub(super) fn has_v1(mountinfo: &str, root: &Path) -> bool {
-    mounts(mountinfo, "cgroup").any(|mount| mount.starts_with(root))
-}
-
-/// Where filesystems of a type are mounted (proc_pid_mountinfo(5): the type follows the separator ` - `).
-fn mounts<'a>(mountinfo: &'a str, kind: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
-    mountinfo.lines().filter_map(move |line| {
+    mountinfo.lines().find_map(|line| {
         let (fields, rest) = line.split_once(" - ")?;
-        (rest.split(' ').next()? == kind).then_some(())?;
+        (rest.split(' ').next()? == "cgroup2").then_some(())?;
         Some(PathBuf::from(fields.split(' ').nth(4)?))
     })
 }

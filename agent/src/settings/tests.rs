@@ -180,13 +180,11 @@ fn finds_the_unified_hierarchy_among_others() {
 
 #[test]
 fn cgroup_v1_counts_where_the_control_groups_are_configured_to_be() {
-    let mountinfo = "31 24 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n\
-                     32 24 0:28 / /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 cgroup2 rw\n\
-                     33 24 0:28 / /cg rw,nosuid shared:9 - cgroup2 cgroup2 rw\n";
-    let cases = [("/sys/fs/cgroup", true), ("/sys/fs/cgroup/unified", false), ("/cg", false)];
-    for (root, expected) in cases {
-        assert_eq!(machine::has_v1(mountinfo, Path::new(root)), expected, "{root}");
-    }
+    let nowhere = tempfile::tempdir().unwrap();
+    assert!(!Machine::read(nowhere.path()).cgroup_v1);
+    let root = Path::new(machine::CGROUP_ROOT);
+    let here = linux::cgroup::Layout::detect(root).is_ok_and(|layout| layout.is_v1());
+    assert_eq!(Machine::read(root).cgroup_v1, here);
 }
 
 #[test]
