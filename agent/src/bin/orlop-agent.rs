@@ -25,9 +25,10 @@ use tracing_subscriber::EnvFilter;
 
 /// Threads that run tasks: the work is waiting, and a node has better use for its processors.
 const WORKER_THREADS: usize = 2;
-/// Threads for work that blocks: files, and calls in which the kernel waits. More work than that waits for one. What a burst of pods makes of
-/// threads is never given back whole, since the allocator keeps memory for each of them.
-const BLOCKING_THREADS: usize = 64;
+/// Threads for work that blocks: files, and calls in which the kernel waits. More work than that waits for one; with
+/// fewer than a node's usual 110 pods, what hangs in each of them would stop all. What a burst of pods makes of threads is never given back whole,
+/// since the allocator keeps memory for each of them.
+const BLOCKING_THREADS: usize = 128;
 /// How long tasks may take to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is logged when `RUST_LOG` says nothing.

@@ -70,10 +70,11 @@ async fn remove_group(group: Group) -> Result<(), String> {
     tracing::debug!(path = %group.path().display(), error, "control group is still in use");
     if let Some(directory) = group.unified_directory() {
         match tokio::time::timeout(EMPTY_LIMIT, emptied(directory)).await {
-            Ok(Err(source)) => return Err(format!("{error}; wait for its processes: {source}")),
             Ok(Ok(())) if remove().await.is_ok() => return Ok(()),
             // Some are left, of which a v1 hierarchy alone may know.
             Ok(Ok(())) | Err(_) => {}
+            // A container can use up what the kernel has of watches: that must keep nobody alive.
+            Ok(Err(error)) => tracing::warn!(%error, "who is left in a control group is not waited for"),
         }
     }
     let orphaned = group.clone();
@@ -84,7 +85,9 @@ async fn remove_group(group: Group) -> Result<(), String> {
 /// Ends whoever outlived the pod's containers. Blocks, at most [`KILL_LIMIT`].
 fn kill(group: &Group) -> Result<(), String> {
     let (path, pids) = (group.path().display(), group.processes());
-    tracing::warn!(%path, ?pids, "processes that outlived their pod are killed");
+    if !pids.is_empty() {
+        tracing::warn!(%path, ?pids, "processes that outlived their pod are killed");
+    }
     group.kill(KILL_LIMIT).map_err(|error| chain(&error))
 }
 

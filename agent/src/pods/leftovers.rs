@@ -39,8 +39,16 @@ pub struct Queue {
 impl Queue {
     /// All that `is_pod` does not know: what a pod has is not left over.
     pub fn of(owners: BTreeMap<String, Owner>, is_pod: impl Fn(&str) -> bool) -> Queue {
-        let waiting = owners.into_iter().filter(|(uid, _)| !is_pod(uid)).take(WAITING);
-        Queue { waiting: waiting.collect(), ending: BTreeSet::new() }
+        let mut waiting: BTreeMap<_, _> = owners.into_iter().filter(|(uid, _)| !is_pod(uid)).collect();
+        let passed_over = waiting.len().saturating_sub(WAITING);
+        if passed_over > 0 {
+            tracing::warn!(
+                passed_over,
+                "what is left of these pods is removed by a later start of the agent"
+            );
+            waiting = waiting.into_iter().take(WAITING).collect();
+        }
+        Queue { waiting, ending: BTreeSet::new() }
     }
 
     /// A pod begins: what there is of it is its own.

@@ -375,7 +375,7 @@ fn mounted_in<'a>(folder: &'a Path, table: &'a [MountEntry]) -> impl Iterator<It
     table.iter().map(|entry| entry.mount_point.as_path()).filter(move |point| point.starts_with(folder))
 }
 
-/// Removes a folder with all that is in it. Never through a mount: what is still mounted makes it fail before anything is removed.
+/// Removes a folder with all that is in it. What `table` says is mounted in it makes it fail before anything is removed.
 fn remove_unmounted(folder: &Path, table: &[MountEntry]) -> Result<(), String> {
     if let Some(point) = mounted_in(folder, table).next() {
         return Err(format!("remove {}: {} is still mounted", folder.display(), point.display()));

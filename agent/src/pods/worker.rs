@@ -148,6 +148,10 @@ impl Worker {
         // One whose end an earlier process began: the services know before they are written for the first time.
         if let Some(stage) = plan::departure(&worker.observed, Timestamp::now()) {
             worker.site.departures.found(worker.names().uid.to_owned(), stage);
+            if worker.observed.sandboxes.is_empty() {
+                // No signal and no address are still to come for which the services would have to be waited for.
+                worker.observed.left_services = Some(stage);
+            }
         }
         worker
     }
