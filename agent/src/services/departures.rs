@@ -1,8 +1,8 @@
 //! How those who end pods tell the services, and wait until nobody is sent to a pod any more.
 //!
 //! In: a pod's uid and how far it has come. Out: the answer of the task that owns the dataplane, within [`LIMIT`]: a pod's end
-//! waits no longer for it, whatever state the dataplane is in. What was told in time for nobody counts all the same once the task comes to
-//! it; only who finds [`NOTICES`] others waiting has told nothing. Decides nothing; `plan` knows what an end means.
+//! waits no longer for it, whatever state the dataplane is in. A notice whose sender stopped waiting is still
+//! applied; only a full queue loses one. Decides nothing; `plan` knows what an end means.
 
 use std::time::Duration;
 

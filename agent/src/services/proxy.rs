@@ -3,11 +3,11 @@
 //! ```text
 //! Syncing --both watches listed once, and ending pods known, or CATCH_UP later--> Running --every change--> Running
 //! ```
-//! While Syncing the dataplane keeps what an earlier agent left: connections go on being translated, nothing is refused
-//! because its slices have not been listed yet, and nobody is sent again to a pod that had left, of which slices may not know.
-//! On the way to Running everything wanted is written, then what nobody wants is removed. Running writes what changed. What the dataplane refuses is told as an event and tried again after
-//! [`RETRY`]; other Services go on. Who ends a pod is answered once the dataplane was written: while Syncing it may still
-//! hold what an earlier agent wrote, so nobody is answered then.
+//! While Syncing the dataplane keeps what an earlier agent left: connections go on being translated, nothing is refused because
+//! its slices have not been listed yet, and nobody is sent again to a pod that had left, of which slices may not know. On the
+//! way to Running everything wanted is written, then what nobody wants is removed. Running writes what changed. What the
+//! dataplane refuses is told as an event and tried again after [`RETRY`]; other Services go on. Who ends a pod is answered once
+//! the dataplane was written: while Syncing it may still hold what an earlier agent wrote, so nobody is answered then.
 
 use std::collections::{BTreeSet, HashSet};
 use std::pin::pin;

@@ -1,4 +1,5 @@
-//! Directories that many short-lived others are made in, and small files of which a reader sees the old content or the new, also after a power cut: replaced as a whole, or told by their last whole line.
+//! Files as this project keeps its state. Small ones of which a reader sees the old content or the new, also after a power cut: replaced as a
+//! whole, or told by their last whole line. And the directories in which many short-lived others are made.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
