@@ -1,10 +1,12 @@
 //! The life of sandboxes and containers, and what a container sees.
 
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use runtime::{
-    ContainerConfig, ContainerState, Error, Mount, MountPropagation, NamespaceMode, Resources, SandboxState,
-    SecurityContext,
+    ContainerConfig, ContainerState, Error, Mount, MountPropagation, NamespaceMode, Resources, SandboxId,
+    SandboxState, SecurityContext, SecurityProfile,
 };
 
 use crate::fixture::{Host, LIMIT, chain, container, exited, start, until};
@@ -339,6 +341,62 @@ async fn who_mounts_the_volatile_state_sees_what_is_mounted_there_for_other_pods
         let log: Vec<String> =
             host.read_log(&format!("{name}.log")).into_iter().map(|(_, text)| text).collect();
         assert_eq!(log, ["x", "y"], "{name}");
+    }
+}
+
+/// Who supervises its system calls stops a start where libcontainer connects to it: somebody else has its only place.
+#[tokio::test]
+async fn a_start_has_no_mounts_of_other_pods_and_reaches_the_listener_of_its_profile() {
+    let host = Host::new();
+    let runtime = host.open_with_image().await;
+    let other = runtime.run_sandbox(host.pod()).await.unwrap();
+    let pod = runtime.run_sandbox(host.pod()).await.unwrap();
+    let shm = |pod: &SandboxId| host.config.state.join("shm").join(pod.as_str());
+    for (name, directory, hidden) in
+        [("far", host.directory.path(), true), ("near", host.config.state.as_path(), false)]
+    {
+        let path = directory.join("listener");
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let first = UnixStream::connect(&path).unwrap();
+        let profile = serde_json::json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path,
+            "syscalls": [{ "names": ["sethostname"], "action": "SCMP_ACT_NOTIFY" }],
+        });
+        let file = host.directory.path().join(format!("{name}.json"));
+        std::fs::write(&file, profile.to_string()).unwrap();
+        let seccomp = SecurityProfile::Localhost(file.display().to_string());
+        let security = SecurityContext { seccomp, ..SecurityContext::default() };
+        let id = runtime
+            .create_container(&pod, ContainerConfig { security, ..container(name, "echo up") })
+            .await
+            .unwrap();
+        let starting = tokio::spawn({
+            let (runtime, id) = (runtime.clone(), id.clone());
+            async move { runtime.start_container(&id).await.map_err(|error| chain(&error)) }
+        });
+        let mut worker = 0;
+        until("its worker waits for a place", || {
+            let waits = |pid: &i32| {
+                let read =
+                    |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+                read("comm").trim() == "orlop-worker" && read("wchan").contains("unix")
+            };
+            worker = linux::process::list().unwrap().into_iter().find(waits).unwrap_or_default();
+            worker != 0
+        })
+        .await;
+        let table = std::fs::read_to_string(format!("/proc/{worker}/mountinfo")).unwrap();
+        let has = |path: PathBuf| table.contains(&format!(" {} ", path.display()));
+        assert_eq!((has(shm(&other)), has(shm(&pod))), (!hidden, true), "{name}: {table}");
+        drop(listener.accept().unwrap());
+        drop(first);
+        let supervisor = listener.accept().unwrap();
+        starting.await.unwrap().unwrap();
+        exited(&runtime, &id).await;
+        drop(supervisor);
+        let log = host.read_log(&format!("{name}.log"));
+        assert_eq!(log, [("stdout".to_owned(), "up".to_owned())]);
     }
 }
 
