@@ -2,7 +2,8 @@
 //!
 //! In: a kubeconfig. Out: a [`kube::Client`] that is shared by everything here. Connects to nobody yet: when the API server is
 //! away, each caller retries with its own back-off. The client repeats nothing by itself (kube's own would, for minutes), and keeps few
-//! connections that nobody uses (kube's own keeps all that a burst of requests made, until the server closes them).
+//! connections that nobody uses (kube's own keeps all that a burst of requests made, until the server closes them). It goes through no
+//! proxy: a kubeconfig that asks for one is refused.
 
 use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,8 @@ pub enum ClientError {
     Kubeconfig { path: PathBuf, source: Box<KubeconfigError> },
     #[error("make a client from kubeconfig {path}")]
     Client { path: PathBuf, source: Box<kube::Error> },
+    #[error("kubeconfig {path}: proxy-url {url:?} is not supported")]
+    Proxy { path: PathBuf, url: String },
 }
 
 /// A client with the identity of `kubeconfig`.
@@ -56,10 +59,21 @@ pub async fn client(kubeconfig: &Path) -> Result<kube::Client, ClientError> {
 async fn config(kubeconfig: &Path) -> Result<kube::Config, ClientError> {
     let failed = |source| ClientError::Kubeconfig { path: kubeconfig.to_owned(), source: Box::new(source) };
     let file = Kubeconfig::read_from(kubeconfig).map_err(failed)?;
+    if let Some(url) = proxy(&file) {
+        return Err(ClientError::Proxy { path: kubeconfig.to_owned(), url: url.to_owned() });
+    }
     let options = KubeConfigOptions::default();
     let mut config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(failed)?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     Ok(config)
+}
+
+/// The proxy of the cluster that the current context means.
+fn proxy(file: &Kubeconfig) -> Option<&str> {
+    let current = file.current_context.as_ref()?;
+    let context = file.contexts.iter().find(|named| named.name == *current)?.context.as_ref()?;
+    let cluster = file.clusters.iter().find(|named| named.name == context.cluster)?.cluster.as_ref()?;
+    cluster.proxy_url.as_deref().filter(|url| !url.is_empty())
 }
 
 fn with_config(config: kube::Config) -> Result<kube::Client, kube::Error> {
@@ -75,6 +89,7 @@ fn with_config(config: kube::Config) -> Result<kube::Client, kube::Error> {
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(http);
     Ok(kube::Client::new(service, config.default_namespace))

@@ -161,3 +161,29 @@ async fn a_kubeconfig_gets_the_limits() {
     assert_eq!(config.connect_timeout, Some(CONNECT_TIMEOUT));
     assert!(config.write_timeout.is_some());
 }
+
+#[tokio::test]
+async fn requests_impersonate_whom_the_kubeconfig_names() {
+    let (asked, requests) = mpsc::channel();
+    let address = listening(move |connection| {
+        while let Some(request) = request(&connection) {
+            asked.send(request).unwrap();
+            answer(&connection, "200 OK", r#"{"metadata": {"name": "web"}}"#);
+        }
+    });
+    let file = kubeconfig(&format!("http://{address}"), "", "as: alice, as-groups: [staff]");
+    let client = client(file.path()).await.unwrap();
+    kube::Api::<Pod>::default_namespaced(client).get("web").await.unwrap();
+    let request = requests.recv().unwrap().to_lowercase();
+    for header in ["impersonate-user: alice", "impersonate-group: staff", "authorization: bearer secret"] {
+        assert!(request.contains(header), "{header} is not in {request}");
+    }
+}
+
+#[tokio::test]
+async fn a_kubeconfig_with_a_proxy_is_refused_by_its_name() {
+    let file = kubeconfig("http://127.0.0.1:1", "proxy-url: socks5://127.0.0.1:2", "");
+    let error = client(file.path()).await.err().unwrap().to_string();
+    let path = file.path().display();
+    assert_eq!(error, format!(r#"kubeconfig {path}: proxy-url "socks5://127.0.0.1:2" is not supported"#));
+}
