@@ -2,13 +2,15 @@
 //!
 //! In: a kubeconfig. Out: a [`kube::Client`] that is shared by everything here. Connects to nobody yet: when the API server is
 //! away, each caller retries with its own back-off. The client repeats nothing by itself (kube's own would, for minutes), and keeps few
-//! connections that nobody uses (kube's own keeps all that a burst of requests made, until the server closes them).
+//! connections that nobody uses (kube's own keeps all that a burst of requests made, until the server closes them). It goes through no
+//! proxy: a kubeconfig that asks for one is refused.
 
 use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::Stream;
+use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -22,10 +24,14 @@ use tower::{BoxError, ServiceBuilder};
 #[cfg(test)]
 mod tests;
 
-/// Longest wait for a connection to the API server.
+/// Longest wait for a connection to the API server: its name, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that wait for the next request, at most: what 50 pods at once use, since each new one costs both sides a handshake. And
-/// for how long.
+/// A server that is silent for the first is asked whether it is there, as often as the second says; one that acknowledges nothing for the
+/// third is gone. The kubelet finds out as fast, by HTTP/2 pings.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(45);
+/// Connections that wait for the next request, at most, and for how long. More than 50 pods use at once; not measured against fewer.
 const IDLE_CONNECTIONS: usize = 64;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// First and longest pause between two attempts, and how the pause grows.
@@ -40,33 +46,64 @@ pub enum ClientError {
     Kubeconfig { path: PathBuf, source: Box<KubeconfigError> },
     #[error("make a client from kubeconfig {path}")]
     Client { path: PathBuf, source: Box<kube::Error> },
+    #[error("kubeconfig {path}: proxy-url {url:?} is not supported")]
+    Proxy { path: PathBuf, url: String },
 }
 
 /// A client with the identity of `kubeconfig`.
 pub async fn client(kubeconfig: &Path) -> Result<kube::Client, ClientError> {
-    let failed = |source| ClientError::Kubeconfig { path: kubeconfig.to_owned(), source: Box::new(source) };
-    let file = Kubeconfig::read_from(kubeconfig).map_err(failed)?;
-    let options = KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(failed)?;
-    with_config(config)
+    with_config(config(kubeconfig).await?)
         .map_err(|source| ClientError::Client { path: kubeconfig.to_owned(), source: Box::new(source) })
 }
 
+async fn config(kubeconfig: &Path) -> Result<kube::Config, ClientError> {
+    let failed = |source| ClientError::Kubeconfig { path: kubeconfig.to_owned(), source: Box::new(source) };
+    let file = Kubeconfig::read_from(kubeconfig).map_err(failed)?;
+    if let Some(url) = proxy(&file) {
+        return Err(ClientError::Proxy { path: kubeconfig.to_owned(), url: url.to_owned() });
+    }
+    let options = KubeConfigOptions::default();
+    let mut config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(failed)?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Ok(config)
+}
+
+/// The proxy of the cluster that the current context means.
+fn proxy(file: &Kubeconfig) -> Option<&str> {
+    let current = file.current_context.as_ref()?;
+    let context = file.contexts.iter().find(|named| named.name == *current)?.context.as_ref()?;
+    let cluster = file.clusters.iter().find(|named| named.name == context.cluster)?.cluster.as_ref()?;
+    cluster.proxy_url.as_deref().filter(|url| !url.is_empty())
+}
+
 fn with_config(config: kube::Config) -> Result<kube::Client, kube::Error> {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let https = config.rustls_https_connector_with_connector(tcp(config.connect_timeout))?;
+    let mut connector = TimeoutConnector::new(https);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_write_timeout(config.write_timeout);
     let http = HttpClient::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .build(config.rustls_https_connector_with_connector(connector)?);
+        .build(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(http);
     Ok(kube::Client::new(service, config.default_namespace))
+}
+
+/// Connects to one address after the other, in a share of `timeout` each.
+fn tcp(timeout: Option<Duration>) -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(timeout);
+    connector.set_keepalive(Some(KEEPALIVE_AFTER));
+    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    connector.set_tcp_user_timeout(Some(ACKNOWLEDGE_TIMEOUT));
+    connector
 }
 
 /// A watch as all of this node's are: it pauses as [`Backoff`] says, and its objects come without the fields that nobody here reads and

@@ -1,10 +1,12 @@
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Barrier, mpsc};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use socket2::SockRef;
+use tower::ServiceExt;
 
 use super::*;
 
@@ -31,22 +33,34 @@ fn pauses_double_up_to_the_longest_and_start_again() {
     assert_eq!(backoff.next_pause().as_millis(), 200);
 }
 
-/// An API server that gives each connection to a thread of its own.
-fn served(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> kube::Client {
+/// Where a server listens that gives each connection to a thread of its own.
+fn listening(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for connection in listener.incoming() {
             let serve = serve.clone();
             std::thread::spawn(move || serve(connection.unwrap()));
         }
     });
+    address
+}
+
+/// A client of such an API server.
+fn served(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> kube::Client {
+    let url = format!("http://{}", listening(serve));
     with_config(kube::Config::new(url.parse().unwrap())).unwrap()
 }
 
 /// Waits for a request without a body, which fits into one packet.
-fn is_asked(mut connection: &TcpStream) -> bool {
-    connection.read(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0)
+fn request(mut connection: &TcpStream) -> Option<String> {
+    let mut bytes = [0; 4096];
+    let length = connection.read(&mut bytes).ok().filter(|length| *length > 0)?;
+    Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
+}
+
+fn is_asked(connection: &TcpStream) -> bool {
+    request(connection).is_some()
 }
 
 fn answer(mut connection: &TcpStream, status: &str, body: &str) {
@@ -88,4 +102,88 @@ async fn a_burst_of_requests_leaves_few_connections() {
     }
     let count = move || (IDLE_CONNECTIONS..REQUESTS).all(|_| closes.recv_timeout(CONNECT_TIMEOUT).is_ok());
     assert!(tokio::task::spawn_blocking(count).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_server_that_never_speaks_tls_is_given_up() {
+    let (accepted, connections) = mpsc::channel();
+    let address = listening(move |connection| accepted.send(connection).unwrap());
+    let mut config = kube::Config::new(format!("https://{address}").parse().unwrap());
+    config.connect_timeout = Some(Duration::from_millis(100));
+    let pods = kube::Api::<Pod>::default_namespaced(with_config(config).unwrap());
+    let answer = tokio::time::timeout(CONNECT_TIMEOUT, pods.get("web")).await.expect("an end of the wait");
+    let error = chain(&answer.unwrap_err());
+    assert!(error.contains("deadline has elapsed"), "{error}");
+    assert!(connections.recv_timeout(CONNECT_TIMEOUT).is_ok());
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_without_a_word_is_noticed() {
+    let (accepted, _connections) = mpsc::channel();
+    let address = listening(move |connection| accepted.send(connection).unwrap());
+    let connection = tcp(None).oneshot(format!("http://{address}").parse().unwrap()).await.unwrap();
+    let socket = SockRef::from(connection.inner());
+    assert!(socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_AFTER);
+    assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(ACKNOWLEDGE_TIMEOUT));
+}
+
+/// A kubeconfig for the server at `url`; `cluster` and `user` are further lines of theirs.
+fn kubeconfig(url: &str, cluster: &str, user: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(
+        file,
+        "\
+apiVersion: v1
+kind: Config
+current-context: here
+contexts:
+- {{name: here, context: {{cluster: here, user: me}}}}
+clusters:
+- name: elsewhere
+  cluster: {{server: http://127.0.0.1:1, proxy-url: http://127.0.0.1:2}}
+- name: here
+  cluster: {{server: '{url}', {cluster}}}
+users:
+- name: me
+  user: {{token: secret, {user}}}
+"
+    )
+    .unwrap();
+    file
+}
+
+#[tokio::test]
+async fn a_kubeconfig_gets_the_limits() {
+    let file = kubeconfig("http://127.0.0.1:1", "", "");
+    let config = config(file.path()).await.unwrap();
+    assert_eq!(config.connect_timeout, Some(CONNECT_TIMEOUT));
+    assert!(config.write_timeout.is_some());
+}
+
+#[tokio::test]
+async fn requests_impersonate_whom_the_kubeconfig_names() {
+    let (asked, requests) = mpsc::channel();
+    let address = listening(move |connection| {
+        while let Some(request) = request(&connection) {
+            asked.send(request).unwrap();
+            answer(&connection, "200 OK", r#"{"metadata": {"name": "web"}}"#);
+        }
+    });
+    let file = kubeconfig(&format!("http://{address}"), "", "as: alice, as-groups: [staff]");
+    let client = client(file.path()).await.unwrap();
+    kube::Api::<Pod>::default_namespaced(client).get("web").await.unwrap();
+    let request = requests.recv().unwrap().to_lowercase();
+    for header in ["impersonate-user: alice", "impersonate-group: staff", "authorization: bearer secret"] {
+        assert!(request.contains(header), "{header} is not in {request}");
+    }
+}
+
+#[tokio::test]
+async fn a_kubeconfig_with_a_proxy_is_refused_by_its_name() {
+    let file = kubeconfig("http://127.0.0.1:1", "proxy-url: socks5://127.0.0.1:2", "");
+    let error = client(file.path()).await.err().unwrap().to_string();
+    let path = file.path().display();
+    assert_eq!(error, format!(r#"kubeconfig {path}: proxy-url "socks5://127.0.0.1:2" is not supported"#));
 }

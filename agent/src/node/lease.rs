@@ -1,6 +1,7 @@
 //! The Lease in `kube-node-lease` by which the control plane sees that this node lives.
 //!
-//! In: the own Node (for its uid). Out: one Lease, renewed four times in its duration; failures are retried with back-off. What
+//! In: the own Node (for its uid). Out: one Lease, renewed four times in its duration; failures, and requests that nobody answers, are
+//! retried with back-off. What
 //! it should look like is decided by `desired` (pure).
 
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::PostParams;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Backoff, chain, is_code};
@@ -24,6 +25,17 @@ mod tests;
 const NAMESPACE: &str = "kube-node-lease";
 /// Renewals in one duration, as many as the kubelet's.
 const RENEWALS: u32 = 4;
+/// Longest wait for a renewal, or as long as the Lease lasts if that is shorter: the kubelet's.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a renewal failed.
+#[derive(Debug, thiserror::Error)]
+enum RenewalError {
+    #[error(transparent)]
+    Request(#[from] kube::Error),
+    #[error("the API server did not answer within {limit:?}")]
+    Unanswered { limit: Duration },
+}
 
 pub struct Context {
     pub client: kube::Client,
@@ -37,7 +49,8 @@ pub struct Context {
 /// Renews until shutdown.
 pub async fn run(context: Context) {
     let api: Api<Lease> = Api::namespaced(context.client.clone(), NAMESPACE);
-    let renew_every = Duration::from_secs(u64::from(context.duration_seconds.unsigned_abs())) / RENEWALS;
+    let duration = Duration::from_secs(u64::from(context.duration_seconds.unsigned_abs()));
+    let (renew_every, limit) = (duration / RENEWALS, RENEWAL_TIMEOUT.min(duration));
     let mut last = None;
     let mut backoff = Backoff::default();
     let mut node = context.node.clone();
@@ -49,7 +62,7 @@ pub async fn run(context: Context) {
     }
     loop {
         let uid = context.node.borrow().as_ref().and_then(|node| node.metadata.uid.clone());
-        let pause = match renew(&api, &context, uid, last.take()).await {
+        let pause = match within(limit, renew(&api, &context, uid, last.take())).await {
             Ok(lease) => {
                 last = Some(lease);
                 backoff.reset();
@@ -66,6 +79,16 @@ pub async fn run(context: Context) {
             () = context.shutdown.cancelled() => return,
             () = sleep(pause) => {}
         }
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, RenewalError> {
+    match timeout(limit, request).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(RenewalError::Unanswered { limit }),
     }
 }
 
