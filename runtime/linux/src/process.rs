@@ -208,6 +208,43 @@ pub struct Process {
     pub arguments: Vec<String>,
 }
 
+/// Where a process runs. None of it lies in the process's memory, which whoever shares it can keep others from reading for as long as he
+/// likes: arguments and environment are read only of processes that are in a trusted place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Name of its pid namespace, `pid:[4026531836]`.
+    pub pid_namespace: PathBuf,
+    /// Its control groups, a line for each hierarchy.
+    pub cgroups: String,
+}
+
+impl Place {
+    /// That of a process.
+    ///
+    /// # Errors
+    /// The process is gone, or not to be looked at.
+    pub fn of(pid: i32) -> Result<Place, Error> {
+        Place::read(&format!("/proc/{pid}"))
+    }
+
+    /// The caller's.
+    ///
+    /// # Errors
+    /// /proc is not there.
+    pub fn own() -> Result<Place, Error> {
+        Place::read("/proc/self")
+    }
+
+    fn read(process: &str) -> Result<Place, Error> {
+        let (namespace, cgroups) = (format!("{process}/ns/pid"), format!("{process}/cgroup"));
+        Ok(Place {
+            pid_namespace: fs::read_link(&namespace)
+                .map_err(|error| Error::new("readlink", &namespace, error))?,
+            cgroups: fs::read_to_string(&cgroups).map_err(|error| Error::new("read", &cgroups, error))?,
+        })
+    }
+}
+
 /// All processes whose first argument is `program`.
 ///
 /// # Errors

@@ -6,12 +6,17 @@ use std::path::Path;
 
 use cni::args::CniArgs;
 use cni::{Attachment, Client, Options};
+use linux::process::Place;
 use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::Error;
 use crate::metrics::Durations;
 use crate::sandbox::SandboxConfig;
+
+#[cfg(test)]
+mod tests;
 
 /// Name of the link inside, as everywhere in Kubernetes.
 const INTERFACE: &str = "eth0";
@@ -71,40 +76,50 @@ impl PodNetwork {
 }
 
 /// Ends plugins, and what they called, that an earlier process of ours started for one of the sandboxes and did not outlive: nothing may be
-/// undone while it is still being done. Blocks until they are gone; one that was about to start another is looked after again.
-pub(crate) fn end_calls(is_ours: impl Fn(&str) -> bool) {
+/// undone while it is still being done. Blocks until they are gone; one that was about to start another is looked after again. Whoever gives it
+/// up may start plugins for the same sandboxes afterwards.
+pub(crate) fn end_calls(is_ours: impl Fn(&str) -> bool, given_up: &CancellationToken) {
     for _ in 0..MAX_LOOKS {
-        if !end_calls_once(&is_ours) {
-            return;
+        match end_calls_once(&is_ours, given_up) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::warn!(%error, "network plugins of an earlier process cannot be looked for, and may still work");
+                return;
+            }
         }
     }
     tracing::warn!("network plugins of an earlier process are still there");
 }
 
-/// Whether there was any.
-fn end_calls_once(is_ours: &impl Fn(&str) -> bool) -> bool {
-    let processes = match linux::process::list() {
-        Ok(processes) => processes,
-        Err(error) => {
-            tracing::warn!(%error, "network plugins of an earlier process cannot be looked for, and may still work");
-            return false;
-        }
-    };
+/// Whether there was any, and there may be more.
+fn end_calls_once(
+    is_ours: &impl Fn(&str) -> bool,
+    given_up: &CancellationToken,
+) -> Result<bool, linux::Error> {
+    let own = Place::own()?;
     let mut any = false;
-    for pid in processes {
-        let called_for = || linux::process::variable_of(pid, CONTAINER_VARIABLE).filter(|id| is_ours(id));
+    for pid in linux::process::list()? {
+        // Plugins are where the agent is. A container's author could hold us with the environment of one of his processes.
+        let is_near = || Place::of(pid).is_ok_and(|place| place == own);
+        let variable = || linux::process::variable_of(pid, CONTAINER_VARIABLE).filter(|id| is_ours(id));
+        let called_for = || is_near().then(variable).flatten();
         let Some(sandbox) = called_for() else { continue };
         // The number may have gone to another process until the descriptor was opened.
         if let Ok(pidfd) = linux::process::pidfd(pid)
             && called_for().is_some()
         {
+            // Asked last: who was there before we were given up was not started by whoever gave us up.
+            if given_up.is_cancelled() {
+                return Ok(false);
+            }
             any = true;
             tracing::info!(sandbox, pid, "network plugin of an earlier process is ended");
             let _ = linux::process::signal(pidfd.as_fd(), rustix::process::Signal::KILL.as_raw());
             crate::shims::wait_for_end(&pidfd);
         }
     }
-    any
+    Ok(any)
 }
 
 fn network_error(id: &str, error: &cni::Error) -> Error {

@@ -2,13 +2,20 @@
 
 pub(crate) mod client;
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
 
+use linux::cgroup::Layout;
+use linux::process::Place;
 use shim_protocol::{PROGRAM, ShimConfig};
 
 use crate::config::{Config, is_id};
@@ -16,6 +23,8 @@ use crate::error::Error;
 
 /// Longest start of a shim.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// Longest look for shims.
+const LOOK_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes compared at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 
@@ -28,27 +37,82 @@ pub(crate) struct Living {
     pub sandbox: String,
 }
 
-/// The shims of this runtime, found by their command lines: the program, the sandbox, and the file that is this sandbox's
-/// configuration. Anybody on the node can have such a command line, so what it names must be ours, and nothing but a name.
-/// Only what runs a shim's executable is asked for its command line, which lies in its memory: somebody may hold that of
-/// another process for as long as he likes.
+/// The shims of this runtime. Those that cannot be looked at in time count as gone.
 pub(crate) fn living(config: &Config) -> Vec<Living> {
-    let ours = |pid: i32| match linux::process::arguments_of(pid).as_slice() {
-        [program, sandbox, file]
-            if program == PROGRAM && is_id(sandbox) && Path::new(file) == config.shim_config(sandbox) =>
-        {
-            Some(Living { pid, sandbox: sandbox.clone() })
+    let (config, (sender, receiver)) = (config.clone(), mpsc::channel());
+    let look = move || {
+        if let Err(error) = look(&config, &sender) {
+            tracing::warn!(%error, "shims cannot be looked for, and count as gone");
         }
-        _ => None,
     };
-    let all = linux::process::list().unwrap_or_else(|error| {
+    // Nobody waits for a thread that somebody holds.
+    if let Err(error) = std::thread::Builder::new().name("find-shims".into()).spawn(look) {
         tracing::warn!(%error, "shims cannot be looked for, and count as gone");
-        Vec::new()
-    });
-    all.into_iter().filter(|pid| runs_a_shim(*pid)).filter_map(ours).collect()
+    }
+    let (shims, is_all) = found_until(Instant::now() + LOOK_LIMIT, &receiver);
+    if !is_all {
+        tracing::warn!("shims are looked for no longer: those not found yet count as gone");
+    }
+    shims
 }
 
-/// Whether a process runs a copy that [`executable`] made, by the name of the memory file.
+fn look(config: &Config, found: &Sender<Living>) -> Result<(), linux::Error> {
+    let trust = Trust::now(config)?;
+    let shims = linux::process::list()?.into_iter().filter_map(|pid| trust.shim(config, pid));
+    // Nobody waits any more.
+    let _late = shims.map(|shim| found.send(shim)).find(Result::is_err);
+    Ok(())
+}
+
+/// What a look has found when it ends, or at the deadline, and whether it has ended.
+fn found_until<T>(deadline: Instant, receiver: &Receiver<T>) -> (Vec<T>, bool) {
+    let mut found = Vec::new();
+    loop {
+        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(one) => found.push(one),
+            Err(error) => return (found, error == RecvTimeoutError::Disconnected),
+        }
+    }
+}
+
+/// Which processes are asked for their command line. A container's author can make any process look like a shim, and hold whoever reads its
+/// memory: his are in another pid namespace, or, with the node's, in the container's control group.
+struct Trust {
+    own: Place,
+    /// Who is in the shims' control group, when there is one. Who starts a shim is still in ours.
+    shims: Option<BTreeSet<i32>>,
+}
+
+impl Trust {
+    fn now(config: &Config) -> Result<Trust, linux::Error> {
+        let in_group = |path: &String| Ok(Layout::detect(&config.cgroup_root)?.group(path)?.processes());
+        let shims = config.shim_cgroup.as_ref().map(in_group).transpose()?;
+        Ok(Trust { own: Place::own()?, shims: shims.map(BTreeSet::from_iter) })
+    }
+
+    fn covers(&self, pid: i32, place: &Place) -> bool {
+        let by_group = |shims: &BTreeSet<i32>| shims.contains(&pid) || place.cgroups == self.own.cgroups;
+        place.pid_namespace == self.own.pid_namespace && self.shims.as_ref().is_none_or(by_group)
+    }
+
+    /// The shim that a process is, by its command line: the program, the sandbox, and the file that is this sandbox's configuration. What
+    /// it names must be ours, and nothing but a name.
+    fn shim(&self, config: &Config, pid: i32) -> Option<Living> {
+        if !runs_a_shim(pid) || !self.covers(pid, &Place::of(pid).ok()?) {
+            return None;
+        }
+        match linux::process::arguments_of(pid).as_slice() {
+            [program, sandbox, file]
+                if program == PROGRAM && is_id(sandbox) && Path::new(file) == config.shim_config(sandbox) =>
+            {
+                Some(Living { pid, sandbox: sandbox.clone() })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether a process runs a copy that [`executable`] made, by the name of the memory file, which anybody can give to one of his.
 fn runs_a_shim(pid: i32) -> bool {
     let executable = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     executable.as_os_str() == format!("/memfd:{PROGRAM} (deleted)").as_str()
@@ -126,8 +190,9 @@ pub(crate) fn destroy(config: &Config, sandbox: &str) {
 pub(crate) fn kill(config: &Config, sandbox: &str) {
     for shim in living(config).into_iter().filter(|shim| shim.sandbox == sandbox) {
         if let Ok(pidfd) = linux::process::pidfd(shim.pid) {
+            // The number may have gone to another process until the descriptor was opened.
             let still_it =
-                linux::process::arguments_of(shim.pid).get(1).is_some_and(|other| other == sandbox);
+                Trust::now(config).is_ok_and(|trust| trust.shim(config, shim.pid).as_ref() == Some(&shim));
             if still_it {
                 let _ = linux::process::signal(
                     std::os::fd::AsFd::as_fd(&pidfd),

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use shim_protocol::{Answer, Record, Request};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::Runtime;
 use super::containers::KILL_LIMIT;
@@ -27,8 +28,7 @@ use crate::error::Error;
 use crate::sandbox::SandboxConfig;
 use crate::shims::{self, Living};
 
-/// Longest look for network plugins of an earlier process, and wait for their end: the environment of a process cannot be read while somebody
-/// holds its memory.
+/// Longest look for network plugins of an earlier process, and wait for their end.
 const CALLS_LIMIT: Duration = Duration::from_secs(30);
 /// Longest wait for all starts that an earlier process began.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -47,7 +47,9 @@ impl Runtime {
         // What plugins started for a pod that stays may be meant to stay with it.
         let unsettled = found.iter().filter(|(_, meta)| meta.phase != Phase::Ready);
         let unsettled: BTreeSet<String> = unsettled.map(|(id, _)| id.clone()).collect();
-        let ended = move || crate::network::end_calls(|sandbox| unsettled.contains(sandbox));
+        let ended = move |given_up: &CancellationToken| {
+            crate::network::end_calls(|sandbox| unsettled.contains(sandbox), given_up);
+        };
         if !ends_within(CALLS_LIMIT, ended).await {
             tracing::warn!(
                 "network plugins of an earlier process are looked for no longer: some may be left"
@@ -187,11 +189,14 @@ impl Runtime {
     }
 }
 
-/// Whether work that blocks ends in time. It has a thread that nobody waits for any longer: that of the reactor would hold up its end.
-async fn ends_within(limit: Duration, work: impl FnOnce() + Send + 'static) -> bool {
+/// Whether work that blocks ends in time. It has a thread that nobody waits for any longer, and that is told so: that of the reactor would hold
+/// up its end.
+async fn ends_within(limit: Duration, work: impl FnOnce(&CancellationToken) + Send + 'static) -> bool {
     let (done, ended) = oneshot::channel();
+    let given_up = CancellationToken::new();
+    let _on_return = given_up.clone().drop_guard();
     let work = move || {
-        work();
+        work(&given_up);
         // Nobody waits any more.
         let _late = done.send(());
     };
@@ -234,10 +239,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_look_that_hangs_is_given_up() {
+    async fn a_look_that_hangs_is_given_up_and_told_so() {
         let (release, held) = mpsc::channel::<()>();
-        assert!(!ends_within(Duration::from_millis(5), move || assert!(held.recv().is_err())).await);
+        let (tell, told) = mpsc::channel();
+        let look = move |given_up: &CancellationToken| {
+            assert!(held.recv().is_err());
+            tell.send(given_up.is_cancelled()).unwrap();
+        };
+        assert!(!ends_within(Duration::from_millis(5), look).await);
         drop(release);
-        assert!(ends_within(CALLS_LIMIT, || {}).await);
+        assert!(told.recv().unwrap());
+        let in_time = |given_up: &CancellationToken| assert!(!given_up.is_cancelled());
+        assert!(ends_within(CALLS_LIMIT, in_time).await);
     }
 }
