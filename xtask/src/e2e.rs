@@ -100,6 +100,8 @@ struct Plan {
     cluster_tests: PathBuf,
     /// A program that tests inside run.
     registry: PathBuf,
+    /// The folder of the plugins that tests inside compare ours with.
+    reference_plugins: PathBuf,
     /// Where logs and the result go.
     evidence: PathBuf,
     /// The names of the checks to run.
@@ -178,8 +180,11 @@ fn prepare(options: &Options) -> Result<Vec<Plan>> {
     let tests = find_tests()?;
     let cluster_tests = tests.iter().find(|path| named(path, "cluster")).cloned();
     let cluster_tests = cluster_tests.context("the cluster tier was not built")?;
-    let registry = test::registry()?;
-    let payload = image::payload(&root, &payload(tests, registry.clone())?)?;
+    let (registry, reference_plugins) = (test::registry()?, test::reference_plugins()?);
+    let mut payload = payload(tests)?;
+    payload.files.push(registry.clone());
+    payload.files.extend(files(&reference_plugins)?);
+    let payload = image::payload(&root, &payload)?;
     let disks = Disks { root: image::root(&root)?, root_writes: RootWrites::Forgotten, payload };
     let checks: Vec<String> =
         checks::chosen(&options.checks, options.smoke).into_iter().map(str::to_owned).collect();
@@ -193,6 +198,7 @@ fn prepare(options: &Options) -> Result<Vec<Plan>> {
             kubectl: setup::kubectl()?,
             cluster_tests: cluster_tests.clone(),
             registry: registry.clone(),
+            reference_plugins: reference_plugins.clone(),
             checks: checks.clone(),
         })
     };
@@ -240,7 +246,7 @@ fn named(path: &Path, name: &str) -> bool {
     file.rsplit_once('-').is_some_and(|(stem, _)| stem == name)
 }
 
-fn payload(tests: Vec<PathBuf>, registry: PathBuf) -> Result<Payload> {
+fn payload(tests: Vec<PathBuf>) -> Result<Payload> {
     let target = process::target();
     let debug = target.join("debug");
     let dist = dist::folder(dist::Profile::Debug);
@@ -255,7 +261,6 @@ fn payload(tests: Vec<PathBuf>, registry: PathBuf) -> Result<Payload> {
     let mut others = files(&images::folder())?;
     others.extend(files(&dist.join("deploy"))?);
     others.extend(files(&tools())?);
-    others.push(registry);
     Ok(Payload { executables, files: others })
 }
 

@@ -188,7 +188,10 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     command.arg(if options.filter.is_some() { "--no-tests=pass" } else { "--no-tests=fail" });
     command.args(["-E", &filter(tier, options)]).env("ORLOP_SKIPS", &skips);
     match tier.number {
-        1 => drop(command.env("ORLOP_DOCKER_REGISTRY", registry()?)),
+        1 => {
+            command.env("ORLOP_DOCKER_REGISTRY", registry()?);
+            command.env("ORLOP_REFERENCE_PLUGINS", reference_plugins()?);
+        }
         4 => drop(command.env("ORLOP_KUBECTL", setup::kubectl()?).env("ORLOP_DOCKER_REGISTRY", registry()?)),
         _ => {}
     }
@@ -229,6 +232,13 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
 pub fn registry() -> Result<PathBuf> {
     let package = debian::Package { name: "docker-registry", version: None, suite: None };
     Ok(debian::unpack(&package)?.join("usr/bin/docker-registry"))
+}
+
+/// The CNI project's plugins, which ours are compared with: a folder of executables.
+pub fn reference_plugins() -> Result<PathBuf> {
+    let name = "containernetworking-plugins";
+    let package = debian::Package { name, version: Some("1.9.1+ds1-1"), suite: Some("sid") };
+    Ok(debian::unpack(&package)?.join("usr/lib/cni"))
 }
 
 fn filter(tier: &Tier, options: &Options) -> String {

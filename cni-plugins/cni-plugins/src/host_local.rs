@@ -90,8 +90,10 @@ impl Plugin for HostLocal {
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {
         let config = Config::read(request)?;
         let unavailable = |error: String| ErrorReply::new(code::PLUGIN_NOT_AVAILABLE, error);
-        let store = Store::open(&config.data_dir, &request.network);
-        let taken = store.and_then(|store| store.taken()).map_err(|error| unavailable(error.to_string()))?;
+        let store = Store::open_existing(&config.data_dir, &request.network);
+        let taken =
+            store.and_then(|store| store.map_or_else(|| Ok(Default::default()), |store| store.taken()));
+        let taken = taken.map_err(|error| unavailable(error.to_string()))?;
         match config.sets.iter().find(|set| set.candidates(None).all(|(address, _)| taken.contains(&address)))
         {
             Some(full) => Err(unavailable(no_address(full))),

@@ -3,6 +3,7 @@
 mod host {
     mod bridge;
     mod chain;
+    mod differential;
     mod loopback;
     mod node;
     mod teardown;

@@ -119,5 +119,7 @@ fn enable_ipv6(name: &str) -> io::Result<()> {
             Err(error) => eprintln!("read sysctl {switch}: {error}"),
         }
     }
+    // Else a link that is set down and up again comes back without its addresses.
+    sysctl::wish(&format!("ipv6/conf/{name}/keep_addr_on_down"), "1");
     Ok(())
 }

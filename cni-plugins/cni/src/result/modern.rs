@@ -61,7 +61,10 @@ pub(super) fn write(result: &AddResult, version: Version) -> Value {
     if !result.routes.is_empty() {
         map.insert("routes".to_owned(), result.routes.iter().map(write_route).collect());
     }
-    map.insert("dns".to_owned(), result.dns.write());
+    // Before 1.0.0 the reference library writes the key also when there is nothing in it.
+    if version < Version::V1_0_0 || !result.dns.is_empty() {
+        map.insert("dns".to_owned(), result.dns.write());
+    }
     Value::Object(map)
 }
 
