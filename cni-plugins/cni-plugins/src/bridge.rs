@@ -21,11 +21,12 @@ use linux::{
     netns::Netns,
 };
 
+pub(crate) use self::host::Alias;
 pub use self::host::{port_name, unfinished_group};
 use self::{
     attach::Attach,
     config::Config,
-    host::{Alias, delete_leftovers, delete_port},
+    host::{delete_leftovers, delete_port},
 };
 use crate::{
     delegate,
@@ -108,7 +109,7 @@ impl Plugin for Bridge {
     }
 }
 
-fn open_netns(request: &Request) -> Result<Netns, ErrorReply> {
+pub(crate) fn open_netns(request: &Request) -> Result<Netns, ErrorReply> {
     let path = request.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
     Netns::open(path).map_err(|error| {
         ErrorReply::new(code::INVALID_NETNS, format!("failed to open netns {path:?}: {error}"))

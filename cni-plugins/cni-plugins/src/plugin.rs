@@ -28,6 +28,8 @@ use self::environment::Environment;
 pub trait Plugin {
     /// The executable's name.
     const NAME: &'static str;
+    /// The first version of the specification that has what the plugin needs.
+    const OLDEST: Version = Version::V0_1_0;
 
     /// Makes the attachment, wholly or not at all.
     ///
@@ -79,6 +81,27 @@ pub struct Request {
     pub config: Map<String, Value>,
     /// The configuration as it came, for a plugin that is delegated to.
     pub stdin: Vec<u8>,
+}
+
+#[cfg(test)]
+impl Request {
+    /// An ADD of container `abc`, for tables of configurations.
+    pub(crate) fn of_config(network: &str, mut config: Value) -> Self {
+        config["name"] = Value::from(network);
+        let stdin = config.to_string().into_bytes();
+        Self {
+            verb: Verb::Add,
+            container_id: "abc".to_owned(),
+            netns: None,
+            ifname: "eth0".to_owned(),
+            raw_args: String::new(),
+            path: Vec::new(),
+            network: network.to_owned(),
+            version: Version::V1_0_0,
+            config: parse_object(&stdin).expect("an object"),
+            stdin,
+        }
+    }
 }
 
 /// An attachment that GC must keep: container id and link name.
@@ -155,7 +178,7 @@ pub(crate) fn block_on<R>(work: impl Future<Output = Result<R, ErrorReply>>) -> 
 pub fn main<P: Plugin>(plugin: &P) -> ExitCode {
     let environment = Environment::of_process();
     if environment.command.is_none() {
-        let versions = Version::ALL.map(Version::as_str).join(", ");
+        let versions = supported::<P>().join(", ");
         eprintln!("CNI {} plugin of Orlop {}", P::NAME, env!("CARGO_PKG_VERSION"));
         eprintln!("CNI protocol versions supported: {versions}");
         return ExitCode::SUCCESS;
@@ -195,10 +218,10 @@ fn run<P: Plugin>(
 ) -> Result<Option<Value>, ErrorReply> {
     let verb = environment.verb()?;
     if verb == Verb::Version {
-        let supported = Version::ALL.map(Version::as_str);
+        let supported = supported::<P>();
         return Ok(Some(json!({"cniVersion": Version::NEWEST.as_str(), "supportedVersions": supported})));
     }
-    let request = environment.request(verb, read_config(stdin)?)?;
+    let request = environment.request(verb, read_config(stdin)?, P::OLDEST)?;
     dispatch(plugin, &request)
         .map_err(|reply| ErrorReply { cni_version: Some(request.version.as_str().to_owned()), ..reply })
 }
@@ -229,6 +252,14 @@ fn dispatch<P: Plugin>(plugin: &P, request: &Request) -> Result<Option<Value>, E
     done.map(|()| None)
 }
 
+fn since(oldest: Version) -> impl Iterator<Item = Version> {
+    Version::ALL.into_iter().filter(move |version| *version >= oldest)
+}
+
+fn supported<P: Plugin>() -> Vec<&'static str> {
+    since(P::OLDEST).map(Version::as_str).collect()
+}
+
 fn read_config(stdin: impl Read) -> Result<Vec<u8>, ErrorReply> {
     let mut bytes = Vec::new();
     stdin
@@ -239,7 +270,7 @@ fn read_config(stdin: impl Read) -> Result<Vec<u8>, ErrorReply> {
 }
 
 /// Reads the configuration's part that every plugin shares.
-fn shared_config(bytes: &[u8]) -> Result<(Map<String, Value>, String, Version), ErrorReply> {
+fn shared_config(bytes: &[u8], oldest: Version) -> Result<(Map<String, Value>, String, Version), ErrorReply> {
     let failed =
         |error| ErrorReply::new(code::DECODING_FAILURE, format!("error unmarshall network config: {error}"));
     let config = parse_object(bytes).map_err(failed)?;
@@ -251,10 +282,10 @@ fn shared_config(bytes: &[u8]) -> Result<(Map<String, Value>, String, Version), 
     cni::network_name(&name)
         .map_err(|_| ErrorReply::config("invalid characters found in network name").with_details(&name))?;
     let text = root.string("cniVersion").map_err(failed)?.unwrap_or_default();
-    let version = text.parse::<Version>().map_err(|_| {
-        let supported = Version::ALL.map(|version| format!("{:?}", version.as_str())).join(" ");
+    let version = text.parse::<Version>().ok().filter(|version| *version >= oldest).ok_or_else(|| {
+        let supported: Vec<String> = since(oldest).map(|version| format!("{:?}", version.as_str())).collect();
         ErrorReply::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
-            .with_details(format!("config is {text:?}, plugin supports [{supported}]"))
+            .with_details(format!("config is {text:?}, plugin supports [{}]", supported.join(" ")))
     })?;
     Ok((config, name, version))
 }

@@ -16,6 +16,7 @@ mod link;
 mod mac;
 mod neighbour;
 mod route;
+mod shaping;
 mod watch;
 
 use std::{io, time::Duration};
@@ -26,6 +27,7 @@ pub use link::{BridgeOptions, BridgePortOptions, Link, LinkChange, OperState, Ve
 pub use mac::{InvalidMac, MacAddress};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use route::{MAIN_TABLE, Route};
+pub use shaping::TokenBucket;
 pub use watch::{AddressWatch, LinkEvent, LinkWatch};
 
 use crate::netns::{self, Netns};

@@ -28,18 +28,18 @@ const ALIAS_PREFIX: &str = "cni";
 
 /// Whose a link on the host is, as its alias says: `cni:<network>:<container id>:<link>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Alias<'a> {
-    pub(super) network: &'a str,
-    pub(super) container_id: &'a str,
-    pub(super) ifname: &'a str,
+pub(crate) struct Alias<'a> {
+    pub(crate) network: &'a str,
+    pub(crate) container_id: &'a str,
+    pub(crate) ifname: &'a str,
 }
 
 impl<'a> Alias<'a> {
-    pub(super) fn of(request: &'a Request) -> Self {
+    pub(crate) fn of(request: &'a Request) -> Self {
         Self { network: &request.network, container_id: &request.container_id, ifname: &request.ifname }
     }
 
-    fn parse(text: &'a str) -> Option<Self> {
+    pub(crate) fn parse(text: &'a str) -> Option<Self> {
         let mut parts = text.split(':');
         let is_ours = parts.next() == Some(ALIAS_PREFIX);
         let (network, container_id, ifname) = (parts.next()?, parts.next()?, parts.next()?);
@@ -60,7 +60,7 @@ impl<'a> Alias<'a> {
     }
 
     /// None where the kernel would not take it, which container runtimes' ids are too short for.
-    fn text(&self) -> Option<String> {
+    pub(crate) fn text(&self) -> Option<String> {
         let text = format!("{ALIAS_PREFIX}:{}:{}:{}", self.network, self.container_id, self.ifname);
         (text.len() <= ALIAS_LIMIT).then_some(text)
     }

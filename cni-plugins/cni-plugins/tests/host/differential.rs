@@ -123,3 +123,8 @@ fn reference_is_the_release_that_the_tables_are_for() {
 fn bridge() {
     compare("bridge");
 }
+
+#[test]
+fn bandwidth() {
+    compare("bandwidth");
+}

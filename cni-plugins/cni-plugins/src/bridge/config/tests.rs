@@ -1,26 +1,12 @@
 //! Tables for `bridge`'s configuration.
 
-use cni::{Version, exec::Verb};
 use serde_json::{Value, json};
 
 use super::Config;
 use crate::plugin::Request;
 
-fn read(args: &str, mut config: Value) -> Result<Config, cni::ErrorReply> {
-    config["name"] = json!("pods");
-    let stdin = config.to_string().into_bytes();
-    Config::read(&Request {
-        verb: Verb::Add,
-        container_id: "abc".to_owned(),
-        netns: None,
-        ifname: "eth0".to_owned(),
-        raw_args: args.to_owned(),
-        path: Vec::new(),
-        network: "pods".to_owned(),
-        version: Version::V1_0_0,
-        config: cni::json::parse_object(&stdin).expect("an object"),
-        stdin,
-    })
+fn read(args: &str, config: Value) -> Result<Config, cni::ErrorReply> {
+    Config::read(&Request { raw_args: args.to_owned(), ..Request::of_config("pods", config) })
 }
 
 #[test]

@@ -22,7 +22,6 @@ echo '#qdiscs'; tc -j qdisc show
 for link in $(ls /sys/class/net); do
     echo '#filters'; tc -j filter show dev $link
     echo '#filters'; tc -j filter show dev $link ingress
-    echo '#classes'; tc -j class show dev $link
 done
 echo '#vlans'; bridge -j vlan show
 echo '#nft'; nft -s list ruleset
