@@ -8,6 +8,10 @@
 pub mod bridge;
 mod delegate;
 pub mod host_local;
+mod inside;
 pub mod loopback;
+mod made;
+pub mod pair;
 pub mod plugin;
 mod sysctl;
+mod verify;
