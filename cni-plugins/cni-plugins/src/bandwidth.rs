@@ -18,8 +18,8 @@ use linux::{
 
 use self::config::{Config, Limit};
 use crate::{
-    bridge::{Alias, open_netns, unfinished_group},
     hash,
+    pair::{Alias, unfinished_group},
     plugin::{Plugin, Request, block_on},
 };
 
@@ -38,11 +38,11 @@ impl Plugin for Bandwidth {
 
     fn add(&self, request: &Request) -> Result<AddResult, ErrorReply> {
         let config = Config::read(request)?;
-        let mut result = request.prev_result()?.ok_or_else(|| ErrorReply::internal(NOT_CHAINED))?;
+        let mut result = request.required_prev_result(NOT_CHAINED)?;
         if config.is_empty() {
             return Ok(result);
         }
-        let netns = open_netns(request)?;
+        let netns = request.open_netns()?;
         block_on(async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
             let port = host_end(&host, &result, request, &netns).await?;
@@ -66,8 +66,8 @@ impl Plugin for Bandwidth {
 
     fn check(&self, request: &Request) -> Result<(), ErrorReply> {
         let config = Config::read(request)?;
-        let result = request.prev_result()?.ok_or_else(|| ErrorReply::internal(NOT_CHAINED))?;
-        let netns = open_netns(request)?;
+        let result = request.required_prev_result(NOT_CHAINED)?;
+        let netns = request.open_netns()?;
         block_on(async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
             let port = host_end(&host, &result, request, &netns).await?;

@@ -11,25 +11,17 @@
 mod attach;
 mod check;
 mod config;
-mod container;
 mod gateway;
 mod host;
 
-use cni::{AddResult, ErrorReply, code, exec::Verb};
-use linux::{
-    netlink::{Error as NetlinkError, Netlink},
-    netns::Netns,
-};
+use cni::{AddResult, ErrorReply, exec::Verb};
+use linux::netlink::Netlink;
 
-pub(crate) use self::host::Alias;
-pub use self::host::{port_name, unfinished_group};
-use self::{
-    attach::Attach,
-    config::Config,
-    host::{delete_leftovers, delete_port},
-};
+use self::{attach::Attach, config::Config};
 use crate::{
     delegate,
+    made::Made,
+    pair,
     plugin::{Plugin, Request, block_on},
 };
 
@@ -42,43 +34,29 @@ impl Plugin for Bridge {
 
     fn add(&self, request: &Request) -> Result<AddResult, ErrorReply> {
         let config = Config::read(request)?;
-        let netns = open_netns(request)?;
+        let netns = request.open_netns()?;
         block_on(async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
-            let mut attach = Attach::new(request, &config, &netns, host);
-            match attach.run().await {
-                Ok(result) => Ok(result),
-                Err(error) => Err(match attach.undo().await {
-                    Ok(()) => error,
-                    Err(left) => {
-                        let details = format!("undo: {left}");
-                        ErrorReply { details, ..error }
-                    }
-                }),
-            }
+            let mut made = Made::nothing(request);
+            let done = Attach { request, config: &config, netns: &netns, host }.run(&mut made).await;
+            made.keep_or_undo(done).await
         })
     }
 
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
         let ipam = delegate::ipam_type(request)?;
         block_on(async {
-            delete_link(request).await?;
-            match ipam {
-                Some(ipam) => delegate::run(request, &ipam, Verb::Del).await,
-                None => Ok(()),
-            }
+            pair::detach(request).await?;
+            delegate::run_if_any(request, ipam.as_deref(), Verb::Del).await
         })
     }
 
     fn check(&self, request: &Request) -> Result<(), ErrorReply> {
         let config = Config::read(request)?;
-        let netns = open_netns(request)?;
-        let expected =
-            request.prev_result()?.ok_or_else(|| ErrorReply::config("Required prevResult missing"))?;
+        let netns = request.open_netns()?;
+        let expected = request.required_prev_result("Required prevResult missing")?;
         block_on(async {
-            if let Some(ipam) = &config.ipam {
-                delegate::run(request, ipam, Verb::Check).await?;
-            }
+            delegate::run_if_any(request, config.ipam.as_deref(), Verb::Check).await?;
             let host = Netlink::open().map_err(ErrorReply::internal)?;
             let container = Netlink::open_in(&netns).map_err(ErrorReply::internal)?;
             check::attachment(request, &config, &expected, &check::Sides { host, container }).await
@@ -87,54 +65,14 @@ impl Plugin for Bridge {
 
     fn gc(&self, request: &Request) -> Result<(), ErrorReply> {
         let ipam = delegate::ipam_type(request)?;
-        let valid = request.valid_attachments()?;
         block_on(async {
-            let host = Netlink::open().map_err(ErrorReply::internal)?;
-            delete_leftovers(&host, &request.network, &valid).await.map_err(ErrorReply::internal)?;
-            match ipam {
-                Some(ipam) => delegate::run(request, &ipam, Verb::Gc).await,
-                None => Ok(()),
-            }
+            pair::collect(request).await?;
+            delegate::run_if_any(request, ipam.as_deref(), Verb::Gc).await
         })
     }
 
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {
         let config = Config::read(request)?;
-        block_on(async {
-            match &config.ipam {
-                Some(ipam) => delegate::run(request, ipam, Verb::Status).await,
-                None => Ok(()),
-            }
-        })
-    }
-}
-
-pub(crate) fn open_netns(request: &Request) -> Result<Netns, ErrorReply> {
-    let path = request.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
-    Netns::open(path).map_err(|error| {
-        ErrorReply::new(code::INVALID_NETNS, format!("failed to open netns {path:?}: {error}"))
-    })
-}
-
-/// Deletes the pair by the container's end; where the namespace is gone or not told, by the host's end, which is
-/// usually gone with it.
-async fn delete_link(request: &Request) -> Result<(), ErrorReply> {
-    let netns = match request.netns.as_ref().map(Netns::open) {
-        Some(Ok(netns)) => netns,
-        Some(Err(error)) if !error.is_gone() => return Err(ErrorReply::internal(error)),
-        Some(Err(_)) | None => {
-            let host = Netlink::open().map_err(ErrorReply::internal)?;
-            return delete_port(&host, Alias::of(request)).await.map_err(ErrorReply::internal);
-        }
-    };
-    let container = Netlink::open_in(&netns).map_err(ErrorReply::internal)?;
-    delete_named(&container, &request.ifname).await.map_err(ErrorReply::internal)
-}
-
-async fn delete_named(container: &Netlink, name: &str) -> Result<(), NetlinkError> {
-    let Some(link) = container.find_link(name).await? else { return Ok(()) };
-    match container.del_link(link.index).await {
-        Err(error) if error.is_gone() => Ok(()),
-        deleted => deleted,
+        block_on(delegate::run_if_any(request, config.ipam.as_deref(), Verb::Status))
     }
 }

@@ -6,6 +6,7 @@ use cni::{
     AddResult, ErrorReply, code,
     exec::{Call, DEFAULT_TIME_LIMIT, ExecError, Verb, find_plugin},
 };
+use serde_json::{Map, Value};
 
 use crate::plugin::{Request, decoding};
 
@@ -16,9 +17,13 @@ pub(crate) fn ipam_type(request: &Request) -> Result<Option<String>, ErrorReply>
     Ok(named.filter(|name| !name.is_empty()).map(str::to_owned))
 }
 
-/// Asks the IPAM plugin for addresses.
-pub(crate) async fn add(request: &Request, ipam: &str) -> Result<AddResult, ErrorReply> {
-    let document = call(request, ipam, Verb::Add).await?;
+/// Asks the IPAM plugin for addresses; see [`result`].
+pub(crate) async fn add(request: &Request, ipam: &str) -> Result<Option<Map<String, Value>>, ErrorReply> {
+    call(request, ipam, Verb::Add).await
+}
+
+/// Reads what the IPAM plugin answered.
+pub(crate) fn result(ipam: &str, document: Option<Map<String, Value>>) -> Result<AddResult, ErrorReply> {
     let document = document.ok_or_else(|| {
         ErrorReply::new(code::DECODING_FAILURE, format!("IPAM plugin {ipam:?} printed no result"))
     })?;
@@ -32,11 +37,15 @@ pub(crate) async fn run(request: &Request, ipam: &str, verb: Verb) -> Result<(),
     call(request, ipam, verb).await.map(|_| ())
 }
 
-async fn call(
-    request: &Request,
-    ipam: &str,
-    verb: Verb,
-) -> Result<Option<serde_json::Map<String, serde_json::Value>>, ErrorReply> {
+/// As [`run`], where there may be no IPAM plugin.
+pub(crate) async fn run_if_any(request: &Request, ipam: Option<&str>, verb: Verb) -> Result<(), ErrorReply> {
+    match ipam {
+        Some(ipam) => run(request, ipam, verb).await,
+        None => Ok(()),
+    }
+}
+
+async fn call(request: &Request, ipam: &str, verb: Verb) -> Result<Option<Map<String, Value>>, ErrorReply> {
     let plugin = find_plugin(ipam, &request.path).map_err(reply)?;
     let netns = request.netns.clone().map(OsString::from).unwrap_or_default();
     let call = Call {

@@ -2,8 +2,8 @@
 //!
 //! It ignores `CNI_IFNAME`. A previous result passes through unchanged. GC has nothing to collect.
 
-use cni::{AddResult, ErrorReply, Interface, IpConfig, code};
-use linux::{netlink::Netlink, netns::Netns};
+use cni::{AddResult, ErrorReply, Interface, IpConfig};
+use linux::netlink::Netlink;
 
 use crate::plugin::{Plugin, Request, block_on};
 
@@ -17,7 +17,7 @@ impl Plugin for Loopback {
     const NAME: &'static str = "loopback";
 
     fn add(&self, request: &Request) -> Result<AddResult, ErrorReply> {
-        let netns = open(request)?;
+        let netns = request.open_netns()?;
         let prev_result = request.prev_result()?;
         block_on(async {
             let netlink = Netlink::open_in(&netns).map_err(ErrorReply::internal)?;
@@ -27,11 +27,7 @@ impl Plugin for Loopback {
     }
 
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
-        let Some(path) = &request.netns else { return Ok(()) };
-        let netns = match Netns::open(path) {
-            Err(error) if error.is_gone() => return Ok(()),
-            opened => opened.map_err(ErrorReply::internal)?,
-        };
+        let Some(netns) = request.existing_netns()? else { return Ok(()) };
         block_on(async {
             let netlink = Netlink::open_in(&netns).map_err(ErrorReply::internal)?;
             let link = netlink.link(NAME).await.map_err(ErrorReply::internal)?;
@@ -40,7 +36,7 @@ impl Plugin for Loopback {
     }
 
     fn check(&self, request: &Request) -> Result<(), ErrorReply> {
-        let netns = open(request)?;
+        let netns = request.open_netns()?;
         block_on(async {
             let netlink = Netlink::open_in(&netns).map_err(ErrorReply::internal)?;
             let link = netlink.link(NAME).await.map_err(ErrorReply::internal)?;
@@ -55,11 +51,6 @@ impl Plugin for Loopback {
     fn status(&self, _request: &Request) -> Result<(), ErrorReply> {
         Ok(())
     }
-}
-
-fn open(request: &Request) -> Result<Netns, ErrorReply> {
-    let path = request.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
-    Netns::open(path).map_err(|error| ErrorReply::new(code::INVALID_NETNS, error.to_string()))
 }
 
 /// The first address of each family; the kernel assigns them when the link goes up.

@@ -139,6 +139,37 @@ impl Request {
         read.map_err(|error| ErrorReply::new(code::DECODING_FAILURE, format!("prevResult: {error}")))
     }
 
+    /// As [`Request::prev_result`], for a verb or a plugin that needs one.
+    ///
+    /// # Errors
+    /// With this message when there is none.
+    pub fn required_prev_result(&self, message: &str) -> Result<AddResult, ErrorReply> {
+        self.prev_result()?.ok_or_else(|| ErrorReply::config(message))
+    }
+
+    /// The container's namespace.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open_netns(&self) -> Result<Netns, ErrorReply> {
+        let path = self.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
+        Netns::open(path).map_err(|error| {
+            ErrorReply::new(code::INVALID_NETNS, format!("failed to open netns {path:?}: {error}"))
+        })
+    }
+
+    /// The container's namespace for DEL: none when the runtime gave none, or when it is gone.
+    ///
+    /// # Errors
+    /// When it is there and cannot be opened.
+    pub fn existing_netns(&self) -> Result<Option<Netns>, ErrorReply> {
+        match self.netns.as_deref().map(Netns::open) {
+            Some(Ok(netns)) => Ok(Some(netns)),
+            Some(Err(error)) if !error.is_gone() => Err(ErrorReply::internal(error)),
+            Some(Err(_)) | None => Ok(None),
+        }
+    }
+
     /// What GC must keep.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! rtnetlink: links, addresses, routes, neighbours, filters, and notifications about links and addresses.
+//! rtnetlink: links, addresses, routes, rules, neighbours, filters, and notifications about links and addresses.
 //!
 //! Owns: one netlink socket per [`Netlink`], bound for good to the network namespace that it was opened in, whichever
 //! thread uses it. Inputs are plain values; outputs are plain values, and errors that name the operation and the
@@ -14,19 +14,31 @@ mod address;
 mod classifier;
 mod link;
 mod mac;
+mod namespace_id;
 mod neighbour;
 mod route;
+mod rule;
 mod shaping;
 mod watch;
 
 use std::{io, time::Duration};
 
+use futures::StreamExt;
+use rtnetlink::{
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_route::RouteNetlinkMessage,
+};
+
 pub use address::{Address, AddressFlags, AddressScope, NewAddress};
 pub use classifier::{Classifiers, Direction, Filter, FilterPlace};
-pub use link::{BridgeOptions, BridgePortOptions, Link, LinkChange, OperState, VethOptions, VethPeer};
+pub use link::{
+    BridgeOptions, BridgePortOptions, IpVlanMode, Link, LinkChange, LinkKind, MacVlanMode, NewLink,
+    OperState, Parent, VethOptions, VethPeer,
+};
 pub use mac::{InvalidMac, MacAddress};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use route::{MAIN_TABLE, Route};
+pub use rule::{Rule, RuleFamily};
 pub use shaping::TokenBucket;
 pub use watch::{AddressWatch, LinkEvent, LinkWatch};
 
@@ -68,6 +80,11 @@ impl Error {
     /// The object was there already.
     pub fn is_exists(&self) -> bool {
         self.errno() == Some(libc::EEXIST)
+    }
+
+    /// The kernel does not have what was asked for, such as a kind of link.
+    pub fn is_unsupported(&self) -> bool {
+        self.errno() == Some(libc::EOPNOTSUPP)
     }
 
     /// The object was not there (any more): what a teardown may take for success.
@@ -118,6 +135,26 @@ impl Netlink {
 
 fn current_runtime() -> Result<tokio::runtime::Handle, Error> {
     tokio::runtime::Handle::try_current().map_err(|error| Error::Open { error: io::Error::other(error) })
+}
+
+/// Sends what rtnetlink has no request for, and gives the messages of the answer.
+async fn exchange(
+    handle: &rtnetlink::Handle,
+    message: RouteNetlinkMessage,
+    flags: u16,
+) -> Result<Vec<RouteNetlinkMessage>, rtnetlink::Error> {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = flags;
+    let mut replies = handle.clone().request(request)?;
+    let mut answers = Vec::new();
+    while let Some(reply) = replies.next().await {
+        match reply.payload {
+            NetlinkPayload::Error(error) => return Err(rtnetlink::Error::NetlinkError(error)),
+            NetlinkPayload::InnerMessage(message) => answers.push(message),
+            _ => {}
+        }
+    }
+    Ok(answers)
 }
 
 /// Waits for the kernel's answer, for at most [`REPLY_LIMIT`], and names what was being done when there is none, or when

@@ -1,8 +1,12 @@
-//! Control groups and netlink on the real kernel. Every test is a process of its own in fresh mount, network and pid namespaces, as root.
+//! Control groups, links, rules and routes on the real kernel. Every test is a process of its own in fresh mount, network and pid namespaces, as root.
 
 #[path = "host/cgroups.rs"]
 mod cgroups;
+#[path = "host/links.rs"]
+mod links;
 #[path = "host/mounts.rs"]
 mod mounts;
 #[path = "host/notifications.rs"]
 mod notifications;
+#[path = "host/rules.rs"]
+mod rules;

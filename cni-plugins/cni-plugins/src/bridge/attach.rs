@@ -1,8 +1,8 @@
-//! ADD, step by step, and its undo.
+//! ADD, step by step.
 
 use std::time::Duration;
 
-use cni::{AddResult, Dns, ErrorReply, Interface, exec::Verb};
+use cni::{AddResult, ErrorReply};
 use linux::{
     netlink::{Link, LinkWatch, Netlink, OperState},
     netns::Netns,
@@ -10,108 +10,87 @@ use linux::{
 
 use super::{
     config::Config,
-    container::Inside,
-    gateway::complete,
-    host::{Alias, dress_port, ensure_bridge, make_gateway, make_pair},
+    gateway::{CONTAINER_INTERFACE, complete},
+    host::{dress_port, ensure_bridge, make_gateway},
 };
-use crate::{delegate, plugin::Request};
+use crate::{
+    inside::{Inside, NOTIFY, Switch, interface},
+    made::Made,
+    pair::{self, Alias, PairOptions},
+    plugin::Request,
+};
 
 /// How long the bridge's port may take to come up. The kernel does that in a work of its own, after everyone else who waits for
 /// the lock that all namespaces share: 50 pods at once on two emulated processors took up to 3.3 s. The reference plugin gives
 /// it 2.5 s.
 const PORT_UP_LIMIT: Duration = Duration::from_secs(10);
 
-/// An ADD in progress: what it works with, and what it has made.
+/// An ADD in progress: what it works with.
 pub(super) struct Attach<'a> {
-    request: &'a Request,
-    config: &'a Config,
-    netns: &'a Netns,
-    host: Netlink,
-    /// Index of the host's end, once made.
-    pair: Option<u32>,
-    /// The IPAM plugin that gave addresses.
-    ipam: Option<&'a str>,
+    pub(super) request: &'a Request,
+    pub(super) config: &'a Config,
+    pub(super) netns: &'a Netns,
+    pub(super) host: Netlink,
 }
 
 impl<'a> Attach<'a> {
-    pub(super) fn new(request: &'a Request, config: &'a Config, netns: &'a Netns, host: Netlink) -> Self {
-        Self { request, config, netns, host, pair: None, ipam: None }
-    }
-
-    pub(super) async fn run(&mut self) -> Result<AddResult, ErrorReply> {
+    pub(super) async fn run(&self, made: &mut Made<'a>) -> Result<AddResult, ErrorReply> {
         let config = self.config;
         let bridge = ensure_bridge(&self.host, config).await?;
-        let port = make_pair(&self.host, &bridge, self.request, self.config, self.netns).await?;
-        self.pair = Some(port.index);
-        dress_port(&self.host, &port, Alias::of(self.request), self.config)
-            .await
-            .map_err(|error| ErrorReply::internal(format!("failed to connect {:?}: {error}", port.name)))?;
+        let port = self.connect(&bridge, made).await?;
         let inside = Inside::open(self.netns, &self.request.ifname).await?;
         let mut result = match &config.ipam {
-            Some(ipam) => self.addresses(ipam).await?,
+            Some(ipam) => made.addresses(ipam, CONTAINER_INTERFACE).await?,
             None => AddResult::default(),
         };
-        let gateways = complete(&mut result, self.config);
+        let gateways = complete(&mut result, config);
         let mut watch = LinkWatch::open().map_err(ErrorReply::internal)?;
-        if self.config.ipam.is_some() {
-            inside.configure(&result, self.config).await?;
-            make_gateway(&self.host, &bridge, &gateways, self.config).await?;
-        } else if !self.config.disable_container_interface {
+        if config.ipam.is_some() {
+            inside.configure(&result, &switches(config)).await?;
+            make_gateway(&self.host, &bridge, &gateways, config).await?;
+        } else if !config.disable_container_interface {
             inside.set_up().await?;
         }
-        let port =
-            if self.config.disable_container_interface { port } else { port_up(&mut watch, &port).await? };
-        if self.config.ipam.is_some() {
+        let port = if config.disable_container_interface { port } else { port_up(&mut watch, &port).await? };
+        if config.ipam.is_some() {
             inside.announce().await?;
         }
         // Its hardware address may have changed with its first port.
         let bridge = self.host.link(&bridge.name).await.map_err(ErrorReply::internal)?;
-        Ok(self.finished(result, &bridge, &port, &inside.link))
+        result.interfaces = vec![interface(&bridge, None), interface(&port, None), inside.interface()];
+        // The configuration's DNS wins over IPAM's.
+        if !config.dns.is_empty() {
+            result.dns = config.dns.clone();
+        }
+        Ok(result)
     }
 
-    /// The pair goes first: while it is there, its addresses are in use.
-    pub(super) async fn undo(&mut self) -> Result<(), ErrorReply> {
-        let mut errors = Vec::new();
-        if let Some(index) = self.pair.take() {
-            match self.host.del_link(index).await {
-                Err(error) if !error.is_gone() => errors.push(error.to_string()),
-                _ => {}
-            }
-        }
-        if let Some(ipam) = self.ipam.take() {
-            errors.extend(
-                delegate::run(self.request, ipam, Verb::Del).await.err().map(|error| error.to_string()),
-            );
-        }
-        if errors.is_empty() { Ok(()) } else { Err(ErrorReply::internal(errors.join("; "))) }
-    }
-
-    async fn addresses(&mut self, ipam: &'a str) -> Result<AddResult, ErrorReply> {
-        let given = delegate::add(self.request, ipam).await?;
-        self.ipam = Some(ipam);
-        if given.ips.is_empty() {
-            return Err(ErrorReply::internal("IPAM plugin returned missing IP config"));
-        }
-        Ok(AddResult { interfaces: Vec::new(), ..given })
-    }
-
-    /// The configuration's DNS wins over IPAM's.
-    fn finished(&self, given: AddResult, bridge: &Link, port: &Link, inside: &Link) -> AddResult {
-        let interface = |link: &Link, sandbox: Option<String>| Interface {
-            name: link.name.clone(),
-            mac: link.mac.map(|mac| mac.to_string()),
-            sandbox,
-            ..Interface::default()
+    /// Makes the pair, with the host's end a port of the bridge.
+    async fn connect(&self, bridge: &Link, made: &mut Made<'a>) -> Result<Link, ErrorReply> {
+        let Self { request, config, netns, host } = self;
+        let options = PairOptions { mtu: config.mtu, mac: config.mac, master: Some(bridge.index) };
+        let port = pair::make(host, request, netns, &options).await?;
+        made.link(host, port.index);
+        let dressed = async {
+            pair::mark(host, &port, Alias::of(request)).await?;
+            dress_port(host, &port, config).await
         };
-        let sandbox = Some(self.netns.path().to_string_lossy().into_owned());
-        let dns: Dns = if self.config.dns.is_empty() { given.dns } else { self.config.dns.clone() };
-        AddResult {
-            interfaces: vec![interface(bridge, None), interface(port, None), interface(inside, sandbox)],
-            ips: given.ips,
-            routes: given.routes,
-            dns,
-        }
+        dressed
+            .await
+            .map_err(|error| ErrorReply::internal(format!("failed to connect {:?}: {error}", port.name)))?;
+        Ok(port)
     }
+}
+
+/// Duplicate detection is off unless asked for: IPAM gives no address twice.
+fn switches(config: &Config) -> Vec<Switch> {
+    let mut switches = if config.enable_dad {
+        vec![("ipv6", "enhanced_dad", "1"), ("ipv6", "accept_dad", "1")]
+    } else {
+        vec![("ipv6", "accept_dad", "0")]
+    };
+    switches.extend(NOTIFY);
+    switches
 }
 
 async fn port_up(watch: &mut LinkWatch, port: &Link) -> Result<Link, ErrorReply> {

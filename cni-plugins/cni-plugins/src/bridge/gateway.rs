@@ -15,7 +15,6 @@ pub(super) fn complete(result: &mut AddResult, config: &Config) -> Vec<IpNetwork
     let AddResult { ips, routes, .. } = result;
     let mut gateways = Vec::new();
     for ip in ips {
-        ip.interface = Some(CONTAINER_INTERFACE);
         if ip.gateway.is_none() && config.is_gateway {
             ip.gateway = first_of(ip.address);
         }
@@ -27,12 +26,6 @@ pub(super) fn complete(result: &mut AddResult, config: &Config) -> Vec<IpNetwork
         }
     }
     gateways
-}
-
-/// The gateway that a route of IPAM without one goes through: that of the first address of its family.
-pub(super) fn default_for(result: &AddResult, destination: IpNetwork) -> Option<IpAddr> {
-    let mut gateways = result.ips.iter().filter_map(|ip| ip.gateway);
-    gateways.find(|gateway| gateway.is_ipv4() == destination.is_ipv4())
 }
 
 /// Unless IPAM gave a default route of this family with a gateway.

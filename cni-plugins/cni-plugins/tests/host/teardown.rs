@@ -1,6 +1,6 @@
 //! What is left of attachments whose runtime lost them: DEL without a namespace, GC, STATUS.
 
-use cni_plugins::bridge::{port_name, unfinished_group};
+use cni_plugins::pair::{port_name, unfinished_group};
 use linux::{
     netlink::{LinkChange, Netlink},
     netns,

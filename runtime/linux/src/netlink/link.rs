@@ -1,7 +1,10 @@
-//! Links: look up, list, create (bridge, veth), change, delete.
+//! Links: look up, list, create (bridge, veth, and the kinds of [`LinkKind`]), change, delete.
 //!
 //! Owns the translation between link messages and [`Link`]. A change of several properties is one message, which the
 //! kernel applies under one hold of its lock; it is not a transaction: properties before a refused one stay changed.
+
+mod kind;
+mod read;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -9,11 +12,12 @@ use futures::TryStreamExt;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth,
     packet_route::link::{
-        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
-        LinkInfo, LinkMessage, State,
+        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkMessage,
     },
 };
 
+pub use self::kind::{IpVlanMode, LinkKind, MacVlanMode, NewLink, Parent};
+pub(super) use self::read::parse;
 use super::{Error, MacAddress, Netlink, answer};
 
 /// Operational state by RFC 2863.
@@ -50,6 +54,8 @@ pub struct Link {
     pub name: String,
     /// `bridge`, `veth`, `vxlan`, …; none for hardware and for the loopback.
     pub kind: Option<String>,
+    /// What is particular to its kind, for the kinds that are read.
+    pub settings: Option<LinkKind>,
     pub mac: Option<MacAddress>,
     /// Bytes.
     pub mtu: u32,
@@ -64,6 +70,10 @@ pub struct Link {
     pub peer_netns: Option<i32>,
     /// Number of users that asked for promiscuous mode.
     pub promiscuity: u32,
+    /// Takes every multicast packet.
+    pub all_multicast: bool,
+    /// Packets that may wait to be sent.
+    pub tx_queue_len: u32,
     /// `IFLA_GROUP`; 0 for most.
     pub group: u32,
     pub alias: Option<String>,
@@ -116,6 +126,8 @@ pub struct VethPeer<'a> {
 pub struct LinkChange<'a> {
     pub up: Option<bool>,
     pub promiscuous: Option<bool>,
+    pub all_multicast: Option<bool>,
+    pub tx_queue_len: Option<u32>,
     pub name: Option<String>,
     pub mtu: Option<u32>,
     pub mac: Option<MacAddress>,
@@ -123,6 +135,7 @@ pub struct LinkChange<'a> {
     pub master: Option<Option<u32>>,
     pub group: Option<u32>,
     pub alias: Option<String>,
+    /// Moved before anything else is changed, which sets it down. Where its name is taken there, it arrives by `name`.
     pub netns: Option<BorrowedFd<'a>>,
 }
 
@@ -297,6 +310,12 @@ fn change_message(index: u32, change: &LinkChange<'_>) -> LinkMessage {
     if let Some(promiscuous) = change.promiscuous {
         message = message.promiscuous(promiscuous);
     }
+    if let Some(all) = change.all_multicast {
+        message = message.allmulticast(all);
+    }
+    if let Some(length) = change.tx_queue_len {
+        message = message.txqueuelen(length);
+    }
     if let Some(name) = &change.name {
         message = message.name(name.clone());
     }
@@ -321,61 +340,4 @@ fn change_message(index: u32, change: &LinkChange<'_>) -> LinkMessage {
         message = message.setns_by_fd(netns.as_raw_fd());
     }
     message.build()
-}
-
-pub(super) fn parse(message: &LinkMessage) -> Link {
-    let mut link = Link {
-        index: message.header.index,
-        up: message.header.flags.contains(LinkFlags::Up),
-        ..Link::default()
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(octets) => link.mac = octets.as_slice().try_into().ok().map(MacAddress),
-            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-            LinkAttribute::OperState(state) => link.oper_state = oper_state(*state),
-            LinkAttribute::Controller(master) => link.master = Some(*master).filter(|index| *index != 0),
-            LinkAttribute::Link(peer) => link.peer = Some(*peer),
-            LinkAttribute::LinkNetNsId(id) => link.peer_netns = Some(*id),
-            LinkAttribute::Promiscuity(users) => link.promiscuity = *users,
-            LinkAttribute::Group(group) => link.group = *group,
-            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
-            LinkAttribute::LinkInfo(infos) => parse_info(infos, &mut link),
-            _ => {}
-        }
-    }
-    link
-}
-
-fn parse_info(infos: &[LinkInfo], link: &mut Link) {
-    for info in infos {
-        match info {
-            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
-            LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
-                let mut options = BridgePortOptions::default();
-                for switch in port {
-                    match switch {
-                        InfoBridgePort::HairpinMode(on) => options.hairpin = *on,
-                        InfoBridgePort::Isolated(on) => options.isolated = *on,
-                        _ => {}
-                    }
-                }
-                link.bridge_port = Some(options);
-            }
-            _ => {}
-        }
-    }
-}
-
-fn oper_state(state: State) -> OperState {
-    match state {
-        State::NotPresent => OperState::NotPresent,
-        State::Down => OperState::Down,
-        State::LowerLayerDown => OperState::LowerLayerDown,
-        State::Testing => OperState::Testing,
-        State::Dormant => OperState::Dormant,
-        State::Up => OperState::Up,
-        _ => OperState::Unknown,
-    }
 }

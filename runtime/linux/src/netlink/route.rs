@@ -6,15 +6,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
-use rtnetlink::packet_route::{
-    AddressFamily,
-    route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-        RouteType,
+use rtnetlink::{
+    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        route::{
+            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+            RouteType,
+        },
     },
 };
 
-use super::{Error, Netlink, answer};
+use super::{Error, Netlink, answer, exchange};
 
 /// `RT_TABLE_MAIN`.
 pub const MAIN_TABLE: u32 = 254;
@@ -88,6 +91,16 @@ impl Netlink {
     pub async fn add_route(&self, route: &Route) -> Result<(), Error> {
         let request = self.handle.route().add(message(route));
         answer("add route", describe(route), request.execute()).await
+    }
+
+    /// Adds a route beside those to the same destination: the first choice for IPv4, one more hop for IPv6.
+    ///
+    /// # Errors
+    /// `EEXIST` when there is the same route; otherwise as [`Netlink::add_route`].
+    pub async fn add_route_beside(&self, route: &Route) -> Result<(), Error> {
+        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE;
+        let request = exchange(&self.handle, RouteNetlinkMessage::NewRoute(message(route)), flags);
+        answer("add route", describe(route), request).await.map(drop)
     }
 
     /// Adds a route, in place of one with the same destination, table and priority.

@@ -3,7 +3,7 @@
 use cni::{AddResult, Dns, IpConfig, Route};
 use linux::netlink::BridgePortOptions;
 
-use super::{Config, complete, default_for};
+use super::{Config, complete};
 
 fn config(is_gateway: bool, is_default_gateway: bool) -> Config {
     Config {
@@ -46,7 +46,6 @@ fn texts<T: ToString>(all: &[T]) -> Vec<String> {
 fn gateways_default_to_the_first_address() {
     let mut made = result(&[("10.1.0.5/16", None), ("fd00::5/64", Some("fd00::ff"))], &[]);
     assert_eq!(texts(&complete(&mut made, &config(true, false))), ["10.1.0.1/16", "fd00::ff/64"]);
-    assert!(made.ips.iter().all(|ip| ip.interface == Some(2)));
     assert!(made.routes.is_empty());
 }
 
@@ -71,12 +70,4 @@ fn default_routes_are_added_once_per_family_unless_given() {
     let mut without_gateway = result(&ips[..1], &[("0.0.0.0/0", None)]);
     complete(&mut without_gateway, &config(true, true));
     assert_eq!(without_gateway.routes.len(), 2);
-}
-
-#[test]
-fn a_route_without_gateway_takes_its_familys() {
-    let made = result(&[("10.1.0.5/16", Some("10.1.0.1")), ("fd00::5/64", None)], &[]);
-    let via = |dst: &str| default_for(&made, dst.parse().expect(dst)).map(|gateway| gateway.to_string());
-    assert_eq!(via("192.168.0.0/16"), Some("10.1.0.1".to_owned()));
-    assert_eq!(via("fd01::/16"), None);
 }

@@ -1,19 +1,6 @@
-//! Tables for aliases, names and conflicting addresses.
+//! Tables for conflicting addresses.
 
-use super::{Alias, Link, conflicts, port_name, random_name, unfinished_group};
-
-#[test]
-fn aliases_read_back_and_foreign_ones_do_not() {
-    let alias = Alias { network: "pods", container_id: "abc", ifname: "eth0" };
-    let text = alias.text().expect("it is short");
-    assert_eq!(text, "cni:pods:abc:eth0");
-    assert_eq!(Alias::parse(&text), Some(alias));
-    for foreign in ["", "cni", "cni:pods:abc", "cni:pods:abc:eth0:x", "uplink:pods:abc:eth0"] {
-        assert_eq!(Alias::parse(foreign), None, "{foreign:?}");
-    }
-    let long = "a".repeat(300);
-    assert_eq!(Alias { container_id: &long, ..alias }.text(), None);
-}
+use super::conflicts;
 
 #[test]
 fn one_ipv4_address_and_ipv6_networks_apart() {
@@ -28,41 +15,4 @@ fn one_ipv4_address_and_ipv6_networks_apart() {
         let [a, b] = [present, wanted].map(|text| text.parse().expect(text));
         assert_eq!(conflicts(a, b), expected, "{present} {wanted}");
     }
-}
-
-#[test]
-fn an_attachments_link_is_known_with_and_without_its_alias() {
-    let alias = Alias { network: "pods", container_id: "abc", ifname: "eth0" };
-    let link = |name: &str, group: u32, alias: Option<&str>| Link {
-        name: name.to_owned(),
-        group,
-        alias: alias.map(str::to_owned),
-        ..Link::default()
-    };
-    let (name, group) = (port_name("pods", "abc", "eth0"), unfinished_group("pods"));
-    for (found, expected) in [
-        (link(&name, group, None), true),
-        (link("veth00000000", 0, Some("cni:pods:abc:eth0")), true),
-        (link(&name, 0, None), false),
-        (link(&name, unfinished_group("other"), None), false),
-        (link("veth00000000", group, None), false),
-        (link(&name, 0, Some("cni:pods:abc:eth1")), false),
-    ] {
-        assert_eq!(alias.is_of(&found), expected, "{found:?}");
-    }
-}
-
-#[test]
-fn the_hash_stays_the_same() {
-    // Links of a running node were named by it.
-    assert_eq!(port_name("pods", "abc", "eth0"), "veth2e773186");
-    assert_ne!(port_name("pods", "ab", "ceth0"), port_name("pods", "abc", "eth0"));
-    assert_ne!(unfinished_group("pods"), 0);
-}
-
-#[test]
-fn names_are_links_names() {
-    let name = random_name().expect("a random name");
-    assert_eq!(name.len(), 12);
-    assert!(cni::interface_name(&name).is_ok() && name.starts_with("veth"));
 }

@@ -1,0 +1,77 @@
+//! An ADD in progress: what was made, so that a failure undoes it.
+//!
+//! The link goes first: while it is there, its addresses are in use, so that no address is handed out again while a link
+//! still carries it.
+
+use cni::{AddResult, ErrorReply, exec::Verb};
+use linux::netlink::Netlink;
+
+use crate::{delegate, plugin::Request};
+
+/// What one ADD has made so far.
+pub(crate) struct Made<'a> {
+    request: &'a Request,
+    /// The link, and the socket that reaches it.
+    link: Option<(Netlink, u32)>,
+    /// The IPAM plugin that gave addresses.
+    ipam: Option<&'a str>,
+}
+
+impl<'a> Made<'a> {
+    pub(crate) fn nothing(request: &'a Request) -> Self {
+        Self { request, link: None, ipam: None }
+    }
+
+    pub(crate) fn link(&mut self, netlink: &Netlink, index: u32) {
+        self.link = Some((netlink.clone(), index));
+    }
+
+    /// What the IPAM plugin answers; `position` is the place of the link that gets the addresses among the result's
+    /// interfaces.
+    pub(crate) async fn addresses(
+        &mut self,
+        ipam: &'a str,
+        position: usize,
+    ) -> Result<AddResult, ErrorReply> {
+        let document = delegate::add(self.request, ipam).await?;
+        self.ipam = Some(ipam);
+        let mut given = delegate::result(ipam, document)?;
+        if given.ips.is_empty() {
+            return Err(ErrorReply::internal("IPAM plugin returned missing IP config"));
+        }
+        for ip in &mut given.ips {
+            ip.interface = Some(position);
+        }
+        Ok(AddResult { interfaces: Vec::new(), ..given })
+    }
+
+    /// Passes on what came of the ADD. After a failure, what was made is gone, or the details say what is left.
+    pub(crate) async fn keep_or_undo<T>(mut self, done: Result<T, ErrorReply>) -> Result<T, ErrorReply> {
+        let Err(error) = done else { return done };
+        let left = self.undo().await;
+        if left.is_empty() {
+            return Err(error);
+        }
+        let mut details = vec![format!("undo: {}", left.join("; "))];
+        if !error.details.is_empty() {
+            details.insert(0, error.details.clone());
+        }
+        Err(error.with_details(details.join("; ")))
+    }
+
+    /// What could not be undone.
+    async fn undo(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
+        if let Some((netlink, index)) = self.link.take() {
+            match netlink.del_link(index).await {
+                Err(error) if !error.is_gone() => left.push(error.to_string()),
+                _ => {}
+            }
+        }
+        if let Some(ipam) = self.ipam.take() {
+            let released = delegate::run(self.request, ipam, Verb::Del).await;
+            left.extend(released.err().map(|error| error.to_string()));
+        }
+        left
+    }
+}

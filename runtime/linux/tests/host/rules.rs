@@ -1,0 +1,64 @@
+//! Policy rules, and routes that stand beside each other.
+
+use linux::netlink::{BridgeOptions, Netlink, NewAddress, Route, Rule};
+
+use super::links::{Place, block_on};
+
+async fn is_listed(netlink: &Netlink, wanted: Rule) -> bool {
+    let rules = netlink.rules().await.expect("the rules");
+    rules.iter().any(|rule| Rule { priority: None, ..*rule } == wanted)
+}
+
+#[test]
+fn rules_of_both_families_come_and_go() {
+    let place = Place::new("place");
+    block_on(async {
+        let netlink = place.netlink();
+        let before = netlink.rules().await.expect("the rules");
+        for (source, table) in [("10.0.0.7/32", 100), ("fd00::7/128", 100), ("10.0.0.8/32", 5000)] {
+            let rule = Rule::from_source(source.parse().expect(source), table);
+            netlink.add_rule(&rule).await.expect("a rule");
+            assert!(is_listed(&netlink, rule).await, "{source}");
+            let listed = netlink.rules().await.expect("the rules");
+            let same = listed.into_iter().find(|listed| Rule { priority: None, ..*listed } == rule);
+            let error = netlink.add_rule(&same.expect("it is listed")).await.expect_err("it is there");
+            assert!(error.is_exists());
+            netlink.del_rule(&rule).await.expect("it goes");
+            assert!(!is_listed(&netlink, rule).await, "{source}");
+            assert!(netlink.del_rule(&rule).await.expect_err("it is gone").is_gone());
+        }
+        assert_eq!(netlink.rules().await.expect("the rules"), before);
+    });
+}
+
+#[test]
+fn a_route_stands_beside_another_to_the_same_place() {
+    let place = Place::new("place");
+    block_on(async {
+        let netlink = place.netlink();
+        let bridge = BridgeOptions { name: "br0".to_owned(), ..BridgeOptions::default() };
+        netlink.add_bridge(&bridge).await.expect("a bridge");
+        let link = netlink.link("br0").await.expect("it is there").index;
+        netlink.set_link_up(link).await.expect("it goes up");
+        let address = "10.0.0.1/24".parse().expect("a network");
+        netlink.add_address(&NewAddress::new(link, address)).await.expect("an address");
+        let to = "10.9.0.0/16".parse().expect("a network");
+        let via = |gateway: &str| Route {
+            gateway: Some(gateway.parse().expect(gateway)),
+            link: Some(link),
+            ..Route::to(to)
+        };
+        for gateway in ["10.0.0.2", "10.0.0.3"] {
+            netlink.add_route_beside(&via(gateway)).await.expect("a route");
+        }
+        let again = netlink.add_route_beside(&via("10.0.0.2")).await.expect_err("the same route");
+        assert!(again.is_exists());
+        let routes = netlink.routes().await.expect("the routes");
+        let gateways: Vec<String> = routes
+            .iter()
+            .filter(|route| route.destination == to)
+            .filter_map(|route| route.gateway.map(|gateway| gateway.to_string()))
+            .collect();
+        assert_eq!(gateways, ["10.0.0.3", "10.0.0.2"]);
+    });
+}
