@@ -1,4 +1,5 @@
-//! Delegation to an IPAM plugin, by execution, as the specification says: same environment, same configuration.
+//! Delegation to another plugin, by execution, as the specification says: in the same environment. An IPAM plugin gets the
+//! same configuration, any other one that was made for it.
 
 use std::ffi::OsString;
 
@@ -22,13 +23,13 @@ pub(crate) async fn add(request: &Request, ipam: &str) -> Result<Option<Map<Stri
     call(request, ipam, Verb::Add).await
 }
 
-/// Reads what the IPAM plugin answered.
-pub(crate) fn result(ipam: &str, document: Option<Map<String, Value>>) -> Result<AddResult, ErrorReply> {
+/// Reads what the other plugin answered.
+pub(crate) fn result(plugin: &str, document: Option<Map<String, Value>>) -> Result<AddResult, ErrorReply> {
     let document = document.ok_or_else(|| {
-        ErrorReply::new(code::DECODING_FAILURE, format!("IPAM plugin {ipam:?} printed no result"))
+        ErrorReply::new(code::DECODING_FAILURE, format!("plugin {plugin:?} printed no result"))
     })?;
     AddResult::from_json(&document).map_err(|error| {
-        ErrorReply::new(code::DECODING_FAILURE, format!("result of IPAM plugin {ipam:?}: {error}"))
+        ErrorReply::new(code::DECODING_FAILURE, format!("result of plugin {plugin:?}: {error}"))
     })
 }
 
@@ -46,7 +47,17 @@ pub(crate) async fn run_if_any(request: &Request, ipam: Option<&str>, verb: Verb
 }
 
 async fn call(request: &Request, ipam: &str, verb: Verb) -> Result<Option<Map<String, Value>>, ErrorReply> {
-    let plugin = find_plugin(ipam, &request.path).map_err(reply)?;
+    call_with(request, ipam, verb, request.stdin.clone()).await
+}
+
+/// Runs a plugin for the request's attachment with another configuration.
+pub(crate) async fn call_with(
+    request: &Request,
+    plugin: &str,
+    verb: Verb,
+    config: Vec<u8>,
+) -> Result<Option<Map<String, Value>>, ErrorReply> {
+    let plugin = find_plugin(plugin, &request.path).map_err(reply)?;
     let netns = request.netns.clone().map(OsString::from).unwrap_or_default();
     let call = Call {
         plugin,
@@ -57,13 +68,13 @@ async fn call(request: &Request, ipam: &str, verb: Verb) -> Result<Option<Map<St
             ("CNI_NETNS", netns),
             ("CNI_IFNAME", request.ifname.clone().into()),
         ],
-        config: request.stdin.clone(),
+        config,
         time_limit: DEFAULT_TIME_LIMIT,
     };
     call.run().await.map_err(reply)
 }
 
-/// What the IPAM plugin said is what the caller gets to read.
+/// What the other plugin said is what the caller gets to read.
 fn reply(error: ExecError) -> ErrorReply {
     match error.reply() {
         Some(reply) => reply.clone(),

@@ -5,6 +5,7 @@ mod host {
     mod bridge;
     mod chain;
     mod differential;
+    mod flannel;
     mod loopback;
     mod node;
     mod teardown;

@@ -1,0 +1,187 @@
+//! The plugin `flannel`: attaches a container by another plugin, in the subnet that the overlay's daemon gave this node.
+//!
+//! Inputs: `subnet.env`, which the daemon writes, and the keys `delegate`, `ipam`, `subnetFile`, `dataDir`. From both it makes
+//! the configuration of the plugin that does the work (`bridge` with `host-local` unless told otherwise). Owns
+//! `<dataDir>/<container id>`, where that configuration is kept for DEL, since the subnet may be another one by then.
+//! It refuses a `delegate` that brings what only the daemon knows. The overlay itself is the daemon's.
+
+mod config;
+mod subnet_env;
+
+use std::{
+    fs, io,
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use cni::{AddResult, ErrorReply, code, exec::Verb, json};
+use serde_json::{Map, Value};
+
+use self::{config::Config, subnet_env::SubnetEnv};
+use crate::{
+    delegate,
+    plugin::{Plugin, Request, Valid, block_on},
+};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Flannel;
+
+impl Plugin for Flannel {
+    const NAME: &'static str = "flannel";
+
+    fn add(&self, request: &Request) -> Result<AddResult, ErrorReply> {
+        let config = Config::read(request)?;
+        let made = config.delegate(request, &SubnetEnv::load(&config.subnet_file)?)?;
+        let kept = Kept::of(&config.data_dir, &request.container_id);
+        kept.write(&made)?;
+        block_on(async {
+            match run(request, Verb::Add, made.clone()).await {
+                Ok(document) => delegate::result(delegate_type(&made)?, document),
+                Err(error) => Err(undo(request, &kept, made, error).await),
+            }
+        })
+    }
+
+    fn del(&self, request: &Request) -> Result<(), ErrorReply> {
+        let config = Config::read(request)?;
+        let kept = Kept::of(&config.data_dir, &request.container_id);
+        let Some(made) = kept.read()? else { return Ok(()) };
+        block_on(run(request, Verb::Del, made))?;
+        kept.remove()
+    }
+
+    fn check(&self, request: &Request) -> Result<(), ErrorReply> {
+        let config = Config::read(request)?;
+        let kept = Kept::of(&config.data_dir, &request.container_id);
+        let missing =
+            || ErrorReply::internal(format!("{} is missing: not attached here", kept.path.display()));
+        let mut made = kept.read()?.ok_or_else(missing)?;
+        if let Some(result) = request.root().value("prevResult") {
+            made.insert("prevResult".to_owned(), result.clone());
+        }
+        block_on(run(request, Verb::Check, made)).map(|_| ())
+    }
+
+    /// The other plugin collects what it made, and then the configurations kept for it go.
+    fn gc(&self, request: &Request) -> Result<(), ErrorReply> {
+        let config = Config::read(request)?;
+        let valid = request.valid_attachments()?;
+        let mut made = config.delegate(request, &SubnetEnv::load(&config.subnet_file)?)?;
+        for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+            if let Some(attachments) = request.root().value(key) {
+                made.insert(key.to_owned(), attachments.clone());
+            }
+        }
+        block_on(run(request, Verb::Gc, made))?;
+        collect(&config.data_dir, &request.network, &valid)
+    }
+
+    fn status(&self, request: &Request) -> Result<(), ErrorReply> {
+        let config = Config::read(request)?;
+        let subnet = SubnetEnv::load(&config.subnet_file);
+        let subnet = subnet.map_err(|error| ErrorReply { code: code::PLUGIN_NOT_AVAILABLE, ..error })?;
+        block_on(run(request, Verb::Status, config.delegate(request, &subnet)?)).map(|_| ())
+    }
+}
+
+async fn run(
+    request: &Request,
+    verb: Verb,
+    made: Map<String, Value>,
+) -> Result<Option<Map<String, Value>>, ErrorReply> {
+    let plugin = delegate_type(&made)?.to_owned();
+    delegate::call_with(request, &plugin, verb, Value::Object(made).to_string().into_bytes()).await
+}
+
+fn delegate_type(made: &Map<String, Value>) -> Result<&str, ErrorReply> {
+    let named = made.get("type").and_then(Value::as_str);
+    named.ok_or_else(|| {
+        ErrorReply::config("'delegate' dictionary, if present, must have (string) 'type' field")
+    })
+}
+
+/// The other plugin may have been killed half way.
+async fn undo(request: &Request, kept: &Kept, made: Map<String, Value>, error: ErrorReply) -> ErrorReply {
+    let undone = run(request, Verb::Del, made).await.map(|_| ()).and_then(|()| kept.remove());
+    match undone {
+        Ok(()) => error,
+        Err(left) => error.with_details(format!("undo: {left}")),
+    }
+}
+
+/// The configuration that an attachment was made with, on disk.
+struct Kept {
+    path: PathBuf,
+}
+
+impl Kept {
+    fn of(data_dir: &Path, container_id: &str) -> Self {
+        Self { path: data_dir.join(container_id) }
+    }
+
+    fn failed(&self, operation: &str, error: &io::Error) -> ErrorReply {
+        ErrorReply::new(code::IO_FAILURE, format!("{operation} {}: {error}", self.path.display()))
+    }
+
+    /// Whole and on the disk before the other plugin makes anything.
+    fn write(&self, made: &Map<String, Value>) -> Result<(), ErrorReply> {
+        let failed = |error: io::Error| self.failed("write", &error);
+        let dir = self.path.parent().unwrap_or_else(|| Path::new("/"));
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+        let unfinished =
+            dir.join(format!(".{}", self.path.file_name().unwrap_or_default().to_string_lossy()));
+        let mut options = fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
+        let mut file = file.map_err(failed)?;
+        file.write_all(Value::Object(made.clone()).to_string().as_bytes()).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        fs::rename(&unfinished, &self.path).map_err(failed)
+    }
+
+    /// None when there is none, and when it cannot be read as a configuration, with which nothing could be undone.
+    fn read(&self) -> Result<Option<Map<String, Value>>, ErrorReply> {
+        let bytes = match fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failed("read", &error)),
+        };
+        match json::parse_object(&bytes) {
+            Ok(made) => Ok(Some(made)),
+            Err(error) => {
+                eprintln!("{}: {error}: nothing can be detached by it", self.path.display());
+                Ok(None)
+            }
+        }
+    }
+
+    fn remove(&self) -> Result<(), ErrorReply> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed("remove", &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Removes the configurations of the network's attachments that are not to be kept.
+fn collect(data_dir: &Path, network: &str, valid: &Valid) -> Result<(), ErrorReply> {
+    let failed =
+        |error: io::Error| ErrorReply::new(code::IO_FAILURE, format!("read {}: {error}", data_dir.display()));
+    let entries = match fs::read_dir(data_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let id = name.to_string_lossy();
+        let kept = Kept::of(data_dir, &id);
+        let is_kept = valid.iter().any(|(container_id, _)| *container_id == *id);
+        let made = if is_kept { None } else { kept.read()? };
+        if made.is_some_and(|made| made.get("name").and_then(Value::as_str) == Some(network)) {
+            kept.remove()?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! `flannel`: the attachment that it has another plugin make, and how it is found again.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::node::{Call, Container, Node, host_links};
+
+const SUBNET: &str =
+    "FLANNEL_NETWORK=10.96.0.0/12\nFLANNEL_SUBNET=10.97.1.1/24\nFLANNEL_MTU=1400\nFLANNEL_IPMASQ=true\n";
+
+fn config(node: &Node) -> Value {
+    json!({
+        "cniVersion": "1.1.0", "name": "pods", "type": "flannel",
+        "subnetFile": node.path("subnet.env"), "dataDir": node.path("kept"),
+        "delegate": {"hairpinMode": true}, "ipam": {"dataDir": node.path("leases")},
+    })
+}
+
+#[test]
+fn a_container_is_attached_in_the_nodes_subnet_and_detached_after_it_changed() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let mut config = config(&node);
+    let unavailable = Call::new("STATUS", &config, &a).run("flannel").expect_err("no daemon yet");
+    assert_eq!(unavailable["code"], 50);
+    assert!(unavailable["msg"].as_str().is_some_and(|msg| msg.contains("subnet.env")), "{unavailable}");
+    assert!(Call::new("ADD", &config, &a).run("flannel").is_err());
+
+    fs::write(node.path("subnet.env"), SUBNET).expect("a file");
+    assert_eq!(Call::new("STATUS", &config, &a).run("flannel"), Ok(Value::Null));
+    let result = Call::new("ADD", &config, &a).run("flannel").expect("an attachment");
+    assert_eq!(result["ips"], json!([{"interface": 2, "address": "10.97.1.2/24", "gateway": "10.97.1.1"}]));
+    assert_eq!(result["routes"], json!([{"dst": "10.96.0.0/12"}]));
+    assert_eq!(a.link("eth0").map(|link| link.mtu), Some(1400));
+    a.talks_to(None, "10.97.1.1".parse().expect("an address"));
+    config["prevResult"] = result;
+    assert_eq!(Call::new("CHECK", &config, &a).run("flannel"), Ok(Value::Null));
+
+    fs::write(node.path("subnet.env"), SUBNET.replace("10.97.1.1", "10.97.2.1")).expect("a file");
+    for _ in 0..2 {
+        assert_eq!(Call::new("DEL", &config, &a).run("flannel"), Ok(Value::Null));
+    }
+    assert_eq!(node.leases(), Vec::<String>::new());
+    assert!(!host_links().iter().any(|link| link.is_kind("veth")));
+    assert!(!node.path("kept/a").exists());
+    let error = Call::new("CHECK", &config, &a).run("flannel").expect_err("it is gone");
+    assert!(
+        error["msg"].as_str().is_some_and(|msg| msg.ends_with("is missing: not attached here")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_failed_add_leaves_nothing() {
+    let node = Node::new();
+    let a = Container::new("a");
+    fs::write(node.path("subnet.env"), SUBNET).expect("a file");
+    let mut config = config(&node);
+    config["ipam"]["type"] = json!("none-such");
+    assert!(Call::new("ADD", &config, &a).run("flannel").is_err());
+    assert!(a.link("eth0").is_none());
+    // Its undo cannot ask a plugin that is not there either, so the configuration stays for a later DEL.
+    assert!(node.path("kept/a").exists());
+    config["ipam"]["type"] = json!("host-local");
+    config["delegate"]["mtu"] = json!("wide");
+    assert!(Call::new("ADD", &config, &a).run("flannel").is_err());
+    assert!(!node.path("kept/a").exists());
+}
+
+#[test]
+fn gc_removes_attachments_and_what_was_kept_of_them() {
+    let node = Node::new();
+    let (keep, lost) = (Container::new("keep"), Container::new("lost"));
+    fs::write(node.path("subnet.env"), SUBNET).expect("a file");
+    let mut config = config(&node);
+    for container in [&keep, &lost] {
+        Call::new("ADD", &config, container).run("flannel").expect("an attachment");
+    }
+    fs::write(node.path("kept/foreign"), r#"{"name": "another", "type": "bridge"}"#).expect("a file");
+    config["cni.dev/valid-attachments"] = json!([{"containerID": "keep", "ifname": "eth0"}]);
+    assert_eq!(Call::new("GC", &config, &keep).run("flannel"), Ok(Value::Null));
+    assert!(lost.link("eth0").is_none() && keep.link("eth0").is_some());
+    let kept = |name: &str| node.path("kept").join(name).exists();
+    assert_eq!([kept("keep"), kept("lost"), kept("foreign")], [true, false, true]);
+    assert_eq!(Call::new("DEL", &config, &keep).run("flannel"), Ok(Value::Null));
+    assert_eq!(node.leases(), Vec::<String>::new());
+}
