@@ -1,5 +1,6 @@
-//! `cargo xtask bench NAME`: measurements on the cluster that is up. They print a table and assert nothing.
+//! `cargo xtask bench NAME`: measurements, most of them on the cluster that is up. They print a table and assert nothing.
 
+mod cni;
 mod cpu;
 mod footprint;
 mod node_metrics;
@@ -23,12 +24,19 @@ enum Name {
     PodStart,
     /// Memory and idle CPU of server, agent and shims, with no pod and with 50.
     Footprint,
+    /// CNI plugins beside the reference plugins, without a cluster: ADD and DEL of chains, 200 ADDs at once, addresses among many leases.
+    Cni(cni::Options),
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    ensure!(up::kubeconfig().is_file(), "no cluster is up: run `cargo xtask up` first");
-    match options.name {
-        Name::PodStart => pod_start::run(),
-        Name::Footprint => footprint::run(),
+    match &options.name {
+        Name::PodStart => on_cluster(pod_start::run),
+        Name::Footprint => on_cluster(footprint::run),
+        Name::Cni(options) => cni::run(options),
     }
+}
+
+fn on_cluster(measure: fn() -> Result<()>) -> Result<()> {
+    ensure!(up::kubeconfig().is_file(), "no cluster is up: run `cargo xtask up` first");
+    measure()
 }
