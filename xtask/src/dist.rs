@@ -23,6 +23,7 @@ const SHIM: (&str, &str) = ("shim", "orlop-shim");
 const CNI: &[(&str, &str)] = &[
     ("cni-plugins", "bandwidth"),
     ("cni-plugins", "bridge"),
+    ("cni-plugins", "dhcp"),
     ("cni-plugins", "flannel"),
     ("cni-plugins", "host-local"),
     ("cni-plugins", "loopback"),

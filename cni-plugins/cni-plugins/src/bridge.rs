@@ -45,10 +45,7 @@ impl Plugin for Bridge {
 
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
         let ipam = delegate::ipam_type(request)?;
-        block_on(async {
-            pair::detach(request).await?;
-            delegate::run_if_any(request, ipam.as_deref(), Verb::Del).await
-        })
+        block_on(delegate::detach(request, ipam.as_deref(), pair::detach(request)))
     }
 
     fn check(&self, request: &Request) -> Result<(), ErrorReply> {

@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 
 use crate::plugin::{Request, decoding};
 
+/// The IPAM plugin that needs the link to give an address back.
+pub(crate) const DHCP: &str = "dhcp";
+
 /// The plugin that `ipam.type` names; none for a network without addresses.
 pub(crate) fn ipam_type(request: &Request) -> Result<Option<String>, ErrorReply> {
     let Some(ipam) = request.root().object("ipam").map_err(decoding)? else { return Ok(None) };
@@ -48,6 +51,24 @@ pub(crate) async fn run_if_any(request: &Request, ipam: Option<&str>, verb: Verb
 
 async fn call(request: &Request, ipam: &str, verb: Verb) -> Result<Option<Map<String, Value>>, ErrorReply> {
     call_with(request, ipam, verb, request.stdin.clone()).await
+}
+
+/// DEL: takes the link away and gives the addresses back, both also when one of them fails.
+///
+/// The link goes first, so that no address is handed out again while a link still carries it. A DHCP server is told through the
+/// link itself, and does not hand out at once what was given back.
+pub(crate) async fn detach(
+    request: &Request,
+    ipam: Option<&str>,
+    remove_link: impl Future<Output = Result<(), ErrorReply>>,
+) -> Result<(), ErrorReply> {
+    if ipam == Some(DHCP) {
+        let released = run_if_any(request, ipam, Verb::Del).await;
+        remove_link.await?;
+        return released;
+    }
+    remove_link.await?;
+    run_if_any(request, ipam, Verb::Del).await
 }
 
 /// Runs a plugin for the request's attachment with another configuration.

@@ -7,6 +7,7 @@
 pub mod bandwidth;
 pub mod bridge;
 mod delegate;
+pub mod dhcp;
 pub mod flannel;
 mod hash;
 pub mod host_local;

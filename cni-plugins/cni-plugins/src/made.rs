@@ -1,7 +1,6 @@
 //! An ADD in progress: what was made, so that a failure undoes it.
 //!
-//! The link goes first: while it is there, its addresses are in use, so that no address is handed out again while a link
-//! still carries it.
+//! The link goes first, as at DEL (see [`delegate::detach`]).
 
 use cni::{AddResult, ErrorReply, exec::Verb};
 use linux::netlink::Netlink;
@@ -62,16 +61,23 @@ impl<'a> Made<'a> {
     /// What could not be undone.
     async fn undo(&mut self) -> Vec<String> {
         let mut left = Vec::new();
+        if self.ipam == Some(delegate::DHCP) {
+            self.release(&mut left).await;
+        }
         if let Some((netlink, index)) = self.link.take() {
             match netlink.del_link(index).await {
                 Err(error) if !error.is_gone() => left.push(error.to_string()),
                 _ => {}
             }
         }
+        self.release(&mut left).await;
+        left
+    }
+
+    async fn release(&mut self, left: &mut Vec<String>) {
         if let Some(ipam) = self.ipam.take() {
             let released = delegate::run(self.request, ipam, Verb::Del).await;
             left.extend(released.err().map(|error| error.to_string()));
         }
-        left
     }
 }

@@ -4,6 +4,7 @@ mod host {
     mod bandwidth;
     mod bridge;
     mod chain;
+    mod dhcp;
     mod differential;
     mod flannel;
     mod loopback;

@@ -15,6 +15,7 @@ pub mod memfd;
 pub mod mount;
 pub mod netlink;
 pub mod netns;
+pub mod packet;
 pub mod passwd;
 pub mod process;
 pub mod pty;

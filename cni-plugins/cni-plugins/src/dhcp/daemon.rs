@@ -1,0 +1,109 @@
+//! `dhcp daemon`: holds the leases of all containers of the node.
+//!
+//! Inputs: questions of plugins; outputs: their answers, messages to DHCP servers, and [`Keep`]'s files. Owns the table of leases,
+//! with one task for each. Between two exchanges a lease is but an entry and a timer: no thread, no socket, so that no namespace
+//! outlives its container. At its end the daemon releases nothing: the next one goes on.
+
+mod table;
+
+use std::{
+    fs, io,
+    os::unix::{fs::PermissionsExt, net::UnixStream as BlockingStream},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::Semaphore,
+};
+
+use self::table::Table;
+use super::{flags::Flags, keep::Keep, talk};
+
+/// Questions at a time; further ones wait in the kernel's queue.
+const CONNECTION_LIMIT: usize = 512;
+
+/// The daemon's whole life.
+pub(super) fn main(arguments: &[String]) -> ExitCode {
+    let done = Flags::parse(arguments).and_then(|flags| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|error| format!("start the asynchronous runtime: {error}"))?.block_on(run(flags))
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dhcp daemon: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(flags: Flags) -> Result<(), String> {
+    let socket = flags.on_host(&flags.socket);
+    let failed = |what: &str, path: &Path| {
+        let (what, path) = (what.to_owned(), path.display().to_string());
+        move |error: io::Error| format!("{what} {path}: {error}")
+    };
+    let keep = Keep::beside(&socket).map_err(failed("make a folder beside", &socket))?;
+    let listener = listen(&socket).map_err(failed("listen at", &socket))?;
+    if let Some(path) = &flags.pid_file {
+        fs::write(path, std::process::id().to_string()).map_err(failed("write", path))?;
+    }
+    let pid_file = flags.pid_file.clone();
+    let table = Table::adopt(flags, keep).map_err(|error| format!("read the leases: {error}"))?;
+    let served = serve(listener, table).await;
+    for path in [Some(socket), pid_file].into_iter().flatten() {
+        if let Err(error) = fs::remove_file(&path) {
+            eprintln!("remove {}: {error}", path.display());
+        }
+    }
+    served.map_err(|error| format!("serve: {error}"))
+}
+
+/// A socket whose daemon was killed is in the way, and is replaced; one that answers is not.
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    if BlockingStream::connect(socket).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon answers there"));
+    }
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Until the daemon is told to end. Both arms are cancel-safe: a signal stays noted, a connection stays in the queue.
+async fn serve(listener: UnixListener, table: Arc<Table>) -> io::Result<()> {
+    let (mut terminated, mut interrupted) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let places = Arc::new(Semaphore::new(CONNECTION_LIMIT));
+    loop {
+        let accept = async {
+            let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+            Ok::<_, io::Error>((listener.accept().await?.0, place))
+        };
+        tokio::select! {
+            _ = terminated.recv() => return Ok(()),
+            _ = interrupted.recv() => return Ok(()),
+            accepted = accept => {
+                let (stream, place) = accepted?;
+                let table = table.clone();
+                tokio::spawn(async move {
+                    answer(stream, &table).await;
+                    drop(place);
+                });
+            }
+        }
+    }
+}
+
+async fn answer(stream: UnixStream, table: &Arc<Table>) {
+    if let Err(error) = talk::serve(stream, |question| table.answer(question)).await {
+        eprintln!("dhcp daemon: a question: {error}");
+    }
+}

@@ -1,0 +1,197 @@
+//! Messages to and from DHCP servers on a container's link, as the client of RFC 2131.
+//!
+//! Owns the messages' fields, and sending again while nobody answers. A reply counts when operation, transaction number and
+//! hardware address are those of the question; only then is it decoded. Sockets live as long as one exchange: an open one would
+//! keep the namespace of a container that is gone.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
+    panic,
+    time::Duration,
+};
+
+use cni::ErrorReply;
+use dhcproto::{
+    Decodable, Encodable,
+    v4::{DhcpOption, Flags, Message, MessageType, OptionCode, UnknownOption},
+};
+use linux::{netlink::MacAddress, packet::PacketSocket};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{
+    config::Options,
+    datagram,
+    lease::{self, Lease},
+};
+
+const CLIENT_PORT: u16 = 68;
+const SERVER_PORT: u16 = 67;
+/// Bytes of the largest packet that a link here carries.
+const PACKET_LIMIT: usize = 9216;
+/// What relays expect at least (BOOTP, RFC 951).
+const SHORTEST_MESSAGE: usize = 300;
+/// How long the first question waits for its answer; each further one waits twice as long, up to the limit.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// Where the fields are that are compared before a message is decoded.
+const XID: std::ops::Range<usize> = 4..8;
+const CHADDR: std::ops::Range<usize> = 28..34;
+const REPLY: u8 = 2;
+
+/// How long a client tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// The longest wait for one answer.
+    pub(super) wait: Duration,
+    /// For an address altogether.
+    pub(super) acquire: Duration,
+}
+
+/// The client of one link.
+pub(super) struct Client<'a> {
+    pub(super) socket: PacketSocket,
+    pub(super) mac: MacAddress,
+    pub(super) client_id: &'a str,
+    pub(super) options: &'a Options,
+    /// Asks servers to answer to everybody.
+    pub(super) broadcast: bool,
+    pub(super) limits: Limits,
+}
+
+/// What came of asking for more time.
+pub(super) enum Extended {
+    Acknowledged(Box<Message>),
+    Refused,
+    NoAnswer,
+}
+
+/// Opens the socket for a client on a link of a namespace.
+pub(super) fn open(netns: &linux::netns::Netns, link: u32) -> Result<PacketSocket, ErrorReply> {
+    PacketSocket::open_in(netns, link, CLIENT_PORT)
+        .map_err(|error| ErrorReply::internal(format!("open a socket for DHCP: {error}")))
+}
+
+impl Client<'_> {
+    /// Finds a server and takes what it offers.
+    pub(super) async fn acquire(&self) -> Result<Message, String> {
+        let deadline = Instant::now() + self.limits.acquire;
+        let mut wait = FIRST_WAIT.min(self.limits.wait);
+        let mut last = "no DHCP server answered".to_owned();
+        while Instant::now() < deadline {
+            let until = (Instant::now() + wait).min(deadline);
+            match timeout_at(until, self.attempt(wait)).await {
+                Ok(Ok(ack)) => return Ok(ack),
+                Ok(Err(error)) => {
+                    last = error;
+                    // Not at once again: the link may be going up, the server coming to its senses.
+                    tokio::time::sleep_until(until).await;
+                }
+                Err(_elapsed) => {}
+            }
+            wait = (wait * 2).min(self.limits.wait);
+        }
+        Err(format!("{last} within {:?}", self.limits.acquire))
+    }
+
+    async fn attempt(&self, wait: Duration) -> Result<Message, String> {
+        let mut discover = self.message(MessageType::Discover, Ipv4Addr::UNSPECIFIED);
+        let offer = self.ask(&mut discover, Ipv4Addr::BROADCAST, |reply| reply == MessageType::Offer);
+        let offer = offer.await.map_err(|error| error.to_string())?;
+        let server = lease::server(&offer).ok_or("a DHCP server that does not say which it is")?;
+        let mut request = self.message(MessageType::Request, Ipv4Addr::UNSPECIFIED);
+        request.opts_mut().insert(DhcpOption::RequestedIpAddress(offer.yiaddr()));
+        request.opts_mut().insert(DhcpOption::ServerIdentifier(server));
+        let answer = timeout(wait, self.ask(&mut request, Ipv4Addr::BROADCAST, is_decision)).await;
+        let answer = answer.map_err(|_elapsed| "the DHCP server did not confirm its offer".to_owned())?;
+        let answer = answer.map_err(|error| error.to_string())?;
+        if answer.opts().has_msg_type(MessageType::Nak) {
+            return Err(format!("the DHCP server {server} took its offer back"));
+        }
+        Ok(answer)
+    }
+
+    /// Asks for more time: one server, or all.
+    pub(super) async fn extend(&self, lease: &Lease, of_all: bool) -> Extended {
+        let server = if of_all { Ipv4Addr::BROADCAST } else { lease.server };
+        let mut request = self.message(MessageType::Request, lease.address);
+        match timeout(self.limits.wait, self.ask(&mut request, server, is_decision)).await {
+            Ok(Ok(answer)) if answer.opts().has_msg_type(MessageType::Nak) => Extended::Refused,
+            // Another address than the container has is no extension.
+            Ok(Ok(answer)) if answer.yiaddr() != lease.address => Extended::Refused,
+            Ok(Ok(answer)) => Extended::Acknowledged(Box::new(answer)),
+            Ok(Err(_)) | Err(_) => Extended::NoAnswer,
+        }
+    }
+
+    /// Gives the address back; nobody answers that.
+    pub(super) async fn release(&self, lease: &Lease) -> io::Result<()> {
+        let mut message = self.message(MessageType::Release, lease.address);
+        message.opts_mut().remove(OptionCode::ParameterRequestList);
+        message.opts_mut().insert(DhcpOption::ServerIdentifier(lease.server));
+        self.send(&message, lease.server).await
+    }
+
+    fn message(&self, kind: MessageType, own: Ipv4Addr) -> Message {
+        let none = Ipv4Addr::UNSPECIFIED;
+        let mut message = Message::new_with_id(fastrand::u32(..), own, none, none, none, &self.mac.0);
+        if self.broadcast {
+            message.set_flags(Flags::default().set_broadcast());
+        }
+        let options = message.opts_mut();
+        options.insert(DhcpOption::MessageType(kind));
+        // Type 0: an identifier that is no hardware address.
+        let identifier = [&[0], self.client_id.as_bytes()].concat();
+        options.insert(DhcpOption::ClientIdentifier(identifier));
+        options.insert(DhcpOption::ParameterRequestList(
+            self.options.requested.iter().map(|number| OptionCode::from(*number)).collect(),
+        ));
+        for (number, value) in &self.options.provided {
+            let value = value.clone().into_bytes();
+            options.insert(DhcpOption::Unknown(UnknownOption::new(OptionCode::from(*number), value)));
+        }
+        message
+    }
+
+    /// Sends the question and waits for an answer of the wanted kind, without a limit.
+    async fn ask(
+        &self,
+        question: &mut Message,
+        server: Ipv4Addr,
+        wanted: impl Fn(MessageType) -> bool,
+    ) -> io::Result<Message> {
+        self.send(question, server).await?;
+        let mut buffer = vec![0; PACKET_LIMIT];
+        loop {
+            let length = self.socket.receive(&mut buffer).await?;
+            let answer = datagram::unwrap(&buffer[..length])
+                .and_then(|(_, payload)| decode(payload, question.xid(), self.mac))
+                .filter(|answer| answer.opts().msg_type().is_some_and(&wanted));
+            if let Some(answer) = answer {
+                return Ok(answer);
+            }
+        }
+    }
+
+    async fn send(&self, message: &Message, server: Ipv4Addr) -> io::Result<()> {
+        let mut payload = message.to_vec().map_err(io::Error::other)?;
+        payload.resize(payload.len().max(SHORTEST_MESSAGE), 0);
+        let from = SocketAddrV4::new(message.ciaddr(), CLIENT_PORT);
+        let packet = datagram::wrap(from, SocketAddrV4::new(server, SERVER_PORT), &payload);
+        self.socket.broadcast(&packet.ok_or_else(|| io::Error::other("options of more than a packet"))?).await
+    }
+}
+
+fn is_decision(kind: MessageType) -> bool {
+    matches!(kind, MessageType::Ack | MessageType::Nak)
+}
+
+/// Reads a reply to a question. The library panics on some broken options, and must not take the daemon along.
+pub(super) fn decode(payload: &[u8], xid: u32, mac: MacAddress) -> Option<Message> {
+    let is_answer = payload.first() == Some(&REPLY)
+        && payload.get(XID) == Some(xid.to_be_bytes().as_slice())
+        && payload.get(CHADDR) == Some(mac.0.as_slice());
+    if !is_answer {
+        return None;
+    }
+    panic::catch_unwind(|| Message::from_bytes(payload)).ok()?.ok()
+}

@@ -1,0 +1,95 @@
+//! Leases on disk, so that a daemon that was killed finds what it has to renew: `<folder of the socket>/dhcp/<hash>.json`.
+//!
+//! The folder is volatile, as containers are: after a reboot there is nothing to renew. A file is replaced by a rename, and one
+//! that cannot be read is left alone and told.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{config::Options, lease::Lease};
+use crate::hash;
+
+/// Characters of a file's name.
+const NAME_LENGTH: usize = 32;
+
+/// Whose lease it is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Owner {
+    pub(super) network: String,
+    pub(super) container_id: String,
+    pub(super) ifname: String,
+}
+
+impl Owner {
+    /// What the server knows the client by; one byte of an option's length is for its type.
+    pub(super) fn client_id(&self) -> String {
+        let mut id = format!("{}/{}/{}", self.container_id, self.network, self.ifname);
+        // Names in it are of one-byte characters.
+        id.truncate(254);
+        id
+    }
+}
+
+/// A lease with everything that is needed to extend it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Held {
+    pub(super) owner: Owner,
+    /// As the plugin named it.
+    pub(super) netns: PathBuf,
+    /// Of the link, so that another one under its name is not taken for it.
+    pub(super) mac: [u8; 6],
+    pub(super) options: Options,
+    pub(super) lease: Lease,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(super) struct Keep {
+    dir: PathBuf,
+}
+
+impl Keep {
+    pub(super) fn beside(socket: &Path) -> io::Result<Self> {
+        let dir = socket.parent().unwrap_or_else(|| Path::new("/")).join("dhcp");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        Ok(Self { dir })
+    }
+
+    pub(super) fn store(&self, held: &Held) -> io::Result<()> {
+        let path = self.path(&held.owner);
+        let unfinished = path.with_extension("new");
+        fs::write(&unfinished, serde_json::to_vec(held)?)?;
+        fs::rename(unfinished, path)
+    }
+
+    pub(super) fn forget(&self, owner: &Owner) -> io::Result<()> {
+        match fs::remove_file(self.path(owner)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// What an earlier daemon held.
+    pub(super) fn all(&self) -> io::Result<Vec<Held>> {
+        let mut all = Vec::new();
+        for path in fs::read_dir(&self.dir)?.flatten().map(|entry| entry.path()) {
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)) {
+                Ok(held) => all.push(held),
+                Err(error) => eprintln!("{}: {error}: its lease is not renewed", path.display()),
+            }
+        }
+        Ok(all)
+    }
+
+    fn path(&self, owner: &Owner) -> PathBuf {
+        self.dir.join(hash::name(NAME_LENGTH, "", &owner.client_id())).with_extension("json")
+    }
+}

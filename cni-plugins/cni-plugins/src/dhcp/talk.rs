@@ -1,0 +1,122 @@
+//! What plugin and daemon say to each other: one question and one answer, each a JSON document, over a unix connection.
+//!
+//! The end of a document is the end of that half of the connection. The reference's daemon speaks another protocol at the same
+//! path; both sides then say so.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use cni::{AddResult, ErrorReply, Version, code, exec::Verb, json::DOCUMENT_LIMIT};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+use super::config::{Config, Options};
+use crate::plugin::{Request, Valid, block_on};
+
+/// How long a plugin waits for the daemon, which itself waits for servers.
+const ANSWER_LIMIT: Duration = Duration::from_secs(300);
+/// How long the daemon waits for the rest of a question.
+const QUESTION_LIMIT: Duration = Duration::from_secs(10);
+const PROTOCOL: u32 = 1;
+
+/// A call that a plugin passes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Question {
+    protocol: u32,
+    pub(super) verb: String,
+    pub(super) network: String,
+    pub(super) container_id: String,
+    pub(super) ifname: String,
+    pub(super) netns: Option<PathBuf>,
+    pub(super) options: Options,
+    pub(super) priority: Option<u32>,
+    /// What GC is to keep: container and link.
+    pub(super) valid: Vec<(String, String)>,
+}
+
+impl Question {
+    pub(super) fn new(
+        request: &Request,
+        verb: Verb,
+        config: &Config,
+        netns: Option<PathBuf>,
+        valid: Valid,
+    ) -> Self {
+        Self {
+            protocol: PROTOCOL,
+            verb: verb.as_str().to_owned(),
+            network: request.network.clone(),
+            container_id: request.container_id.clone(),
+            ifname: request.ifname.clone(),
+            netns,
+            options: config.options.clone(),
+            priority: config.priority,
+            valid: valid.into_iter().collect(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Answer {
+    /// A result of the newest version.
+    Result(Map<String, Value>),
+    Error(ErrorReply),
+}
+
+/// The plugin's side.
+pub(super) fn ask(socket: &Path, question: &Question) -> Result<AddResult, ErrorReply> {
+    let at = |error: String| ErrorReply::internal(format!("DHCP daemon at {}: {error}", socket.display()));
+    let bytes = block_on(async {
+        let asked = async {
+            let mut stream = UnixStream::connect(socket).await?;
+            stream.write_all(&serde_json::to_vec(question)?).await?;
+            stream.shutdown().await?;
+            read(stream).await
+        };
+        let asked = tokio::time::timeout(ANSWER_LIMIT, asked).await;
+        let asked = asked.map_err(|_elapsed| at(format!("no answer within {} s", ANSWER_LIMIT.as_secs())))?;
+        asked.map_err(|error| at(format!("{error}: start it with `dhcp daemon`")))
+    })?;
+    let answer = serde_json::from_slice(&bytes)
+        .map_err(|error| at(format!("it speaks another protocol, so it is not of this release: {error}")))?;
+    match answer {
+        Answer::Result(document) => AddResult::from_json(&document)
+            .map_err(|error| ErrorReply::new(code::DECODING_FAILURE, error.to_string())),
+        Answer::Error(reply) => Err(reply),
+    }
+}
+
+/// The daemon's side of one connection.
+pub(super) async fn serve<F: Future<Output = Result<AddResult, ErrorReply>>>(
+    mut stream: UnixStream,
+    answer: impl FnOnce(Question) -> F,
+) -> std::io::Result<()> {
+    let question = tokio::time::timeout(QUESTION_LIMIT, read(&mut stream)).await??;
+    let answered = match serde_json::from_slice::<Question>(&question) {
+        Ok(question) if question.protocol == PROTOCOL => answer(question).await,
+        Ok(_) | Err(_) => {
+            Err(ErrorReply::internal("the plugin is not of the daemon's release: restart `dhcp daemon`"))
+        }
+    };
+    let document = answered.and_then(|result| result.to_json(Version::NEWEST).map_err(ErrorReply::internal));
+    let answer = match document {
+        Ok(Value::Object(document)) => Answer::Result(document),
+        Ok(_) => Answer::Result(Map::new()),
+        Err(reply) => Answer::Error(reply),
+    };
+    stream.write_all(&serde_json::to_vec(&answer)?).await?;
+    stream.shutdown().await
+}
+
+async fn read(stream: impl AsyncReadExt + Unpin) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    stream.take(DOCUMENT_LIMIT as u64).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
