@@ -20,8 +20,16 @@ const BIN: &[(&str, &str)] =
 const SHIM: (&str, &str) = ("shim", "orlop-shim");
 
 /// Executables of `dist/cni`: the reference plugins' names.
-const CNI: &[(&str, &str)] =
-    &[("cni-plugins", "bridge"), ("cni-plugins", "host-local"), ("cni-plugins", "loopback")];
+const CNI: &[(&str, &str)] = &[
+    ("cni-plugins", "bridge"),
+    ("cni-plugins", "dummy"),
+    ("cni-plugins", "host-local"),
+    ("cni-plugins", "ipvlan"),
+    ("cni-plugins", "loopback"),
+    ("cni-plugins", "macvlan"),
+    ("cni-plugins", "ptp"),
+    ("cni-plugins", "vlan"),
+];
 
 /// Files of `dist/deploy`, from `xtask/deploy`: systemd units and the script that installs everything.
 const DEPLOY: &[&str] = &["install.sh", "orlop-agent.service", "orlop-server.service"];

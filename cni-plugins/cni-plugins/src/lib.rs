@@ -1,17 +1,25 @@
 //! CNI plugins as a library: one module per plugin, and the protocol that they share.
 //!
-//! Owns: the plugin's side of the CNI protocol ([`plugin`]), IPAM delegation, and the plugins `bridge`, `host-local`
-//! and `loopback` with the configuration keys, results and on-disk formats of the reference plugins. The executables in
-//! `src/bin` only name their plugin. It refuses to start other processes than IPAM plugins, and to keep state anywhere
-//! but in the kernel and in host-local's leases.
+//! Owns: the plugin's side of the CNI protocol ([`plugin`]), what plugins share (the pair, the link inside, IPAM
+//! delegation, CHECK), and the plugins, with the configuration keys, results and on-disk formats of the reference
+//! plugins. The executables in `src/bin` only name their plugin. It refuses to start other processes than IPAM plugins,
+//! and to keep state anywhere but in the kernel and in the files that the reference plugins keep.
 
 pub mod bridge;
 mod delegate;
+pub mod dummy;
+mod hardware_address;
 pub mod host_local;
 mod inside;
+pub mod ipvlan;
 pub mod loopback;
+pub mod macvlan;
 mod made;
 pub mod pair;
 pub mod plugin;
+pub mod ptp;
+mod single;
+mod stacked;
 mod sysctl;
 mod verify;
+pub mod vlan;

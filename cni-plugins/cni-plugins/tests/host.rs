@@ -4,6 +4,9 @@ mod host {
     mod bridge;
     mod chain;
     mod loopback;
+    mod macvlan;
     mod node;
+    mod ptp;
+    mod stacked;
     mod teardown;
 }
