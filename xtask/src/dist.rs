@@ -28,6 +28,7 @@ const CNI: &[(&str, &str)] = &[
     ("cni-plugins", "loopback"),
     ("cni-plugins", "macvlan"),
     ("cni-plugins", "ptp"),
+    ("cni-plugins", "static"),
     ("cni-plugins", "vlan"),
 ];
 

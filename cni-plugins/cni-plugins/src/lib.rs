@@ -20,6 +20,7 @@ pub mod plugin;
 pub mod ptp;
 mod single;
 mod stacked;
+pub mod static_ipam;
 mod sysctl;
 mod verify;
 pub mod vlan;

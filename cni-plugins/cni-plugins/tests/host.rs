@@ -8,5 +8,6 @@ mod host {
     mod node;
     mod ptp;
     mod stacked;
+    mod static_ipam;
     mod teardown;
 }

@@ -175,3 +175,43 @@ fn unknown_arguments_are_refused_unless_ignored() {
         assert_eq!(request.args(&["MAC"]).is_ok(), fine, "{args:?}");
     }
 }
+
+#[test]
+fn a_plugin_may_refuse_old_versions() {
+    struct Younger;
+
+    impl Plugin for Younger {
+        const NAME: &'static str = "younger";
+        const OLDEST: Version = Version::V0_3_1;
+
+        fn add(&self, _request: &Request) -> Result<AddResult, ErrorReply> {
+            Ok(AddResult::default())
+        }
+
+        fn del(&self, _request: &Request) -> Result<(), ErrorReply> {
+            Ok(())
+        }
+
+        fn check(&self, _request: &Request) -> Result<(), ErrorReply> {
+            Ok(())
+        }
+
+        fn gc(&self, _request: &Request) -> Result<(), ErrorReply> {
+            Ok(())
+        }
+
+        fn status(&self, _request: &Request) -> Result<(), ErrorReply> {
+            Ok(())
+        }
+    }
+
+    let call = |command: &str, version: &str| {
+        run(&Younger, &environment(command), config(version).to_string().as_bytes())
+    };
+    let old = call("ADD", "0.2.0").expect_err("too old");
+    assert_eq!((old.code, old.msg.as_str()), (code::INCOMPATIBLE_VERSION, "incompatible CNI versions"));
+    assert!(old.details.contains(r#"config is "0.2.0", plugin supports ["0.3.1""#), "{}", old.details);
+    assert!(call("ADD", "0.3.1").is_ok());
+    let version = call("VERSION", "0.2.0").expect("an answer").expect("a document");
+    assert_eq!(version["supportedVersions"][0], "0.3.1");
+}

@@ -17,6 +17,9 @@ use linux::{
 };
 use serde_json::{Value, json};
 
+/// What makes a configuration another one.
+pub type Change = fn(&mut Value);
+
 /// Packets here cross nothing but memory.
 const PACKET_LIMIT: Duration = Duration::from_secs(5);
 

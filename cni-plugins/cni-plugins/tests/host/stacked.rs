@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use linux::netlink::{IpVlanMode, LinkChange, LinkKind, Netlink};
 use serde_json::{Value, json};
 
-use super::node::{Call, Container, Node, Wire, block_on, has_kind, host_state};
+use super::node::{Call, Change, Container, Node, Wire, block_on, has_kind, host_state};
 
 fn config(node: &Node, plugin: &str) -> Value {
     let mut config = node.config("1.1.0");
@@ -165,7 +165,7 @@ fn impossible_configurations_say_why() {
     let _wire = Wire::new();
     let a = Container::new("a");
     let before = (host_state(), a.state());
-    let table: [(&str, fn(&mut Value), u32, &str); 10] = [
+    let table: [(&str, Change, u32, &str); 10] = [
         ("ipvlan", |c| c["mode"] = json!("l4"), 7, "unknown ipvlan mode: \"l4\""),
         (
             "ipvlan",
