@@ -23,6 +23,7 @@ const SHIM: (&str, &str) = ("shim", "orlop-shim");
 const CNI: &[(&str, &str)] = &[
     ("cni-plugins", "bridge"),
     ("cni-plugins", "dummy"),
+    ("cni-plugins", "host-device"),
     ("cni-plugins", "host-local"),
     ("cni-plugins", "ipvlan"),
     ("cni-plugins", "loopback"),

@@ -9,6 +9,7 @@ pub mod bridge;
 mod delegate;
 pub mod dummy;
 mod hardware_address;
+pub mod host_device;
 pub mod host_local;
 mod inside;
 pub mod ipvlan;
