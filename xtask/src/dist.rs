@@ -30,6 +30,7 @@ const CNI: &[(&str, &str)] = &[
     ("cni-plugins", "macvlan"),
     ("cni-plugins", "ptp"),
     ("cni-plugins", "static"),
+    ("cni-plugins", "tuning"),
     ("cni-plugins", "vlan"),
 ];
 

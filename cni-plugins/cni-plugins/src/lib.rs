@@ -23,5 +23,6 @@ mod single;
 mod stacked;
 pub mod static_ipam;
 mod sysctl;
+pub mod tuning;
 mod verify;
 pub mod vlan;

@@ -11,4 +11,5 @@ mod host {
     mod stacked;
     mod static_ipam;
     mod teardown;
+    mod tuning;
 }
