@@ -29,6 +29,7 @@ const CNI: &[(&str, &str)] = &[
     ("cni-plugins", "loopback"),
     ("cni-plugins", "macvlan"),
     ("cni-plugins", "ptp"),
+    ("cni-plugins", "sbr"),
     ("cni-plugins", "static"),
     ("cni-plugins", "tuning"),
     ("cni-plugins", "vlan"),

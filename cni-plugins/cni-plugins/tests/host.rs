@@ -8,6 +8,7 @@ mod host {
     mod macvlan;
     mod node;
     mod ptp;
+    mod sbr;
     mod stacked;
     mod static_ipam;
     mod teardown;
