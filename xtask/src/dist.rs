@@ -33,6 +33,7 @@ const CNI: &[(&str, &str)] = &[
     ("cni-plugins", "static"),
     ("cni-plugins", "tuning"),
     ("cni-plugins", "vlan"),
+    ("cni-plugins", "vrf"),
 ];
 
 /// Files of `dist/deploy`, from `xtask/deploy`: systemd units and the script that installs everything.

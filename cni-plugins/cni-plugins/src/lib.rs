@@ -28,3 +28,4 @@ mod sysctl;
 pub mod tuning;
 mod verify;
 pub mod vlan;
+pub mod vrf;

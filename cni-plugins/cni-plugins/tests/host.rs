@@ -13,4 +13,5 @@ mod host {
     mod static_ipam;
     mod teardown;
     mod tuning;
+    mod vrf;
 }
