@@ -24,9 +24,19 @@ const CNI: &[(&str, &str)] = &[
     ("cni-plugins", "bandwidth"),
     ("cni-plugins", "bridge"),
     ("cni-plugins", "dhcp"),
+    ("cni-plugins", "dummy"),
     ("cni-plugins", "flannel"),
+    ("cni-plugins", "host-device"),
     ("cni-plugins", "host-local"),
+    ("cni-plugins", "ipvlan"),
     ("cni-plugins", "loopback"),
+    ("cni-plugins", "macvlan"),
+    ("cni-plugins", "ptp"),
+    ("cni-plugins", "sbr"),
+    ("cni-plugins", "static"),
+    ("cni-plugins", "tuning"),
+    ("cni-plugins", "vlan"),
+    ("cni-plugins", "vrf"),
 ];
 
 /// Files of `dist/deploy`, from `xtask/deploy`: systemd units and the script that installs everything.

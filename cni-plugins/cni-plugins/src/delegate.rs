@@ -21,6 +21,12 @@ pub(crate) fn ipam_type(request: &Request) -> Result<Option<String>, ErrorReply>
     Ok(named.filter(|name| !name.is_empty()).map(str::to_owned))
 }
 
+/// As [`ipam_type`], for a plugin whose link is of no use without addresses.
+pub(crate) fn required_ipam(request: &Request) -> Result<String, ErrorReply> {
+    let named = ipam_type(request)?;
+    named.ok_or_else(|| ErrorReply::config("key \"ipam.type\": missing, expected the name of an IPAM plugin"))
+}
+
 /// Asks the IPAM plugin for addresses; see [`result`].
 pub(crate) async fn add(request: &Request, ipam: &str) -> Result<Option<Map<String, Value>>, ErrorReply> {
     call(request, ipam, Verb::Add).await

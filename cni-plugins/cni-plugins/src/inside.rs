@@ -99,7 +99,7 @@ impl<'a> Inside<'a> {
     }
 
     /// A link that nothing is heard on cannot ask for duplicates: its addresses settle when that changes.
-    async fn settle(&self, mut watch: AddressWatch) -> Result<(), ErrorReply> {
+    pub(crate) async fn settle(&self, mut watch: AddressWatch) -> Result<(), ErrorReply> {
         let failed = |error: NetlinkError| {
             let name = &self.link.name;
             ErrorReply::internal(format!("failed to settle addresses for {name:?}: {error}"))

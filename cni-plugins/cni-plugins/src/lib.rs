@@ -1,20 +1,35 @@
 //! CNI plugins as a library: one module per plugin, and the protocol that they share.
 //!
-//! Owns: the plugin's side of the CNI protocol ([`plugin`]), IPAM delegation, and the plugins with the configuration keys,
-//! results and on-disk formats of the reference plugins. The executables in `src/bin` only name their plugin. It refuses to start other processes than IPAM plugins, and to keep state anywhere
-//! but in the kernel and in host-local's leases.
+//! Owns: the plugin's side of the CNI protocol ([`plugin`]), what plugins share (the pair, the link inside, IPAM
+//! delegation, CHECK), and the plugins, with the configuration keys, results and on-disk formats of the reference
+//! plugins. The executables in `src/bin` only name their plugin. It refuses to start other processes than the plugins
+//! that it delegates to, and to keep state anywhere but in the kernel and in the files that the reference plugins keep.
 
 pub mod bandwidth;
 pub mod bridge;
 mod delegate;
 pub mod dhcp;
+pub mod dummy;
 pub mod flannel;
+mod hardware_address;
 mod hash;
+pub mod host_device;
 pub mod host_local;
 mod inside;
+pub mod ipvlan;
 pub mod loopback;
+pub mod macvlan;
 mod made;
+mod netns_lock;
 pub mod pair;
 pub mod plugin;
+pub mod ptp;
+pub mod sbr;
+mod single;
+mod stacked;
+pub mod static_ipam;
 mod sysctl;
+pub mod tuning;
 mod verify;
+pub mod vlan;
+pub mod vrf;

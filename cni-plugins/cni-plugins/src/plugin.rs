@@ -28,7 +28,7 @@ use self::environment::Environment;
 pub trait Plugin {
     /// The executable's name.
     const NAME: &'static str;
-    /// The first version of the specification that has what the plugin needs.
+    /// Configurations of older versions are refused.
     const OLDEST: Version = Version::V0_1_0;
 
     /// Makes the attachment, wholly or not at all.
@@ -209,9 +209,8 @@ pub(crate) fn block_on<R>(work: impl Future<Output = Result<R, ErrorReply>>) -> 
 pub fn main<P: Plugin>(plugin: &P) -> ExitCode {
     let environment = Environment::of_process();
     if environment.command.is_none() {
-        let versions = supported::<P>().join(", ");
         eprintln!("CNI {} plugin of Orlop {}", P::NAME, env!("CARGO_PKG_VERSION"));
-        eprintln!("CNI protocol versions supported: {versions}");
+        eprintln!("CNI protocol versions supported: {}", supported(P::OLDEST).join(", "));
         return ExitCode::SUCCESS;
     }
     match run(plugin, &environment, std::io::stdin().lock()) {
@@ -249,10 +248,13 @@ fn run<P: Plugin>(
 ) -> Result<Option<Value>, ErrorReply> {
     let verb = environment.verb()?;
     if verb == Verb::Version {
-        let supported = supported::<P>();
+        let supported = supported(P::OLDEST);
         return Ok(Some(json!({"cniVersion": Version::NEWEST.as_str(), "supportedVersions": supported})));
     }
-    let request = environment.request(verb, read_config(stdin)?, P::OLDEST)?;
+    let request = environment.request(verb, read_config(stdin)?)?;
+    if request.version < P::OLDEST {
+        return Err(incompatible(request.version.as_str(), P::OLDEST));
+    }
     dispatch(plugin, &request)
         .map_err(|reply| ErrorReply { cni_version: Some(request.version.as_str().to_owned()), ..reply })
 }
@@ -283,14 +285,6 @@ fn dispatch<P: Plugin>(plugin: &P, request: &Request) -> Result<Option<Value>, E
     done.map(|()| None)
 }
 
-fn since(oldest: Version) -> impl Iterator<Item = Version> {
-    Version::ALL.into_iter().filter(move |version| *version >= oldest)
-}
-
-fn supported<P: Plugin>() -> Vec<&'static str> {
-    since(P::OLDEST).map(Version::as_str).collect()
-}
-
 fn read_config(stdin: impl Read) -> Result<Vec<u8>, ErrorReply> {
     let mut bytes = Vec::new();
     stdin
@@ -301,7 +295,7 @@ fn read_config(stdin: impl Read) -> Result<Vec<u8>, ErrorReply> {
 }
 
 /// Reads the configuration's part that every plugin shares.
-fn shared_config(bytes: &[u8], oldest: Version) -> Result<(Map<String, Value>, String, Version), ErrorReply> {
+fn shared_config(bytes: &[u8]) -> Result<(Map<String, Value>, String, Version), ErrorReply> {
     let failed =
         |error| ErrorReply::new(code::DECODING_FAILURE, format!("error unmarshall network config: {error}"));
     let config = parse_object(bytes).map_err(failed)?;
@@ -313,12 +307,18 @@ fn shared_config(bytes: &[u8], oldest: Version) -> Result<(Map<String, Value>, S
     cni::network_name(&name)
         .map_err(|_| ErrorReply::config("invalid characters found in network name").with_details(&name))?;
     let text = root.string("cniVersion").map_err(failed)?.unwrap_or_default();
-    let version = text.parse::<Version>().ok().filter(|version| *version >= oldest).ok_or_else(|| {
-        let supported: Vec<String> = since(oldest).map(|version| format!("{:?}", version.as_str())).collect();
-        ErrorReply::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
-            .with_details(format!("config is {text:?}, plugin supports [{}]", supported.join(" ")))
-    })?;
+    let version = text.parse::<Version>().map_err(|_| incompatible(text, Version::V0_1_0))?;
     Ok((config, name, version))
+}
+
+fn supported(oldest: Version) -> Vec<&'static str> {
+    Version::ALL.into_iter().filter(|version| *version >= oldest).map(Version::as_str).collect()
+}
+
+fn incompatible(version: &str, oldest: Version) -> ErrorReply {
+    let supported: Vec<String> = supported(oldest).iter().map(|version| format!("{version:?}")).collect();
+    ErrorReply::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
+        .with_details(format!("config is {version:?}, plugin supports [{}]", supported.join(" ")))
 }
 
 /// A container must not be given the plugin's own namespace by mistake. A path that cannot be opened is for the

@@ -7,7 +7,15 @@ mod host {
     mod dhcp;
     mod differential;
     mod flannel;
+    mod host_device;
     mod loopback;
+    mod macvlan;
     mod node;
+    mod ptp;
+    mod sbr;
+    mod stacked;
+    mod static_ipam;
     mod teardown;
+    mod tuning;
+    mod vrf;
 }

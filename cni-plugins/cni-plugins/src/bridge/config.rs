@@ -3,14 +3,12 @@
 //! Keys that need what is not built yet (VLAN filtering, spoof checks) or what belongs to the node's agent
 //! (masquerading) are refused with the key and its value, rather than ignored.
 
-use cni::{
-    Dns, ErrorReply, code,
-    json::{JsonError, Object},
-};
+use cni::{Dns, ErrorReply, code, json::Object};
 use linux::netlink::{BridgePortOptions, MacAddress};
 
 use crate::{
     delegate,
+    hardware_address::{self, Source},
     plugin::{Request, decoding},
 };
 
@@ -60,7 +58,7 @@ impl Config {
             port: BridgePortOptions { hairpin: switch("hairpinMode")?, isolated: switch("portIsolation")? },
             enable_dad: switch("enabledad")?,
             disable_container_interface: switch("disableContainerInterface")?,
-            mac: mac(request, &root)?,
+            mac: hardware_address::wanted(request, &[Source::Environment, Source::Args, Source::Runtime])?,
             dns: Dns::read(&root).map_err(decoding)?,
             ipam: delegate::ipam_type(request)?,
         };
@@ -106,25 +104,6 @@ fn refuse_unsupported(root: &Object<'_>) -> Result<(), ErrorReply> {
         }
     }
     Ok(())
-}
-
-/// The hardware address of the container's end: of `CNI_ARGS`, overruled by `args.cni.mac`, overruled by
-/// `runtimeConfig.mac`.
-fn mac(request: &Request, root: &Object<'_>) -> Result<Option<MacAddress>, ErrorReply> {
-    let args = request.args(&["MAC"])?;
-    let of = |parent: &Object<'_>| -> Result<Option<String>, JsonError> {
-        Ok(parent.string("mac")?.filter(|mac| !mac.is_empty()).map(str::to_owned))
-    };
-    let mut wanted = args.get("MAC").filter(|mac| !mac.is_empty()).map(str::to_owned);
-    if let Some(args) = root.object("args").map_err(decoding)?
-        && let Some(cni) = args.object("cni").map_err(decoding)?
-    {
-        wanted = of(&cni).map_err(decoding)?.or(wanted);
-    }
-    if let Some(runtime) = root.object("runtimeConfig").map_err(decoding)? {
-        wanted = of(&runtime).map_err(decoding)?.or(wanted);
-    }
-    wanted.map(|text| text.parse().map_err(ErrorReply::config)).transpose()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cni::{ErrorReply, Version, code, exec::Verb};
+use cni::{ErrorReply, code, exec::Verb};
 
 use super::{Request, refuse_own_netns, shared_config};
 
@@ -65,8 +65,8 @@ impl Environment {
     }
 
     /// The checked request of any verb but VERSION.
-    pub(super) fn request(&self, verb: Verb, stdin: Vec<u8>, oldest: Version) -> Result<Request, ErrorReply> {
-        let (config, network, version) = shared_config(&stdin, oldest)?;
+    pub(super) fn request(&self, verb: Verb, stdin: Vec<u8>) -> Result<Request, ErrorReply> {
+        let (config, network, version) = shared_config(&stdin)?;
         let container_id = self.container_id.clone().unwrap_or_default();
         let ifname = self.ifname.clone().unwrap_or_default();
         if matches!(verb, Verb::Add | Verb::Del | Verb::Check) {

@@ -171,49 +171,47 @@ fn unknown_arguments_are_refused_unless_ignored() {
     {
         let environment = Environment { args: Some(args.to_owned()), ..environment("ADD") };
         let stdin = config("1.0.0").to_string().into_bytes();
-        let request = environment.request(cni::exec::Verb::Add, stdin, Version::V0_1_0).expect("a request");
+        let request = environment.request(cni::exec::Verb::Add, stdin).expect("a request");
         assert_eq!(request.args(&["MAC"]).is_ok(), fine, "{args:?}");
     }
 }
 
-/// As [`Recorder`], for versions from 0.4.0.
-struct Younger;
-
-impl Plugin for Younger {
-    const NAME: &'static str = "younger";
-    const OLDEST: Version = Version::V0_4_0;
-
-    fn add(&self, _request: &Request) -> Result<AddResult, ErrorReply> {
-        Ok(AddResult::default())
-    }
-
-    fn del(&self, _request: &Request) -> Result<(), ErrorReply> {
-        Ok(())
-    }
-
-    fn check(&self, _request: &Request) -> Result<(), ErrorReply> {
-        Ok(())
-    }
-
-    fn gc(&self, _request: &Request) -> Result<(), ErrorReply> {
-        Ok(())
-    }
-
-    fn status(&self, _request: &Request) -> Result<(), ErrorReply> {
-        Ok(())
-    }
-}
-
 #[test]
-fn a_plugin_says_which_versions_it_supports() {
+fn a_plugin_may_refuse_old_versions() {
+    struct Younger;
+
+    impl Plugin for Younger {
+        const NAME: &'static str = "younger";
+        const OLDEST: Version = Version::V0_3_1;
+
+        fn add(&self, _request: &Request) -> Result<AddResult, ErrorReply> {
+            Ok(AddResult::default())
+        }
+
+        fn del(&self, _request: &Request) -> Result<(), ErrorReply> {
+            Ok(())
+        }
+
+        fn check(&self, _request: &Request) -> Result<(), ErrorReply> {
+            Ok(())
+        }
+
+        fn gc(&self, _request: &Request) -> Result<(), ErrorReply> {
+            Ok(())
+        }
+
+        fn status(&self, _request: &Request) -> Result<(), ErrorReply> {
+            Ok(())
+        }
+    }
+
     let call = |command: &str, version: &str| {
-        let config = json!({"cniVersion": version, "name": "net", "type": "younger"}).to_string();
-        run(&Younger, &environment(command), config.as_bytes())
+        run(&Younger, &environment(command), config(version).to_string().as_bytes())
     };
-    let versions = call("VERSION", "1.0.0").expect("an answer").expect("a document");
-    assert_eq!(versions["supportedVersions"], json!(["0.4.0", "1.0.0", "1.1.0"]));
-    assert!(call("ADD", "0.4.0").is_ok());
-    let refused = call("ADD", "0.3.1").expect_err("too old");
-    assert_eq!(refused.code, code::INCOMPATIBLE_VERSION);
-    assert_eq!(refused.details, r#"config is "0.3.1", plugin supports ["0.4.0" "1.0.0" "1.1.0"]"#);
+    let old = call("ADD", "0.2.0").expect_err("too old");
+    assert_eq!((old.code, old.msg.as_str()), (code::INCOMPATIBLE_VERSION, "incompatible CNI versions"));
+    assert!(old.details.contains(r#"config is "0.2.0", plugin supports ["0.3.1""#), "{}", old.details);
+    assert!(call("ADD", "0.3.1").is_ok());
+    let version = call("VERSION", "0.2.0").expect("an answer").expect("a document");
+    assert_eq!(version["supportedVersions"][0], "0.3.1");
 }

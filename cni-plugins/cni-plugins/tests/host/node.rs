@@ -9,10 +9,16 @@ use std::{
 };
 
 use linux::{
-    netlink::{Link, MacAddress, Netlink},
+    netlink::{
+        AddressFlags, BridgeOptions, Link, LinkKind, MacAddress, Netlink, NewAddress, NewLink, Parent,
+        VethOptions, VethPeer,
+    },
     netns::{self, Netns},
 };
 use serde_json::{Value, json};
+
+/// What makes a configuration another one.
+pub type Change = fn(&mut Value);
 
 /// Packets here cross nothing but memory.
 const PACKET_LIMIT: Duration = Duration::from_secs(5);
@@ -61,6 +67,67 @@ impl Drop for Node {
                 netlink.del_link(bridge.index).await.expect("the bridge is deleted");
             }
         });
+    }
+}
+
+/// A wire from the host to itself: what stands on `up0` reaches the host's addresses on `up1`.
+pub struct Wire;
+
+impl Wire {
+    pub const MASTER: &str = "up0";
+
+    pub fn new() -> Self {
+        block_on(async {
+            let host = Netlink::open().expect("a socket");
+            let peer = VethPeer { name: "up1".to_owned(), mtu: None, mac: None, netns: None };
+            let name = Self::MASTER.to_owned();
+            let pair = VethOptions { name, mtu: None, mac: None, master: None, group: None, up: true, peer };
+            host.add_veth(&pair).await.expect("a pair");
+            let far = host.link("up1").await.expect("its other end").index;
+            for address in ["10.97.0.1/24", "fd97::1/64"] {
+                let network = address.parse().expect(address);
+                let new = NewAddress { flags: AddressFlags::Nodad, ..NewAddress::new(far, network) };
+                host.add_address(&new).await.expect("an address");
+            }
+            host.set_link_up(far).await.expect("it goes up");
+        });
+        Self
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        block_on(async {
+            let host = Netlink::open().expect("a socket");
+            let near = host.link(Self::MASTER).await.expect("it is there").index;
+            host.del_link(near).await.expect("it goes");
+        });
+    }
+}
+
+/// Whether the kernel can make links of this kind. Where it cannot, the calling test says so and is skipped.
+pub fn has_kind(kind: LinkKind) -> bool {
+    let place = Container::new("probe");
+    let made = block_on(async {
+        let inside = Netlink::open_in(&place.netns).expect("a socket");
+        let bridge = BridgeOptions { name: "below".to_owned(), ..BridgeOptions::default() };
+        inside.add_bridge(&bridge).await.expect("a bridge");
+        let index = inside.link("below").await.expect("it is there").index;
+        let parent = match kind {
+            LinkKind::Dummy | LinkKind::Vrf { .. } => None,
+            _ => Some(Parent { index, netns: None }),
+        };
+        inside.add_link(&NewLink { parent, ..NewLink::new("above", kind) }).await
+    });
+    match made {
+        Err(error) if error.is_unsupported() => {
+            harness::skip::skip(&format!("the kernel does not have this kind of link: {error}"));
+            false
+        }
+        made => {
+            made.expect("a link");
+            true
+        }
     }
 }
 
@@ -140,17 +207,19 @@ impl Drop for Container {
 }
 
 /// One call of an executable.
+#[derive(Clone, Copy)]
 pub struct Call<'a> {
     pub verb: &'a str,
     pub config: &'a Value,
     pub container_id: &'a str,
     pub netns: &'a str,
+    pub ifname: &'a str,
     pub args: &'a str,
 }
 
 impl<'a> Call<'a> {
     pub fn new(verb: &'a str, config: &'a Value, container: &'a Container) -> Self {
-        Self { verb, config, container_id: &container.id, netns: container.path(), args: "" }
+        Self { verb, config, container_id: &container.id, netns: container.path(), ifname: "eth0", args: "" }
     }
 
     /// The answer of the executable: its document (null for none), or its error document.
@@ -170,7 +239,7 @@ impl<'a> Call<'a> {
             .env("CNI_COMMAND", self.verb)
             .env("CNI_CONTAINERID", self.container_id)
             .env("CNI_NETNS", self.netns)
-            .env("CNI_IFNAME", "eth0")
+            .env("CNI_IFNAME", self.ifname)
             .env("CNI_ARGS", self.args)
             .env("CNI_PATH", bin_dir())
             .stdin(Stdio::piped())

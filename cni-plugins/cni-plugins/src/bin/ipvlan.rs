@@ -1,0 +1,7 @@
+//! The CNI plugin `ipvlan`: see [`cni_plugins::ipvlan`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cni_plugins::plugin::main(&cni_plugins::ipvlan::Ipvlan)
+}

@@ -1,0 +1,94 @@
+//! A link joins a VRF, and has afterwards what it had before.
+
+use cni::ErrorReply;
+use linux::netlink::{Address, AddressScope, AddressWatch, Error, LinkChange, MAIN_TABLE, NewAddress, Route};
+
+use crate::inside::Inside;
+
+/// What the kernel would lose.
+pub(super) struct Join {
+    /// Of IPv6, of more than the link.
+    addresses: Vec<Address>,
+    /// Of the main table, without those that come with the addresses.
+    routes: Vec<Route>,
+    table: u32,
+}
+
+impl Join {
+    /// Remembers, for a VRF with this table.
+    pub(super) async fn prepare(inside: &Inside<'_>, table: u32) -> Result<Self, ErrorReply> {
+        let name = &inside.link.name;
+        let addresses = global_addresses(inside).await.map_err(|error| {
+            let message =
+                format!("failed getting global ipv6 addresses before slaving interface {name}: {error}");
+            ErrorReply::internal(message)
+        })?;
+        let routes = inside.netlink.routes().await;
+        let mut routes = routes.map_err(|error| {
+            ErrorReply::internal(format!("failed getting all routes for {name}: {error}"))
+        })?;
+        routes.retain(|route| {
+            route.link == Some(inside.link.index) && route.table == MAIN_TABLE && route.scope == 0
+        });
+        Ok(Self { addresses, routes, table })
+    }
+
+    /// Joins. A failure leaves the link outside, with what it had.
+    pub(super) async fn run(&self, inside: &Inside<'_>, vrf: u32) -> Result<(), ErrorReply> {
+        let name = &inside.link.name;
+        let watch = AddressWatch::open_in(inside.netns).map_err(ErrorReply::internal)?;
+        let enter = LinkChange { master: Some(Some(vrf)), ..LinkChange::default() };
+        inside.netlink.change_link(inside.link.index, &enter).await.map_err(|error| {
+            ErrorReply::internal(format!("could not set the vrf as master of {name}: {error}"))
+        })?;
+        let Err(error) = self.restore(inside, watch, self.table).await else { return Ok(()) };
+        let undone = async {
+            let watch = AddressWatch::open_in(inside.netns).map_err(ErrorReply::internal)?;
+            let leave = LinkChange { master: Some(None), ..LinkChange::default() };
+            inside.netlink.change_link(inside.link.index, &leave).await.map_err(ErrorReply::internal)?;
+            self.restore(inside, watch, MAIN_TABLE).await
+        };
+        Err(match undone.await {
+            Ok(()) => error,
+            Err(left) => error.with_details(format!("undo: {left}")),
+        })
+    }
+
+    async fn restore(&self, inside: &Inside<'_>, watch: AddressWatch, table: u32) -> Result<(), ErrorReply> {
+        let name = &inside.link.name;
+        let kept = global_addresses(inside).await.map_err(|error| {
+            let message =
+                format!("failed getting global ipv6 addresses after slaving interface {name}: {error}");
+            ErrorReply::internal(message)
+        })?;
+        let is_lost = |address: &&Address| !kept.iter().any(|kept| kept.network == address.network);
+        let lost: Vec<&Address> = self.addresses.iter().filter(is_lost).collect();
+        for address in &lost {
+            let new = NewAddress { link: inside.link.index, network: address.network, flags: address.flags };
+            inside.netlink.add_address(&new).await.map_err(|error| {
+                ErrorReply::internal(format!(
+                    "could not restore address {} to {name}: {error}",
+                    address.network
+                ))
+            })?;
+        }
+        if !lost.is_empty() {
+            inside.settle(watch).await?;
+        }
+        for route in &self.routes {
+            let route = Route { table, ..route.clone() };
+            inside
+                .netlink
+                .replace_route(&route)
+                .await
+                .map_err(|error| ErrorReply::internal(format!("could not add route: {error}")))?;
+        }
+        Ok(())
+    }
+}
+
+async fn global_addresses(inside: &Inside<'_>) -> Result<Vec<Address>, Error> {
+    let mut all = inside.netlink.addresses(Some(inside.link.index)).await?;
+    all.retain(|address| address.network.is_ipv6() && address.scope == AddressScope::Universe);
+    Ok(all)
+}
