@@ -1,7 +1,7 @@
 //! CHECK: the kernel's state against the result that ADD returned.
 
 use cni::{AddResult, ErrorReply, Interface};
-use linux::netlink::{Link, Netlink};
+use linux::netlink::{Link, Netlink, Route};
 
 use super::config::Config;
 use crate::plugin::Request;
@@ -106,11 +106,23 @@ async fn check_pair(
     same_mac(named, &port)
 }
 
+/// An address without the route to its network is of no use; the kernel takes that route away when the link goes down.
 async fn check_addresses(expected: &AddResult, inside: &Link, sides: &Sides) -> Result<(), ErrorReply> {
     let present = sides.container.addresses(Some(inside.index)).await.map_err(ErrorReply::internal)?;
+    let routes = sides.container.routes().await.map_err(ErrorReply::internal)?;
     for ip in of_link(expected, inside) {
-        if !present.iter().any(|address| address.network == ip.address) {
-            let message = format!("Failed to match addr {} on interface {}", ip.address, inside.name);
+        let (address, name) = (ip.address, &inside.name);
+        if !present.iter().any(|found| found.network == address) {
+            return Err(different(format!("Failed to match addr {address} on interface {name}")));
+        }
+        let is_to_network = |route: &Route| {
+            (route.destination.ip(), route.destination.prefix()) == (address.network(), address.prefix())
+                && route.link == Some(inside.index)
+        };
+        let is_host = address.prefix() == if address.is_ipv4() { 32 } else { 128 };
+        if !is_host && !routes.iter().any(is_to_network) {
+            let up = if inside.up { "" } else { ", which is down" };
+            let message = format!("no route to the network of {address} on interface {name}{up}");
             return Err(different(message));
         }
     }

@@ -101,8 +101,8 @@ impl<'a> Inside<'a> {
             advmss: route.advmss,
             ..Route::to(route.dst)
         };
-        match self.netlink.add_route(&made).await {
-            // The first of several routes to one destination wins.
+        match self.netlink.prepend_route(&made).await {
+            // A route that is asked for twice is one route.
             Err(error) if error.is_exists() => Ok(()),
             added => added.map_err(|error| ErrorReply::internal(format!("failed to add route: {error}"))),
         }

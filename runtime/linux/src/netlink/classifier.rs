@@ -176,7 +176,11 @@ impl Netlink {
     }
 
     /// Sends a request that the kernel answers with yes or no.
-    async fn acknowledged(&self, message: RouteNetlinkMessage, flags: u16) -> Result<(), rtnetlink::Error> {
+    pub(super) async fn acknowledged(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(), rtnetlink::Error> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         let mut replies = self.handle.clone().request(request)?;

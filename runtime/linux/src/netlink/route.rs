@@ -6,8 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
+use rtnetlink::packet_core::NLM_F_CREATE;
 use rtnetlink::packet_route::{
-    AddressFamily,
+    AddressFamily, RouteNetlinkMessage,
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
         RouteType,
@@ -88,6 +89,15 @@ impl Netlink {
     pub async fn add_route(&self, route: &Route) -> Result<(), Error> {
         let request = self.handle.route().add(message(route));
         answer("add route", describe(route), request.execute()).await
+    }
+
+    /// Adds a route before others with the same destination, table and priority.
+    ///
+    /// # Errors
+    /// `EEXIST` when there is one that is the same in everything; else as [`Netlink::add_route`].
+    pub async fn prepend_route(&self, route: &Route) -> Result<(), Error> {
+        let request = self.acknowledged(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE);
+        answer("add route", describe(route), request).await
     }
 
     /// Adds a route, in place of one with the same destination, table and priority.
