@@ -128,8 +128,11 @@ impl<'a> Inside<'a> {
             advmss: route.advmss,
             ..Route::to(route.dst)
         };
-        let added = self.netlink.add_route_beside(&made).await;
-        added.map_err(|error| ErrorReply::internal(format!("failed to add route: {error}")))
+        match self.netlink.add_route_beside(&made).await {
+            // A route that is asked for twice is one route.
+            Err(error) if error.is_exists() => Ok(()),
+            added => added.map_err(|error| ErrorReply::internal(format!("failed to add route: {error}"))),
+        }
     }
 }
 

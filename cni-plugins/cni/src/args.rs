@@ -17,11 +17,11 @@ impl CniArgs {
     /// Reads the variable's value; an empty one has no pairs.
     ///
     /// # Errors
-    /// When a pair has no `=`, or no key.
+    /// When a pair is empty, or does not have exactly one `=`, or has no key.
     pub fn parse(text: &str) -> Result<Self, ArgsError> {
         let mut pairs = Vec::new();
-        for pair in text.split(';').filter(|pair| !pair.is_empty()) {
-            let split = pair.split_once('=').filter(|(key, _)| !key.is_empty());
+        for pair in text.split(';').filter(|_| !text.is_empty()) {
+            let split = pair.split_once('=').filter(|(key, value)| !key.is_empty() && !value.contains('='));
             let (key, value) = split.ok_or_else(|| ArgsError { pair: pair.to_owned() })?;
             pairs.push((key.to_owned(), value.to_owned()));
         }

@@ -1,7 +1,8 @@
 //! Reading foreign JSON so that an error names the key, the value's type and what was expected.
 //!
-//! Owns: the size limit, and [`Object`], a view of one JSON object that knows its place in the document. A key that
-//! is absent and a key that is `null` are the same, as they are to the Go programs that write these documents.
+//! Owns: the size limit, and [`Object`], a view of one JSON object that knows its place in the document. As they are to
+//! the Go programs that write and read these documents, a key that is absent and a key that is `null` are the same, and
+//! so is a key in other capitals where the exact one is absent.
 
 use std::{fmt, net::IpAddr};
 
@@ -74,7 +75,9 @@ impl<'a> Object<'a> {
 
     /// The value of a key, unless it is absent or `null`.
     pub fn value(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|value| !value.is_null())
+        let in_other_capitals =
+            || self.map.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value);
+        self.map.get(key).or_else(in_other_capitals).filter(|value| !value.is_null())
     }
 
     /// The keys that are present.

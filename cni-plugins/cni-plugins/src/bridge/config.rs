@@ -43,8 +43,7 @@ impl Config {
         let switch = |key: &str| -> Result<bool, ErrorReply> {
             Ok(root.boolean(key).map_err(decoding)?.unwrap_or(false))
         };
-        let bridge = root.string("bridge").map_err(decoding)?.filter(|name| !name.is_empty());
-        let bridge = bridge.unwrap_or(DEFAULT_BRIDGE).to_owned();
+        let bridge = root.string("bridge").map_err(decoding)?.unwrap_or(DEFAULT_BRIDGE).to_owned();
         cni::interface_name(&bridge)
             .map_err(|error| ErrorReply::config(format!("key \"bridge\": {error}")))?;
         let is_default_gateway = switch("isDefaultGateway")?;

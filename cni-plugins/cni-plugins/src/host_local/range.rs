@@ -36,6 +36,8 @@ pub enum RangeError {
         "network {subnet} has host bits set: for a mask of {length} bits the network address is {network}"
     )]
     HostBits { subnet: IpNetwork, length: u8, network: IpAddr },
+    #[error("network {subnet} is IPv4 in the form of IPv6: write the IPv4 network")]
+    Mapped { subnet: IpNetwork },
     #[error("{key} {address} not in network {subnet}")]
     Outside { key: &'static str, address: IpAddr, subnet: IpNetwork },
     #[error("rangeStart {start} is after rangeEnd {end}")]
@@ -82,6 +84,9 @@ impl TryFrom<RawRange> for Range {
         }
         if subnet.ip() != subnet.network() {
             return Err(RangeError::HostBits { subnet, length, network: subnet.network() });
+        }
+        if matches!(subnet.ip(), IpAddr::V6(address) if address.to_ipv4_mapped().is_some()) {
+            return Err(RangeError::Mapped { subnet });
         }
         let first = offset(subnet.network(), 1);
         let last = if subnet.is_ipv4() { offset(subnet.broadcast(), -1) } else { subnet.broadcast() };

@@ -70,8 +70,7 @@ impl Environment {
         let container_id = self.container_id.clone().unwrap_or_default();
         let ifname = self.ifname.clone().unwrap_or_default();
         if matches!(verb, Verb::Add | Verb::Del | Verb::Check) {
-            cni::container_id(&container_id)
-                .map_err(|error| ErrorReply::new(code::UNKNOWN_CONTAINER, error.to_string()))?;
+            cni::container_id(&container_id).map_err(|error| invalid(error.to_string()))?;
             cni::interface_name(&ifname).map_err(|error| invalid(error.to_string()))?;
         }
         let allowed = match verb {
@@ -88,7 +87,8 @@ impl Environment {
             .netns_override
             .as_deref()
             .is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true"));
-        if let Some(netns) = netns.as_deref().filter(|_| !overridden) {
+        let changes = matches!(verb, Verb::Add | Verb::Del);
+        if let Some(netns) = netns.as_deref().filter(|_| changes && !overridden) {
             refuse_own_netns(netns)?;
         }
         Ok(Request {

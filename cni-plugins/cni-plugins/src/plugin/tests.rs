@@ -131,7 +131,7 @@ fn wrong_calls_have_the_codes_of_the_specification() {
         ),
         ("DEL", |e, _| e.container_id = None, 4, "required env variables [CNI_CONTAINERID] missing"),
         ("GC", |e, _| e.path = None, 4, "required env variables [CNI_PATH] missing"),
-        ("ADD", |e, _| e.container_id = Some("../a".to_owned()), 3, "invalid container ID"),
+        ("ADD", |e, _| e.container_id = Some("../a".to_owned()), 4, "invalid container ID"),
         ("ADD", |e, _| e.ifname = Some("a/b".to_owned()), 4, "invalid interface name"),
         ("ADD", |_, c| c["name"] = json!(""), 7, "missing network name"),
         ("ADD", |_, c| c["name"] = json!("a b"), 7, "invalid characters found in network name"),

@@ -2,13 +2,16 @@
 //!
 //! The rows are in `tests/differential`, one table a plugin. A row's `accepted` lists each difference that is meant, with its
 //! reason; one that does not show up is a failure too, so that the list stays true. `accepted.json` has those of all rows.
+//!
+//! While working on a table: `ORLOP_ROWS=text` runs only rows whose name contains the text, and prints what both said.
 
 mod case;
+mod difference;
+mod look;
 mod observe;
 mod twin;
 
 use std::{
-    collections::BTreeSet,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
@@ -16,12 +19,15 @@ use std::{
 
 use self::{
     case::{Accepted, Case, load},
-    twin::{Implementation, Seen, Twin, find},
+    difference::differences,
+    twin::{Implementation, Twin, find},
 };
 use super::node::bin_dir;
 
 /// The folder of the reference plugins' executables.
 const REFERENCE: &str = "ORLOP_REFERENCE_PLUGINS";
+/// See the module.
+const ROWS: &str = "ORLOP_ROWS";
 
 /// Runs a table and reports every difference of every row.
 fn compare(table: &str) {
@@ -34,7 +40,13 @@ fn compare(table: &str) {
     let theirs = Implementation { plugins: PathBuf::from(reference), tools: tools.path().to_owned() };
     // Ours get no tools at all: they start none.
     let ours = Implementation { plugins: bin_dir().to_owned(), tools: empty };
-    let cases: Vec<Case> = load(table);
+    compare_between(table, &theirs, &ours);
+}
+
+fn compare_between(table: &str, theirs: &Implementation, ours: &Implementation) {
+    let rows = std::env::var(ROWS).ok();
+    let mut cases: Vec<Case> = load(table);
+    cases.retain(|case| rows.as_deref().is_none_or(|rows| case.name.contains(rows)));
     let everywhere: Vec<Accepted> = load("accepted");
     let mut failures = Vec::new();
     for case in &cases {
@@ -42,8 +54,13 @@ fn compare(table: &str) {
             harness::skip::skip(&format!("{}: the kernel has no links of kind {kind}", case.name));
             continue;
         }
-        let expected = Twin::new(case, &theirs).go();
-        let found = Twin::new(case, &ours).go();
+        let expected = Twin::new(case, theirs).go();
+        let found = Twin::new(case, ours).go();
+        if rows.is_some() {
+            for (expected, found) in expected.iter().zip(&found) {
+                eprintln!("{}: {}\n- {}\n+ {}", case.name, expected.what, expected.raw, found.raw);
+            }
+        }
         let differences = differences(case, &everywhere, &expected, &found);
         if !differences.is_empty() {
             failures.push(format!("== {}\n{}", case.name, differences.join("\n")));
@@ -80,43 +97,32 @@ fn kernel_has(kind: &str) -> bool {
     has
 }
 
-fn differences(case: &Case, everywhere: &[Accepted], expected: &[Seen], found: &[Seen]) -> Vec<String> {
-    let mut unused: BTreeSet<&str> = case.accepted.iter().map(|accepted| accepted.line.as_str()).collect();
-    let mut report = Vec::new();
-    for (expected, found) in expected.iter().zip(found) {
-        let mut lines = Vec::new();
-        let answers = [expected, found].map(|seen| seen.state.roles.answer(&seen.answer));
-        if answers[0] != answers[1] {
-            lines.push(format!("  - {}", answers[0]));
-            lines.push(format!("  + {}", answers[1]));
-        }
-        let sets = [expected, found].map(|seen| seen.state.lines.iter().collect::<BTreeSet<_>>());
-        lines.extend(sets[0].difference(&sets[1]).map(|line| format!("  - {line}")));
-        lines.extend(sets[1].difference(&sets[0]).map(|line| format!("  + {line}")));
-        lines.retain(|line| {
-            let mut all = case.accepted.iter().chain(everywhere);
-            let accepted = all.find(|accepted| accepted.line.split(" … ").all(|part| line.contains(part)));
-            if let Some(accepted) = accepted {
-                unused.remove(accepted.line.as_str());
-            }
-            accepted.is_none()
-        });
-        if !lines.is_empty() {
-            report.push(format!("{}\n{}", expected.what, lines.join("\n")));
-            report.push(format!("  reference said: {}", expected.raw.replace('\n', " ")));
-            report.push(format!("  ours said: {}", found.raw.replace('\n', " ")));
-        }
-    }
-    report.extend(unused.into_iter().map(|line| format!("accepted, but not seen: {line}")));
-    report
-}
-
 #[test]
 fn reference_is_the_release_that_the_tables_are_for() {
     let reference = std::env::var_os(REFERENCE).expect("set by `cargo xtask test`");
     let output = Command::new(Path::new(&reference).join("bridge")).output().expect("it starts");
     let about = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(about.contains("CNI bridge plugin"), "{about}");
+}
+
+#[test]
+fn the_protocol() {
+    compare("protocol");
+}
+
+#[test]
+fn loopback() {
+    compare("loopback");
+}
+
+#[test]
+fn host_local() {
+    compare("host-local");
+}
+
+#[test]
+fn host_local_configurations() {
+    compare("host-local-configuration");
 }
 
 #[test]
@@ -127,4 +133,34 @@ fn bridge() {
 #[test]
 fn bandwidth() {
     compare("bandwidth");
+}
+
+#[test]
+fn bridge_in_every_version() {
+    compare("bridge-versions");
+}
+
+#[test]
+fn bridge_as_a_gateway() {
+    compare("bridge-gateways");
+}
+
+#[test]
+fn bridge_with_routes() {
+    compare("bridge-routes");
+}
+
+#[test]
+fn bridge_from_add_to_del() {
+    compare("bridge-lifecycle");
+}
+
+#[test]
+fn bridge_after_changes() {
+    compare("bridge-check");
+}
+
+#[test]
+fn bridge_with_bad_values() {
+    compare("bridge-bad-values");
 }

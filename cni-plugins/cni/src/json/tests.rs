@@ -39,6 +39,16 @@ fn errors_name_the_key_the_value_and_the_expectation() {
 }
 
 #[test]
+fn capitals_matter_only_between_keys_that_are_both_there() {
+    let map = parse_object(br#"{"dataDir": "exact", "DATADIR": "other", "MTU": 1400, "Bridge": null}"#)
+        .expect("an object");
+    let root = Object::root(&map);
+    assert_eq!(root.string("dataDir"), Ok(Some("exact")));
+    assert_eq!(root.number::<u32>("mtu"), Ok(Some(1400)));
+    assert_eq!(root.string("bridge"), Ok(None));
+}
+
+#[test]
 fn documents_have_a_size_limit() {
     let large = vec![b' '; DOCUMENT_LIMIT + 1];
     assert_eq!(parse_object(&large), Err(JsonError::TooLarge { size: DOCUMENT_LIMIT + 1 }));

@@ -38,6 +38,7 @@ fn ranges_that_make_no_sense_say_why() {
         (raw("10.1.2.0/31", None, None, None), "network 10.1.2.0/31 too small to allocate from"),
         (raw("fd00::/127", None, None, None), "too small"),
         (raw("10.1.2.5/24", None, None, None), "the network address is 10.1.2.0"),
+        (raw("::ffff:10.1.2.0/120", None, None, None), "write the IPv4 network"),
         (raw("10.1.2.0/24", Some("10.1.3.1"), None, None), "rangeStart 10.1.3.1 not in network 10.1.2.0/24"),
         (raw("10.1.2.0/24", None, Some("fd00::1"), None), "rangeEnd fd00::1 not in network"),
         (raw("10.1.2.0/24", Some("10.1.2.9"), Some("10.1.2.8"), None), "is after rangeEnd"),

@@ -48,6 +48,7 @@ pub struct Accepted {
 pub enum Step {
     Call(Box<Call>),
     Run(Run),
+    End(End),
 }
 
 /// One call of a plugin.
@@ -75,6 +76,29 @@ pub struct Call {
     /// CHECK and DEL without `prevResult`.
     #[serde(default)]
     pub forgetful: bool,
+    /// Standard input as it is, instead of a configuration.
+    #[serde(default)]
+    pub stdin: Option<String>,
+    /// Our error code where the reference says 999, which it does for nearly everything. The specification has codes that tell
+    /// the caller more.
+    #[serde(default)]
+    pub code: Option<u32>,
+    #[serde(default)]
+    pub differs: Option<Differs>,
+}
+
+/// One of the two succeeds and the other does not, which is meant; the states can then not be compared, so this is the last
+/// step of its row.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Differs {
+    /// Parts of its answer, with ` … ` between them.
+    pub reference: String,
+    /// Parts of our answer.
+    pub ours: String,
+    /// For the reader of the table.
+    #[expect(dead_code, reason = "its place in the table must not be forgotten")]
+    pub reason: String,
 }
 
 /// A command between calls.
@@ -87,6 +111,13 @@ pub struct Run {
     pub container: Option<String>,
 }
 
+/// A container whose namespace ends, with everything in it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct End {
+    pub end: String,
+}
+
 impl Case {
     /// The containers that the steps name, in order of appearance.
     pub fn containers(&self) -> Vec<&str> {
@@ -95,6 +126,7 @@ impl Case {
             let name = match step {
                 Step::Call(call) => Some(call.container.as_str()),
                 Step::Run(run) => run.container.as_deref(),
+                Step::End(_) => None,
             };
             names.extend(name.filter(|name| !names.contains(name)));
         }

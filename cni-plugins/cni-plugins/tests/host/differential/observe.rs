@@ -4,30 +4,18 @@
 //! Indexes, counters, timers and the progress of duplicate detection are left out. Names that were chosen at random become
 //! what they are of ([`Roles`]), and so do hardware addresses, in answers only where the link really has them.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use serde_json::{Map, Value};
 
-use super::twin::{HOST, STATE, netns_exec};
-
-/// Prints sections that begin with `#name`.
-const SCRIPT: &str = r"
-echo '#links'; ip -j -d addr show
-for family in 4 6; do
-    echo '#routes'; ip -j -$family route show table all
-    echo '#rules'; ip -j -$family rule show
-done
-echo '#neighbours'; ip -j neigh show nud permanent
-echo '#qdiscs'; tc -j qdisc show
-for link in $(ls /sys/class/net); do
-    echo '#filters'; tc -j filter show dev $link
-    echo '#filters'; tc -j filter show dev $link ingress
-done
-echo '#vlans'; bridge -j vlan show
-echo '#nft'; nft -s list ruleset
-echo '#switches'
-grep -rs . /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/neigh
-";
+use super::{
+    look::{Look, look},
+    twin::{HOST, STATE},
+};
 
 /// Of a link: chance, or the kernel's own progress.
 const LINK_NOISE: [&str; 14] = [
@@ -49,10 +37,12 @@ const LINK_NOISE: [&str; 14] = [
 const ADDRESS_NOISE: [&str; 3] = ["valid_life_time", "preferred_life_time", "tentative"];
 const PASSING_FLAGS: [&str; 3] = ["NO-CARRIER", "LOWER_UP", "M-DOWN"];
 
-/// Of all namespaces, host first.
+/// What was seen after a call.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    pub lines: Vec<String>,
+    pub lines: BTreeSet<String>,
+    /// By namespace.
+    pub links: BTreeSet<(String, String)>,
     pub roles: Roles,
 }
 
@@ -87,86 +77,50 @@ impl Roles {
     }
 }
 
-/// Looks at the host, its containers and its files.
-pub fn snapshot(containers: &[&str]) -> Snapshot {
+/// Looks at the host, at some of its containers, and at its files; what is known of the other containers' links stays known.
+pub fn snapshot(containers: &[&str], known: Roles) -> Snapshot {
     let namespaces = containers.iter().copied().chain([HOST]);
-    let looks: Vec<(&str, Vec<(String, String)>)> = namespaces.map(|name| (name, look(name))).collect();
-    let links: Vec<(&str, Vec<Value>)> =
-        looks.iter().map(|(name, sections)| (*name, array(sections, "links"))).collect();
-    let roles = roles(&links);
+    let looks: Vec<(&str, Look)> = namespaces.map(|name| (name, look(name))).collect();
+    let roles = roles(&looks, known);
     let mut lines = Vec::new();
-    for (namespace, sections) in &looks {
-        for (section, text) in sections {
-            let found = match section.as_str() {
-                "links" => parse(text).iter().flat_map(link_lines).collect(),
-                "routes" => parse(text).into_iter().filter_map(route_line).collect(),
-                "nft" => nft_lines(text),
-                "switches" => {
-                    text.lines().filter(|line| !line.contains("stable_secret")).map(str::to_owned).collect()
-                }
-                _ => parse(text)
-                    .into_iter()
-                    .map(|value| without(value, &["ifindex", "refcnt"]).to_string())
-                    .collect::<Vec<_>>(),
-            };
-            lines.extend(found.into_iter().map(|line| format!("{namespace} {section} {line}")));
+    let mut links = BTreeSet::new();
+    for (namespace, look) in &looks {
+        let names = look.links.iter().map(|link| roles.rename(text(link, "ifname")));
+        links.extend(names.map(|name| ((*namespace).to_owned(), name)));
+        let mut add = |kind: &str, found: Vec<String>| {
+            lines.extend(found.iter().map(|line| format!("{namespace} {kind} {}", roles.rename(line))));
+        };
+        add("links", look.links.iter().flat_map(link_lines).collect());
+        add("routes", look.routes.iter().filter_map(route_line).collect());
+        for (kind, value) in &look.others {
+            add(kind, vec![without(value, &["ifindex", "refcnt"]).to_string()]);
         }
+        add("nft", nft_lines(&look.ruleset));
+        add("switches", look.switches.clone());
     }
     for folder in STATE {
-        files(Path::new(folder), &mut lines);
+        files(Path::new(folder), &roles, &mut lines);
     }
-    let mut lines: Vec<String> = lines.iter().map(|line| roles.rename(line)).collect();
-    lines.sort();
-    Snapshot { lines, roles }
+    Snapshot { lines: lines.into_iter().collect(), links, roles }
 }
 
-fn look(namespace: &str) -> Vec<(String, String)> {
-    let output = netns_exec(namespace).args(["sh", "-c", SCRIPT]).output().expect("a look");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut sections: Vec<(String, String)> = Vec::new();
-    for line in text.lines() {
-        match (line.strip_prefix('#'), sections.last_mut()) {
-            (Some(name), _) => sections.push((name.to_owned(), String::new())),
-            (None, Some((_, body))) => {
-                body.push_str(line);
-                body.push('\n');
-            }
-            (None, None) => {}
-        }
-    }
-    sections
-}
-
-fn array(sections: &[(String, String)], name: &str) -> Vec<Value> {
-    sections.iter().filter(|(section, _)| section == name).flat_map(|(_, text)| parse(text)).collect()
-}
-
-/// The tools print nothing, or an empty object, where there is nothing.
-fn parse(text: &str) -> Vec<Value> {
-    let values: Vec<Value> = match text.trim() {
-        "" => Vec::new(),
-        text => serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}")),
-    };
-    values.into_iter().filter(|value| value.as_object().is_some_and(|map| !map.is_empty())).collect()
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+pub fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn roles(namespaces: &[(&str, Vec<Value>)]) -> Roles {
-    let mut roles = Roles::default();
-    let host = namespaces.iter().find(|(name, _)| *name == HOST).map(|(_, links)| links.as_slice());
-    for (namespace, links) in namespaces {
-        for link in links {
+fn roles(looks: &[(&str, Look)], known: Roles) -> Roles {
+    let mut roles = known;
+    let host = looks.iter().find(|(name, _)| *name == HOST).map(|(_, look)| look.links.as_slice());
+    for (namespace, look) in looks {
+        for link in &look.links {
             let name = text(link, "ifname").to_owned();
             let peer = host.filter(|_| *namespace != HOST).unwrap_or_default().iter().find(|peer| {
                 peer.get("ifindex") == link.get("link_index") && is_random_name(text(peer, "ifname"))
             });
-            if let Some(peer) = peer {
-                roles
-                    .names
-                    .insert(text(peer, "ifname").to_owned(), format!("<host end of {namespace}/{name}>"));
+            // Where both ends are in one namespace, each names the other.
+            let random = peer.map_or_else(|| text(link, "link"), |peer| text(peer, "ifname"));
+            if is_random_name(random) && !is_random_name(&name) {
+                roles.names.insert(random.to_owned(), format!("<host end of {namespace}/{name}>"));
             }
             roles.macs.insert(((*namespace).to_owned(), name), text(link, "address").to_owned());
         }
@@ -181,14 +135,14 @@ fn is_random_name(name: &str) -> bool {
 }
 
 /// Addresses that tables configure begin with `02:11`, so that they stay readable.
-fn is_random_mac(mac: &str) -> bool {
+pub fn is_random_mac(mac: &str) -> bool {
     !mac.is_empty() && !mac.starts_with("00:00:00") && !mac.starts_with("ff:") && !mac.starts_with("02:11:")
 }
 
 fn link_lines(link: &Value) -> Vec<String> {
     let name = text(link, "ifname");
     let mut lines = Vec::new();
-    let mut shown = without(link.clone(), &LINK_NOISE);
+    let mut shown = without(link, &LINK_NOISE);
     if let Some(flags) = shown.get_mut("flags").and_then(Value::as_array_mut) {
         flags.retain(|flag| !PASSING_FLAGS.contains(&flag.as_str().unwrap_or_default()));
     }
@@ -199,7 +153,7 @@ fn link_lines(link: &Value) -> Vec<String> {
     // Link-local addresses come from the hardware address, in the kernel's own time.
     let addresses = link.get("addr_info").and_then(Value::as_array).into_iter().flatten();
     for address in addresses.filter(|address| text(address, "scope") != "link") {
-        lines.push(format!("{name} address {}", without(address.clone(), &ADDRESS_NOISE)));
+        lines.push(format!("{name} address {}", without(address, &ADDRESS_NOISE)));
     }
     lines
 }
@@ -216,10 +170,10 @@ fn flatten(value: &Value, path: &str, line: &mut impl FnMut(&str, &Value)) {
 }
 
 /// Without what the kernel makes by itself for each address.
-fn route_line(route: Value) -> Option<String> {
-    let automatic = ["local", "broadcast", "multicast", "anycast"].contains(&text(&route, "type"))
-        || text(&route, "dst").starts_with("fe80::")
-        || text(&route, "dst").starts_with("ff00::");
+fn route_line(route: &Value) -> Option<String> {
+    let automatic = ["local", "broadcast", "multicast", "anycast"].contains(&text(route, "type"))
+        || text(route, "dst").starts_with("fe80::")
+        || text(route, "dst").starts_with("ff00::");
     (!automatic).then(|| without(route, &["flags", "pref"]).to_string())
 }
 
@@ -240,18 +194,18 @@ fn nft_lines(ruleset: &str) -> Vec<String> {
     lines
 }
 
-fn without(value: Value, keys: &[&str]) -> Value {
+fn without(value: &Value, keys: &[&str]) -> Value {
     match value {
         Value::Object(map) => {
-            let kept = map.into_iter().filter(|(key, _)| !keys.contains(&key.as_str()));
-            Value::Object(kept.map(|(key, value)| (key, without(value, keys))).collect::<Map<_, _>>())
+            let kept = map.iter().filter(|(key, _)| !keys.contains(&key.as_str()));
+            Value::Object(kept.map(|(key, value)| (key.clone(), without(value, keys))).collect::<Map<_, _>>())
         }
-        other => other,
+        other => other.clone(),
     }
 }
 
 /// The files of a folder with their text.
-fn files(folder: &Path, lines: &mut Vec<String>) {
+fn files(folder: &Path, roles: &Roles, lines: &mut Vec<String>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         // Our index of leases, which the reference never looks at.
@@ -259,10 +213,11 @@ fn files(folder: &Path, lines: &mut Vec<String>) {
             continue;
         }
         if path.is_dir() {
-            files(&path, lines);
+            lines.push(format!("folder {}", path.display()));
+            files(&path, roles, lines);
         } else {
             let text = fs::read_to_string(&path).unwrap_or_default();
-            lines.push(format!("file {} {:?}", path.display(), text));
+            lines.push(roles.rename(&format!("file {} {:?}", path.display(), text)));
         }
     }
 }

@@ -9,18 +9,25 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
-use linux::netns;
+use linux::{
+    netlink::{Link, Netlink},
+    netns::{self, Netns},
+};
 use serde_json::{Value, json};
 
 use super::{
-    case::{Call, Case, Run, Step},
+    super::node::block_on,
+    case::{Call, Case, End, Run, Step},
     observe::{self, Snapshot},
 };
 
 pub const HOST: &str = "host";
-const NAMESPACES: &str = "/run/netns";
+pub const NAMESPACES: &str = "/run/netns";
+/// The kernel takes a namespace apart in its own time.
+const END_LIMIT: Duration = Duration::from_secs(20);
 /// Where plugins keep state.
 pub const STATE: [&str; 3] = ["/var/lib/cni", "/run/cni", "/run/flannel"];
 
@@ -40,6 +47,7 @@ pub struct Seen {
     pub answer: Value,
     /// As it came, for a reader of a failure.
     pub raw: String,
+    pub call: Call,
     pub state: Snapshot,
 }
 
@@ -49,6 +57,8 @@ pub struct Twin<'a> {
     implementation: &'a Implementation,
     /// By container and link: what the last ADD answered.
     results: BTreeMap<(String, String), Value>,
+    /// Those whose namespace is there.
+    containers: Vec<&'a str>,
 }
 
 impl<'a> Twin<'a> {
@@ -56,7 +66,7 @@ impl<'a> Twin<'a> {
         for name in std::iter::once(HOST).chain(case.containers()) {
             netns::create(Path::new(NAMESPACES).join(name)).expect("a namespace");
         }
-        let twin = Self { case, implementation, results: BTreeMap::new() };
+        let twin = Self { case, implementation, results: BTreeMap::new(), containers: case.containers() };
         twin.run(HOST, &["ip", "link", "set", "lo", "up"].map(str::to_owned));
         for (path, text) in &case.files {
             fs::create_dir_all(Path::new(path).parent().expect("a folder")).expect("a folder");
@@ -68,14 +78,16 @@ impl<'a> Twin<'a> {
         twin
     }
 
-    /// Goes through the steps; each call is seen with the state after it.
+    /// Goes through the steps; each call is seen with the state after it: of the host and the call's container, in the end
+    /// of all.
     pub fn go(&mut self) -> Vec<Seen> {
-        let mut seen = Vec::new();
+        let mut seen: Vec<Seen> = Vec::new();
         for (index, step) in self.case.steps.iter().enumerate() {
             match step {
                 Step::Run(Run { run, container }) => {
                     self.run(container.as_deref().unwrap_or(HOST), run);
                 }
+                Step::End(End { end }) => self.end(end),
                 Step::Call(call) => {
                     let plugin = call.plugin.as_deref().unwrap_or(&self.case.plugin);
                     let what =
@@ -86,9 +98,20 @@ impl<'a> Twin<'a> {
                     if call.verb == "ADD" && output.status.success() {
                         self.results.insert(attachment(call), answer.clone());
                     }
-                    let state = observe::snapshot(&self.case.containers());
+                    let is_last = index + 1 == self.case.steps.len();
+                    assert!(is_last || call.differs.is_none(), "{}: {what}: goes on", self.case.name);
+                    let mut containers = self.containers.clone();
+                    containers.retain(|container| is_last || *container == call.container);
+                    let known = seen.last().map(|seen| seen.state.roles.clone()).unwrap_or_default();
+                    let state = observe::snapshot(&containers, known);
                     let stderr = String::from_utf8_lossy(&output.stderr);
-                    seen.push(Seen { what, answer, raw: format!("{raw}{stderr}"), state });
+                    seen.push(Seen {
+                        what,
+                        answer,
+                        raw: format!("{raw}{stderr}"),
+                        call: *call.clone(),
+                        state,
+                    });
                 }
             }
         }
@@ -122,7 +145,8 @@ impl<'a> Twin<'a> {
             .expect("ip netns exec starts");
         let mut stdin = child.stdin.take().expect("its standard input");
         // A plugin may refuse before it reads.
-        let _ = stdin.write_all(self.config(call).to_string().as_bytes());
+        let text = call.stdin.clone().unwrap_or_else(|| self.config(call).to_string());
+        let _ = stdin.write_all(text.as_bytes());
         drop(stdin);
         child.wait_with_output().expect("it ends")
     }
@@ -141,6 +165,22 @@ impl<'a> Twin<'a> {
         config
     }
 
+    /// The other ends of its links go with them, some time after.
+    fn end(&mut self, container: &str) {
+        let inside = links(container);
+        let is_other_end =
+            |link: &Link| link.peer.is_some_and(|peer| inside.iter().any(|other| other.index == peer));
+        let going: Vec<u32> =
+            links(HOST).iter().filter(|link| is_other_end(link)).map(|link| link.index).collect();
+        netns::remove(Path::new(NAMESPACES).join(container)).expect("its name is removed");
+        self.containers.retain(|other| *other != container);
+        let deadline = Instant::now() + END_LIMIT;
+        while links(HOST).iter().any(|link| going.contains(&link.index)) {
+            assert!(Instant::now() < deadline, "{}: the links of {container} stay", self.case.name);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn run(&self, namespace: &str, command: &[String]) {
         let output = netns_exec(namespace).args(command).output().expect("ip netns exec starts");
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -150,7 +190,7 @@ impl<'a> Twin<'a> {
 
 impl Drop for Twin<'_> {
     fn drop(&mut self) {
-        for name in self.case.containers().into_iter().chain([HOST]) {
+        for name in self.containers.iter().copied().chain([HOST]) {
             netns::remove(Path::new(NAMESPACES).join(name)).expect("its name is removed");
         }
         let _ = fs::remove_dir(NAMESPACES);
@@ -161,6 +201,11 @@ impl Drop for Twin<'_> {
             let _ = fs::remove_dir_all(folder);
         }
     }
+}
+
+fn links(namespace: &str) -> Vec<Link> {
+    let netns = Netns::open(Path::new(NAMESPACES).join(namespace)).expect("a namespace");
+    block_on(async { Netlink::open_in(&netns).expect("a socket").links().await.expect("the links") })
 }
 
 pub fn netns_exec(namespace: &str) -> Command {
