@@ -1,8 +1,10 @@
-//! Control groups and netlink on the real kernel. Every test is a process of its own in fresh mount, network and pid namespaces, as root.
+//! Control groups, netlink and nftables on the real kernel. Every test is a process of its own in fresh mount, network and pid namespaces, as root.
 
 #[path = "host/cgroups.rs"]
 mod cgroups;
 #[path = "host/mounts.rs"]
 mod mounts;
+#[path = "host/nftables.rs"]
+mod nftables;
 #[path = "host/notifications.rs"]
 mod notifications;
