@@ -2,7 +2,8 @@
 //!
 //! Inputs: the reference plugin's configuration keys; outputs: the bridge, both ends of the pair, and the addresses
 //! that the IPAM plugin gave. Owns the pair, the bridge (which it makes when it is missing and never deletes), the
-//! bridge's gateway addresses, and the forwarding switch where the bridge is a gateway. The host's end carries an alias
+//! bridge's gateway addresses, the forwarding switch where the bridge is a gateway, and the attachment's rules of the packet
+//! filter (`ipMasq`, `macspoofchk`), which are nftables rules whatever `ipMasqBackend` says. The host's end carries an alias
 //! that names network, container and link, so that GC, and a DEL whose namespace is gone, find it without a state file.
 //!
 //! It refuses keys that it cannot honour (see [`config`](self)). An ADD that fails removes the pair first and releases
@@ -12,8 +13,10 @@ mod attach;
 mod check;
 mod config;
 mod container;
+mod filters;
 mod gateway;
 mod host;
+mod spoof;
 
 use cni::{AddResult, ErrorReply, code, exec::Verb};
 use linux::{
@@ -25,6 +28,7 @@ pub use self::host::{port_name, unfinished_group};
 use self::{
     attach::Attach,
     config::Config,
+    filters::Filters,
     host::{Alias, delete_leftovers, delete_port},
 };
 use crate::{
@@ -59,12 +63,13 @@ impl Plugin for Bridge {
     }
 
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
-        let ipam = delegate::ipam_type(request)?;
+        let (ipam, filters) = (delegate::ipam_type(request)?, Filters::read(request)?);
         block_on(async {
             delete_link(request).await?;
+            let unfiltered = filters.tear_down(request);
             match ipam {
-                Some(ipam) => delegate::run(request, &ipam, Verb::Del).await,
-                None => Ok(()),
+                Some(ipam) => delegate::run(request, &ipam, Verb::Del).await.and(unfiltered),
+                None => unfiltered,
             }
         })
     }
@@ -90,9 +95,11 @@ impl Plugin for Bridge {
         block_on(async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
             delete_leftovers(&host, &request.network, &valid).await.map_err(ErrorReply::internal)?;
+            let links = host.links().await.map_err(ErrorReply::internal)?;
+            let unfiltered = filters::collect(request, &valid, &links);
             match ipam {
-                Some(ipam) => delegate::run(request, &ipam, Verb::Gc).await,
-                None => Ok(()),
+                Some(ipam) => delegate::run(request, &ipam, Verb::Gc).await.and(unfiltered),
+                None => unfiltered,
             }
         })
     }

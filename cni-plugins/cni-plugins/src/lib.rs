@@ -9,5 +9,7 @@ pub mod bridge;
 mod delegate;
 pub mod host_local;
 pub mod loopback;
+mod masquerade;
 pub mod plugin;
+mod ruleset;
 mod sysctl;

@@ -4,6 +4,9 @@ mod host {
     mod bridge;
     mod chain;
     mod loopback;
+    mod masquerade;
     mod node;
+    mod outside;
+    mod spoof;
     mod teardown;
 }

@@ -68,6 +68,11 @@ impl Error {
         self.errno() == Some(libc::EEXIST)
     }
 
+    /// The kernel does not have what was asked for: a protocol, a table's family, an expression.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self.errno(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
+    }
+
     /// The object was not there (any more): what a teardown may take for success.
     pub fn is_gone(&self) -> bool {
         matches!(self, Self::NoLink { .. })

@@ -112,6 +112,13 @@ pub struct ListedRule {
     pub expressions: Vec<u8>,
 }
 
+impl ListedRule {
+    /// The link that a packet must have come in by, where that is the first thing that the rule asks.
+    pub fn input_link(&self) -> Option<String> {
+        expression::input_link(&self.expressions)
+    }
+}
+
 /// A socket in one network namespace.
 #[derive(Debug)]
 pub struct Nftables {

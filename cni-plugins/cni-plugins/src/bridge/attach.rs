@@ -29,17 +29,22 @@ pub(super) struct Attach<'a> {
     host: Netlink,
     /// Index of the host's end, once made.
     pair: Option<u32>,
+    /// The packet filter may have rules of this attachment.
+    filtered: bool,
     /// The IPAM plugin that gave addresses.
     ipam: Option<&'a str>,
 }
 
 impl<'a> Attach<'a> {
     pub(super) fn new(request: &'a Request, config: &'a Config, netns: &'a Netns, host: Netlink) -> Self {
-        Self { request, config, netns, host, pair: None, ipam: None }
+        Self { request, config, netns, host, pair: None, filtered: false, ipam: None }
     }
 
     pub(super) async fn run(&mut self) -> Result<AddResult, ErrorReply> {
         let config = self.config;
+        if config.ipam.is_some() {
+            config.filters.validate()?;
+        }
         let bridge = ensure_bridge(&self.host, config).await?;
         let port = make_pair(&self.host, &bridge, self.request, self.config, self.netns).await?;
         self.pair = Some(port.index);
@@ -47,6 +52,8 @@ impl<'a> Attach<'a> {
             .await
             .map_err(|error| ErrorReply::internal(format!("failed to connect {:?}: {error}", port.name)))?;
         let inside = Inside::open(self.netns, &self.request.ifname).await?;
+        self.filtered = config.filters.are_any();
+        config.filters.guard(self.request, &port, &inside.link)?;
         let mut result = match &config.ipam {
             Some(ipam) => self.addresses(ipam).await?,
             None => AddResult::default(),
@@ -56,6 +63,7 @@ impl<'a> Attach<'a> {
         if self.config.ipam.is_some() {
             inside.configure(&result, self.config).await?;
             make_gateway(&self.host, &bridge, &gateways, self.config).await?;
+            config.filters.masquerade(self.request, &result)?;
         } else if !self.config.disable_container_interface {
             inside.set_up().await?;
         }
@@ -77,6 +85,9 @@ impl<'a> Attach<'a> {
                 Err(error) if !error.is_gone() => errors.push(error.to_string()),
                 _ => {}
             }
+        }
+        if std::mem::take(&mut self.filtered) {
+            errors.extend(self.config.filters.tear_down(self.request).err().map(|error| error.to_string()));
         }
         if let Some(ipam) = self.ipam.take() {
             errors.extend(

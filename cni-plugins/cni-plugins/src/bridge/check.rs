@@ -25,7 +25,8 @@ pub(super) async fn attachment(
     same_mac(bridge, &bridge_link)?;
     same_mac(inside, &inside_link)?;
     check_bridge(&bridge_link, config)?;
-    check_pair(expected, &bridge_link, &inside_link, sides).await?;
+    let port = check_pair(expected, &bridge_link, &inside_link, sides).await?;
+    config.filters.check(request, expected, &port)?;
     check_addresses(expected, &inside_link, sides).await?;
     check_routes(expected, &inside_link, sides).await
 }
@@ -80,13 +81,13 @@ fn check_bridge(bridge: &Link, config: &Config) -> Result<(), ErrorReply> {
     Ok(())
 }
 
-/// The container's end must be a veth whose other end is a port of the bridge.
+/// The container's end must be a veth whose other end is a port of the bridge, which it returns.
 async fn check_pair(
     expected: &AddResult,
     bridge: &Link,
     inside: &Link,
     sides: &Sides,
-) -> Result<(), ErrorReply> {
+) -> Result<Link, ErrorReply> {
     if !inside.is_kind("veth") {
         let message = format!("Container interface {} not of type veth", inside.name);
         return Err(different(message));
@@ -103,7 +104,8 @@ async fn check_pair(
     }
     let named = expected.interfaces.iter().find(|interface| interface.name == port.name);
     let named = named.ok_or_else(|| different(format!("interface {} is not in prevResult", port.name)))?;
-    same_mac(named, &port)
+    same_mac(named, &port)?;
+    Ok(port)
 }
 
 async fn check_addresses(expected: &AddResult, inside: &Link, sides: &Sides) -> Result<(), ErrorReply> {

@@ -15,7 +15,7 @@ use linux::{
 use serde_json::{Value, json};
 
 /// Packets here cross nothing but memory.
-const PACKET_LIMIT: Duration = Duration::from_secs(5);
+pub const PACKET_LIMIT: Duration = Duration::from_secs(5);
 
 /// A private host with a folder for leases; it takes along the bridge that plugins leave.
 pub struct Node {
@@ -100,9 +100,9 @@ impl Container {
         block_on(async { state(&Netlink::open_in(&self.netns).expect("a socket")).await })
     }
 
-    /// Sends a greeting to a TCP and a UDP socket of `server` at `address` (or of the host, for none), and waits for
-    /// the answers.
-    pub fn talks_to(&self, server: Option<&Self>, address: IpAddr) {
+    /// Sends a greeting to a TCP and a UDP socket of `server` at `address` (or of the host, for none), waits for them to
+    /// arrive, and returns the address that they came from there.
+    pub fn talks_to(&self, server: Option<&Self>, address: IpAddr) -> IpAddr {
         let in_server = |work: &(dyn Fn() -> (TcpListener, UdpSocket) + Sync)| match server {
             Some(server) => server.netns.run(work).expect("a thread"),
             None => work(),
@@ -116,7 +116,7 @@ impl Container {
         let client = self.netns.run(|| TcpStream::connect_timeout(&to, PACKET_LIMIT)).expect("a thread");
         let mut client = client.expect("a connection");
         client.write_all(b"hello").expect("a write");
-        let (mut served, _) = listener.accept().expect("the connection");
+        let (mut served, from) = listener.accept().expect("the connection");
         served.set_read_timeout(Some(PACKET_LIMIT)).expect("a limit");
         let mut greeting = [0; 5];
         std::io::Read::read_exact(&mut served, &mut greeting).expect("the greeting");
@@ -127,7 +127,9 @@ impl Container {
         let sender = self.netns.run(|| UdpSocket::bind((any, 0))).expect("a thread").expect("a socket");
         datagrams.set_read_timeout(Some(PACKET_LIMIT)).expect("a limit");
         sender.send_to(b"hello", to).expect("a datagram");
-        assert_eq!(datagrams.recv(&mut greeting).expect("the datagram"), 5);
+        let (length, sender) = datagrams.recv_from(&mut greeting).expect("the datagram");
+        assert_eq!((length, sender.ip()), (5, from.ip()));
+        from.ip().to_canonical()
     }
 }
 
@@ -234,4 +236,11 @@ async fn state(netlink: &Netlink) -> Vec<String> {
     }));
     lines.sort();
     lines
+}
+
+/// What the tool `nft` shows of the host's rules.
+pub fn nft(arguments: &[&str]) -> String {
+    let output = Command::new("nft").args(arguments).output().expect("nft starts");
+    assert!(output.status.success(), "nft {arguments:?}");
+    String::from_utf8(output.stdout).expect("text")
 }

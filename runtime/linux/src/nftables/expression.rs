@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use netlink_bindings::{
     nftables::{
-        BitwiseOps, CmpOps, CtKeys, FibFlags, MetaKeys, NatRangeFlags, PayloadBase, PushExprListAttrs,
-        Registers, VerdictCode,
+        BitwiseOps, CmpOps, CtKeys, ExprListAttrs, ExprOps, FibFlags, MetaKeys, NatRangeFlags, PayloadBase,
+        PushExprListAttrs, Registers, VerdictCode,
     },
     traits::Pusher,
 };
@@ -171,6 +171,18 @@ impl Expression {
             }
         }
     }
+}
+
+/// The name that a listed rule compares the input link with, where it begins with that.
+pub(super) fn input_link(expressions: &[u8]) -> Option<String> {
+    let mut all = ExprListAttrs::new(expressions).get_elem();
+    let ExprOps::Meta(meta) = all.next()?.get_data().ok()? else { return None };
+    let ExprOps::Cmp(comparison) = all.next()?.get_data().ok()? else { return None };
+    let is_input = meta.get_key() == Ok(Meta::InputName.number());
+    let is_equal = comparison.get_op() == Ok(CmpOps::Eq as u32);
+    let name = comparison.get_data().ok()?.get_value().ok().filter(|_| is_input && is_equal)?;
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    Some(String::from_utf8_lossy(&name[..end]).into_owned())
 }
 
 impl Meta {

@@ -1,0 +1,55 @@
+//! What the plugins that keep nftables rules share: opening the socket, and changes that depend on what is there.
+//!
+//! A rule's comment says whose it is, so that a plugin may be killed at any point. Rules are deleted by the handle that a
+//! listing gave. When another plugin deletes one in between, the transaction fails whole, and is planned again.
+
+use cni::ErrorReply;
+use linux::nftables::{Batch, Chain, Error, ListedRule, Nftables};
+
+/// How often a change is planned again because something that it was to delete had gone.
+const TRIES: usize = 32;
+
+/// Opens a socket in the host's namespace.
+pub(crate) fn open() -> Result<Nftables, ErrorReply> {
+    Nftables::open().map_err(ErrorReply::internal)
+}
+
+/// As [`open`], for a removal; none where the kernel has no packet filter, and so no rules.
+pub(crate) fn open_to_remove() -> Result<Option<Nftables>, ErrorReply> {
+    match Nftables::open() {
+        Err(error) if error.is_unsupported() => Ok(None),
+        opened => opened.map(Some).map_err(ErrorReply::internal),
+    }
+}
+
+/// Plans a transaction and commits it.
+pub(crate) fn change(
+    nftables: &Nftables,
+    plan: impl Fn(&mut Batch) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let attempt = || {
+        let mut batch = Batch::new();
+        plan(&mut batch)?;
+        nftables.commit(&batch)
+    };
+    for _ in 1..TRIES {
+        match attempt() {
+            Err(error) if error.is_gone() => {}
+            changed => return changed,
+        }
+    }
+    attempt()
+}
+
+/// Plans the deletion of the rules of `chain` that `unwanted` says.
+pub(crate) fn delete_rules(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    chain: Chain<'_>,
+    unwanted: impl Fn(&ListedRule) -> bool,
+) -> Result<(), Error> {
+    for rule in nftables.rules(chain)?.iter().filter(|rule| unwanted(rule)) {
+        batch.delete_rule(chain, rule.handle);
+    }
+    Ok(())
+}
