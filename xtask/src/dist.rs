@@ -20,8 +20,12 @@ const BIN: &[(&str, &str)] =
 const SHIM: (&str, &str) = ("shim", "orlop-shim");
 
 /// Executables of `dist/cni`: the reference plugins' names.
-const CNI: &[(&str, &str)] =
-    &[("cni-plugins", "bridge"), ("cni-plugins", "host-local"), ("cni-plugins", "loopback")];
+const CNI: &[(&str, &str)] = &[
+    ("cni-plugins", "bridge"),
+    ("cni-plugins", "host-local"),
+    ("cni-plugins", "loopback"),
+    ("cni-plugins", "portmap"),
+];
 
 /// Files of `dist/deploy`, from `xtask/deploy`: systemd units and the script that installs everything.
 const DEPLOY: &[&str] = &["install.sh", "orlop-agent.service", "orlop-server.service"];

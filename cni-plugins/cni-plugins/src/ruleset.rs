@@ -4,10 +4,40 @@
 //! listing gave. When another plugin deletes one in between, the transaction fails whole, and is planned again.
 
 use cni::ErrorReply;
-use linux::nftables::{Batch, Chain, Error, ListedRule, Nftables};
+use linux::nftables::{Batch, Chain, Error, Family, ListedRule, Nftables, Table};
+use sha2::{Digest, Sha512};
 
 /// How often a change is planned again because something that it was to delete had gone.
 const TRIES: usize = 32;
+
+/// Which attachment of a container a rule is for, where its comment tells only the container. The format is kept on running
+/// nodes: the first bytes of the SHA-512 of the network's name and of the link's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Tag([u8; 2 * TAG_HALF]);
+
+const TAG_HALF: usize = 8;
+
+impl Tag {
+    pub(crate) fn of(network: &str, ifname: &str) -> Self {
+        let mut bytes = [0; 2 * TAG_HALF];
+        for (half, name) in bytes.chunks_mut(TAG_HALF).zip([network, ifname]) {
+            half.copy_from_slice(&Sha512::digest(name)[..TAG_HALF]);
+        }
+        Self(bytes)
+    }
+
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(crate) fn is_of(&self, network: &str) -> bool {
+        self.0[..TAG_HALF] == Self::of(network, "").0[..TAG_HALF]
+    }
+}
 
 /// Opens a socket in the host's namespace.
 pub(crate) fn open() -> Result<Nftables, ErrorReply> {
@@ -20,6 +50,12 @@ pub(crate) fn open_to_remove() -> Result<Option<Nftables>, ErrorReply> {
         Err(error) if error.is_unsupported() => Ok(None),
         opened => opened.map(Some).map_err(ErrorReply::internal),
     }
+}
+
+/// Whether the kernel has a packet filter that this process may ask.
+pub(crate) fn status() -> Result<(), Error> {
+    let anything = Table { family: Family::Inet, name: "cni" };
+    Nftables::open()?.has_chain(anything.chain("cni")).map(drop)
 }
 
 /// Plans a transaction and commits it.

@@ -7,6 +7,7 @@ mod host {
     mod masquerade;
     mod node;
     mod outside;
+    mod portmap;
     mod spoof;
     mod teardown;
 }

@@ -33,13 +33,13 @@ pub struct Conntrack {
     socket: Socket,
 }
 
-/// Flows by the port that their first packet was sent to.
+/// Flows by the ports that their first packets were sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Flows {
+pub struct Flows<'a> {
     /// [`Family::Ip`] or [`Family::Ip6`].
     pub family: Family,
     pub transport: Transport,
-    pub destination_port: u16,
+    pub destination_ports: &'a [u16],
 }
 
 impl Conntrack {
@@ -55,7 +55,7 @@ impl Conntrack {
     ///
     /// # Errors
     /// When the listing or a deletion fails. A flow that ended in between is success.
-    pub fn delete(&self, flows: Flows) -> Result<usize, Error> {
+    pub fn delete(&self, flows: Flows<'_>) -> Result<usize, Error> {
         let list = request("list flows of", flows, GET, Vec::new());
         let keys = self.socket.list(&list, |message| {
             let attributes = message.body.get(Nfgenmsg::len()..).unwrap_or_default();
@@ -73,18 +73,19 @@ impl Conntrack {
     }
 }
 
-fn request(operation: &'static str, flows: Flows, message: u16, attributes: Vec<u8>) -> Request {
+fn request(operation: &'static str, flows: Flows<'_>, message: u16, attributes: Vec<u8>) -> Request {
     let header = Nfgenmsg { nfgen_family: flows.family.number(), ..Nfgenmsg::default() };
-    let object = format!("{} {:?} port {}", flows.family, flows.transport, flows.destination_port);
+    let object = format!("{} {:?} ports {:?}", flows.family, flows.transport, flows.destination_ports);
     let kind = (libc::NFNL_SUBSYS_CTNETLINK << 8) as u16 | message;
     Request { operation, object, kind, flags: 0, body: [header.as_slice(), &attributes].concat() }
 }
 
-fn is_of(attributes: &[u8], flows: Flows) -> bool {
+fn is_of(attributes: &[u8], flows: Flows<'_>) -> bool {
     let protocol = find_attr(attributes, ORIGINAL).and_then(|flow| find_attr(flow, PROTOCOL));
     let Some(protocol) = protocol else { return false };
+    let port = find_attr(protocol, DESTINATION_PORT).and_then(|bytes| bytes.first_chunk());
     find_attr(protocol, NUMBER) == Some(&[flows.transport as u8])
-        && find_attr(protocol, DESTINATION_PORT) == Some(&flows.destination_port.to_be_bytes())
+        && port.is_some_and(|port| flows.destination_ports.contains(&u16::from_be_bytes(*port)))
 }
 
 /// The attributes that name one entry.

@@ -108,6 +108,8 @@ pub struct ListedRule {
     /// Unique within its table, and never used again.
     pub handle: u64,
     pub comment: Option<String>,
+    /// See [`Rule::tag`].
+    pub tag: Option<Vec<u8>>,
     /// The expressions' attributes, equal for rules that do the same and were compiled the same way.
     pub expressions: Vec<u8>,
 }
@@ -238,10 +240,12 @@ impl Nftables {
 
 fn read_rule(message: &Message<'_>, rule: &wire::IterableRuleAttrs<'_>) -> Result<ListedRule, String> {
     let attributes = message.body.get(wire::Nfgenmsg::len()..).unwrap_or_default();
+    let data = rule.get_userdata().ok();
     let expressions = netlink_bindings::utils::find_attr(attributes, RULE_EXPRESSIONS);
     Ok(ListedRule {
         handle: rule.get_handle().map_err(|error| error.to_string())?,
-        comment: rule.get_userdata().ok().and_then(comment::read),
+        comment: data.and_then(comment::read),
+        tag: data.and_then(comment::read_tag),
         expressions: expressions.unwrap_or_default().to_vec(),
     })
 }

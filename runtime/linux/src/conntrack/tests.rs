@@ -18,7 +18,7 @@ fn flow(protocol: u8, port: u16) -> Vec<u8> {
 
 #[test]
 fn only_flows_to_the_port_are_meant() {
-    let flows = Flows { family: Family::Ip, transport: Transport::Udp, destination_port: 53 };
+    let flows = Flows { family: Family::Ip, transport: Transport::Udp, destination_ports: &[9, 53] };
     assert!(is_of(&flow(17, 53), flows));
     for other in [flow(17, 54), flow(6, 53), Vec::new(), vec![9, 0, 1]] {
         assert!(!is_of(&other, flows), "{other:?}");

@@ -175,9 +175,9 @@ fn new_rule(operation: &'static str, chain: Chain<'_>, rule: &Rule) -> Request {
         list = expression.write(list);
     }
     let attributes = list.end_nested();
-    drop(match &rule.comment {
-        Some(text) => attributes.push_userdata(&comment::write(text)),
-        None => attributes,
-    });
+    let comment = rule.comment.as_deref().map(comment::write).unwrap_or_default();
+    let tag = rule.tag.as_deref().map(comment::write_tag).unwrap_or_default();
+    let data = [comment, tag].concat();
+    drop(if data.is_empty() { attributes } else { attributes.push_userdata(&data) });
     request(operation, chain, libc::NFT_MSG_NEWRULE, body)
 }

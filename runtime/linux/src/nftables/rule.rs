@@ -52,6 +52,7 @@ pub struct Rule {
     family: Family,
     pub(super) expressions: Vec<Expression>,
     pub(super) comment: Option<String>,
+    pub(super) tag: Option<Vec<u8>>,
     /// What the packet is known to be by now.
     is_ipv4: Option<bool>,
     transport: Option<Transport>,
@@ -59,13 +60,19 @@ pub struct Rule {
 
 impl Rule {
     pub fn new(family: Family) -> Self {
-        Self { family, expressions: Vec::new(), comment: None, is_ipv4: None, transport: None }
+        Self { family, expressions: Vec::new(), comment: None, tag: None, is_ipv4: None, transport: None }
     }
 
     /// Shown by `nft list ruleset`; see [`super::COMMENT_LIMIT`].
     #[must_use]
     pub fn comment(self, text: impl Into<String>) -> Self {
         Self { comment: Some(text.into()), ..self }
+    }
+
+    /// Bytes beside the comment, which `nft` neither shows nor minds, for the maker to know the rule by.
+    #[must_use]
+    pub fn tag(self, bytes: &[u8]) -> Self {
+        Self { tag: Some(bytes.to_vec()), ..self }
     }
 
     #[must_use]
@@ -133,8 +140,9 @@ impl Rule {
     /// Packets whose mark has `value` in the bits of `mask`.
     #[must_use]
     pub fn mark(self, is: Match, mask: u32, value: u32) -> Self {
-        let bits = and(&mask.to_ne_bytes());
-        self.with([Expression::LoadMeta(Meta::Mark), bits, compare(is, value.to_ne_bytes().to_vec())])
+        let bits = (mask != u32::MAX).then(|| and(&mask.to_ne_bytes()));
+        let value = compare(is, value.to_ne_bytes().to_vec());
+        self.with([Expression::LoadMeta(Meta::Mark)]).with(bits).with([value])
     }
 
     /// Sets bits of the packet's mark.

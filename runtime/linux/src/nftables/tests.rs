@@ -4,7 +4,7 @@ use super::{COMMENT_LIMIT, comment};
 
 #[test]
 fn comments_read_back() {
-    for text in ["", "hi", "6fd94d501e58f0aa, net: pods", &"é".repeat(127)] {
+    for text in ["", "hi", "6fd94d501e58f0aa, net: pods", &"é".repeat(126)] {
         let data = comment::write(text);
         assert_eq!(data.len(), text.len() + 3, "{text:?}");
         assert_eq!(comment::read(&data).as_deref(), Some(text));
@@ -19,4 +19,12 @@ fn foreign_user_data_is_passed_over_or_ignored() {
     for malformed in [&[][..], &[0], &[0, 5, b'a'], &[7, 0]] {
         assert_eq!(comment::read(malformed), None, "{malformed:?}");
     }
+}
+
+#[test]
+fn a_tag_stands_beside_a_comment() {
+    let data = [comment::write("hi"), comment::write_tag(&[7, 0, 9])].concat();
+    assert_eq!(comment::read(&data).as_deref(), Some("hi"));
+    assert_eq!(comment::read_tag(&data), Some(vec![7, 0, 9]));
+    assert_eq!(comment::read_tag(&comment::write("hi")), None);
 }

@@ -88,6 +88,7 @@ fn table() -> Vec<(Table<'static>, Rule, &'static str)> {
             inet().mark(Is, 0x2000, 0x2000).masquerade(),
             "meta mark & 0x00002000 == 0x00002000 masquerade",
         ),
+        (INET, inet().mark(IsNot, u32::MAX, 7).accept(), "meta mark != 0x00000007 accept"),
         (INET, inet().set_mark_bits(0x2000), "meta mark set meta mark | 0x00002000"),
         (
             INET,
@@ -160,7 +161,7 @@ fn rules_are_what_nft_makes_of_their_text() {
             batch.add_chain(chain, None);
         }
         batch.flush_chain(ours);
-        batch.add_rule(ours, &rule.comment(format!("rule {index}")));
+        batch.add_rule(ours, &rule.comment(format!("rule {index}")).tag(&[9, 0]));
         nftables.commit(&batch).unwrap_or_else(|error| panic!("{text}: {error}"));
         nft(
             &["-f", "-"],
@@ -169,7 +170,8 @@ fn rules_are_what_nft_makes_of_their_text() {
         let (ours, theirs) = (nftables.rules(ours).expect("rules"), nftables.rules(theirs).expect("rules"));
         assert_eq!((ours.len(), theirs.len()), (1, 1), "{text}");
         assert_eq!(ours[0].expressions, theirs[0].expressions, "{text}");
-        assert_eq!(ours[0].comment, Some(format!("rule {index}")));
+        assert_eq!((&ours[0].comment, &ours[0].tag), (&Some(format!("rule {index}")), &Some(vec![9, 0])));
+        assert_eq!(theirs[0].tag, None);
         let shown = nft(&["list", "chain", &table.family.to_string(), table.name, "ours"], "");
         let line = shown.lines().nth(2).unwrap_or_default().trim();
         assert_eq!(line, format!("{text} comment \"rule {index}\""));
