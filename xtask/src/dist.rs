@@ -22,6 +22,7 @@ const SHIM: (&str, &str) = ("shim", "orlop-shim");
 /// Executables of `dist/cni`: the reference plugins' names.
 const CNI: &[(&str, &str)] = &[
     ("cni-plugins", "bridge"),
+    ("cni-plugins", "firewall"),
     ("cni-plugins", "host-local"),
     ("cni-plugins", "loopback"),
     ("cni-plugins", "portmap"),

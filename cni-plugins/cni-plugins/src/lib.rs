@@ -6,6 +6,7 @@
 
 pub mod bridge;
 mod delegate;
+pub mod firewall;
 pub mod host_local;
 pub mod loopback;
 mod masquerade;

@@ -28,6 +28,8 @@ use self::environment::Environment;
 pub trait Plugin {
     /// The executable's name.
     const NAME: &'static str;
+    /// The first version of the specification that it takes.
+    const OLDEST: Version = Version::V0_1_0;
 
     /// Makes the attachment, wholly or not at all.
     ///
@@ -155,7 +157,7 @@ pub(crate) fn block_on<R>(work: impl Future<Output = Result<R, ErrorReply>>) -> 
 pub fn main<P: Plugin>(plugin: &P) -> ExitCode {
     let environment = Environment::of_process();
     if environment.command.is_none() {
-        let versions = Version::ALL.map(Version::as_str).join(", ");
+        let versions = supported::<P>().join(", ");
         eprintln!("CNI {} plugin of Orlop {}", P::NAME, env!("CARGO_PKG_VERSION"));
         eprintln!("CNI protocol versions supported: {versions}");
         return ExitCode::SUCCESS;
@@ -195,10 +197,13 @@ fn run<P: Plugin>(
 ) -> Result<Option<Value>, ErrorReply> {
     let verb = environment.verb()?;
     if verb == Verb::Version {
-        let supported = Version::ALL.map(Version::as_str);
+        let supported = supported::<P>();
         return Ok(Some(json!({"cniVersion": Version::NEWEST.as_str(), "supportedVersions": supported})));
     }
     let request = environment.request(verb, read_config(stdin)?)?;
+    if request.version < P::OLDEST {
+        return Err(incompatible(request.version.as_str(), &supported::<P>()));
+    }
     dispatch(plugin, &request)
         .map_err(|reply| ErrorReply { cni_version: Some(request.version.as_str().to_owned()), ..reply })
 }
@@ -251,12 +256,19 @@ fn shared_config(bytes: &[u8]) -> Result<(Map<String, Value>, String, Version), 
     cni::network_name(&name)
         .map_err(|_| ErrorReply::config("invalid characters found in network name").with_details(&name))?;
     let text = root.string("cniVersion").map_err(failed)?.unwrap_or_default();
-    let version = text.parse::<Version>().map_err(|_| {
-        let supported = Version::ALL.map(|version| format!("{:?}", version.as_str())).join(" ");
-        ErrorReply::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
-            .with_details(format!("config is {text:?}, plugin supports [{supported}]"))
-    })?;
+    let version =
+        text.parse::<Version>().map_err(|_| incompatible(text, &Version::ALL.map(Version::as_str)))?;
     Ok((config, name, version))
+}
+
+fn supported<P: Plugin>() -> Vec<&'static str> {
+    Version::ALL.into_iter().filter(|version| *version >= P::OLDEST).map(Version::as_str).collect()
+}
+
+fn incompatible(version: &str, supported: &[&str]) -> ErrorReply {
+    let supported: Vec<String> = supported.iter().map(|version| format!("{version:?}")).collect();
+    ErrorReply::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
+        .with_details(format!("config is {version:?}, plugin supports [{}]", supported.join(" ")))
 }
 
 /// A container must not be given the plugin's own namespace by mistake. A path that cannot be opened is for the

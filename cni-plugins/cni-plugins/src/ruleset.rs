@@ -3,9 +3,13 @@
 //! A rule's comment says whose it is, so that a plugin may be killed at any point. Rules are deleted by the handle that a
 //! listing gave. When another plugin deletes one in between, the transaction fails whole, and is planned again.
 
+use std::collections::HashSet;
+
 use cni::ErrorReply;
 use linux::nftables::{Batch, Chain, Error, Family, ListedRule, Nftables, Table};
 use sha2::{Digest, Sha512};
+
+use crate::plugin::Valid;
 
 /// How often a change is planned again because something that it was to delete had gone.
 const TRIES: usize = 32;
@@ -34,8 +38,9 @@ impl Tag {
         &self.0
     }
 
-    pub(crate) fn is_of(&self, network: &str) -> bool {
-        self.0[..TAG_HALF] == Self::of(network, "").0[..TAG_HALF]
+    /// Whether both are of one network.
+    fn is_of(&self, other: &Self) -> bool {
+        self.0[..TAG_HALF] == other.0[..TAG_HALF]
     }
 }
 
@@ -75,6 +80,28 @@ pub(crate) fn change(
         }
     }
     attempt()
+}
+
+/// A network's valid attachments, for GC.
+pub(crate) struct Kept<'a> {
+    network: Tag,
+    valid: HashSet<(&'a str, Tag)>,
+}
+
+impl<'a> Kept<'a> {
+    pub(crate) fn new(network: &str, valid: &'a Valid) -> Self {
+        let of =
+            |(container_id, ifname): &'a (String, String)| (container_id.as_str(), Tag::of(network, ifname));
+        Self { network: Tag::of(network, ""), valid: valid.iter().map(of).collect() }
+    }
+
+    /// Whether a rule with a container's id for a comment is of one of the network's attachments that are not valid. Rules
+    /// without a tag are never: the container may be attached to another network only.
+    pub(crate) fn misses(&self, rule: &ListedRule) -> bool {
+        let tag = rule.tag.as_deref().and_then(Tag::read).filter(|tag| tag.is_of(&self.network));
+        let (Some(tag), Some(container_id)) = (tag, &rule.comment) else { return false };
+        !self.valid.contains(&(container_id, tag))
+    }
 }
 
 /// Plans the deletion of the rules of `chain` that `unwanted` says.

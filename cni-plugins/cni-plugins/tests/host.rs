@@ -3,6 +3,7 @@
 mod host {
     mod bridge;
     mod chain;
+    mod firewall;
     mod loopback;
     mod masquerade;
     mod node;

@@ -1,9 +1,6 @@
 //! The tables of published ports: what is in them for everybody, and a container's rules.
 
-use std::{
-    collections::HashSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use linux::nftables::{
@@ -13,7 +10,7 @@ use linux::nftables::{
 use super::config::{Config, Mapping};
 use crate::{
     plugin::{Request, Valid},
-    ruleset::{Tag, change, delete_rules},
+    ruleset::{Kept, Tag, change, delete_rules},
 };
 
 const TABLES: [Table<'_>; 2] = [table(Family::Ip), table(Family::Ip6)];
@@ -111,17 +108,8 @@ impl<'a> Publisher<'a> {
 /// Deletes the rules of a network's attachments that are not valid. Rules of which that cannot be told stay: a
 /// comment is a container's id, and the container may be attached to another network only.
 pub(super) fn collect(nftables: &Nftables, network: &str, valid: &Valid) -> Result<(), Error> {
-    let valid: HashSet<(&str, Tag)> = valid
-        .iter()
-        .map(|(container_id, ifname)| (container_id.as_str(), Tag::of(network, ifname)))
-        .collect();
-    change(nftables, |batch| {
-        delete_everywhere(nftables, batch, |rule| {
-            let tag = rule.tag.as_deref().and_then(Tag::read).filter(|tag| tag.is_of(network));
-            let (Some(tag), Some(container_id)) = (tag, &rule.comment) else { return false };
-            !valid.contains(&(container_id, tag))
-        })
-    })
+    let kept = Kept::new(network, valid);
+    change(nftables, |batch| delete_everywhere(nftables, batch, |rule| kept.misses(rule)))
 }
 
 fn delete_everywhere(

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 /// Packets here cross nothing but memory.
 pub const PACKET_LIMIT: Duration = Duration::from_secs(5);
 
-/// A private host with a folder for leases; it takes along the bridge that plugins leave.
+/// A private host with a folder for leases; it takes along the bridges that plugins leave.
 pub struct Node {
     dir: tempfile::TempDir,
 }
@@ -57,7 +57,9 @@ impl Drop for Node {
     fn drop(&mut self) {
         block_on(async {
             let netlink = Netlink::open().expect("a socket");
-            if let Some(bridge) = netlink.find_link("cni0").await.expect("an answer") {
+            for bridge in
+                netlink.links().await.expect("the links").iter().filter(|link| link.is_kind("bridge"))
+            {
                 netlink.del_link(bridge.index).await.expect("the bridge is deleted");
             }
         });

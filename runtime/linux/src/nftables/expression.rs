@@ -72,6 +72,7 @@ pub(super) enum Header {
 pub(super) enum Meta {
     InputName,
     OutputName,
+    InputBridgeName,
     EtherType,
     NetworkProtocol,
     TransportProtocol,
@@ -190,6 +191,7 @@ impl Meta {
         let key = match self {
             Self::InputName => MetaKeys::Iifname,
             Self::OutputName => MetaKeys::Oifname,
+            Self::InputBridgeName => MetaKeys::BriIifname,
             Self::EtherType => MetaKeys::Protocol,
             Self::NetworkProtocol => MetaKeys::Nfproto,
             Self::TransportProtocol => MetaKeys::L4Proto,

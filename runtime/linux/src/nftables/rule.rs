@@ -117,6 +117,18 @@ impl Rule {
         self.with([Expression::LoadMeta(Meta::OutputName), compare(is, link_name(name))])
     }
 
+    /// The bridge that a frame came in by, in chains of bridges.
+    #[must_use]
+    pub fn input_bridge(self, is: Match, name: &str) -> Self {
+        self.with([Expression::LoadMeta(Meta::InputBridgeName), compare(is, link_name(name))])
+    }
+
+    /// IPv4 packets, or for [`Family::Ip6`] those of IPv6, in chains that see both.
+    #[must_use]
+    pub fn carries(self, family: Family) -> Self {
+        self.needs_network(family != Family::Ip6)
+    }
+
     /// Packets to an address of this host.
     #[must_use]
     pub fn to_local_address(self) -> Self {

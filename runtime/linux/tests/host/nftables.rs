@@ -146,6 +146,7 @@ fn table() -> Vec<(Table<'static>, Rule, &'static str)> {
             "ether saddr 02:00:00:00:00:01 return",
         ),
         (BRIDGE, bridge().destination(Is, network("10.1.0.0/16")).drop(), "ip daddr 10.1.0.0/16 drop"),
+        (BRIDGE, bridge().carries(Family::Ip6).drop(), "meta protocol ip6 drop"),
         (BRIDGE, bridge().drop(), "drop"),
     ]
 }
