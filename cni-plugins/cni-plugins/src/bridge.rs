@@ -2,7 +2,8 @@
 //!
 //! Inputs: the reference plugin's configuration keys; outputs: the bridge, both ends of the pair, and the addresses
 //! that the IPAM plugin gave. Owns the pair, the bridge (which it makes when it is missing and never deletes), the
-//! bridge's gateway addresses, and the forwarding switch where the bridge is a gateway. The host's end carries an alias
+//! bridge's gateway addresses, the forwarding switch where the bridge is a gateway, and the attachment's rules of the packet
+//! filter (`ipMasq`, `macspoofchk`), which are nftables rules whatever `ipMasqBackend` says. The host's end carries an alias
 //! that names network, container and link, so that GC, and a DEL whose namespace is gone, find it without a state file.
 //!
 //! It refuses keys that it cannot honour (see [`config`](self)). An ADD that fails removes the pair first and releases
@@ -11,13 +12,15 @@
 mod attach;
 mod check;
 mod config;
+mod filters;
 mod gateway;
 mod host;
+mod spoof;
 
 use cni::{AddResult, ErrorReply, exec::Verb};
 use linux::netlink::Netlink;
 
-use self::{attach::Attach, config::Config};
+use self::{attach::Attach, config::Config, filters::Filters};
 use crate::{
     delegate,
     made::Made,
@@ -44,8 +47,12 @@ impl Plugin for Bridge {
     }
 
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
-        let ipam = delegate::ipam_type(request)?;
-        block_on(delegate::detach(request, ipam.as_deref(), pair::detach(request)))
+        let (ipam, filters) = (delegate::ipam_type(request)?, Filters::read(request)?);
+        let remove_link = async {
+            pair::detach(request).await?;
+            filters.tear_down(request)
+        };
+        block_on(delegate::detach(request, ipam.as_deref(), remove_link))
     }
 
     fn check(&self, request: &Request) -> Result<(), ErrorReply> {
@@ -64,7 +71,8 @@ impl Plugin for Bridge {
         let ipam = delegate::ipam_type(request)?;
         block_on(async {
             pair::collect(request).await?;
-            delegate::run_if_any(request, ipam.as_deref(), Verb::Gc).await
+            let unfiltered = filters::collect(request).await;
+            delegate::run_if_any(request, ipam.as_deref(), Verb::Gc).await.and(unfiltered)
         })
     }
 

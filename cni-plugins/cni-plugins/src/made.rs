@@ -12,17 +12,24 @@ pub(crate) struct Made<'a> {
     request: &'a Request,
     /// The link, and the socket that reaches it.
     link: Option<(Netlink, u32)>,
+    /// Takes away what else must go before the addresses do.
+    also: Option<Box<dyn FnOnce() -> Result<(), ErrorReply> + 'a>>,
     /// The IPAM plugin that gave addresses.
     ipam: Option<&'a str>,
 }
 
 impl<'a> Made<'a> {
     pub(crate) fn nothing(request: &'a Request) -> Self {
-        Self { request, link: None, ipam: None }
+        Self { request, link: None, also: None, ipam: None }
     }
 
     pub(crate) fn link(&mut self, netlink: &Netlink, index: u32) {
         self.link = Some((netlink.clone(), index));
+    }
+
+    /// Has something undone between link and addresses; of something that was not made, too.
+    pub(crate) fn also(&mut self, undo: impl FnOnce() -> Result<(), ErrorReply> + 'a) {
+        self.also = Some(Box::new(undo));
     }
 
     /// What the IPAM plugin answers; `position` is the place of the link that gets the addresses among the result's
@@ -70,6 +77,8 @@ impl<'a> Made<'a> {
                 _ => {}
             }
         }
+        let also = self.also.take().map_or(Ok(()), |undo| undo());
+        left.extend(also.err().map(|error| error.to_string()));
         self.release(&mut left).await;
         left
     }

@@ -5,9 +5,7 @@
 //! address with the network's prefix, but the route to the network is replaced: the gateway alone is on the link, and
 //! everything else, the network's other containers too, is behind it.
 //!
-//! The host's end carries the alias that `pair` finds it by. Masquerading is refused; see [`masquerade`].
-
-mod masquerade;
+//! The host's end carries the alias that `pair` finds it by.
 
 use std::net::IpAddr;
 
@@ -22,6 +20,7 @@ use crate::{
     delegate,
     inside::{Inside, interface},
     made::Made,
+    masquerade::{self, Masquerade},
     pair::{self, Alias, PairOptions},
     plugin::{Plugin, Request, block_on, decoding},
     single, sysctl, verify,
@@ -45,16 +44,17 @@ pub struct Ptp;
 struct Config {
     mtu: Option<u32>,
     dns: Dns,
+    masquerade: Masquerade,
     ipam: String,
 }
 
 impl Config {
     fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
-        masquerade::refuse(&root)?;
         Ok(Self {
             mtu: root.number::<u32>("mtu").map_err(decoding)?.filter(|mtu| *mtu > 0),
             dns: Dns::read(&root).map_err(decoding)?,
+            masquerade: Masquerade::read(request)?,
             ipam: delegate::required_ipam(request)?,
         })
     }
@@ -108,6 +108,7 @@ async fn attach<'a>(
     netns: &Netns,
     made: &mut Made<'a>,
 ) -> Result<AddResult, ErrorReply> {
+    config.masquerade.validate()?;
     let host = Netlink::open().map_err(ErrorReply::internal)?;
     let options = PairOptions { mtu: config.mtu, ..PairOptions::default() };
     let port = pair::make(&host, request, netns, &options).await?;
@@ -126,6 +127,10 @@ async fn attach<'a>(
     inside.configure(&result, &[]).await?;
     for hop in &hops {
         lead_to_gateway(&inside, hop).await?;
+    }
+    if config.masquerade.is_wanted() {
+        made.also(|| config.masquerade.tear_down(request));
+        config.masquerade.set_up(request, &result)?;
     }
     result.interfaces = vec![interface(&port, None), inside.interface()];
     // The configuration's DNS wins over IPAM's.
@@ -185,12 +190,16 @@ impl Plugin for Ptp {
     }
 
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
-        let ipam = delegate::ipam_type(request)?;
-        block_on(delegate::detach(request, ipam.as_deref(), pair::detach(request)))
+        let (ipam, masquerade) = (delegate::ipam_type(request)?, Masquerade::read(request)?);
+        let remove_link = async {
+            pair::detach(request).await?;
+            masquerade.tear_down(request)
+        };
+        block_on(delegate::detach(request, ipam.as_deref(), remove_link))
     }
 
     fn check(&self, request: &Request) -> Result<(), ErrorReply> {
-        Config::read(request)?;
+        let config = Config::read(request)?;
         let check = single::Check {
             kind: Some("veth"),
             no_prev_result: "ptp: Required prevResult missing",
@@ -204,7 +213,7 @@ impl Plugin for Ptp {
                 let found = verify::existing(&host, port).await?;
                 verify::same_mac(port, &found)?;
             }
-            Ok(())
+            config.masquerade.check(request, &expected)
         })
     }
 
@@ -212,7 +221,8 @@ impl Plugin for Ptp {
         let ipam = delegate::ipam_type(request)?;
         block_on(async {
             pair::collect(request).await?;
-            delegate::run_if_any(request, ipam.as_deref(), Verb::Gc).await
+            let unfiltered = masquerade::collect_of(request);
+            delegate::run_if_any(request, ipam.as_deref(), Verb::Gc).await.and(unfiltered)
         })
     }
 

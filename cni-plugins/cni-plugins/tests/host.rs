@@ -6,13 +6,18 @@ mod host {
     mod chain;
     mod dhcp;
     mod differential;
+    mod firewall;
     mod flannel;
     mod host_device;
     mod loopback;
     mod macvlan;
+    mod masquerade;
     mod node;
+    mod outside;
+    mod portmap;
     mod ptp;
     mod sbr;
+    mod spoof;
     mod stacked;
     mod static_ipam;
     mod teardown;

@@ -7,14 +7,17 @@
 mod error;
 
 pub mod cgroup;
+pub mod conntrack;
 pub mod fds;
 pub mod files;
 pub mod interface;
 pub mod machine;
 pub mod memfd;
 pub mod mount;
+mod netfilter;
 pub mod netlink;
 pub mod netns;
+pub mod nftables;
 pub mod packet;
 pub mod passwd;
 pub mod process;

@@ -82,9 +82,9 @@ impl Error {
         self.errno() == Some(libc::EEXIST)
     }
 
-    /// The kernel does not have what was asked for, such as a kind of link.
+    /// The kernel does not have what was asked for: a protocol, a table's family, an expression.
     pub fn is_unsupported(&self) -> bool {
-        self.errno() == Some(libc::EOPNOTSUPP)
+        matches!(self.errno(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
     }
 
     /// The object was not there (any more): what a teardown may take for success.

@@ -1,4 +1,4 @@
-//! Control groups, links, rules and routes on the real kernel. Every test is a process of its own in fresh mount, network and pid namespaces, as root.
+//! Control groups, netlink and nftables on the real kernel. Every test is a process of its own in fresh mount, network and pid namespaces, as root.
 
 #[path = "host/cgroups.rs"]
 mod cgroups;
@@ -6,6 +6,8 @@ mod cgroups;
 mod links;
 #[path = "host/mounts.rs"]
 mod mounts;
+#[path = "host/nftables.rs"]
+mod nftables;
 #[path = "host/notifications.rs"]
 mod notifications;
 #[path = "host/rules.rs"]

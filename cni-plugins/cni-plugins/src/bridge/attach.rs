@@ -36,9 +36,16 @@ pub(super) struct Attach<'a> {
 impl<'a> Attach<'a> {
     pub(super) async fn run(&self, made: &mut Made<'a>) -> Result<AddResult, ErrorReply> {
         let config = self.config;
+        if config.ipam.is_some() {
+            config.filters.masquerade.validate()?;
+        }
         let bridge = ensure_bridge(&self.host, config).await?;
         let port = self.connect(&bridge, made).await?;
         let inside = Inside::open(self.netns, &self.request.ifname).await?;
+        if config.filters.are_any() {
+            made.also(|| config.filters.tear_down(self.request));
+        }
+        config.filters.guard(self.request, &port, &inside.link)?;
         let mut result = match &config.ipam {
             Some(ipam) => made.addresses(ipam, CONTAINER_INTERFACE).await?,
             None => AddResult::default(),
@@ -48,6 +55,7 @@ impl<'a> Attach<'a> {
         if config.ipam.is_some() {
             inside.configure(&result, &switches(config)).await?;
             make_gateway(&self.host, &bridge, &gateways, config).await?;
+            config.filters.masquerade.set_up(self.request, &result)?;
         } else if !config.disable_container_interface {
             inside.set_up().await?;
         }

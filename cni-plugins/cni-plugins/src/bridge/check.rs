@@ -27,7 +27,8 @@ pub(super) async fn attachment(
     let inside_link = verify::inside(&sides.container, request, expected, Some("veth")).await?;
     same_mac(bridge, &bridge_link)?;
     check_bridge(&bridge_link, config)?;
-    check_pair(expected, &bridge_link, &inside_link, sides).await?;
+    let port = check_pair(expected, &bridge_link, &inside_link, sides).await?;
+    config.filters.check(request, expected, &port)?;
     verify::addresses(&sides.container, expected, &inside_link).await?;
     verify::routes(&sides.container, expected, &inside_link).await
 }
@@ -49,13 +50,13 @@ fn check_bridge(bridge: &Link, config: &Config) -> Result<(), ErrorReply> {
     Ok(())
 }
 
-/// The other end of the container's must be a port of the bridge.
+/// The other end of the container's, which must be a port of the bridge.
 async fn check_pair(
     expected: &AddResult,
     bridge: &Link,
     inside: &Link,
     sides: &Sides,
-) -> Result<(), ErrorReply> {
+) -> Result<Link, ErrorReply> {
     let port = match inside.peer {
         Some(index) => sides.host.find_link_by_index(index).await.map_err(ErrorReply::internal)?,
         None => None,
@@ -68,5 +69,6 @@ async fn check_pair(
     }
     let named = expected.interfaces.iter().find(|interface| interface.name == port.name);
     let named = named.ok_or_else(|| different(format!("interface {} is not in prevResult", port.name)))?;
-    same_mac(named, &port)
+    same_mac(named, &port)?;
+    Ok(port)
 }

@@ -1,11 +1,11 @@
 //! The configuration of `bridge`: the reference plugin's keys, checked.
 //!
-//! Keys that need what is not built yet (VLAN filtering, spoof checks) or what belongs to the node's agent
-//! (masquerading) are refused with the key and its value, rather than ignored.
+//! Keys that need what is not built yet (VLAN filtering) are refused with the key and its value, rather than ignored.
 
 use cni::{Dns, ErrorReply, code, json::Object};
 use linux::netlink::{BridgePortOptions, MacAddress};
 
+use super::filters::Filters;
 use crate::{
     delegate,
     hardware_address::{self, Source},
@@ -27,6 +27,7 @@ pub(super) struct Config {
     pub(super) mtu: Option<u32>,
     pub(super) promiscuous: bool,
     pub(super) port: BridgePortOptions,
+    pub(super) filters: Filters,
     pub(super) enable_dad: bool,
     /// The container's end stays down.
     pub(super) disable_container_interface: bool,
@@ -55,6 +56,7 @@ impl Config {
             mtu: root.number::<u32>("mtu").map_err(decoding)?.filter(|mtu| *mtu > 0),
             promiscuous: switch("promiscMode")?,
             port: BridgePortOptions { hairpin: switch("hairpinMode")?, isolated: switch("portIsolation")? },
+            filters: Filters::read(request)?,
             enable_dad: switch("enabledad")?,
             disable_container_interface: switch("disableContainerInterface")?,
             mac: hardware_address::wanted(request, &[Source::Environment, Source::Args, Source::Runtime])?,
@@ -84,22 +86,12 @@ fn refuse_unsupported(root: &Object<'_>) -> Result<(), ErrorReply> {
         return Err(ErrorReply::config(message));
     }
     let trunk = !root.array("vlanTrunk").map_err(decoding)?.is_empty();
-    let on =
-        |key: &str| -> Result<bool, ErrorReply> { Ok(root.boolean(key).map_err(decoding)?.unwrap_or(false)) };
-    for (key, is_set, why) in [
-        ("vlan", vlan != 0, "VLAN filtering is not supported yet"),
-        ("vlanTrunk", trunk, "VLAN filtering is not supported yet"),
-        ("macspoofchk", on("macspoofchk")?, "MAC spoof checking is not supported yet"),
-        (
-            "ipMasq",
-            on("ipMasq")?,
-            "the node's agent masquerades what pods send out of the node: remove the key",
-        ),
-    ] {
+    for (key, is_set) in [("vlan", vlan != 0), ("vlanTrunk", trunk)] {
         if is_set {
             let value = root.value(key).cloned().unwrap_or_default();
             let message = format!("unsupported field {key:?}: {value}");
-            return Err(ErrorReply::new(code::UNSUPPORTED_FIELD, message).with_details(why));
+            let reply = ErrorReply::new(code::UNSUPPORTED_FIELD, message);
+            return Err(reply.with_details("VLAN filtering is not supported yet"));
         }
     }
     Ok(())

@@ -21,9 +21,9 @@ use serde_json::{Value, json};
 pub type Change = fn(&mut Value);
 
 /// Packets here cross nothing but memory.
-const PACKET_LIMIT: Duration = Duration::from_secs(5);
+pub const PACKET_LIMIT: Duration = Duration::from_secs(5);
 
-/// A private host with a folder for leases; it takes along the bridge that plugins leave.
+/// A private host with a folder for leases; it takes along the bridges that plugins leave.
 pub struct Node {
     dir: tempfile::TempDir,
 }
@@ -63,7 +63,9 @@ impl Drop for Node {
     fn drop(&mut self) {
         block_on(async {
             let netlink = Netlink::open().expect("a socket");
-            if let Some(bridge) = netlink.find_link("cni0").await.expect("an answer") {
+            for bridge in
+                netlink.links().await.expect("the links").iter().filter(|link| link.is_kind("bridge"))
+            {
                 netlink.del_link(bridge.index).await.expect("the bridge is deleted");
             }
         });
@@ -167,9 +169,9 @@ impl Container {
         block_on(async { state(&Netlink::open_in(&self.netns).expect("a socket")).await })
     }
 
-    /// Sends a greeting to a TCP and a UDP socket of `server` at `address` (or of the host, for none), and waits for
-    /// the answers.
-    pub fn talks_to(&self, server: Option<&Self>, address: IpAddr) {
+    /// Sends a greeting to a TCP and a UDP socket of `server` at `address` (or of the host, for none), waits for them to
+    /// arrive, and returns the address that they came from there.
+    pub fn talks_to(&self, server: Option<&Self>, address: IpAddr) -> IpAddr {
         let in_server = |work: &(dyn Fn() -> (TcpListener, UdpSocket) + Sync)| match server {
             Some(server) => server.netns.run(work).expect("a thread"),
             None => work(),
@@ -183,7 +185,7 @@ impl Container {
         let client = self.netns.run(|| TcpStream::connect_timeout(&to, PACKET_LIMIT)).expect("a thread");
         let mut client = client.expect("a connection");
         client.write_all(b"hello").expect("a write");
-        let (mut served, _) = listener.accept().expect("the connection");
+        let (mut served, from) = listener.accept().expect("the connection");
         served.set_read_timeout(Some(PACKET_LIMIT)).expect("a limit");
         let mut greeting = [0; 5];
         std::io::Read::read_exact(&mut served, &mut greeting).expect("the greeting");
@@ -194,7 +196,9 @@ impl Container {
         let sender = self.netns.run(|| UdpSocket::bind((any, 0))).expect("a thread").expect("a socket");
         datagrams.set_read_timeout(Some(PACKET_LIMIT)).expect("a limit");
         sender.send_to(b"hello", to).expect("a datagram");
-        assert_eq!(datagrams.recv(&mut greeting).expect("the datagram"), 5);
+        let (length, sender) = datagrams.recv_from(&mut greeting).expect("the datagram");
+        assert_eq!((length, sender.ip()), (5, from.ip()));
+        from.ip().to_canonical()
     }
 }
 
@@ -303,4 +307,11 @@ async fn state(netlink: &Netlink) -> Vec<String> {
     }));
     lines.sort();
     lines
+}
+
+/// What the tool `nft` shows of the host's rules.
+pub fn nft(arguments: &[&str]) -> String {
+    let output = Command::new("nft").args(arguments).output().expect("nft starts");
+    assert!(output.status.success(), "nft {arguments:?}");
+    String::from_utf8(output.stdout).expect("text")
 }

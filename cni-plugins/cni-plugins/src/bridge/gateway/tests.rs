@@ -3,7 +3,7 @@
 use cni::{AddResult, Dns, IpConfig, Route};
 use linux::netlink::BridgePortOptions;
 
-use super::{Config, complete};
+use super::{super::filters::Filters, Config, complete};
 
 fn config(is_gateway: bool, is_default_gateway: bool) -> Config {
     Config {
@@ -14,6 +14,7 @@ fn config(is_gateway: bool, is_default_gateway: bool) -> Config {
         mtu: None,
         promiscuous: false,
         port: BridgePortOptions::default(),
+        filters: Filters::default(),
         enable_dad: false,
         disable_container_interface: false,
         mac: None,
