@@ -75,7 +75,7 @@ fn compare_between(table: &str, theirs: &Implementation, ours: &Implementation) 
     );
 }
 
-/// Whether a link of this kind can be made; in a namespace of its own, which takes it along.
+/// Whether a link of this kind (or a bridge with this option) can be made; in a namespace of its own, which takes it along.
 fn kernel_has(kind: &str) -> bool {
     let netns = linux::netns::create("/run/netns/probe").expect("a namespace");
     let mut add = twin::netns_exec("probe");
@@ -85,12 +85,12 @@ fn kernel_has(kind: &str) -> bool {
         assert!(made.is_ok_and(|status| status.success()), "a pair to stand on");
         add.args(["link", "parent0"]);
     }
-    add.args(["type", kind]);
     match kind {
-        "vlan" => drop(add.args(["id", "5"])),
-        "vrf" => drop(add.args(["table", "5"])),
-        _ => {}
-    }
+        "vlan" => add.args(["type", kind, "id", "5"]),
+        "vrf" => add.args(["type", kind, "table", "5"]),
+        "vlan_filtering" => add.args(["type", "bridge", kind, "1"]),
+        _ => add.args(["type", kind]),
+    };
     let has = add.output().is_ok_and(|output: std::process::Output| output.status.success());
     linux::netns::remove(netns.path()).expect("its name is removed");
     let _ = std::fs::remove_dir("/run/netns");
@@ -163,4 +163,74 @@ fn bridge_after_changes() {
 #[test]
 fn bridge_with_bad_values() {
     compare("bridge-bad-values");
+}
+
+#[test]
+fn bridge_with_rules_of_the_packet_filter() {
+    compare("bridge-nftables");
+}
+
+#[test]
+fn bridge_with_vlans() {
+    compare("bridge-vlan");
+}
+
+#[test]
+fn dummy() {
+    compare("dummy");
+}
+
+#[test]
+fn firewall() {
+    compare("firewall");
+}
+
+#[test]
+fn host_device() {
+    compare("host-device");
+}
+
+#[test]
+fn ipvlan() {
+    compare("ipvlan");
+}
+
+#[test]
+fn macvlan() {
+    compare("macvlan");
+}
+
+#[test]
+fn portmap() {
+    compare("portmap");
+}
+
+#[test]
+fn ptp() {
+    compare("ptp");
+}
+
+#[test]
+fn sbr() {
+    compare("sbr");
+}
+
+#[test]
+fn static_addresses() {
+    compare("static");
+}
+
+#[test]
+fn tuning() {
+    compare("tuning");
+}
+
+#[test]
+fn vlan() {
+    compare("vlan");
+}
+
+#[test]
+fn vrf() {
+    compare("vrf");
 }

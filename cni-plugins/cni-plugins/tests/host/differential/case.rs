@@ -15,7 +15,7 @@ pub struct Case {
     pub name: String,
     /// The executable of every step that names none.
     pub plugin: String,
-    /// A kind of link that the kernel must know, else the case is skipped.
+    /// A kind of link, or `vlan_filtering` of bridges, that the kernel must know, else the case is skipped.
     #[serde(default)]
     pub needs: Option<String>,
     /// Commands on the host before the first step.

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Of a link: chance, or the kernel's own progress.
-const LINK_NOISE: [&str; 14] = [
+const LINK_NOISE: [&str; 13] = [
     "ifindex",
     "link_index",
     "link_netnsid",
@@ -30,7 +30,6 @@ const LINK_NOISE: [&str; 14] = [
     "state",
     "stats",
     "stats64",
-    "ifalias",
     "addr_info",
     "gso_ipv4_max_size",
 ];
@@ -46,9 +45,10 @@ pub struct Snapshot {
     pub roles: Roles,
 }
 
-/// What random names are of, and which hardware address each link has.
+/// What random names and hardware addresses are of, and which hardware address each link has.
 #[derive(Debug, Default, Clone)]
 pub struct Roles {
+    /// Names and addresses, also those that links had before.
     names: BTreeMap<String, String>,
     /// By namespace and link.
     macs: BTreeMap<(String, String), String>,
@@ -122,7 +122,12 @@ fn roles(looks: &[(&str, Look)], known: Roles) -> Roles {
             if is_random_name(random) && !is_random_name(&name) {
                 roles.names.insert(random.to_owned(), format!("<host end of {namespace}/{name}>"));
             }
-            roles.macs.insert(((*namespace).to_owned(), name), text(link, "address").to_owned());
+            let mac = text(link, "address");
+            if is_random_mac(mac) {
+                let role = format!("<address of {namespace}/{}>", roles.rename(&name));
+                roles.names.entry(mac.to_owned()).or_insert(role);
+            }
+            roles.macs.insert(((*namespace).to_owned(), name), mac.to_owned());
         }
     }
     roles
@@ -148,6 +153,10 @@ fn link_lines(link: &Value) -> Vec<String> {
     }
     if is_random_mac(text(link, "address")) {
         shown["address"] = Value::from("<random>");
+    }
+    // Whose pair it is, by which our plugins find it; what others wrote there is part of the link.
+    if text(link, "ifalias").starts_with("cni:") {
+        shown = without(&shown, &["ifalias"]);
     }
     flatten(&shown, "", &mut |path, value| lines.push(format!("{name} {path}={value}")));
     // Link-local addresses come from the hardware address, in the kernel's own time.
@@ -177,18 +186,23 @@ fn route_line(route: &Value) -> Option<String> {
     (!automatic).then(|| without(route, &["flags", "pref"]).to_string())
 }
 
-/// Each rule with the table and chain that it stands in.
+/// Each rule with the table and chain that it stands in, and its position there.
 fn nft_lines(ruleset: &str) -> Vec<String> {
-    let mut place: Vec<&str> = Vec::new();
+    let mut places: Vec<(&str, usize)> = Vec::new();
     let mut lines = Vec::new();
     for line in ruleset.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let place: String = places.iter().map(|(place, _)| format!("{place} / ")).collect();
         if let Some(opened) = line.strip_suffix('{') {
-            place.push(opened.trim());
-            lines.push(place.join(" / "));
+            places.push((opened.trim(), 0));
+            lines.push(format!("{place}{}", opened.trim()));
         } else if line == "}" {
-            place.pop();
+            places.pop();
         } else {
-            lines.push(format!("{} / {line}", place.join(" / ")));
+            let position = places.last_mut().map_or(0, |(_, count)| {
+                *count += 1;
+                *count
+            });
+            lines.push(format!("{place}{position}: {line}"));
         }
     }
     lines

@@ -26,6 +26,7 @@ use super::{
 
 pub const HOST: &str = "host";
 pub const NAMESPACES: &str = "/run/netns";
+const LAST: &str = "last";
 /// The kernel takes a namespace apart in its own time.
 const END_LIMIT: Duration = Duration::from_secs(20);
 /// Where plugins keep state.
@@ -165,20 +166,23 @@ impl<'a> Twin<'a> {
         config
     }
 
-    /// The other ends of its links go with them, some time after.
+    /// What it was connected to changes some time after: namespaces are taken apart one after the other, so a last one, with a
+    /// link to be seen from here, tells when.
     fn end(&mut self, container: &str) {
-        let inside = links(container);
-        let is_other_end =
-            |link: &Link| link.peer.is_some_and(|peer| inside.iter().any(|other| other.index == peer));
-        let going: Vec<u32> =
-            links(HOST).iter().filter(|link| is_other_end(link)).map(|link| link.index).collect();
+        let last = netns::create(Path::new(NAMESPACES).join(LAST)).expect("a namespace");
+        let link = ["ip", "link", "add", LAST, "type", "veth", "peer", "name", LAST, "netns", LAST];
+        self.run(HOST, &link.map(str::to_owned));
         netns::remove(Path::new(NAMESPACES).join(container)).expect("its name is removed");
         self.containers.retain(|other| *other != container);
+        netns::remove(last.path()).expect("its name is removed");
+        drop(last);
         let deadline = Instant::now() + END_LIMIT;
-        while links(HOST).iter().any(|link| going.contains(&link.index)) {
+        while links(HOST).iter().any(|link| link.name == LAST) {
             assert!(Instant::now() < deadline, "{}: the links of {container} stay", self.case.name);
             std::thread::sleep(Duration::from_millis(5));
         }
+        // Waits for the lock that all of that was done under.
+        self.run(HOST, &["ip", "link", "set", "lo", "up"].map(str::to_owned));
     }
 
     fn run(&self, namespace: &str, command: &[String]) {
@@ -193,12 +197,15 @@ impl Drop for Twin<'_> {
         for name in self.containers.iter().copied().chain([HOST]) {
             netns::remove(Path::new(NAMESPACES).join(name)).expect("its name is removed");
         }
-        let _ = fs::remove_dir(NAMESPACES);
-        for path in self.case.files.keys() {
-            let _ = fs::remove_file(path);
-        }
+        // Plugins have been seen to leave files where namespaces were.
+        let _ = fs::remove_dir_all(NAMESPACES);
         for folder in STATE {
             let _ = fs::remove_dir_all(folder);
+        }
+        for path in self.case.files.keys().map(Path::new) {
+            let _ = fs::remove_file(path);
+            // With the folders that were made for it: those that are empty now.
+            let _ = path.ancestors().skip(1).try_for_each(fs::remove_dir);
         }
     }
 }
