@@ -280,6 +280,7 @@ fn tier(scene: &mut Scene<'_>, filter: &str, limit: Duration) -> Result<String> 
         ("ORLOP_SKIPS", skips.to_owned()),
         ("ORLOP_DOCKER_REGISTRY", scene.plan.registry.display().to_string()),
         ("ORLOP_REFERENCE_PLUGINS", scene.plan.reference_plugins.display().to_string()),
+        ("ORLOP_ONLY_NEEDY_ROWS", "yes".to_owned()),
         ("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner),
         ("INSTA_WORKSPACE_ROOT", root.display().to_string()),
         ("INSTA_UPDATE", "no".to_owned()),
