@@ -1,8 +1,9 @@
 //! The plugin `bandwidth`: limits what goes into a container and what comes out of it.
 //!
 //! Chained after a plugin that made a pair of links. What goes in is queued at the host's end of the pair; what comes out can
-//! only be queued where it leaves a link, so it is sent through an `ifb` of its own, which is the one thing that DEL removes:
-//! the rest goes with the pair. Inputs: rates and bursts in bits of `runtimeConfig.bandwidth`, or of the configuration itself;
+//! only be queued where it leaves a link, so it is sent through an `ifb` of its own, which DEL removes: the rest goes with the
+//! pair. The kernel waits as long for the end of one link as for that of several, and the pair is to go next: so `ifb` and port
+//! share a link group, and DEL removes both at once. Inputs: rates and bursts in bits of `runtimeConfig.bandwidth`, or of the configuration itself;
 //! output: the previous result, and the `ifb` if there is one.
 //!
 //! The `ifb` has the reference plugin's name, a hash of network and container, and like a port of `bridge` an alias that says
@@ -12,7 +13,7 @@ mod config;
 
 use cni::{AddResult, ErrorReply, Interface, Version};
 use linux::{
-    netlink::{Error as NetlinkError, Link, LinkChange, Netlink},
+    netlink::{Error as NetlinkError, Link, LinkChange, Netlink, OWN_GROUPS},
     netns::Netns,
 };
 
@@ -93,7 +94,7 @@ impl Plugin for Bandwidth {
             for link in
                 links.iter().filter(|link| is_of(link, &request.network) && !kept.contains(&link.name))
             {
-                delete(&host, link.index).await?;
+                delete(&host, link).await?;
             }
             Ok(())
         })
@@ -141,17 +142,19 @@ impl Limiting<'_> {
         self.host.add_ifb(&name, self.port.mtu, group).await.map_err(failed("adding link"))?;
         let ifb = self.host.link(&name).await.map_err(failed("adding link"))?;
         self.made.push(Made::Ifb(ifb.index));
-        if let Some(alias) = Alias::of(self.request).text() {
-            let change = LinkChange { alias: Some(alias), group: Some(0), ..LinkChange::default() };
-            self.host.change_link(ifb.index, &change).await.map_err(failed("adding link"))?;
-        }
         // The bucket first: nothing passes without a limit.
         self.host.add_token_bucket(ifb.index, &limit.bucket()).await.map_err(failed("create ifb qdisc"))?;
+        let shared = Some(shared_group(&ifb));
+        let alias = Alias::of(self.request).text();
+        let finish = LinkChange { alias, group: shared, up: Some(true), ..LinkChange::default() };
+        self.host.change_link(ifb.index, &finish).await.map_err(failed("adding link"))?;
         self.host
             .redirect_ingress(self.port.index, ifb.index)
             .await
             .map_err(failed("create ingress qdisc"))?;
         self.made.push(Made::Redirect);
+        let join = LinkChange { group: shared, ..LinkChange::default() };
+        self.host.change_link(self.port.index, &join).await.map_err(failed("adding link"))?;
         Ok(Interface { name, mac: ifb.mac.map(|mac| mac.to_string()), ..Interface::default() })
     }
 
@@ -225,15 +228,25 @@ fn ifb_name(network: &str, container_id: &str) -> String {
     hash::name(NAME_LENGTH, PREFIX, &format!("{network}{container_id}"))
 }
 
+/// The group of an `ifb` and of the port that it is for: no other link has its index.
+fn shared_group(ifb: &Link) -> u32 {
+    OWN_GROUPS | ifb.index
+}
+
 async fn delete_named(host: &Netlink, name: &str) -> Result<(), ErrorReply> {
     match host.find_link(name).await.map_err(ErrorReply::internal)? {
-        Some(link) => delete(host, link.index).await,
+        Some(link) => delete(host, &link).await,
         None => Ok(()),
     }
 }
 
-async fn delete(host: &Netlink, index: u32) -> Result<(), ErrorReply> {
-    match host.del_link(index).await {
+async fn delete(host: &Netlink, ifb: &Link) -> Result<(), ErrorReply> {
+    let deleted = if ifb.group == shared_group(ifb) {
+        host.del_group(ifb.group).await
+    } else {
+        host.del_link(ifb.index).await
+    };
+    match deleted {
         Err(error) if !error.is_gone() => Err(ErrorReply::internal(error)),
         _ => Ok(()),
     }

@@ -8,7 +8,7 @@ use std::{collections::HashSet, fs::File, io::Read};
 
 use cni::ErrorReply;
 use linux::{
-    netlink::{Error, Link, LinkChange, MacAddress, Netlink, VethOptions, VethPeer},
+    netlink::{Error, Link, LinkChange, MacAddress, Netlink, OWN_GROUPS, VethOptions, VethPeer},
     netns::Netns,
 };
 
@@ -83,8 +83,8 @@ pub fn port_name(network: &str, container_id: &str, ifname: &str) -> String {
 /// The link group that the host's end is in from its birth until it has its alias: a plugin that is killed in between
 /// leaves a link that can be told from others' by its group, and from each other by its name.
 pub fn unfinished_group(network: &str) -> u32 {
-    // Never 0, the group that links are in by default.
-    fnv1a(&["unfinished", network]) | 1
+    // Never 0, the group that links are in by default, nor one of links that go together.
+    (fnv1a(&["unfinished", network]) % OWN_GROUPS) | 1
 }
 
 /// A hash that stays the same in every build (FNV-1a), with a divider that no part contains.

@@ -87,9 +87,10 @@ fn both_directions_are_limited_and_nothing_is_left() {
     for _ in 0..2 {
         assert_eq!(Call::new("DEL", &limits, &a).run("bandwidth"), Ok(Value::Null));
     }
-    assert_eq!(Call::new("DEL", &bridge, &a).run("bridge"), Ok(Value::Null));
-    // The bridge stays.
+    // The pair went along, and the bridge stays.
     assert_eq!(host_links().len(), before + 1);
+    assert!(a.link("eth0").is_none());
+    assert_eq!(Call::new("DEL", &bridge, &a).run("bridge"), Ok(Value::Null));
 }
 
 #[test]

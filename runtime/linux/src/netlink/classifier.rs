@@ -7,16 +7,14 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use futures::{StreamExt, TryStreamExt};
-use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use futures::TryStreamExt;
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     tc::{TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 
-use super::{Error, Netlink, answer};
+use super::{Error, Netlink, answer, exchange};
 
 /// The handle of clsact and ingress qdiscs (`TC_H_CLSACT` with no minor number).
 const CLASSIFIERS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
@@ -181,15 +179,7 @@ impl Netlink {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<(), rtnetlink::Error> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        let mut replies = self.handle.clone().request(request)?;
-        while let Some(reply) = replies.next().await {
-            if let NetlinkPayload::Error(refusal) = reply.payload {
-                return Err(rtnetlink::Error::NetlinkError(refusal));
-            }
-        }
-        Ok(())
+        exchange(&self.handle, message, NLM_F_REQUEST | NLM_F_ACK | flags).await.map(drop)
     }
 }
 

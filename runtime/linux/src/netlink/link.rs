@@ -11,8 +11,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use futures::TryStreamExt;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth,
-    packet_route::link::{
-        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkMessage,
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkMessage},
     },
 };
 
@@ -46,6 +47,9 @@ impl std::fmt::Display for OperState {
         })
     }
 }
+
+/// Link groups from here on are made by this project for links that go together.
+pub const OWN_GROUPS: u32 = 1 << 31;
 
 /// A link as the kernel reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -247,6 +251,21 @@ impl Netlink {
             .build();
         let request = self.handle.link().set_port(message);
         answer("set bridge port", format!("index {index}"), request.execute()).await
+    }
+
+    /// Deletes all links of a group at once, which takes the kernel as long as deleting one. Groups below [`OWN_GROUPS`] are
+    /// for administrators, and 0 is where links are by default: these are refused.
+    ///
+    /// # Errors
+    /// `ENODEV` when there are none: see [`Error::is_gone`].
+    pub async fn del_group(&self, group: u32) -> Result<(), Error> {
+        let (operation, object) = ("delete links of group", group.to_string());
+        if group < OWN_GROUPS {
+            let detail = "not a group of our own".to_owned();
+            return Err(Error::Protocol { operation, object, detail });
+        }
+        let message = LinkMessageBuilder::<LinkUnspec>::new().link_group(group).build();
+        answer(operation, object, self.acknowledged(RouteNetlinkMessage::DelLink(message), 0)).await
     }
 
     /// Deletes the link. For a veth the kernel takes 13–34 ms (it waits for RCU), and deletes the peer too.

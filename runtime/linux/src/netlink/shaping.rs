@@ -86,7 +86,7 @@ impl TokenBucket {
 }
 
 impl Netlink {
-    /// Creates an intermediate functional block, up.
+    /// Creates an intermediate functional block, down: a queue that it is given then costs no grace period.
     ///
     /// # Errors
     /// `EEXIST` when the name is taken.
@@ -96,8 +96,7 @@ impl Netlink {
             .mtu(mtu)
             .link_group(group)
             // It is not for a queue of its own, but for the one that it is given.
-            .txqueuelen(0)
-            .up();
+            .txqueuelen(0);
         answer("add ifb", format!("{name:?}"), self.handle.link().add(message.build()).execute()).await
     }
 
