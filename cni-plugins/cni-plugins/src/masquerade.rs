@@ -14,7 +14,7 @@ use sha2::{Digest, Sha512};
 
 use crate::{
     plugin::{Request, Valid},
-    ruleset::{change, delete_rules},
+    ruleset::{change, delete_rules, ensure_chain, keep_base_chain},
 };
 
 const TABLE: Table<'_> = Table { family: Family::Inet, name: "cni_plugins_masquerade" };
@@ -59,7 +59,7 @@ impl<'a> Owner<'a> {
 pub(crate) fn set_up(nftables: &Nftables, owner: Owner<'_>, addresses: &[IpNetwork]) -> Result<(), Error> {
     let (hash, comment) = (owner.hash(), owner.comment());
     change(nftables, |batch| {
-        plan_chains(batch);
+        plan_chains(nftables, batch)?;
         delete_rules(nftables, batch, CHECKS, |rule| begins_with(rule.comment.as_ref(), &hash))?;
         for address in addresses {
             batch.add_rule(CHECKS, &masquerade(*address).comment(&*comment));
@@ -97,17 +97,15 @@ pub(crate) fn collect(nftables: &Nftables, network: &str, keep: &Valid) -> Resul
     })
 }
 
-fn plan_chains(batch: &mut Batch) {
+fn plan_chains(nftables: &Nftables, batch: &mut Batch) -> Result<(), Error> {
     batch.add_table(TABLE, Some(TABLE_COMMENT));
-    batch.add_chain(CHECKS, Some(CHECKS_COMMENT));
-    batch.add_base_chain(POSTROUTING, HOOK);
-    batch.flush_chain(POSTROUTING);
+    ensure_chain(nftables, batch, CHECKS, Some(CHECKS_COMMENT))?;
     let (of_ipv4, of_ipv6) = (IpAddr::from([224, 0, 0, 0]), IpAddr::from([0xff00, 0, 0, 0, 0, 0, 0, 0]));
-    let multicast = [IpNetwork::new(of_ipv4, 4), IpNetwork::new(of_ipv6, 8)];
-    for multicast in multicast.into_iter().flatten() {
-        batch.add_rule(POSTROUTING, &Rule::new(TABLE.family).destination(Match::Is, multicast).back());
-    }
-    batch.add_rule(POSTROUTING, &Rule::new(TABLE.family).go_to(CHECKS.name));
+    let multicast = [IpNetwork::new(of_ipv4, 4), IpNetwork::new(of_ipv6, 8)].into_iter().flatten();
+    let rule = || Rule::new(TABLE.family);
+    let to_multicast = multicast.map(|multicast| rule().destination(Match::Is, multicast).back());
+    let rules = to_multicast.chain([rule().go_to(CHECKS.name)]);
+    keep_base_chain(nftables, batch, POSTROUTING, HOOK, rules)
 }
 
 fn masquerade(address: IpNetwork) -> Rule {

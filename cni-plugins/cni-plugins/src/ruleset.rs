@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use cni::ErrorReply;
-use linux::nftables::{Batch, Chain, Error, Family, ListedRule, Nftables, Table};
+use linux::nftables::{BaseChain, Batch, Chain, Error, Family, ListedRule, Nftables, Rule, Table};
 use sha2::{Digest, Sha512};
 
 use crate::plugin::Valid;
@@ -60,7 +60,7 @@ pub(crate) fn open_to_remove() -> Result<Option<Nftables>, ErrorReply> {
 /// Whether the kernel has a packet filter that this process may ask.
 pub(crate) fn status() -> Result<(), Error> {
     let anything = Table { family: Family::Inet, name: "cni" };
-    Nftables::open()?.has_chain(anything.chain("cni")).map(drop)
+    Nftables::open()?.find_chain(anything.chain("cni")).map(drop)
 }
 
 /// Plans a transaction and commits it.
@@ -102,6 +102,81 @@ impl<'a> Kept<'a> {
         let (Some(tag), Some(container_id)) = (tag, &rule.comment) else { return false };
         !self.valid.contains(&(container_id, tag))
     }
+}
+
+/// Plans a chain that the kernel calls, with these rules and no others. One that has them already is left alone: what a
+/// transaction replaces the kernel frees after a grace period, and lets the process that closes its socket wait for that.
+pub(crate) fn keep_base_chain(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    chain: Chain<'_>,
+    base: BaseChain,
+    rules: impl IntoIterator<Item = Rule>,
+) -> Result<(), Error> {
+    plan_rules(nftables, batch, chain, rules, |batch| batch.add_base_chain(chain, base))
+}
+
+/// As [`keep_base_chain`], for a chain that other chains call.
+pub(crate) fn keep_chain(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    chain: Chain<'_>,
+    rules: impl IntoIterator<Item = Rule>,
+) -> Result<(), Error> {
+    plan_rules(nftables, batch, chain, rules, |batch| batch.add_chain(chain, None))
+}
+
+fn plan_rules(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    chain: Chain<'_>,
+    rules: impl IntoIterator<Item = Rule>,
+    add: impl FnOnce(&mut Batch),
+) -> Result<(), Error> {
+    let rules = rules.into_iter().map(|rule| {
+        let fingerprint = Sha512::digest(rule.to_bytes());
+        (fingerprint[..TAG_HALF].to_vec(), rule)
+    });
+    let rules: Vec<(Vec<u8>, Rule)> = rules.collect();
+    let present = nftables.rules(chain)?;
+    let is_same = |(present, (fingerprint, _)): (&ListedRule, &(Vec<u8>, Rule))| {
+        present.tag.as_ref() == Some(fingerprint)
+    };
+    if present.len() == rules.len() && present.iter().zip(&rules).all(is_same) {
+        return Ok(());
+    }
+    add(batch);
+    batch.flush_chain(chain);
+    for (fingerprint, rule) in rules {
+        batch.add_rule(chain, &rule.tag(&fingerprint));
+    }
+    Ok(())
+}
+
+/// Plans a chain that other chains call, unless it is there.
+pub(crate) fn ensure_chain(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    chain: Chain<'_>,
+    comment: Option<&str>,
+) -> Result<(), Error> {
+    if nftables.find_chain(chain)?.is_none() {
+        batch.add_chain(chain, comment);
+    }
+    Ok(())
+}
+
+/// Plans a chain that the kernel calls, unless it is there. Of one that is called in another way, the kernel says so.
+pub(crate) fn ensure_base_chain(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    chain: Chain<'_>,
+    base: BaseChain,
+) -> Result<(), Error> {
+    if nftables.find_chain(chain)?.and_then(|chain| chain.base) != Some(base) {
+        batch.add_base_chain(chain, base);
+    }
+    Ok(())
 }
 
 /// Plans the deletion of the rules of `chain` that `unwanted` says.

@@ -102,6 +102,13 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
+/// A chain as the kernel lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListedChain {
+    /// None for a chain that only other chains call, and for one that is called in a way not known here.
+    pub base: Option<BaseChain>,
+}
+
 /// A rule as the kernel lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedRule {
@@ -220,19 +227,22 @@ impl Nftables {
         none_if_gone(listed)
     }
 
-    /// Whether a chain exists.
+    /// How the kernel calls a chain; none for one that does not exist.
     ///
     /// # Errors
     /// When the kernel cannot say.
-    pub fn has_chain(&self, chain: Chain<'_>) -> Result<bool, Error> {
+    pub fn find_chain(&self, chain: Chain<'_>) -> Result<Option<ListedChain>, Error> {
         let mut body = Vec::new();
         wire::OpGetchainDo::encode_request(&mut body, &header(chain.table.family))
             .push_table_bytes(name(chain.table.name))
             .push_name_bytes(name(chain.name));
         let request = request("find chain", chain, libc::NFT_MSG_GETCHAIN, body);
-        match self.socket.ask(&request, |_| Ok(())) {
-            Ok(()) => Ok(true),
-            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+        let read = |message: &Message<'_>| {
+            Ok(ListedChain { base: batch::read_base(&wire::OpNewchainDo::decode_request(message.body).1) })
+        };
+        match self.socket.ask(&request, read) {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -8,7 +8,8 @@ use std::{
 };
 
 use linux::nftables::{
-    BaseChain, Batch, ChainKind, ConnectionState, Family, Hook, Match, Nftables, Rule, Table, Transport,
+    BaseChain, Batch, ChainKind, ConnectionState, Family, Hook, ListedChain, Match, Nftables, Rule, Table,
+    Transport,
 };
 
 const IP: Table<'_> = Table { family: Family::Ip, name: "t4" };
@@ -219,9 +220,13 @@ fn tables_and_chains_look_like_the_tools() {
     );
     assert_eq!(text, nft(&["list", "ruleset"], ""));
     assert_eq!(nftables.chains(INET).expect("the chains"), ["checks", "postrouting"]);
-    assert!(nftables.has_chain(INET.chain("checks")).expect("an answer"));
+    for (chain, base) in [("checks", None), ("postrouting", Some(nat))] {
+        assert_eq!(nftables.find_chain(INET.chain(chain)).expect("an answer"), Some(ListedChain { base }));
+    }
+    let found = nftables.find_chain(BRIDGE.chain("PREROUTING")).expect("an answer");
+    assert_eq!(found, Some(ListedChain { base: Some(early) }));
     for missing in [INET.chain("nothing"), IP.chain("checks"), IP.chain("nothing")] {
-        assert!(!nftables.has_chain(missing).expect("an answer"), "{missing}");
+        assert_eq!(nftables.find_chain(missing).expect("an answer"), None, "{missing}");
         assert_eq!(nftables.rules(missing).expect("no rules"), []);
     }
     assert_eq!(nftables.chains(IP).expect("no chains"), Vec::<String>::new());
