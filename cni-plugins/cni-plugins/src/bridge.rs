@@ -65,12 +65,14 @@ impl Plugin for Bridge {
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
         let (ipam, filters) = (delegate::ipam_type(request)?, Filters::read(request)?);
         block_on(async {
+            let mut rules = filters.begin_tear_down(request);
             delete_link(request).await?;
-            let unfiltered = filters.tear_down(request);
-            match ipam {
-                Some(ipam) => delegate::run(request, &ipam, Verb::Del).await.and(unfiltered),
-                None => unfiltered,
-            }
+            rules.go_on();
+            let released = match ipam {
+                Some(ipam) => delegate::run(request, &ipam, Verb::Del).await,
+                None => Ok(()),
+            };
+            released.and(rules.end())
         })
     }
 

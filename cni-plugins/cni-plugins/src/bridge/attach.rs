@@ -87,7 +87,9 @@ impl<'a> Attach<'a> {
             }
         }
         if std::mem::take(&mut self.filtered) {
-            errors.extend(self.config.filters.tear_down(self.request).err().map(|error| error.to_string()));
+            let mut rules = self.config.filters.begin_tear_down(self.request);
+            rules.go_on();
+            errors.extend(rules.end().err().map(|error| error.to_string()));
         }
         if let Some(ipam) = self.ipam.take() {
             errors.extend(

@@ -4,7 +4,7 @@
 //! attachment go whether or not its link and its namespace are there.
 
 use cni::{AddResult, ErrorReply, json::JsonError};
-use linux::netlink::Link;
+use linux::{netlink::Link, nftables::Nftables};
 
 use super::spoof::{self, Guard};
 use crate::{
@@ -91,16 +91,46 @@ impl Filters {
         }
     }
 
-    /// Deletes the attachment's rules; none is success.
-    pub(super) fn tear_down(&self, request: &Request) -> Result<(), ErrorReply> {
+    /// Begins to delete the attachment's rules, none is success: what is masqueraded first, so that the kernel's grace period
+    /// for it, which the end of the socket waits for, passes while the link is deleted.
+    pub(super) fn begin_tear_down(&self, request: &Request) -> TearDown {
+        let mut begun = TearDown::default();
         if !self.are_any() {
-            return Ok(());
+            return begun;
         }
-        let Some(nftables) = ruleset::open_to_remove()? else { return Ok(()) };
-        let unguarded = if self.guard { Guard::of(request).tear_down(&nftables) } else { Ok(()) };
-        let unmasqueraded =
-            if self.masquerade { masquerade::tear_down(&nftables, Owner::of(request)) } else { Ok(()) };
-        unguarded.and(unmasqueraded).map_err(ErrorReply::internal)
+        match ruleset::open_to_remove() {
+            Ok(nftables) => begun.nftables = nftables,
+            Err(error) => begun.errors.push(error.to_string()),
+        }
+        begun.guard = self.guard.then(|| Guard::of(request));
+        if let Some(nftables) = begun.nftables.as_ref().filter(|_| self.masquerade) {
+            let ended = masquerade::tear_down(nftables, Owner::of(request));
+            begun.errors.extend(ended.err().map(|error| error.to_string()));
+        }
+        begun
+    }
+}
+
+/// The deletion of an attachment's rules, under way.
+#[derive(Debug, Default)]
+pub(super) struct TearDown {
+    nftables: Option<Nftables>,
+    guard: Option<Guard>,
+    errors: Vec<String>,
+}
+
+impl TearDown {
+    /// Deletes what may go only after the link. To be kept until the rest of the work is done: see
+    /// [`Filters::begin_tear_down`].
+    pub(super) fn go_on(&mut self) {
+        if let (Some(nftables), Some(guard)) = (&self.nftables, self.guard.take()) {
+            self.errors.extend(guard.tear_down(nftables).err().map(|error| error.to_string()));
+        }
+    }
+
+    /// What could not be deleted.
+    pub(super) fn end(self) -> Result<(), ErrorReply> {
+        if self.errors.is_empty() { Ok(()) } else { Err(ErrorReply::internal(self.errors.join("; "))) }
     }
 }
 
