@@ -5,8 +5,8 @@
 
 use std::collections::HashSet;
 
-use cni::ErrorReply;
-use linux::nftables::{BaseChain, Batch, Chain, Error, Family, ListedRule, Nftables, Rule, Table};
+use cni::{ErrorReply, code};
+use linux::nftables::{BaseChain, Batch, Chain, Error, ListedRule, Nftables, Rule};
 use sha2::{Digest, Sha512};
 
 use crate::plugin::Valid;
@@ -51,16 +51,17 @@ pub(crate) fn open() -> Result<Nftables, ErrorReply> {
 
 /// As [`open`], for a removal; none where the kernel has no packet filter, and so no rules.
 pub(crate) fn open_to_remove() -> Result<Option<Nftables>, ErrorReply> {
-    match Nftables::open() {
-        Err(error) if error.is_unsupported() => Ok(None),
-        opened => opened.map(Some).map_err(ErrorReply::internal),
-    }
+    Nftables::open_if_supported().map_err(ErrorReply::internal)
 }
 
-/// Whether the kernel has a packet filter that this process may ask.
-pub(crate) fn status() -> Result<(), Error> {
-    let anything = Table { family: Family::Inet, name: "cni" };
-    Nftables::open()?.find_chain(anything.chain("cni")).map(drop)
+/// Code 50 unless the kernel has a packet filter that this process may ask.
+pub(crate) fn status() -> Result<(), ErrorReply> {
+    let unavailable = |error: String| ErrorReply::new(code::PLUGIN_NOT_AVAILABLE, error);
+    match Nftables::open_if_supported() {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(unavailable("the kernel has no nftables".to_owned())),
+        Err(error) => Err(unavailable(error.to_string())),
+    }
 }
 
 /// Plans a transaction and commits it.

@@ -143,6 +143,19 @@ impl Nftables {
         Ok(Self { socket: Socket::open()? })
     }
 
+    /// As [`Nftables::open`]; none where the kernel has no nftables, and so no rules.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket, or to say whether it has.
+    pub fn open_if_supported() -> Result<Option<Self>, Error> {
+        let anything = Table { family: Family::Inet, name: "probe" }.chain("probe");
+        match Self::open().and_then(|nftables| nftables.find_chain(anything).map(|_| nftables)) {
+            // To a part of the packet filter that it does not have, the kernel answers EINVAL.
+            Err(error) if error.is_unsupported() || error.errno() == Some(libc::EINVAL) => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
     /// Opens a socket in `netns`. Blocks for the life of one short thread.
     ///
     /// # Errors
