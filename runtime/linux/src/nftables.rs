@@ -31,6 +31,8 @@ use crate::{
 
 /// How often a transaction that the kernel gave up for another's sake is sent again.
 const COMMIT_TRIES: usize = 8;
+/// How often a listing is begun again because the rules may have changed under it. The last is taken as it is.
+const LIST_TRIES: usize = 64;
 /// `NFT_NAME_MAXLEN`, without the terminating zero.
 const NAME_LIMIT: usize = 255;
 /// Attribute number of a rule's expressions (`NFTA_RULE_EXPRESSIONS`).
@@ -208,9 +210,35 @@ impl Nftables {
 
     /// The rules of a chain, in their order; none for a chain that does not exist.
     ///
+    /// A transaction first counts the number of the rule set up, then takes deleted rules off the list, and a listing goes
+    /// on by position: the kernel marks it where the number changed, but lets one that began in between end early. So this
+    /// waits for the transaction under way, and lies between two equal numbers.
+    ///
     /// # Errors
     /// When the listing fails.
     pub fn rules(&self, chain: Chain<'_>) -> Result<Vec<ListedRule>, Error> {
+        for _ in 1..LIST_TRIES {
+            let before = self.generation()?;
+            self.wait_for_transaction()?;
+            let listed = self.list_rules(chain)?;
+            if self.generation()? == before {
+                return Ok(listed);
+            }
+        }
+        self.list_rules(chain)
+    }
+
+    /// An empty transaction: it waits for its turn, changes nothing, and is not counted.
+    fn wait_for_transaction(&self) -> Result<(), Error> {
+        let first = self.socket.take_sequence(2);
+        let (begin, end) = (Batch::edge(libc::NFNL_MSG_BATCH_BEGIN), Batch::edge(libc::NFNL_MSG_BATCH_END));
+        let mut bytes = Vec::new();
+        frame(&mut bytes, &begin, libc::NLM_F_REQUEST as u16, first);
+        frame(&mut bytes, &end, libc::NLM_F_REQUEST as u16, first.wrapping_add(1));
+        self.socket.send(&bytes).map_err(|error| begin.refused(error))
+    }
+
+    fn list_rules(&self, chain: Chain<'_>) -> Result<Vec<ListedRule>, Error> {
         let mut body = Vec::new();
         wire::OpGetruleDump::encode_request(&mut body, &header(chain.table.family))
             .push_table_bytes(name(chain.table.name))
@@ -221,6 +249,17 @@ impl Nftables {
             read_rule(message, &rule).map(Some)
         });
         none_if_gone(listed)
+    }
+
+    /// The number of the rule set, which every transaction counts up.
+    fn generation(&self) -> Result<u32, Error> {
+        let mut body = Vec::new();
+        drop(wire::OpGetgenDo::encode_request(&mut body, &wire::Nfgenmsg::default()));
+        let request = request("read number of", "the rule set", libc::NFT_MSG_GETGEN, body);
+        self.socket.ask(&request, |message| {
+            let (_, generation) = wire::OpGetgenDo::decode_request(message.body);
+            generation.get_id().map_err(|error| error.to_string())
+        })
     }
 
     /// The names of a table's chains; none for a table that does not exist.
