@@ -15,7 +15,7 @@
 mod config;
 mod rules;
 
-use cni::{AddResult, ErrorReply, Version, code};
+use cni::{AddResult, ErrorReply, Version};
 
 use self::{config::Config, rules::Owner};
 use crate::{
@@ -39,7 +39,9 @@ impl Plugin for Firewall {
         config.announce_substitute();
         Owner::of(request).set_up(&ruleset::open()?, &config, bridge.as_ref(), &result).map_err(|error| {
             let reply = ErrorReply::internal(format!("failed to set up firewall rules: {error}"));
-            if error.is_unsupported() && bridge.is_some_and(|bridge| bridge.drops_frames()) {
+            // A module that is not installed is "not found".
+            let is_lacking = error.is_unsupported() || error.is_gone();
+            if is_lacking && bridge.is_some_and(|bridge| bridge.drops_frames()) {
                 let details =
                     "the kernel cannot filter by bridge (NFT_BRIDGE_META): load br_netfilter instead";
                 return reply.with_details(details);
@@ -73,7 +75,7 @@ impl Plugin for Firewall {
 
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {
         Config::read(request)?;
-        ruleset::status().map_err(|error| ErrorReply::new(code::PLUGIN_NOT_AVAILABLE, error.to_string()))
+        ruleset::status()
     }
 }
 

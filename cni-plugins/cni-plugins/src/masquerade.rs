@@ -15,7 +15,7 @@ use linux::nftables::{
 use crate::{
     hash,
     plugin::{Request, Valid, decoding},
-    ruleset::{self, change, delete_rules},
+    ruleset::{self, change, delete_rules, ensure_chain, keep_base_chain},
 };
 
 const TABLE: Table<'_> = Table { family: Family::Inet, name: "cni_plugins_masquerade" };
@@ -89,12 +89,22 @@ impl Masquerade {
         }
     }
 
-    /// Deletes the attachment's rules; none is success.
-    pub(crate) fn tear_down(&self, request: &Request) -> Result<(), ErrorReply> {
+    /// Deletes the attachment's rules; none is success. The end of the socket waits for the kernel's grace period: who keeps it
+    /// while the link is deleted waits once.
+    pub(crate) fn tear_down(&self, request: &Request, nftables: &Nftables) -> Result<(), ErrorReply> {
+        if !self.wanted {
+            return Ok(());
+        }
+        tear_down(nftables, Owner::of(request)).map_err(ErrorReply::internal)
+    }
+
+    /// As [`Masquerade::tear_down`], with a socket of its own, which it returns.
+    pub(crate) fn begin_tear_down(&self, request: &Request) -> Result<Option<Nftables>, ErrorReply> {
         let nftables = if self.wanted { ruleset::open_to_remove()? } else { None };
-        nftables
-            .map_or(Ok(()), |nftables| tear_down(&nftables, Owner::of(request)))
-            .map_err(ErrorReply::internal)
+        if let Some(nftables) = &nftables {
+            self.tear_down(request, nftables)?;
+        }
+        Ok(nftables)
     }
 }
 
@@ -135,7 +145,7 @@ impl<'a> Owner<'a> {
 fn set_up(nftables: &Nftables, owner: Owner<'_>, addresses: &[IpNetwork]) -> Result<(), Error> {
     let (hash, comment) = (owner.hash(), owner.comment());
     change(nftables, |batch| {
-        plan_chains(batch);
+        plan_chains(nftables, batch)?;
         delete_rules(nftables, batch, CHECKS, |rule| begins_with(rule.comment.as_ref(), &hash))?;
         for address in addresses {
             batch.add_rule(CHECKS, &masquerade(*address).comment(&*comment));
@@ -173,17 +183,15 @@ fn collect(nftables: &Nftables, network: &str, keep: &Valid) -> Result<(), Error
     })
 }
 
-fn plan_chains(batch: &mut Batch) {
+fn plan_chains(nftables: &Nftables, batch: &mut Batch) -> Result<(), Error> {
     batch.add_table(TABLE, Some(TABLE_COMMENT));
-    batch.add_chain(CHECKS, Some(CHECKS_COMMENT));
-    batch.add_base_chain(POSTROUTING, HOOK);
-    batch.flush_chain(POSTROUTING);
+    ensure_chain(nftables, batch, CHECKS, Some(CHECKS_COMMENT))?;
     let (of_ipv4, of_ipv6) = (IpAddr::from([224, 0, 0, 0]), IpAddr::from([0xff00, 0, 0, 0, 0, 0, 0, 0]));
-    let multicast = [IpNetwork::new(of_ipv4, 4), IpNetwork::new(of_ipv6, 8)];
-    for multicast in multicast.into_iter().flatten() {
-        batch.add_rule(POSTROUTING, &Rule::new(TABLE.family).destination(Match::Is, multicast).back());
-    }
-    batch.add_rule(POSTROUTING, &Rule::new(TABLE.family).go_to(CHECKS.name));
+    let multicast = [IpNetwork::new(of_ipv4, 4), IpNetwork::new(of_ipv6, 8)].into_iter().flatten();
+    let rule = || Rule::new(TABLE.family);
+    let to_multicast = multicast.map(|multicast| rule().destination(Match::Is, multicast).back());
+    let rules = to_multicast.chain([rule().go_to(CHECKS.name)]);
+    keep_base_chain(nftables, batch, POSTROUTING, HOOK, rules)
 }
 
 fn masquerade(address: IpNetwork) -> Rule {

@@ -16,7 +16,7 @@ mod rules;
 
 use std::net::IpAddr;
 
-use cni::{AddResult, ErrorReply, code};
+use cni::{AddResult, ErrorReply};
 use linux::{
     conntrack::{Conntrack, Flows},
     netlink::Netlink,
@@ -89,7 +89,7 @@ impl Plugin for Portmap {
 
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {
         Config::read(request)?;
-        ruleset::status().map_err(|error| ErrorReply::new(code::PLUGIN_NOT_AVAILABLE, error.to_string()))
+        ruleset::status()
     }
 }
 

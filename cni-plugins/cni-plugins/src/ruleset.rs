@@ -5,8 +5,8 @@
 
 use std::collections::HashSet;
 
-use cni::ErrorReply;
-use linux::nftables::{Batch, Chain, Error, Family, ListedRule, Nftables, Table};
+use cni::{ErrorReply, code};
+use linux::nftables::{BaseChain, Batch, Chain, Error, ListedRule, Nftables, Rule};
 use sha2::{Digest, Sha512};
 
 use crate::plugin::Valid;
@@ -51,16 +51,17 @@ pub(crate) fn open() -> Result<Nftables, ErrorReply> {
 
 /// As [`open`], for a removal; none where the kernel has no packet filter, and so no rules.
 pub(crate) fn open_to_remove() -> Result<Option<Nftables>, ErrorReply> {
-    match Nftables::open() {
-        Err(error) if error.is_unsupported() => Ok(None),
-        opened => opened.map(Some).map_err(ErrorReply::internal),
-    }
+    Nftables::open_if_supported().map_err(ErrorReply::internal)
 }
 
-/// Whether the kernel has a packet filter that this process may ask.
-pub(crate) fn status() -> Result<(), Error> {
-    let anything = Table { family: Family::Inet, name: "cni" };
-    Nftables::open()?.has_chain(anything.chain("cni")).map(drop)
+/// Code 50 unless the kernel has a packet filter that this process may ask.
+pub(crate) fn status() -> Result<(), ErrorReply> {
+    let unavailable = |error: String| ErrorReply::new(code::PLUGIN_NOT_AVAILABLE, error);
+    match Nftables::open_if_supported() {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(unavailable("the kernel has no nftables".to_owned())),
+        Err(error) => Err(unavailable(error.to_string())),
+    }
 }
 
 /// Plans a transaction and commits it.
@@ -102,6 +103,81 @@ impl<'a> Kept<'a> {
         let (Some(tag), Some(container_id)) = (tag, &rule.comment) else { return false };
         !self.valid.contains(&(container_id, tag))
     }
+}
+
+/// Plans a chain that the kernel calls, with these rules and no others. One that has them already is left alone: what a
+/// transaction replaces the kernel frees after a grace period, and lets the process that closes its socket wait for that.
+pub(crate) fn keep_base_chain(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    chain: Chain<'_>,
+    base: BaseChain,
+    rules: impl IntoIterator<Item = Rule>,
+) -> Result<(), Error> {
+    plan_rules(nftables, batch, chain, rules, |batch| batch.add_base_chain(chain, base))
+}
+
+/// As [`keep_base_chain`], for a chain that other chains call.
+pub(crate) fn keep_chain(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    chain: Chain<'_>,
+    rules: impl IntoIterator<Item = Rule>,
+) -> Result<(), Error> {
+    plan_rules(nftables, batch, chain, rules, |batch| batch.add_chain(chain, None))
+}
+
+fn plan_rules(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    chain: Chain<'_>,
+    rules: impl IntoIterator<Item = Rule>,
+    add: impl FnOnce(&mut Batch),
+) -> Result<(), Error> {
+    let rules = rules.into_iter().map(|rule| {
+        let fingerprint = Sha512::digest(rule.to_bytes());
+        (fingerprint[..TAG_HALF].to_vec(), rule)
+    });
+    let rules: Vec<(Vec<u8>, Rule)> = rules.collect();
+    let present = nftables.rules(chain)?;
+    let is_same = |(present, (fingerprint, _)): (&ListedRule, &(Vec<u8>, Rule))| {
+        present.tag.as_ref() == Some(fingerprint)
+    };
+    if present.len() == rules.len() && present.iter().zip(&rules).all(is_same) {
+        return Ok(());
+    }
+    add(batch);
+    batch.flush_chain(chain);
+    for (fingerprint, rule) in rules {
+        batch.add_rule(chain, &rule.tag(&fingerprint));
+    }
+    Ok(())
+}
+
+/// Plans a chain that other chains call, unless it is there.
+pub(crate) fn ensure_chain(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    chain: Chain<'_>,
+    comment: Option<&str>,
+) -> Result<(), Error> {
+    if nftables.find_chain(chain)?.is_none() {
+        batch.add_chain(chain, comment);
+    }
+    Ok(())
+}
+
+/// Plans a chain that the kernel calls, unless it is there. Of one that is called in another way, the kernel says so.
+pub(crate) fn ensure_base_chain(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    chain: Chain<'_>,
+    base: BaseChain,
+) -> Result<(), Error> {
+    if nftables.find_chain(chain)?.and_then(|chain| chain.base) != Some(base) {
+        batch.add_base_chain(chain, base);
+    }
+    Ok(())
 }
 
 /// Plans the deletion of the rules of `chain` that `unwanted` says.

@@ -31,6 +31,8 @@ use crate::{
 
 /// How often a transaction that the kernel gave up for another's sake is sent again.
 const COMMIT_TRIES: usize = 8;
+/// How often a listing is begun again because the rules may have changed under it. The last is taken as it is.
+const LIST_TRIES: usize = 64;
 /// `NFT_NAME_MAXLEN`, without the terminating zero.
 const NAME_LIMIT: usize = 255;
 /// Attribute number of a rule's expressions (`NFTA_RULE_EXPRESSIONS`).
@@ -102,6 +104,13 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
+/// A chain as the kernel lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListedChain {
+    /// None for a chain that only other chains call, and for one that is called in a way not known here.
+    pub base: Option<BaseChain>,
+}
+
 /// A rule as the kernel lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedRule {
@@ -134,6 +143,19 @@ impl Nftables {
     /// When the kernel refuses the socket.
     pub fn open() -> Result<Self, Error> {
         Ok(Self { socket: Socket::open()? })
+    }
+
+    /// As [`Nftables::open`]; none where the kernel has no nftables, and so no rules.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket, or to say whether it has.
+    pub fn open_if_supported() -> Result<Option<Self>, Error> {
+        let anything = Table { family: Family::Inet, name: "probe" }.chain("probe");
+        match Self::open().and_then(|nftables| nftables.find_chain(anything).map(|_| nftables)) {
+            // To a part of the packet filter that it does not have, the kernel answers EINVAL.
+            Err(error) if error.is_unsupported() || error.errno() == Some(libc::EINVAL) => Ok(None),
+            opened => opened.map(Some),
+        }
     }
 
     /// Opens a socket in `netns`. Blocks for the life of one short thread.
@@ -188,9 +210,35 @@ impl Nftables {
 
     /// The rules of a chain, in their order; none for a chain that does not exist.
     ///
+    /// A transaction first counts the number of the rule set up, then takes deleted rules off the list, and a listing goes
+    /// on by position: the kernel marks it where the number changed, but lets one that began in between end early. So this
+    /// waits for the transaction under way, and lies between two equal numbers.
+    ///
     /// # Errors
     /// When the listing fails.
     pub fn rules(&self, chain: Chain<'_>) -> Result<Vec<ListedRule>, Error> {
+        for _ in 1..LIST_TRIES {
+            let before = self.generation()?;
+            self.wait_for_transaction()?;
+            let listed = self.list_rules(chain)?;
+            if self.generation()? == before {
+                return Ok(listed);
+            }
+        }
+        self.list_rules(chain)
+    }
+
+    /// An empty transaction: it waits for its turn, changes nothing, and is not counted.
+    fn wait_for_transaction(&self) -> Result<(), Error> {
+        let first = self.socket.take_sequence(2);
+        let (begin, end) = (Batch::edge(libc::NFNL_MSG_BATCH_BEGIN), Batch::edge(libc::NFNL_MSG_BATCH_END));
+        let mut bytes = Vec::new();
+        frame(&mut bytes, &begin, libc::NLM_F_REQUEST as u16, first);
+        frame(&mut bytes, &end, libc::NLM_F_REQUEST as u16, first.wrapping_add(1));
+        self.socket.send(&bytes).map_err(|error| begin.refused(error))
+    }
+
+    fn list_rules(&self, chain: Chain<'_>) -> Result<Vec<ListedRule>, Error> {
         let mut body = Vec::new();
         wire::OpGetruleDump::encode_request(&mut body, &header(chain.table.family))
             .push_table_bytes(name(chain.table.name))
@@ -201,6 +249,17 @@ impl Nftables {
             read_rule(message, &rule).map(Some)
         });
         none_if_gone(listed)
+    }
+
+    /// The number of the rule set, which every transaction counts up.
+    fn generation(&self) -> Result<u32, Error> {
+        let mut body = Vec::new();
+        drop(wire::OpGetgenDo::encode_request(&mut body, &wire::Nfgenmsg::default()));
+        let request = request("read number of", "the rule set", libc::NFT_MSG_GETGEN, body);
+        self.socket.ask(&request, |message| {
+            let (_, generation) = wire::OpGetgenDo::decode_request(message.body);
+            generation.get_id().map_err(|error| error.to_string())
+        })
     }
 
     /// The names of a table's chains; none for a table that does not exist.
@@ -220,19 +279,22 @@ impl Nftables {
         none_if_gone(listed)
     }
 
-    /// Whether a chain exists.
+    /// How the kernel calls a chain; none for one that does not exist.
     ///
     /// # Errors
     /// When the kernel cannot say.
-    pub fn has_chain(&self, chain: Chain<'_>) -> Result<bool, Error> {
+    pub fn find_chain(&self, chain: Chain<'_>) -> Result<Option<ListedChain>, Error> {
         let mut body = Vec::new();
         wire::OpGetchainDo::encode_request(&mut body, &header(chain.table.family))
             .push_table_bytes(name(chain.table.name))
             .push_name_bytes(name(chain.name));
         let request = request("find chain", chain, libc::NFT_MSG_GETCHAIN, body);
-        match self.socket.ask(&request, |_| Ok(())) {
-            Ok(()) => Ok(true),
-            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+        let read = |message: &Message<'_>| {
+            Ok(ListedChain { base: batch::read_base(&wire::OpNewchainDo::decode_request(message.body).1) })
+        };
+        match self.socket.ask(&request, read) {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
     }

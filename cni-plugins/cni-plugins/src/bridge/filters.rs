@@ -4,7 +4,10 @@
 //! attachment go whether or not its link and its namespace are there.
 
 use cni::{AddResult, ErrorReply};
-use linux::netlink::{Link, Netlink};
+use linux::{
+    netlink::{Link, Netlink},
+    nftables::Nftables,
+};
 
 use super::spoof::{self, Guard};
 use crate::{
@@ -54,9 +57,51 @@ impl Filters {
 
     /// Deletes the attachment's rules; none is success.
     pub(super) fn tear_down(&self, request: &Request) -> Result<(), ErrorReply> {
-        let nftables = if self.guard { ruleset::open_to_remove()? } else { None };
-        let unguarded = nftables.map_or(Ok(()), |nftables| Guard::of(request).tear_down(&nftables));
-        unguarded.map_err(ErrorReply::internal).and(self.masquerade.tear_down(request))
+        let mut rules = self.begin_tear_down(request);
+        rules.go_on();
+        rules.end()
+    }
+
+    /// Begins to delete the attachment's rules, none is success: what is masqueraded first, so that the kernel's grace period
+    /// for it, which the end of the socket waits for, passes while the link is deleted.
+    pub(super) fn begin_tear_down(&self, request: &Request) -> TearDown {
+        let mut begun = TearDown::default();
+        if !self.are_any() {
+            return begun;
+        }
+        match ruleset::open_to_remove() {
+            Ok(nftables) => begun.nftables = nftables,
+            Err(error) => begun.errors.push(error.to_string()),
+        }
+        begun.guard = self.guard.then(|| Guard::of(request));
+        if let Some(nftables) = &begun.nftables {
+            let ended = self.masquerade.tear_down(request, nftables);
+            begun.errors.extend(ended.err().map(|error| error.to_string()));
+        }
+        begun
+    }
+}
+
+/// The deletion of an attachment's rules, under way.
+#[derive(Debug, Default)]
+pub(super) struct TearDown {
+    nftables: Option<Nftables>,
+    guard: Option<Guard>,
+    errors: Vec<String>,
+}
+
+impl TearDown {
+    /// Deletes what may go only after the link. To be kept until the rest of the work is done: see
+    /// [`Filters::begin_tear_down`].
+    pub(super) fn go_on(&mut self) {
+        if let (Some(nftables), Some(guard)) = (&self.nftables, self.guard.take()) {
+            self.errors.extend(guard.tear_down(nftables).err().map(|error| error.to_string()));
+        }
+    }
+
+    /// What could not be deleted.
+    pub(super) fn end(self) -> Result<(), ErrorReply> {
+        if self.errors.is_empty() { Ok(()) } else { Err(ErrorReply::internal(self.errors.join("; "))) }
     }
 }
 

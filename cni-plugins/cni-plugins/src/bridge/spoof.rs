@@ -15,7 +15,7 @@ use linux::{
 
 use crate::{
     plugin::{Request, Valid},
-    ruleset::{change, delete_rules},
+    ruleset::{change, delete_rules, ensure_base_chain},
 };
 
 const TABLE: Table<'_> = Table { family: Family::Bridge, name: "nat" };
@@ -55,10 +55,12 @@ impl Guard {
         let rule = || Rule::new(TABLE.family).comment(&*self.comment);
         change(nftables, |batch| {
             batch.add_table(TABLE, None);
-            batch.add_base_chain(PREROUTING, HOOK);
+            ensure_base_chain(nftables, batch, PREROUTING, HOOK)?;
             for chain in [links, addresses] {
-                batch.add_chain(chain, None);
-                batch.flush_chain(chain);
+                match nftables.find_chain(chain)? {
+                    Some(_) => batch.flush_chain(chain),
+                    None => batch.add_chain(chain, None),
+                }
             }
             delete_rules(nftables, batch, PREROUTING, |old| self.is_of(old) || is_for(old, port))?;
             batch.add_rule(PREROUTING, &rule().input_link(Match::Is, port).jump(links.name));
@@ -88,7 +90,7 @@ impl Guard {
     fn plan_chains_away(&self, nftables: &Nftables, batch: &mut Batch) -> Result<(), Error> {
         // The first calls the second, and goes before it.
         for name in [&self.link_chain, &self.address_chain] {
-            if nftables.has_chain(TABLE.chain(name))? {
+            if nftables.find_chain(TABLE.chain(name))?.is_some() {
                 batch.delete_chain(TABLE.chain(name));
             }
         }

@@ -13,7 +13,7 @@ use linux::nftables::{
 use super::config::{Config, IsolatedBridge};
 use crate::{
     plugin::{Request, Valid},
-    ruleset::{Kept, Tag, change, delete_rules},
+    ruleset::{Kept, Tag, change, delete_rules, ensure_base_chain, ensure_chain, keep_base_chain},
 };
 
 const TABLE: Table<'_> = Table { family: Family::Inet, name: "cni_firewall" };
@@ -62,7 +62,7 @@ impl<'a> Owner<'a> {
         result: &AddResult,
     ) -> Result<(), Error> {
         change(nftables, |batch| {
-            plan_chains(batch, config, bridge);
+            plan_chains(nftables, batch, config, bridge)?;
             for shared in shared(config, bridge) {
                 shared.plan(nftables, batch)?;
             }
@@ -134,21 +134,21 @@ pub(super) fn collect(nftables: &Nftables, network: &str, valid: &Valid) -> Resu
     change(nftables, |batch| delete_rules(nftables, batch, CONTAINERS, |rule| kept.misses(rule)))
 }
 
-fn plan_chains(batch: &mut Batch, config: &Config, bridge: Option<&IsolatedBridge>) {
+fn plan_chains(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    config: &Config,
+    bridge: Option<&IsolatedBridge>,
+) -> Result<(), Error> {
     batch.add_table(TABLE, Some(TABLE_COMMENT));
-    for chain in [CONTAINERS, FROM_BRIDGES, BETWEEN_BRIDGES] {
-        batch.add_chain(chain, None);
-    }
-    batch.add_chain(TABLE.chain(&config.admin_chain), None);
-    batch.add_base_chain(FORWARD, HOOK);
-    batch.flush_chain(FORWARD);
-    for rule in dispatch() {
-        batch.add_rule(FORWARD, &rule);
+    for chain in [CONTAINERS, FROM_BRIDGES, BETWEEN_BRIDGES, TABLE.chain(&config.admin_chain)] {
+        ensure_chain(nftables, batch, chain, None)?;
     }
     if bridge.is_some_and(IsolatedBridge::drops_frames) {
         batch.add_table(BRIDGES, Some(TABLE_COMMENT));
-        batch.add_base_chain(BRIDGES_FORWARD, HOOK);
+        ensure_base_chain(nftables, batch, BRIDGES_FORWARD, HOOK)?;
     }
+    keep_base_chain(nftables, batch, FORWARD, HOOK, dispatch())
 }
 
 /// The way of every forwarded packet.

@@ -10,7 +10,9 @@ use linux::nftables::{
 use super::config::{Config, Mapping};
 use crate::{
     plugin::{Request, Valid},
-    ruleset::{Kept, Tag, change, delete_rules},
+    ruleset::{
+        Kept, Tag, change, delete_rules, ensure_base_chain, ensure_chain, keep_base_chain, keep_chain,
+    },
 };
 
 const TABLES: [Table<'_>; 2] = [table(Family::Ip), table(Family::Ip6)];
@@ -53,7 +55,7 @@ impl<'a> Publisher<'a> {
         change(nftables, |batch| {
             for address in addresses {
                 let table = table(if address.is_ipv4() { Family::Ip } else { Family::Ip6 });
-                plan_chains(batch, table, config);
+                plan_chains(nftables, batch, table, config)?;
                 self.plan_rules(batch, table, config, *address);
             }
             Ok(())
@@ -125,27 +127,31 @@ fn delete_everywhere(
     Ok(())
 }
 
-fn plan_chains(batch: &mut Batch, table: Table<'_>, config: &Config) {
+fn plan_chains(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    table: Table<'_>,
+    config: &Config,
+) -> Result<(), Error> {
     let conditions = if table.family == Family::Ip { &config.conditions_v4 } else { &config.conditions_v6 };
+    let rule = || Rule::new(table.family);
     batch.add_table(table, Some(TABLE_COMMENT));
-    for chain in [MAPPINGS, OLD_MAPPINGS, ALL_MAPPINGS] {
-        batch.add_chain(table.chain(chain), None);
+    for chain in [MAPPINGS, OLD_MAPPINGS] {
+        ensure_chain(nftables, batch, table.chain(chain), None)?;
     }
-    batch.flush_chain(table.chain(ALL_MAPPINGS));
-    for chain in [OLD_MAPPINGS, MAPPINGS] {
-        batch.add_rule(table.chain(ALL_MAPPINGS), &Rule::new(table.family).jump(chain));
-    }
+    let all = [OLD_MAPPINGS, MAPPINGS].map(|chain| rule().jump(chain));
+    keep_chain(nftables, batch, table.chain(ALL_MAPPINGS), all)?;
     for (name, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
-        let chain = table.chain(name);
-        batch.add_base_chain(chain, BaseChain { kind: ChainKind::Nat, hook, priority: DESTINATION });
-        batch.flush_chain(chain);
-        let rule = conditions.iter().fold(Rule::new(table.family), |rule, condition| condition.apply(rule));
-        batch.add_rule(chain, &rule.to_local_address().jump(ALL_MAPPINGS));
+        let base = BaseChain { kind: ChainKind::Nat, hook, priority: DESTINATION };
+        let conditional = conditions.iter().fold(rule(), |rule, condition| condition.apply(rule));
+        let rules = [conditional.to_local_address().jump(ALL_MAPPINGS)];
+        keep_base_chain(nftables, batch, table.chain(name), base, rules)?;
     }
     if config.snat {
         let base = BaseChain { kind: ChainKind::Nat, hook: Hook::Postrouting, priority: SOURCE };
-        batch.add_base_chain(table.chain(MASQUERADING), base);
+        ensure_base_chain(nftables, batch, table.chain(MASQUERADING), base)?;
     }
+    Ok(())
 }
 
 fn translate(rule: Rule, mapping: &Mapping, address: IpAddr) -> Rule {

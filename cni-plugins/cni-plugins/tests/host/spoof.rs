@@ -161,6 +161,14 @@ fn gc_deletes_what_guards_a_link_that_is_gone() {
         assert_eq!(text.contains(&format!("macspoofchk-{id}-eth0")), stays, "{id}: {text}");
         assert_eq!(text.contains(&format!("chain cni-br-iface-{id}-eth0-mac {{")), stays, "{id}: {text}");
     }
+    // A valid attachment's guard stays though its link is gone: CHECK is to tell, and DEL to clean up.
+    block_on(async {
+        let inside = Netlink::open_in(&b.netns).expect("a socket");
+        let link = inside.link("eth0").await.expect("the link");
+        inside.del_link(link.index).await.expect("it is deleted");
+    });
+    run("GC", &config, &b);
+    assert!(nft(&["list", "table", "bridge", "nat"]).contains("macspoofchk-b-eth0"));
     run("DEL", &config, &b);
     run("DEL", &foreign, &other);
 }

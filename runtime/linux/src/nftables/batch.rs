@@ -35,6 +35,20 @@ pub struct BaseChain {
     pub priority: i32,
 }
 
+/// How a listed chain is called.
+pub(super) fn read_base(chain: &wire::IterableChainAttrs<'_>) -> Option<BaseChain> {
+    let hook = chain.get_hook().ok()?;
+    let kind = match chain.get_type().ok()?.to_bytes() {
+        b"filter" => ChainKind::Filter,
+        b"nat" => ChainKind::Nat,
+        _ => return None,
+    };
+    let hooks = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+    let number = hook.get_num().ok()?;
+    let called = hooks.into_iter().find(|hook| *hook as u32 == number)?;
+    Some(BaseChain { kind, hook: called, priority: hook.get_priority().ok()? })
+}
+
 /// A transaction to be. Operations are done in their order; adding what exists changes nothing.
 #[derive(Default)]
 pub struct Batch {

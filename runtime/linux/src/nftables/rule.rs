@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use netlink_bindings::nftables::PushExprListAttrs;
 
 use super::{
     Family,
@@ -67,6 +68,17 @@ impl Rule {
     #[must_use]
     pub fn comment(self, text: impl Into<String>) -> Self {
         Self { comment: Some(text.into()), ..self }
+    }
+
+    /// What the rule does, as bytes that are equal for equal rules in every build.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut list = PushExprListAttrs::new(&mut bytes);
+        for expression in &self.expressions {
+            list = expression.write(list);
+        }
+        drop(list);
+        bytes
     }
 
     /// Bytes beside the comment, which `nft` neither shows nor minds, for the maker to know the rule by.

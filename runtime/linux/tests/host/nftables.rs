@@ -7,8 +7,12 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use linux::nftables::{
-    BaseChain, Batch, ChainKind, ConnectionState, Family, Hook, Match, Nftables, Rule, Table, Transport,
+use linux::{
+    netns,
+    nftables::{
+        BaseChain, Batch, ChainKind, ConnectionState, Family, Hook, ListedChain, Match, Nftables, Rule,
+        Table, Transport,
+    },
 };
 
 const IP: Table<'_> = Table { family: Family::Ip, name: "t4" };
@@ -219,9 +223,13 @@ fn tables_and_chains_look_like_the_tools() {
     );
     assert_eq!(text, nft(&["list", "ruleset"], ""));
     assert_eq!(nftables.chains(INET).expect("the chains"), ["checks", "postrouting"]);
-    assert!(nftables.has_chain(INET.chain("checks")).expect("an answer"));
+    for (chain, base) in [("checks", None), ("postrouting", Some(nat))] {
+        assert_eq!(nftables.find_chain(INET.chain(chain)).expect("an answer"), Some(ListedChain { base }));
+    }
+    let found = nftables.find_chain(BRIDGE.chain("PREROUTING")).expect("an answer");
+    assert_eq!(found, Some(ListedChain { base: Some(early) }));
     for missing in [INET.chain("nothing"), IP.chain("checks"), IP.chain("nothing")] {
-        assert!(!nftables.has_chain(missing).expect("an answer"), "{missing}");
+        assert_eq!(nftables.find_chain(missing).expect("an answer"), None, "{missing}");
         assert_eq!(nftables.rules(missing).expect("no rules"), []);
     }
     assert_eq!(nftables.chains(IP).expect("no chains"), Vec::<String>::new());
@@ -249,6 +257,21 @@ fn a_transaction_is_done_whole_or_not_at_all() {
     batch.add_table(Table { name: &long, ..INET }, None);
     assert_eq!(nftables.commit(&batch).map_err(|error| error.errno()), Err(Some(34)), "a name too long");
     nftables.commit(&Batch::new()).expect("nothing to do");
+}
+
+#[test]
+fn a_socket_stays_in_its_namespace() {
+    let here = open();
+    let netns = netns::create("/run/netns/elsewhere").expect("a namespace");
+    let there = Nftables::open_in(&netns).expect("a socket");
+    let mut batch = Batch::new();
+    batch.add_table(INET, None);
+    batch.add_chain(INET.chain("a"), None);
+    there.commit(&batch).expect("a transaction");
+    assert_eq!(there.chains(INET).expect("the chains"), ["a"]);
+    assert_eq!(here.chains(INET).expect("no chains"), Vec::<String>::new());
+    netns::remove(netns.path()).expect("its name is removed");
+    std::fs::remove_dir("/run/netns").expect("the folder is empty");
 }
 
 #[test]
