@@ -262,23 +262,6 @@ impl Nftables {
         })
     }
 
-    /// The names of a table's chains; none for a table that does not exist.
-    ///
-    /// # Errors
-    /// When the listing fails.
-    pub fn chains(&self, table: Table<'_>) -> Result<Vec<String>, Error> {
-        let mut body = Vec::new();
-        drop(wire::OpGetchainDump::encode_request(&mut body, &header(table.family)));
-        let request = request("list chains of", table, libc::NFT_MSG_GETCHAIN, body);
-        let listed = self.socket.list(&request, |message| {
-            let (_, chain) = wire::OpNewchainDo::decode_request(message.body);
-            let is_of = chain.get_table().is_ok_and(|name| name.to_bytes() == table.name.as_bytes());
-            let name = chain.get_name().map_err(|error| error.to_string())?;
-            Ok(is_of.then(|| name.to_string_lossy().into_owned()))
-        });
-        none_if_gone(listed)
-    }
-
     /// How the kernel calls a chain; none for one that does not exist.
     ///
     /// # Errors

@@ -222,7 +222,6 @@ fn tables_and_chains_look_like_the_tools() {
          }\n",
     );
     assert_eq!(text, nft(&["list", "ruleset"], ""));
-    assert_eq!(nftables.chains(INET).expect("the chains"), ["checks", "postrouting"]);
     for (chain, base) in [("checks", None), ("postrouting", Some(nat))] {
         assert_eq!(nftables.find_chain(INET.chain(chain)).expect("an answer"), Some(ListedChain { base }));
     }
@@ -232,7 +231,6 @@ fn tables_and_chains_look_like_the_tools() {
         assert_eq!(nftables.find_chain(missing).expect("an answer"), None, "{missing}");
         assert_eq!(nftables.rules(missing).expect("no rules"), []);
     }
-    assert_eq!(nftables.chains(IP).expect("no chains"), Vec::<String>::new());
 }
 
 #[test]
@@ -268,8 +266,8 @@ fn a_socket_stays_in_its_namespace() {
     batch.add_table(INET, None);
     batch.add_chain(INET.chain("a"), None);
     there.commit(&batch).expect("a transaction");
-    assert_eq!(there.chains(INET).expect("the chains"), ["a"]);
-    assert_eq!(here.chains(INET).expect("no chains"), Vec::<String>::new());
+    assert!(there.find_chain(INET.chain("a")).expect("an answer").is_some());
+    assert!(here.find_chain(INET.chain("a")).expect("an answer").is_none());
     netns::remove(netns.path()).expect("its name is removed");
     std::fs::remove_dir("/run/netns").expect("the folder is empty");
 }
