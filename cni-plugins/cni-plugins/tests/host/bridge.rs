@@ -186,6 +186,32 @@ fn a_network_without_addresses_is_a_link_that_is_up() {
 }
 
 #[test]
+fn routes_to_one_place_stand_beside_each_other() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let mut config = node.config("1.0.0");
+    // The first is what the bridge as the default gateway comes to as well.
+    config["ipam"]["routes"] = json!([
+        {"dst": "0.0.0.0/0"}, {"dst": "10.9.0.0/16", "gw": "10.97.0.8"}, {"dst": "10.9.0.0/16", "gw": "10.97.0.9"},
+    ]);
+    add(&config, &a);
+    let routes: Vec<String> = a
+        .state()
+        .into_iter()
+        .filter(|line| line.contains("/0 via Some(10.") || line.contains(" 10.9."))
+        .collect();
+    assert_eq!(
+        routes,
+        [
+            "route 0.0.0.0/0 via Some(10.97.0.1) on eth0 table 254",
+            "route 10.9.0.0/16 via Some(10.97.0.8) on eth0 table 254",
+            "route 10.9.0.0/16 via Some(10.97.0.9) on eth0 table 254",
+        ]
+    );
+    del(&config, &a);
+}
+
+#[test]
 fn a_failed_add_leaves_nothing() {
     let node = Node::new();
     let (a, b) = (Container::new("a"), Container::new("b"));
