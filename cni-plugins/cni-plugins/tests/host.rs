@@ -3,6 +3,7 @@
 mod host {
     mod bridge;
     mod chain;
+    mod delegate;
     mod host_device;
     mod loopback;
     mod macvlan;

@@ -1,8 +1,8 @@
 //! `macvlan` with `host-local`: packets between containers and to the wire, modes, addresses, CHECK, failures.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
-use linux::netlink::{LinkKind, MacVlanMode, Netlink, NewAddress, Route};
+use linux::netlink::{LinkChange, LinkKind, MacVlanMode, Netlink, NewAddress, Route};
 use serde_json::{Value, json};
 
 use super::node::{Call, Container, Node, Wire, block_on, host_state};
@@ -153,6 +153,37 @@ fn the_master_is_that_of_the_default_route_or_in_the_container() {
         assert_eq!(del.run("macvlan"), Ok(Value::Null));
     }
     assert!(a.link("eth0").is_none() && a.link("net1").is_none());
+}
+
+#[test]
+fn addresses_on_a_dead_wire_settle_when_it_lives() {
+    let node = Node::new();
+    let _wire = Wire::new();
+    let a = Container::new("a");
+    let config = config(&node, "1.0.0");
+    let switch = |up: bool| {
+        block_on(async {
+            let host = Netlink::open().expect("a socket");
+            let far = host.link("up1").await.expect("the wire").index;
+            let change = LinkChange { up: Some(up), ..LinkChange::default() };
+            host.change_link(far, &change).await.expect("a change");
+        });
+    };
+    let is_tentative = || {
+        block_on(async {
+            let inside = Netlink::open_in(&a.netns).expect("a socket");
+            let all = inside.addresses(None).await.expect("the addresses");
+            all.iter().any(|address| address.is_tentative() && address.network.prefix() == 64)
+        })
+    };
+    switch(false);
+    add(&config, &a);
+    assert!(is_tentative());
+    switch(true);
+    harness::wait::until("the addresses to settle", Duration::from_secs(10), || {
+        if is_tentative() { Err("tentative".to_owned()) } else { Ok(()) }
+    });
+    assert_eq!(run("DEL", &config, &a), Ok(Value::Null));
 }
 
 #[test]
