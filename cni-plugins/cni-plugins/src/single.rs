@@ -1,7 +1,7 @@
 //! Attachments that are one link in the container: macvlan, ipvlan, vlan, dummy, host-device.
 //!
-//! Owns the verbs as far as these plugins share them. Such a link is in the container's namespace from birth under its
-//! final name, so a plugin that is killed leaves nothing that DEL does not find, and GC has only IPAM's leases to collect.
+//! Owns the verbs as far as these plugins share them. Such a link is in the container's namespace before its plugin can
+//! be killed, by its name or by one that DEL knows too, and GC has only IPAM's leases to collect.
 
 use cni::{AddResult, ErrorReply, exec::Verb};
 use linux::netlink::{Link, Netlink};
@@ -11,6 +11,7 @@ use crate::{
     inside::{self, Inside, Switch},
     made::Made,
     plugin::{Request, block_on},
+    stacked::interim_name,
     verify,
 };
 
@@ -56,7 +57,9 @@ pub(crate) fn del(request: &Request) -> Result<(), ErrorReply> {
     let ipam = delegate::ipam_type(request)?;
     block_on(async {
         if let Some(netns) = request.existing_netns()? {
-            inside::delete(&netns, &request.ifname).await?;
+            for name in [request.ifname.clone(), interim_name(request)] {
+                inside::delete(&netns, &name).await?;
+            }
         }
         delegate::run_if_any(request, ipam.as_deref(), Verb::Del).await
     })

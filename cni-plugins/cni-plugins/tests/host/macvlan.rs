@@ -2,7 +2,8 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use linux::netlink::{LinkChange, LinkKind, MacVlanMode, Netlink, NewAddress, Route};
+use cni_plugins::pair::port_name;
+use linux::netlink::{BridgeOptions, LinkChange, LinkKind, MacVlanMode, Netlink, NewAddress, Route};
 use serde_json::{Value, json};
 
 use super::node::{Call, Container, Node, Wire, block_on, host_state};
@@ -156,6 +157,21 @@ fn the_master_is_that_of_the_default_route_or_in_the_container() {
 }
 
 #[test]
+fn a_link_that_a_kill_left_without_its_name_is_found() {
+    let node = Node::new();
+    let _wire = Wire::new();
+    let a = Container::new("a");
+    let before = a.state();
+    block_on(async {
+        let inside = Netlink::open_in(&a.netns).expect("a socket");
+        let name = port_name("pods", "a", "eth0");
+        inside.add_bridge(&BridgeOptions { name, ..BridgeOptions::default() }).await.expect("a link");
+    });
+    assert_eq!(run("DEL", &config(&node, "1.0.0"), &a), Ok(Value::Null));
+    assert_eq!(a.state(), before);
+}
+
+#[test]
 fn addresses_on_a_dead_wire_settle_when_it_lives() {
     let node = Node::new();
     let _wire = Wire::new();
@@ -214,7 +230,7 @@ fn a_failed_add_leaves_nothing() {
         999,
         "failed to add route",
     );
-    // A link of the host may have the name that the container's is to have.
+    // A link of the host may have the name that the container's is to have, which older kernels do not like.
     let config = config(&node, "1.0.0");
     let del = Call { ifname: Wire::MASTER, ..Call::new("DEL", &config, &a) };
     let same = Call { verb: "ADD", ..del };
