@@ -24,7 +24,8 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) type Switch = (&'static str, &'static str, &'static str);
 
 /// The kernel tells the neighbours whenever the link comes up, or gets another hardware address.
-pub(crate) const NOTIFY: [Switch; 2] = [("ipv4", "arp_notify", "1"), ("ipv6", "ndisc_notify", "1")];
+pub(crate) const ARP_NOTIFY: Switch = ("ipv4", "arp_notify", "1");
+pub(crate) const NDISC_NOTIFY: Switch = ("ipv6", "ndisc_notify", "1");
 
 /// The link in the container, and the means to reach it.
 pub(crate) struct Inside<'a> {
@@ -129,7 +130,7 @@ impl<'a> Inside<'a> {
             ..Route::to(route.dst)
         };
         match self.netlink.add_route_beside(&made).await {
-            // A route that is asked for twice is one route.
+            // The very same: a default route may come both from IPAM and from the plugin.
             Err(error) if error.is_exists() => Ok(()),
             added => added.map_err(|error| ErrorReply::internal(format!("failed to add route: {error}"))),
         }

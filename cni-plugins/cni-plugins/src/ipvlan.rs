@@ -11,7 +11,7 @@ use linux::{
 
 use crate::{
     delegate,
-    inside::NOTIFY,
+    inside::{ARP_NOTIFY, NDISC_NOTIFY},
     made::Made,
     plugin::{Plugin, Request, block_on, decoding},
     single,
@@ -106,8 +106,8 @@ async fn attach<'a>(
     let upper = Upper { kind: LinkKind::Ipvlan { mode: config.mode }, mac: None };
     let inside = config.stack.make(&master, request, netns, upper, made).await?;
     match previous {
-        Some(previous) => single::adopt(&inside, previous, &NOTIFY).await,
-        None => single::address(made, &inside, config.ipam.as_deref(), &NOTIFY).await,
+        Some(previous) => single::adopt(&inside, previous, &[ARP_NOTIFY, NDISC_NOTIFY]).await,
+        None => single::address(made, &inside, config.ipam.as_deref(), &[ARP_NOTIFY, NDISC_NOTIFY]).await,
     }
 }
 

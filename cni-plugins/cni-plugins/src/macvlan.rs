@@ -8,7 +8,7 @@ use linux::netlink::{Link, LinkKind, MacAddress, MacVlanMode};
 use crate::{
     delegate,
     hardware_address::{self, Source},
-    inside::NOTIFY,
+    inside::{ARP_NOTIFY, NDISC_NOTIFY},
     made::Made,
     plugin::{Plugin, Request, block_on, decoding},
     single,
@@ -84,7 +84,7 @@ impl Plugin for Macvlan {
                 let master = config.stack.find_master(&netns).await?;
                 config.stack.check_mtu(&master)?;
                 let inside = config.stack.make(&master, request, &netns, config.upper(), &mut made).await?;
-                single::address(&mut made, &inside, config.ipam.as_deref(), &NOTIFY).await
+                single::address(&mut made, &inside, config.ipam.as_deref(), &[ARP_NOTIFY, NDISC_NOTIFY]).await
             };
             let done = attach.await.map(|result| AddResult { dns: config.dns.clone(), ..result });
             made.keep_or_undo(done).await

@@ -1,7 +1,7 @@
 //! Attachments that are one link in the container: macvlan, ipvlan, vlan, dummy, host-device.
 //!
-//! Owns the verbs as far as these plugins share them. Such a link is in the container's namespace from birth under its
-//! final name, so a plugin that is killed leaves nothing that DEL does not find, and GC has only IPAM's leases to collect.
+//! Owns the verbs as far as these plugins share them. Such a link is in the container's namespace before its plugin can
+//! be killed, by its name or by one that DEL knows too, and GC has only IPAM's leases to collect.
 
 use cni::{AddResult, ErrorReply, exec::Verb};
 use linux::netlink::{Link, Netlink};
@@ -11,6 +11,7 @@ use crate::{
     inside::{self, Inside, Switch},
     made::Made,
     plugin::{Request, block_on},
+    stacked::interim_name,
     verify,
 };
 
@@ -55,10 +56,12 @@ pub(crate) async fn adopt(
 pub(crate) fn del(request: &Request) -> Result<(), ErrorReply> {
     let ipam = delegate::ipam_type(request)?;
     let remove_link = async {
-        match request.existing_netns()? {
-            Some(netns) => inside::delete(&netns, &request.ifname).await,
-            None => Ok(()),
+        if let Some(netns) = request.existing_netns()? {
+            for name in [request.ifname.clone(), interim_name(request)] {
+                inside::delete(&netns, &name).await?;
+            }
         }
+        Ok(())
     };
     block_on(delegate::detach(request, ipam.as_deref(), remove_link))
 }

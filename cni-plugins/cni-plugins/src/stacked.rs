@@ -1,19 +1,20 @@
 //! Links that stand on another link: what macvlan, ipvlan and vlan share.
 //!
-//! Owns the keys `master`, `mtu` and `linkInContainer`, finding the master, and making the link in the container from
-//! birth under its final name. It refuses an MTU above the master's where the plugin asks for that.
+//! Owns the keys `master`, `mtu` and `linkInContainer`, finding the master, and making the link, which nobody on the
+//! host gets to see. It refuses an MTU above the master's where the plugin asks for that.
 
 use std::os::fd::AsFd;
 
 use cni::{ErrorReply, code};
 use linux::{
-    netlink::{Link, LinkKind, MAIN_TABLE, MacAddress, Netlink, NewLink, Parent},
+    netlink::{Error, Link, LinkChange, LinkKind, MAIN_TABLE, MacAddress, Netlink, NewLink, Parent},
     netns::Netns,
 };
 
 use crate::{
     inside::Inside,
     made::Made,
+    pair,
     plugin::{Request, decoding},
 };
 
@@ -86,9 +87,20 @@ impl Stack {
         let failed = |error| {
             ErrorReply::internal(format!("failed to create link on master {:?}: {error}", master.name))
         };
-        netlink.add_link(&new).await.map_err(failed)?;
-        let link = netlink.link(&request.ifname).await.map_err(failed)?;
-        made.link(&netlink, link.index);
+        let link = match netlink.add_link(&new).await {
+            Err(error) if error.is_exists() && !self.in_container => {
+                if netlink.find_link(&new.name).await.map_err(failed)?.is_some() {
+                    return Err(failed(error));
+                }
+                make_elsewhere_first(&netlink, &new, request, made).await.map_err(failed)?
+            }
+            added => {
+                added.map_err(failed)?;
+                let link = netlink.link(&new.name).await.map_err(failed)?;
+                made.link(&netlink, link.index);
+                link
+            }
+        };
         Ok(Inside { netns, netlink, link })
     }
 
@@ -119,6 +131,28 @@ impl Stack {
             None => default_route_link(around).await,
         }
     }
+}
+
+/// Kernels before 6.15 make the link beside its master before they move it, so that no link there may have its name. It
+/// gets its own once it has moved; until then it has one that DEL knows.
+async fn make_elsewhere_first(
+    netlink: &Netlink,
+    new: &NewLink,
+    request: &Request,
+    made: &mut Made<'_>,
+) -> Result<Link, Error> {
+    let interim = NewLink { name: interim_name(request), ..new.clone() };
+    netlink.add_link(&interim).await?;
+    let link = netlink.link(&interim.name).await?;
+    made.link(netlink, link.index);
+    let rename = LinkChange { name: Some(new.name.clone()), ..LinkChange::default() };
+    netlink.change_link(link.index, &rename).await?;
+    netlink.link(&new.name).await
+}
+
+/// The name that a link of the attachment may have before it has its own.
+pub(crate) fn interim_name(request: &Request) -> String {
+    pair::port_name(&request.network, &request.container_id, &request.ifname)
 }
 
 /// The link that the first default route leads through, IPv4 before IPv6.

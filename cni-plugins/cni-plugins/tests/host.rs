@@ -4,6 +4,7 @@ mod host {
     mod bandwidth;
     mod bridge;
     mod chain;
+    mod delegate;
     mod dhcp;
     mod differential;
     mod firewall;

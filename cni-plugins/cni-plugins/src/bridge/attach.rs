@@ -14,7 +14,7 @@ use super::{
     host::{dress_port, ensure_bridge, make_gateway},
 };
 use crate::{
-    inside::{Inside, NOTIFY, Switch, interface},
+    inside::{ARP_NOTIFY, Inside, NDISC_NOTIFY, Switch, interface},
     made::Made,
     pair::{self, Alias, PairOptions},
     plugin::Request,
@@ -53,7 +53,7 @@ impl<'a> Attach<'a> {
         let gateways = complete(&mut result, config);
         let mut watch = LinkWatch::open().map_err(ErrorReply::internal)?;
         if config.ipam.is_some() {
-            inside.configure(&result, &switches(config)).await?;
+            inside.configure(&result, &switches(config, &result)).await?;
             make_gateway(&self.host, &bridge, &gateways, config).await?;
             config.filters.masquerade.set_up(self.request, &result)?;
         } else if !config.disable_container_interface {
@@ -91,14 +91,18 @@ impl<'a> Attach<'a> {
 }
 
 /// Duplicate detection is off unless asked for: IPAM gives no address twice.
-fn switches(config: &Config) -> Vec<Switch> {
-    let mut switches = if config.enable_dad {
-        vec![("ipv6", "enhanced_dad", "1"), ("ipv6", "accept_dad", "1")]
-    } else {
-        vec![("ipv6", "accept_dad", "0")]
-    };
-    switches.extend(NOTIFY);
-    switches
+fn switches(config: &Config, given: &AddResult) -> Vec<Switch> {
+    let dad = if config.enable_dad { "1" } else { "0" };
+    let has_ipv6 = given.ips.iter().any(|ip| ip.address.is_ipv6());
+    [
+        config.enable_dad.then_some(("ipv6", "enhanced_dad", "1")),
+        Some(("ipv6", "accept_dad", dad)),
+        Some(ARP_NOTIFY),
+        has_ipv6.then_some(NDISC_NOTIFY),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 async fn port_up(watch: &mut LinkWatch, port: &Link) -> Result<Link, ErrorReply> {

@@ -126,6 +126,15 @@ fn check_notices_what_was_changed() {
     assert!(message(&config).contains("Expected Route 0.0.0.0/0 not found"), "{}", message(&config));
     block_on(async {
         let inside = Netlink::open_in(&a.netns).expect("a socket");
+        let routes = inside.routes().await.expect("the routes");
+        for route in routes.iter().filter(|route| route.destination.is_ipv4()) {
+            inside.del_route(route).await.expect("it is deleted");
+        }
+    });
+    let gateway = "Failed to find Gateway 10.97.0.1 for interface eth0";
+    assert!(message(&config).contains(gateway), "{}", message(&config));
+    block_on(async {
+        let inside = Netlink::open_in(&a.netns).expect("a socket");
         let link = inside.link("eth0").await.expect("the link");
         let address = "10.97.0.2/24".parse().expect("a network");
         inside.del_address(link.index, address).await.expect("it is deleted");
@@ -183,6 +192,53 @@ fn a_network_without_addresses_is_a_link_that_is_up() {
     for container in [&a, &b] {
         del(&config, container);
     }
+}
+
+#[test]
+fn addresses_stay_on_a_link_that_is_down() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let config = node.config("1.0.0");
+    add(&config, &a);
+    let addresses = || {
+        let state = a.state().into_iter();
+        state.filter(|line| line.starts_with("address ")).collect::<Vec<_>>()
+    };
+    let before = addresses();
+    assert!(before.contains(&"address fd97::2/64 on eth0".to_owned()), "{before:?}");
+    block_on(async {
+        let inside = Netlink::open_in(&a.netns).expect("a socket");
+        let index = inside.link("eth0").await.expect("the link").index;
+        inside.set_link_down(index).await.expect("it goes down");
+    });
+    assert_eq!(addresses(), before);
+    del(&config, &a);
+}
+
+#[test]
+fn routes_to_one_place_stand_beside_each_other() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let mut config = node.config("1.0.0");
+    // The first is what the bridge as the default gateway comes to as well.
+    config["ipam"]["routes"] = json!([
+        {"dst": "0.0.0.0/0"}, {"dst": "10.9.0.0/16", "gw": "10.97.0.8"}, {"dst": "10.9.0.0/16", "gw": "10.97.0.9"},
+    ]);
+    add(&config, &a);
+    let routes: Vec<String> = a
+        .state()
+        .into_iter()
+        .filter(|line| line.contains("/0 via Some(10.") || line.contains(" 10.9."))
+        .collect();
+    assert_eq!(
+        routes,
+        [
+            "route 0.0.0.0/0 via Some(10.97.0.1) on eth0 table 254",
+            "route 10.9.0.0/16 via Some(10.97.0.8) on eth0 table 254",
+            "route 10.9.0.0/16 via Some(10.97.0.9) on eth0 table 254",
+        ]
+    );
+    del(&config, &a);
 }
 
 #[test]

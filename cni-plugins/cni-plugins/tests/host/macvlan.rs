@@ -1,8 +1,9 @@
 //! `macvlan` with `host-local`: packets between containers and to the wire, modes, addresses, CHECK, failures.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
-use linux::netlink::{LinkKind, MacVlanMode, Netlink, NewAddress, Route};
+use cni_plugins::pair::port_name;
+use linux::netlink::{BridgeOptions, LinkChange, LinkKind, MacVlanMode, Netlink, NewAddress, Route};
 use serde_json::{Value, json};
 
 use super::node::{Call, Container, Node, Wire, block_on, host_state};
@@ -156,6 +157,52 @@ fn the_master_is_that_of_the_default_route_or_in_the_container() {
 }
 
 #[test]
+fn a_link_that_a_kill_left_without_its_name_is_found() {
+    let node = Node::new();
+    let _wire = Wire::new();
+    let a = Container::new("a");
+    let before = a.state();
+    block_on(async {
+        let inside = Netlink::open_in(&a.netns).expect("a socket");
+        let name = port_name("pods", "a", "eth0");
+        inside.add_bridge(&BridgeOptions { name, ..BridgeOptions::default() }).await.expect("a link");
+    });
+    assert_eq!(run("DEL", &config(&node, "1.0.0"), &a), Ok(Value::Null));
+    assert_eq!(a.state(), before);
+}
+
+#[test]
+fn addresses_on_a_dead_wire_settle_when_it_lives() {
+    let node = Node::new();
+    let _wire = Wire::new();
+    let a = Container::new("a");
+    let config = config(&node, "1.0.0");
+    let switch = |up: bool| {
+        block_on(async {
+            let host = Netlink::open().expect("a socket");
+            let far = host.link("up1").await.expect("the wire").index;
+            let change = LinkChange { up: Some(up), ..LinkChange::default() };
+            host.change_link(far, &change).await.expect("a change");
+        });
+    };
+    let is_tentative = || {
+        block_on(async {
+            let inside = Netlink::open_in(&a.netns).expect("a socket");
+            let all = inside.addresses(None).await.expect("the addresses");
+            all.iter().any(|address| address.is_tentative() && address.network.prefix() == 64)
+        })
+    };
+    switch(false);
+    add(&config, &a);
+    assert!(is_tentative());
+    switch(true);
+    harness::wait::until("the addresses to settle", Duration::from_secs(10), || {
+        if is_tentative() { Err("tentative".to_owned()) } else { Ok(()) }
+    });
+    assert_eq!(run("DEL", &config, &a), Ok(Value::Null));
+}
+
+#[test]
 fn a_failed_add_leaves_nothing() {
     let node = Node::new();
     let _wire = Wire::new();
@@ -183,7 +230,7 @@ fn a_failed_add_leaves_nothing() {
         999,
         "failed to add route",
     );
-    // A link of the host may have the name that the container's is to have.
+    // A link of the host may have the name that the container's is to have, which older kernels do not like.
     let config = config(&node, "1.0.0");
     let del = Call { ifname: Wire::MASTER, ..Call::new("DEL", &config, &a) };
     let same = Call { verb: "ADD", ..del };

@@ -219,11 +219,21 @@ pub struct Call<'a> {
     pub netns: &'a str,
     pub ifname: &'a str,
     pub args: &'a str,
+    /// Looked at before the folder of the executables.
+    pub path: &'a str,
 }
 
 impl<'a> Call<'a> {
     pub fn new(verb: &'a str, config: &'a Value, container: &'a Container) -> Self {
-        Self { verb, config, container_id: &container.id, netns: container.path(), ifname: "eth0", args: "" }
+        Self {
+            verb,
+            config,
+            container_id: &container.id,
+            netns: container.path(),
+            ifname: "eth0",
+            args: "",
+            path: "",
+        }
     }
 
     /// The answer of the executable: its document (null for none), or its error document.
@@ -245,7 +255,7 @@ impl<'a> Call<'a> {
             .env("CNI_NETNS", self.netns)
             .env("CNI_IFNAME", self.ifname)
             .env("CNI_ARGS", self.args)
-            .env("CNI_PATH", bin_dir())
+            .env("CNI_PATH", format!("{}:{}", self.path, bin_dir().display()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -2,7 +2,7 @@
 //!
 //! Owns [`LinkKind`], what such links are made with and report, and [`NewLink`]. A link that stands on a parent in another
 //! namespace is made through a socket of the namespace that it is to be in, which knows the parent's by number
-//! ([`Netlink::netns_id`]): so its name has to be free only where it will be, and it is never seen anywhere else.
+//! ([`Netlink::netns_id`]), and ends nowhere else. Kernels before 6.15 want its name to be free beside the parent, too.
 
 pub use rtnetlink::packet_route::link::{IpVlanMode, MacVlanMode};
 use rtnetlink::{
