@@ -137,6 +137,7 @@ macro_rules! tables {
 
 tables! {
     the_protocol: "protocol",
+    every_verb_in_every_version: "versions",
     loopback: "loopback",
     host_local: "host-local",
     host_local_configurations: "host-local-configuration",
