@@ -13,7 +13,7 @@ use std::{
 };
 
 use cni::{
-    AddResult, ErrorReply, Version,
+    AddResult, ErrorReply, ResultError, Version,
     args::CniArgs,
     code,
     exec::Verb,
@@ -136,7 +136,11 @@ impl Request {
     pub fn prev_result(&self) -> Result<Option<AddResult>, ErrorReply> {
         let root = self.root().object("prevResult").map_err(decoding)?;
         let read = root.map(|root| AddResult::from_json_as(&root, self.version)).transpose();
-        read.map_err(|error| ErrorReply::new(code::DECODING_FAILURE, format!("prevResult: {error}")))
+        read.map_err(|error| match error {
+            // It says which key.
+            ResultError::Json(error) => decoding(error),
+            other => ErrorReply::new(code::DECODING_FAILURE, format!("prevResult: {other}")),
+        })
     }
 
     /// As [`Request::prev_result`], for a verb or a plugin that needs one.

@@ -6,11 +6,12 @@ pub struct CniArgs {
     pairs: Vec<(String, String)>,
 }
 
-/// A text that is not pairs.
+/// A text that is not pairs, or a pair whose value cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid CNI_ARGS pair {pair:?}: expected KEY=VALUE")]
+#[error("invalid CNI_ARGS pair {pair:?}: expected {expected}")]
 pub struct ArgsError {
     pub pair: String,
+    pub expected: &'static str,
 }
 
 impl CniArgs {
@@ -22,7 +23,8 @@ impl CniArgs {
         let mut pairs = Vec::new();
         for pair in text.split(';').filter(|_| !text.is_empty()) {
             let split = pair.split_once('=').filter(|(key, value)| !key.is_empty() && !value.contains('='));
-            let (key, value) = split.ok_or_else(|| ArgsError { pair: pair.to_owned() })?;
+            let (key, value) =
+                split.ok_or_else(|| ArgsError { pair: pair.to_owned(), expected: "KEY=VALUE" })?;
             pairs.push((key.to_owned(), value.to_owned()));
         }
         Ok(Self { pairs })
@@ -48,7 +50,9 @@ impl CniArgs {
             Some(text) => match text.to_ascii_lowercase().as_str() {
                 "1" | "true" => Ok(true),
                 "0" | "false" => Ok(false),
-                _ => Err(ArgsError { pair: format!("IgnoreUnknown={text}") }),
+                _ => {
+                    Err(ArgsError { pair: format!("IgnoreUnknown={text}"), expected: "1, true, 0 or false" })
+                }
             },
         }
     }

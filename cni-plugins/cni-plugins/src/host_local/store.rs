@@ -88,7 +88,7 @@ impl Store {
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o640)
+            .mode(0o750)
             .open(&path)
             .map_err(failed("open lock", &path))?;
         while let Err(error) = lock.lock() {
@@ -244,7 +244,7 @@ impl Leasing<'_> {
         }
         self.taken.push(address);
         let last = self.store.last_path(set);
-        fs::write(&last, address.to_string()).map_err(failed("write", &last))?;
+        write(&last, &address.to_string()).map_err(failed("write", &last))?;
         Ok(true)
     }
 
@@ -285,6 +285,12 @@ fn read_small(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     File::open(path)?.take(LEASE_LIMIT).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Only its owner may read it, as every file of leases.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 fn remove(path: &Path) -> Result<(), StoreError> {

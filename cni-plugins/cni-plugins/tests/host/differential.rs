@@ -12,6 +12,7 @@ mod observe;
 mod twin;
 
 use std::{
+    collections::BTreeSet,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
@@ -26,6 +27,8 @@ use super::node::bin_dir;
 
 /// The folder of the reference plugins' executables.
 const REFERENCE: &str = "ORLOP_REFERENCE_PLUGINS";
+/// Differences that are accepted in every row.
+const EVERYWHERE: &str = "accepted";
 /// Set in virtual machines, which are slow: only rows are run that need something of the kernel that another may lack.
 const ONLY_NEEDY: &str = "ORLOP_ONLY_NEEDY_ROWS";
 /// See the module.
@@ -52,7 +55,7 @@ fn compare_between(table: &str, theirs: &Implementation, ours: &Implementation) 
     if std::env::var_os(ONLY_NEEDY).is_some() {
         cases.retain(|case| case.needs.is_some());
     }
-    let everywhere: Vec<Accepted> = load("accepted");
+    let everywhere: Vec<Accepted> = load(EVERYWHERE);
     let mut failures = Vec::new();
     for case in &cases {
         if let Some(kind) = case.needs.as_deref().filter(|kind| !kernel_has(kind)) {
@@ -111,131 +114,53 @@ fn reference_is_the_release_that_the_tables_are_for() {
 }
 
 #[test]
-fn the_protocol() {
-    compare("protocol");
+fn every_table_runs() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/differential");
+    let there = std::fs::read_dir(folder).expect("the tables").map(|entry| entry.expect("an entry").path());
+    let there = there.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
+    let there: BTreeSet<String> = there.filter(|name| name != EVERYWHERE).collect();
+    assert_eq!(there, RUNNING.iter().map(|name| (*name).to_owned()).collect());
 }
 
-#[test]
-fn loopback() {
-    compare("loopback");
+/// A test for each table.
+macro_rules! tables {
+    ($($test:ident: $table:literal,)+) => {
+        const RUNNING: &[&str] = &[$($table),+];
+        $(
+            #[test]
+            fn $test() {
+                compare($table);
+            }
+        )+
+    };
 }
 
-#[test]
-fn host_local() {
-    compare("host-local");
-}
-
-#[test]
-fn host_local_configurations() {
-    compare("host-local-configuration");
-}
-
-#[test]
-fn bridge() {
-    compare("bridge");
-}
-
-#[test]
-fn bandwidth() {
-    compare("bandwidth");
-}
-
-#[test]
-fn bridge_in_every_version() {
-    compare("bridge-versions");
-}
-
-#[test]
-fn bridge_as_a_gateway() {
-    compare("bridge-gateways");
-}
-
-#[test]
-fn bridge_with_routes() {
-    compare("bridge-routes");
-}
-
-#[test]
-fn bridge_from_add_to_del() {
-    compare("bridge-lifecycle");
-}
-
-#[test]
-fn bridge_after_changes() {
-    compare("bridge-check");
-}
-
-#[test]
-fn bridge_with_bad_values() {
-    compare("bridge-bad-values");
-}
-
-#[test]
-fn bridge_with_rules_of_the_packet_filter() {
-    compare("bridge-nftables");
-}
-
-#[test]
-fn bridge_with_vlans() {
-    compare("bridge-vlan");
-}
-
-#[test]
-fn dummy() {
-    compare("dummy");
-}
-
-#[test]
-fn firewall() {
-    compare("firewall");
-}
-
-#[test]
-fn host_device() {
-    compare("host-device");
-}
-
-#[test]
-fn ipvlan() {
-    compare("ipvlan");
-}
-
-#[test]
-fn macvlan() {
-    compare("macvlan");
-}
-
-#[test]
-fn portmap() {
-    compare("portmap");
-}
-
-#[test]
-fn ptp() {
-    compare("ptp");
-}
-
-#[test]
-fn sbr() {
-    compare("sbr");
-}
-
-#[test]
-fn static_addresses() {
-    compare("static");
-}
-
-#[test]
-fn tuning() {
-    compare("tuning");
-}
-
-#[test]
-fn vlan() {
-    compare("vlan");
-}
-
-#[test]
-fn vrf() {
-    compare("vrf");
+tables! {
+    the_protocol: "protocol",
+    every_verb_in_every_version: "versions",
+    loopback: "loopback",
+    host_local: "host-local",
+    host_local_configurations: "host-local-configuration",
+    bridge: "bridge",
+    bridge_in_every_version: "bridge-versions",
+    bridge_as_a_gateway: "bridge-gateways",
+    bridge_with_routes: "bridge-routes",
+    bridge_from_add_to_del: "bridge-lifecycle",
+    bridge_after_changes: "bridge-check",
+    bridge_with_bad_values: "bridge-bad-values",
+    bridge_with_rules_of_the_packet_filter: "bridge-nftables",
+    bridge_with_vlans: "bridge-vlan",
+    bandwidth: "bandwidth",
+    dummy: "dummy",
+    firewall: "firewall",
+    host_device: "host-device",
+    ipvlan: "ipvlan",
+    macvlan: "macvlan",
+    portmap: "portmap",
+    ptp: "ptp",
+    sbr: "sbr",
+    static_addresses: "static",
+    tuning: "tuning",
+    vlan: "vlan",
+    vrf: "vrf",
 }

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::PermissionsExt,
     path::Path,
 };
 
@@ -33,7 +34,9 @@ const LINK_NOISE: [&str; 13] = [
     "addr_info",
     "gso_ipv4_max_size",
 ];
+const OWNER_KEYS: [&str; 3] = ["containerID", "ifname", "network"];
 const ADDRESS_NOISE: [&str; 3] = ["valid_life_time", "preferred_life_time", "tentative"];
+const PASSING_ROUTE_FLAGS: [&str; 2] = ["linkdown", "dead"];
 const PASSING_FLAGS: [&str; 3] = ["NO-CARRIER", "LOWER_UP", "M-DOWN"];
 
 /// What was seen after a call.
@@ -183,7 +186,13 @@ fn route_line(route: &Value) -> Option<String> {
     let automatic = ["local", "broadcast", "multicast", "anycast"].contains(&text(route, "type"))
         || text(route, "dst").starts_with("fe80::")
         || text(route, "dst").starts_with("ff00::");
-    (!automatic).then(|| without(route, &["flags", "pref"]).to_string())
+    let mut shown = without(route, &["pref", "flags"]);
+    let mut flags = route.get("flags").and_then(Value::as_array).cloned().unwrap_or_default();
+    flags.retain(|flag| !PASSING_ROUTE_FLAGS.contains(&flag.as_str().unwrap_or_default()));
+    if !flags.is_empty() {
+        shown["flags"] = Value::from(flags);
+    }
+    (!automatic).then(|| shown.to_string())
 }
 
 /// Each rule with the table and chain that it stands in, and its position there.
@@ -218,7 +227,7 @@ fn without(value: &Value, keys: &[&str]) -> Value {
     }
 }
 
-/// The files of a folder with their text.
+/// The files of a folder with their modes and texts.
 fn files(folder: &Path, roles: &Roles, lines: &mut Vec<String>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
@@ -226,12 +235,18 @@ fn files(folder: &Path, roles: &Roles, lines: &mut Vec<String>) {
         if path.extension().is_some_and(|extension| extension == "owners") {
             continue;
         }
+        let mode = fs::symlink_metadata(&path).map_or(0, |metadata| metadata.permissions().mode() & 0o7777);
         if path.is_dir() {
-            lines.push(format!("folder {}", path.display()));
+            lines.push(format!("folder {} {mode:o}", path.display()));
             files(&path, roles, lines);
         } else {
             let text = fs::read_to_string(&path).unwrap_or_default();
-            lines.push(roles.rename(&format!("file {} {:?}", path.display(), text)));
+            // The order of keys does not matter, and whose the file is, by which our GC finds it, the reference does not say.
+            let shown = match serde_json::from_str(&text) {
+                Ok(value @ Value::Object(_)) => without(&value, &OWNER_KEYS).to_string(),
+                _ => format!("{text:?}"),
+            };
+            lines.push(roles.rename(&format!("file {} {mode:o} {shown}", path.display())));
         }
     }
 }
