@@ -10,6 +10,7 @@ mod host {
     mod firewall;
     mod flannel;
     mod host_device;
+    mod killed;
     mod loopback;
     mod macvlan;
     mod masquerade;
