@@ -9,7 +9,7 @@
 //! The `ifb` has the reference plugin's name, a hash of network and container, and like a port of `bridge` an alias that says
 //! whose it is, for GC. It refuses to replace a queue that somebody else gave the link.
 
-mod config;
+pub(crate) mod config;
 
 use cni::{AddResult, ErrorReply, Interface, Version};
 use linux::{

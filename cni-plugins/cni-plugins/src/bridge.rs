@@ -11,7 +11,7 @@
 
 mod attach;
 mod check;
-mod config;
+pub(crate) mod config;
 mod filters;
 mod gateway;
 mod host;

@@ -10,7 +10,7 @@
 //!
 //! Facts of the protocol are from RFC 2131 and 2132, those of routes from RFC 3442. It refuses IPv6, as the reference does.
 
-mod config;
+pub(crate) mod config;
 mod daemon;
 mod datagram;
 mod exchange;
@@ -75,5 +75,31 @@ pub fn main() -> ExitCode {
     match arguments.split_first() {
         Some((first, rest)) if first == "daemon" => daemon::main(rest),
         _ => plugin::main(&Dhcp),
+    }
+}
+
+/// See [`crate::fuzz`]. The first bytes are those that a question chose, so that more than the comparison with them is run.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let (xid, mac) = (0x0102_0304_u32, linux::netlink::MacAddress([2, 0, 0, 0, 0, 1]));
+    let _ = datagram::unwrap(bytes);
+    let mut payload = bytes.to_vec();
+    if payload.len() < 240 {
+        payload.resize(240, 0);
+    }
+    payload[0] = 2;
+    payload[4..8].copy_from_slice(&xid.to_be_bytes());
+    payload[28..34].copy_from_slice(&mac.0);
+    if let Some(message) = exchange::decode(&payload, xid, mac)
+        && let Ok(lease) = lease::Lease::of(&message, 1000)
+    {
+        for now in [1000, 2000, u64::from(u32::MAX) + 1000] {
+            lease.next(now);
+        }
+        drop(lease.result(None).to_json(cni::Version::NEWEST));
+    }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+        drop(flags::Flags::parse(&words));
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! Rules of bridges stay when containers go, as the reference's do: other containers may be behind them.
 
-mod config;
+pub(crate) mod config;
 mod rules;
 
 use cni::{AddResult, ErrorReply, Version};

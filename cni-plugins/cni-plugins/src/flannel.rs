@@ -5,7 +5,7 @@
 //! `<dataDir>/<container id>`, where that configuration is kept for DEL, since the subnet may be another one by then.
 //! It refuses a `delegate` that brings what only the daemon knows. The overlay itself is the daemon's.
 
-mod config;
+pub(crate) mod config;
 mod subnet_env;
 
 use std::{
@@ -184,4 +184,10 @@ fn collect(data_dir: &Path, network: &str, valid: &Valid) -> Result<(), ErrorRep
         }
     }
     Ok(())
+}
+
+/// See [`crate::fuzz`].
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &str) {
+    drop(SubnetEnv::parse(text));
 }

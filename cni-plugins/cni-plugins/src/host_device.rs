@@ -5,7 +5,7 @@
 //! that a userspace driver (DPDK) has is no link: only IPAM is asked for it. DEL gives the link back, down, under its
 //! old name; where the namespace is gone, the kernel gave it back under another name, and DEL and GC restore that.
 
-mod config;
+pub(crate) mod config;
 mod find;
 mod loan;
 

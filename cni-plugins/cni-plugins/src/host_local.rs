@@ -4,7 +4,7 @@
 //! `resolvConf`. Owns the leases (see [`store`](self)). Addresses are handed out round robin, so that one that was
 //! released is used again as late as possible. It refuses an attachment that has an address already.
 
-mod config;
+pub(crate) mod config;
 mod index;
 mod range;
 mod resolv_conf;
@@ -196,6 +196,12 @@ fn owner(request: &Request) -> Owner {
 
 fn io_failure(error: StoreError) -> ErrorReply {
     ErrorReply::new(code::IO_FAILURE, error.to_string())
+}
+
+/// See [`crate::fuzz`].
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(text: &str) {
+    drop(resolv_conf::parse(text));
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub struct Ipvlan;
 
 /// What to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Config {
+pub(crate) struct Config {
     stack: Stack,
     mode: IpVlanMode,
     dns: Dns,
@@ -33,7 +33,7 @@ struct Config {
 }
 
 impl Config {
-    fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         Ok(Self {
             stack: Stack::read(request)?,

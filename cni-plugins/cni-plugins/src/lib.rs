@@ -12,6 +12,8 @@ pub mod dhcp;
 pub mod dummy;
 pub mod firewall;
 pub mod flannel;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hardware_address;
 mod hash;
 pub mod host_device;

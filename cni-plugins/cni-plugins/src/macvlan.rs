@@ -22,7 +22,7 @@ pub struct Macvlan;
 
 /// What to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Config {
+pub(crate) struct Config {
     stack: Stack,
     mode: MacVlanMode,
     broadcast_queue: Option<u32>,
@@ -32,7 +32,7 @@ struct Config {
 }
 
 impl Config {
-    fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         let queue = root.number::<u32>("bcqueuelen").map_err(decoding)?;
         Ok(Self {

@@ -22,7 +22,7 @@ use cni::{
 use linux::netns::Netns;
 use serde_json::{Map, Value, json};
 
-use self::environment::Environment;
+pub(crate) use self::environment::Environment;
 
 /// What a plugin does for each verb. VERSION is answered for it.
 pub trait Plugin {

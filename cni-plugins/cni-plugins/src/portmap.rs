@@ -11,7 +11,7 @@
 //! host: the first of two mappings of one port wins.
 
 mod conditions;
-mod config;
+pub(crate) mod config;
 mod rules;
 
 use std::net::IpAddr;

@@ -41,7 +41,7 @@ pub struct Ptp;
 
 /// What to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Config {
+pub(crate) struct Config {
     mtu: Option<u32>,
     dns: Dns,
     masquerade: Masquerade,
@@ -49,7 +49,7 @@ struct Config {
 }
 
 impl Config {
-    fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         Ok(Self {
             mtu: root.number::<u32>("mtu").map_err(decoding)?.filter(|mtu| *mtu > 0),

@@ -5,7 +5,7 @@
 //! `plan`), then done step by step; a step that fails takes the steps before it back. DEL removes the rules; the routes
 //! go with the link.
 
-mod config;
+pub(crate) mod config;
 mod plan;
 mod steps;
 

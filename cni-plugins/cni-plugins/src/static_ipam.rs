@@ -18,14 +18,14 @@ pub struct Static;
 
 /// What to answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Config {
+pub(crate) struct Config {
     addresses: Vec<IpConfig>,
     routes: Vec<Route>,
     dns: Dns,
 }
 
 impl Config {
-    fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         let ipam = root.object("ipam").map_err(decoding)?;
         let ipam = ipam.ok_or_else(|| ErrorReply::config("IPAM config missing 'ipam' key"))?;

@@ -7,7 +7,7 @@
 
 mod allowlist;
 mod backup;
-mod config;
+pub(crate) mod config;
 mod properties;
 mod sysctls;
 

@@ -22,7 +22,7 @@ pub struct Vlan;
 
 /// What to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Config {
+pub(crate) struct Config {
     stack: Stack,
     id: u16,
     dns: Dns,
@@ -30,7 +30,7 @@ struct Config {
 }
 
 impl Config {
-    fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         let stack = Stack::read(request)?;
         if stack.master.is_none() {

@@ -26,14 +26,14 @@ pub struct Vrf;
 
 /// Which VRF.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Config {
+pub(crate) struct Config {
     name: String,
     /// None takes the table that the VRF has, or a free one.
     table: Option<u32>,
 }
 
 impl Config {
-    fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         let name = root.string("vrfname").map_err(decoding)?.unwrap_or_default();
         if name.is_empty() {

@@ -177,5 +177,13 @@ fn read_args(root: &Object<'_>) -> Result<CniArgs, JsonError> {
     each.collect()
 }
 
+/// See [`crate::fuzz`].
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Ok(entry) = Entry::from_json(bytes) {
+        drop(entry.to_json());
+    }
+}
+
 #[cfg(test)]
 mod tests;

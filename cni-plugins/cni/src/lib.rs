@@ -13,6 +13,8 @@ mod client;
 mod conf_dir;
 mod config;
 pub mod exec;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod json;
 mod reply;
 mod result;

@@ -30,14 +30,14 @@ impl Limit {
 
 /// What to limit. `ingress` is what goes into the container.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Config {
+pub(crate) struct Config {
     pub(super) ingress: Option<Limit>,
     pub(super) egress: Option<Limit>,
 }
 
 impl Config {
     /// The keys of the configuration itself win over the runtime's as a whole.
-    pub(super) fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         if KEYS.iter().any(|key| root.value(key).is_some()) {
             return Self::of(&root);

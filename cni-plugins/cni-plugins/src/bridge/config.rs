@@ -16,7 +16,7 @@ const DEFAULT_BRIDGE: &str = "cni0";
 
 /// What to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Config {
+pub(crate) struct Config {
     pub(super) bridge: String,
     /// The bridge carries the gateway addresses.
     pub(super) is_gateway: bool,
@@ -38,7 +38,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    pub(super) fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         refuse_unsupported(&root)?;
         let switch = |key: &str| -> Result<bool, ErrorReply> {

@@ -19,7 +19,7 @@ const DEFAULT_REQUESTS: [u8; 2] = [3, 1];
 
 /// What to ask the daemon for, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Config {
+pub(crate) struct Config {
     pub(super) socket: PathBuf,
     pub(super) options: Options,
     /// Metric of the routes.
@@ -36,7 +36,7 @@ pub(super) struct Options {
 }
 
 impl Config {
-    pub(super) fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         let ipam = root.object("ipam").map_err(decoding)?;
         let ipam = ipam.ok_or_else(|| ErrorReply::config("IPAM config missing 'ipam' key"))?;

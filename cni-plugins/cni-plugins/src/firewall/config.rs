@@ -10,7 +10,7 @@ const CHAIN_NAME_LIMIT: usize = 128;
 
 /// What to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Config {
+pub(crate) struct Config {
     backend: Backend,
     pub(super) admin_chain: String,
     ingress_policy: IngressPolicy,
@@ -47,7 +47,7 @@ impl IsolatedBridge {
 }
 
 impl Config {
-    pub(super) fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         let text = |key: &str| root.string(key).map_err(decoding);
         // Nothing to say to firewalld, but a value that the reference would not take is told.

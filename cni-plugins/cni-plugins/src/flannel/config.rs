@@ -13,7 +13,7 @@ const DEFAULT_DATA_DIR: &str = "/var/lib/cni/flannel";
 
 /// What to delegate to, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Config {
+pub(crate) struct Config {
     pub(super) subnet_file: PathBuf,
     pub(super) data_dir: PathBuf,
     delegate: Map<String, Value>,
@@ -21,7 +21,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    pub(super) fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         let path = |key: &str, default: &str| -> Result<PathBuf, ErrorReply> {
             let given = root.string(key).map_err(decoding)?.filter(|path| !path.is_empty());

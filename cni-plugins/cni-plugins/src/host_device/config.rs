@@ -15,7 +15,7 @@ const DEVICES: &str = "/sys/devices/";
 
 /// What to lend.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Config {
+pub(crate) struct Config {
     pub(super) selector: Selector,
     pub(super) dns: Dns,
     pub(super) ipam: Option<String>,
@@ -37,7 +37,7 @@ pub(super) enum Selector {
 }
 
 impl Config {
-    pub(super) fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         Ok(Self {
             selector: selector(&root)?,

@@ -10,7 +10,7 @@ pub(super) fn read(path: &Path) -> io::Result<Dns> {
 }
 
 /// Lines of other keywords, comments and empty lines are passed over; the last `domain` wins.
-fn parse(text: &str) -> Dns {
+pub(super) fn parse(text: &str) -> Dns {
     let mut dns = Dns::default();
     for line in text.lines().map(str::trim) {
         if line.starts_with('#') || line.starts_with(';') {

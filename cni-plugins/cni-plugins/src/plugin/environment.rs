@@ -8,14 +8,14 @@ use super::{Request, refuse_own_netns, shared_config};
 
 /// The `CNI_*` variables; an empty one counts as absent.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Environment {
-    pub(super) command: Option<String>,
-    pub(super) container_id: Option<String>,
-    pub(super) netns: Option<String>,
-    pub(super) ifname: Option<String>,
-    pub(super) args: Option<String>,
-    pub(super) path: Option<String>,
-    pub(super) netns_override: Option<String>,
+pub(crate) struct Environment {
+    pub(crate) command: Option<String>,
+    pub(crate) container_id: Option<String>,
+    pub(crate) netns: Option<String>,
+    pub(crate) ifname: Option<String>,
+    pub(crate) args: Option<String>,
+    pub(crate) path: Option<String>,
+    pub(crate) netns_override: Option<String>,
 }
 
 impl Environment {
@@ -65,7 +65,7 @@ impl Environment {
     }
 
     /// The checked request of any verb but VERSION.
-    pub(super) fn request(&self, verb: Verb, stdin: Vec<u8>) -> Result<Request, ErrorReply> {
+    pub(crate) fn request(&self, verb: Verb, stdin: Vec<u8>) -> Result<Request, ErrorReply> {
         let (config, network, version) = shared_config(&stdin)?;
         let container_id = self.container_id.clone().unwrap_or_default();
         let ifname = self.ifname.clone().unwrap_or_default();

@@ -16,7 +16,7 @@ const IPTABLES: &str = "iptables";
 
 /// What to publish, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Config {
+pub(crate) struct Config {
     backend: Option<String>,
     external_chain: Option<String>,
     /// Masquerade where the answers would not find back: from the host itself, from the container to itself.
@@ -46,7 +46,7 @@ impl Mapping {
 }
 
 impl Config {
-    pub(super) fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         let text = |key: &str| -> Result<Option<String>, ErrorReply> {
             Ok(root.string(key).map_err(decoding)?.map(str::to_owned))

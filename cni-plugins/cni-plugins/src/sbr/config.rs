@@ -11,7 +11,7 @@ use crate::plugin::{Request, decoding};
 
 /// How to route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Config {
+pub(crate) struct Config {
     /// Somebody else fills this table: only the rules are made.
     pub(super) table: Option<u32>,
     /// Instead of those of the result.
@@ -22,7 +22,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    pub(super) fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         let mut config = Self {
             table: root.number("table").map_err(decoding)?,

@@ -25,7 +25,7 @@ const DEFAULT_DATA_DIR: &str = "/run/cni/tuning";
 
 /// What to set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Config {
+pub(crate) struct Config {
     /// By the names that were given.
     pub(super) sysctls: BTreeMap<String, String>,
     pub(super) properties: Properties,
@@ -34,7 +34,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    pub(super) fn read(request: &Request) -> Result<Self, ErrorReply> {
+    pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         refuse_repeated_sysctls(&request.stdin)?;
         let root = request.root();
         let (sysctls, properties) = settings(&root).map_err(decoding)?;
