@@ -162,6 +162,11 @@ fn the_plugins_own_namespace_is_refused_unless_overridden() {
     assert_eq!(reply.code, code::INVALID_NETNS);
     let overridden = Environment { netns_override: Some("true".to_owned()), ..own };
     assert!(call(&with_address(), &overridden, &config("1.0.0")).is_ok());
+    // They are of no container, whatever the environment has left over.
+    for command in ["GC", "STATUS"] {
+        let left_over = Environment { netns: Some("/proc/self/ns/net".to_owned()), ..environment(command) };
+        assert_eq!(call(&with_address(), &left_over, &config("1.1.0")), Ok(None), "{command}");
+    }
 }
 
 #[test]

@@ -38,6 +38,9 @@ pub struct Case {
 pub struct Accepted {
     /// Parts of the differing line, with ` … ` between them.
     pub line: String,
+    /// The only step after which it may differ.
+    #[serde(default)]
+    pub step: Option<usize>,
     /// For the reader of the table.
     #[expect(dead_code, reason = "its place in the table must not be forgotten")]
     pub reason: String,

@@ -23,7 +23,9 @@ pub fn differences(case: &Case, everywhere: &[Accepted], expected: &[Seen], foun
         };
         lines.retain(|line| {
             let mut all = case.accepted.iter().chain(everywhere);
-            let accepted = all.find(|accepted| has_parts(line, &accepted.line));
+            let accepted = all.find(|accepted| {
+                accepted.step.is_none_or(|step| step == expected.index) && has_parts(line, &accepted.line)
+            });
             if let Some(accepted) = accepted {
                 unused.remove(accepted.line.as_str());
             }

@@ -43,6 +43,8 @@ pub struct Implementation {
 /// What a call answered, and what the host is like after it.
 #[derive(Debug)]
 pub struct Seen {
+    /// Among the row's steps.
+    pub index: usize,
     pub what: String,
     /// The document without the words for people: of an error only its code.
     pub answer: Value,
@@ -107,6 +109,7 @@ impl<'a> Twin<'a> {
                     let state = observe::snapshot(&containers, known);
                     let stderr = String::from_utf8_lossy(&output.stderr);
                     seen.push(Seen {
+                        index,
                         what,
                         answer,
                         raw: format!("{raw}{stderr}"),
