@@ -82,6 +82,8 @@ pub fn main() -> ExitCode {
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let (xid, mac) = (0x0102_0304_u32, linux::netlink::MacAddress([2, 0, 0, 0, 0, 1]));
+    // What the library panics at is caught; a fuzzer's own hook would end the process before.
+    std::panic::set_hook(Box::new(|_| {}));
     let _ = datagram::unwrap(bytes);
     let mut payload = bytes.to_vec();
     if payload.len() < 240 {

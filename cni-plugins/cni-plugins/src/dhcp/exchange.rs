@@ -37,13 +37,6 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const XID: std::ops::Range<usize> = 4..8;
 const CHADDR: std::ops::Range<usize> = 28..34;
 const REPLY: u8 = 2;
-/// Where the options begin.
-const OPTIONS: usize = 240;
-/// The client's name (RFC 4702), its flags and result codes, with which it begins.
-const FQDN: u8 = 81;
-const FQDN_HEAD: usize = 3;
-const PAD: u8 = 0;
-const END: u8 = 255;
 
 /// How long a client tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,35 +185,15 @@ fn is_decision(kind: MessageType) -> bool {
     matches!(kind, MessageType::Ack | MessageType::Nak)
 }
 
-/// Reads a reply to a question. Should the library panic on what is broken, it must not take the daemon along.
+/// Reads a reply to a question. The library asserts that options have their lengths, and must not take the daemon along.
 pub(super) fn decode(payload: &[u8], xid: u32, mac: MacAddress) -> Option<Message> {
     let is_answer = payload.first() == Some(&REPLY)
         && payload.get(XID) == Some(xid.to_be_bytes().as_slice())
         && payload.get(CHADDR) == Some(mac.0.as_slice());
-    if !is_answer || has_short_fqdn(payload.get(OPTIONS..)?) {
+    if !is_answer {
         return None;
     }
     panic::catch_unwind(|| Message::from_bytes(payload)).ok()?.ok()
-}
-
-/// Whether there is a name that is too short for its head, which the library takes for granted. An option's parts are one (RFC 3396).
-fn has_short_fqdn(mut options: &[u8]) -> bool {
-    let mut length: Option<usize> = None;
-    while let [code, rest @ ..] = options {
-        options = rest;
-        match (*code, rest) {
-            (PAD, _) => {}
-            (END, _) | (_, []) => break,
-            (code, [size, rest @ ..]) => {
-                let size = usize::from(*size);
-                if code == FQDN {
-                    length = Some(length.unwrap_or(0) + size);
-                }
-                options = rest.get(size..).unwrap_or_default();
-            }
-        }
-    }
-    length.is_some_and(|length| length < FQDN_HEAD)
 }
 
 #[cfg(test)]
