@@ -2,12 +2,13 @@
 //!
 //! Inputs: the reference plugin's configuration keys; outputs: the bridge, both ends of the pair, and the addresses
 //! that the IPAM plugin gave. Owns the pair, the bridge (which it makes when it is missing and never deletes), the
-//! bridge's gateway addresses, the forwarding switch where the bridge is a gateway, and the attachment's rules of the packet
-//! filter (`ipMasq`, `macspoofchk`), which are nftables rules whatever `ipMasqBackend` says. The host's end carries an alias
-//! that names network, container and link, so that GC, and a DEL whose namespace is gone, find it without a state file.
+//! bridge's gateway addresses, the link that carries those of a VLAN, the forwarding switch where the bridge is a gateway, and
+//! the attachment's rules of the packet filter (`ipMasq`, `macspoofchk`), which are nftables rules whatever `ipMasqBackend`
+//! says. The host's end carries an alias that names network, container and link, so that GC, and a DEL whose namespace is
+//! gone, find it without a state file.
 //!
-//! It refuses keys that it cannot honour (see [`config`](self)). An ADD that fails removes the pair first and releases
-//! the addresses after that, so that no address is handed out again while a link still carries it.
+//! An ADD that fails removes the pair first and releases the addresses after that, so that no address is handed out again
+//! while a link still carries it.
 
 mod attach;
 mod check;
@@ -16,6 +17,7 @@ mod filters;
 mod gateway;
 mod host;
 mod spoof;
+mod vlans;
 
 use cni::{AddResult, ErrorReply, exec::Verb};
 use linux::netlink::Netlink;

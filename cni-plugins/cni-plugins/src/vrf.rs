@@ -36,11 +36,11 @@ impl Config {
     pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         let name = root.string("vrfname").map_err(decoding)?.unwrap_or_default();
+        let table = root.number::<u32>("table").map_err(decoding)?;
         if name.is_empty() {
             return Err(ErrorReply::config("configuration is expected to have a valid vrf name"));
         }
         cni::interface_name(name).map_err(|error| ErrorReply::config(format!("key \"vrfname\": {error}")))?;
-        let table = root.number::<u32>("table").map_err(decoding)?;
         Ok(Self { name: name.to_owned(), table: table.filter(|table| *table > 0) })
     }
 }

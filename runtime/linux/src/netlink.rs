@@ -16,6 +16,7 @@ mod link;
 mod mac;
 mod namespace_id;
 mod neighbour;
+mod port_vlan;
 mod route;
 mod rule;
 mod shaping;
@@ -37,6 +38,7 @@ pub use link::{
 };
 pub use mac::{InvalidMac, MacAddress};
 pub use neighbour::{FdbEntry, Neighbour};
+pub use port_vlan::PortVlan;
 pub use route::{MAIN_TABLE, Route};
 pub use rule::{Rule, RuleFamily};
 pub use shaping::TokenBucket;

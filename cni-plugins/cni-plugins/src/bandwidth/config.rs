@@ -64,13 +64,13 @@ fn limit(object: &Object<'_>, rate_key: &str, burst_key: &str) -> Result<Option<
     let (rate, burst) = (bits(rate_key)?, bits(burst_key)?);
     match (rate, burst) {
         (0, 0) => return Ok(None),
-        (_, 0) => return Err(ErrorReply::internal("if rate is set, burst must also be set")),
-        (0, _) => return Err(ErrorReply::internal("if burst is set, rate must also be set")),
+        (_, 0) => return Err(ErrorReply::config("if rate is set, burst must also be set")),
+        (0, _) => return Err(ErrorReply::config("if burst is set, rate must also be set")),
         _ => {}
     }
     let wrong = |key: &str, detail: &str| decoding(JsonError::key(object.place_of(key), detail));
     let burst = u32::try_from(burst / 8).ok().filter(|bytes| *bytes < u32::MAX);
-    let burst = burst.ok_or_else(|| ErrorReply::internal("burst cannot be more than 4GB"))?;
+    let burst = burst.ok_or_else(|| ErrorReply::config("burst cannot be more than 4GB"))?;
     if rate < 8 {
         return Err(wrong(rate_key, "expected at least 8 bits a second"));
     }

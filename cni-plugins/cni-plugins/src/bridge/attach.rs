@@ -12,6 +12,7 @@ use super::{
     config::Config,
     gateway::{CONTAINER_INTERFACE, complete},
     host::{dress_port, ensure_bridge, make_gateway},
+    vlans::ensure_gateway,
 };
 use crate::{
     inside::{ARP_NOTIFY, Inside, NDISC_NOTIFY, Switch, interface},
@@ -51,10 +52,14 @@ impl<'a> Attach<'a> {
             None => AddResult::default(),
         };
         let gateways = complete(&mut result, config);
+        let mut of_vlan = None;
         let mut watch = LinkWatch::open().map_err(ErrorReply::internal)?;
         if config.ipam.is_some() {
             inside.configure(&result, &switches(config, &result)).await?;
-            make_gateway(&self.host, &bridge, &gateways, config).await?;
+            if !gateways.is_empty() {
+                of_vlan = ensure_gateway(&self.host, &bridge, &config.vlans).await?;
+            }
+            make_gateway(&self.host, of_vlan.as_ref().unwrap_or(&bridge), &gateways, config).await?;
             config.filters.masquerade.set_up(self.request, &result)?;
         } else if !config.disable_container_interface {
             inside.set_up().await?;
@@ -66,6 +71,7 @@ impl<'a> Attach<'a> {
         // Its hardware address may have changed with its first port.
         let bridge = self.host.link(&bridge.name).await.map_err(ErrorReply::internal)?;
         result.interfaces = vec![interface(&bridge, None), interface(&port, None), inside.interface()];
+        result.interfaces.extend(of_vlan.map(|link| interface(&link, None)));
         // The configuration's DNS wins over IPAM's.
         if !config.dns.is_empty() {
             result.dns = config.dns.clone();

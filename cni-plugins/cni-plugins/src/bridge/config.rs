@@ -1,11 +1,9 @@
 //! The configuration of `bridge`: the reference plugin's keys, checked.
-//!
-//! Keys that need what is not built yet (VLAN filtering) are refused with the key and its value, rather than ignored.
 
-use cni::{Dns, ErrorReply, code, json::Object};
+use cni::{Dns, ErrorReply};
 use linux::netlink::{BridgePortOptions, MacAddress};
 
-use super::filters::Filters;
+use super::{filters::Filters, vlans::Vlans};
 use crate::{
     delegate,
     hardware_address::{self, Source},
@@ -27,6 +25,7 @@ pub(crate) struct Config {
     pub(super) mtu: Option<u32>,
     pub(super) promiscuous: bool,
     pub(super) port: BridgePortOptions,
+    pub(super) vlans: Vlans,
     pub(super) filters: Filters,
     pub(super) enable_dad: bool,
     /// The container's end stays down.
@@ -40,7 +39,6 @@ pub(crate) struct Config {
 impl Config {
     pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
-        refuse_unsupported(&root)?;
         let switch = |key: &str| -> Result<bool, ErrorReply> {
             Ok(root.boolean(key).map_err(decoding)?.unwrap_or(false))
         };
@@ -56,6 +54,7 @@ impl Config {
             mtu: root.number::<u32>("mtu").map_err(decoding)?.filter(|mtu| *mtu > 0),
             promiscuous: switch("promiscMode")?,
             port: BridgePortOptions { hairpin: switch("hairpinMode")?, isolated: switch("portIsolation")? },
+            vlans: Vlans::read(&root)?,
             filters: Filters::read(request)?,
             enable_dad: switch("enabledad")?,
             disable_container_interface: switch("disableContainerInterface")?,
@@ -75,26 +74,13 @@ impl Config {
             let message = "cannot set hairpin mode and promiscuous mode at the same time";
             return Err(ErrorReply::config(message));
         }
+        if let Some(name) = self.vlans.gateway_name(&self.bridge).filter(|_| self.is_gateway) {
+            cni::interface_name(&name).map_err(|error| {
+                ErrorReply::config(format!("keys \"bridge\" and \"vlan\": link of the gateway: {error}"))
+            })?;
+        }
         Ok(self)
     }
-}
-
-fn refuse_unsupported(root: &Object<'_>) -> Result<(), ErrorReply> {
-    let vlan = root.number::<i64>("vlan").map_err(decoding)?.unwrap_or(0);
-    if !(0..=4094).contains(&vlan) {
-        let message = format!("invalid VLAN ID {vlan} (must be between 0 and 4094)");
-        return Err(ErrorReply::config(message));
-    }
-    let trunk = !root.array("vlanTrunk").map_err(decoding)?.is_empty();
-    for (key, is_set) in [("vlan", vlan != 0), ("vlanTrunk", trunk)] {
-        if is_set {
-            let value = root.value(key).cloned().unwrap_or_default();
-            let message = format!("unsupported field {key:?}: {value}");
-            let reply = ErrorReply::new(code::UNSUPPORTED_FIELD, message);
-            return Err(reply.with_details("VLAN filtering is not supported yet"));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

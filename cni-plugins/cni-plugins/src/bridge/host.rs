@@ -16,7 +16,12 @@ pub(super) async fn ensure_bridge(host: &Netlink, config: &Config) -> Result<Lin
     let bridge = match host.find_link(name).await.map_err(failed)? {
         Some(link) => link,
         None => {
-            let options = BridgeOptions { name: name.clone(), mtu: config.mtu, mac: None };
+            let options = BridgeOptions {
+                name: name.clone(),
+                mtu: config.mtu,
+                mac: None,
+                vlan_filtering: config.vlans.need_filtering(),
+            };
             match host.add_bridge(&options).await {
                 // Another ADD made it in between.
                 Err(error) if error.is_exists() => {}
@@ -41,23 +46,23 @@ pub(super) async fn ensure_bridge(host: &Netlink, config: &Config) -> Result<Lin
     Ok(bridge)
 }
 
-/// Sets the switches of the new port.
+/// Sets the switches of the new port, and its VLANs.
 pub(super) async fn dress_port(host: &Netlink, port: &Link, config: &Config) -> Result<(), Error> {
-    if config.port == BridgePortOptions::default() {
-        return Ok(());
+    if config.port != BridgePortOptions::default() {
+        host.set_bridge_port(port.index, config.port).await?;
     }
-    host.set_bridge_port(port.index, config.port).await
+    config.vlans.dress_port(host, port.index).await
 }
 
-/// Makes the bridge a gateway: its addresses, then forwarding for their families.
+/// Makes the bridge, or the link of its VLAN, a gateway: its addresses, then forwarding for their families.
 pub(super) async fn make_gateway(
     host: &Netlink,
-    bridge: &Link,
+    carrier: &Link,
     gateways: &[IpNetwork],
     config: &Config,
 ) -> Result<(), ErrorReply> {
     for gateway in gateways {
-        ensure_address(host, bridge, *gateway, config.force_address)
+        ensure_address(host, carrier, *gateway, config.force_address)
             .await
             .map_err(|error| ErrorReply::internal(format!("failed to set bridge addr: {error}")))?;
     }

@@ -13,7 +13,9 @@ use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth,
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkMessage},
+        link::{
+            InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkMessage,
+        },
     },
 };
 
@@ -99,6 +101,8 @@ pub struct BridgeOptions {
     /// None leaves it to the kernel, which then follows the smallest port.
     pub mtu: Option<u32>,
     pub mac: Option<MacAddress>,
+    /// Frames go only to ports of their VLAN.
+    pub vlan_filtering: bool,
 }
 
 /// A veth pair to create: this end here, the peer anywhere.
@@ -197,6 +201,9 @@ impl Netlink {
         }
         if let Some(mac) = bridge.mac {
             message = message.address(mac.0.to_vec());
+        }
+        if bridge.vlan_filtering {
+            message = message.set_info_data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)]));
         }
         let request = self.handle.link().add(message.build());
         answer("add bridge", format!("{:?}", bridge.name), request.execute()).await

@@ -3,7 +3,10 @@
 use cni::{AddResult, Dns, IpConfig, Route};
 use linux::netlink::BridgePortOptions;
 
-use super::{super::filters::Filters, Config, complete};
+use super::{
+    super::{filters::Filters, vlans::Vlans},
+    Config, complete,
+};
 
 fn config(is_gateway: bool, is_default_gateway: bool) -> Config {
     Config {
@@ -14,6 +17,7 @@ fn config(is_gateway: bool, is_default_gateway: bool) -> Config {
         mtu: None,
         promiscuous: false,
         port: BridgePortOptions::default(),
+        vlans: Vlans::default(),
         filters: Filters::default(),
         enable_dad: false,
         disable_container_interface: false,
