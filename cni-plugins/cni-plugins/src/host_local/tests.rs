@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use cni::{AddResult, ErrorReply, Version, exec::Verb};
+use cni::{AddResult, ErrorReply, Version};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -14,19 +14,8 @@ use super::HostLocal;
 use crate::plugin::{Plugin, Request};
 
 fn request(container_id: &str, config: &Value) -> Request {
-    let stdin = config.to_string().into_bytes();
-    Request {
-        verb: Verb::Add,
-        container_id: container_id.to_owned(),
-        netns: None,
-        ifname: "eth0".to_owned(),
-        raw_args: String::new(),
-        path: Vec::new(),
-        network: "pods".to_owned(),
-        version: Version::V1_1_0,
-        config: cni::json::parse_object(&stdin).expect("an object"),
-        stdin,
-    }
+    let request = Request::of_config("pods", config.clone());
+    Request { container_id: container_id.to_owned(), version: Version::V1_1_0, ..request }
 }
 
 fn config(dir: &Path, ranges: Value) -> Value {

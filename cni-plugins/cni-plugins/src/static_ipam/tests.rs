@@ -1,26 +1,13 @@
 //! Tables: whose addresses win, and what is refused.
 
-use cni::{ErrorReply, Version, exec::Verb};
+use cni::{ErrorReply, Version};
 use serde_json::{Value, json};
 
 use super::{Config, Static};
 use crate::plugin::{Plugin, Request};
 
-fn request(version: Version, args: &str, mut config: Value) -> Request {
-    config["name"] = json!("pods");
-    let stdin = config.to_string().into_bytes();
-    Request {
-        verb: Verb::Add,
-        container_id: "abc".to_owned(),
-        netns: None,
-        ifname: "eth0".to_owned(),
-        raw_args: args.to_owned(),
-        path: Vec::new(),
-        network: "pods".to_owned(),
-        version,
-        config: cni::json::parse_object(&stdin).expect("an object"),
-        stdin,
-    }
+fn request(version: Version, args: &str, config: Value) -> Request {
+    Request { version, raw_args: args.to_owned(), ..Request::of_config("pods", config) }
 }
 
 fn addresses(args: &str, config: Value) -> Result<Vec<String>, ErrorReply> {

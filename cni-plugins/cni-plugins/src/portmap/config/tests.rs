@@ -1,27 +1,14 @@
 //! Tables for `portmap`'s configuration.
 
-use cni::{ErrorReply, Version, exec::Verb};
+use cni::ErrorReply;
 use linux::nftables::Transport;
 use serde_json::{Value, json};
 
 use super::{Config, Mapping};
 use crate::plugin::Request;
 
-fn read(mut config: Value) -> Result<Config, ErrorReply> {
-    config["name"] = json!("pods");
-    let stdin = config.to_string().into_bytes();
-    Config::read(&Request {
-        verb: Verb::Add,
-        container_id: "abc".to_owned(),
-        netns: None,
-        ifname: "eth0".to_owned(),
-        raw_args: String::new(),
-        path: Vec::new(),
-        network: "pods".to_owned(),
-        version: Version::V1_0_0,
-        config: cni::json::parse_object(&stdin).expect("an object"),
-        stdin,
-    })
+fn read(config: Value) -> Result<Config, ErrorReply> {
+    Config::read(&Request::of_config("pods", config))
 }
 
 fn mapped(mapping: Value) -> Value {
