@@ -34,7 +34,7 @@ fn addresses_that_cannot_be_read_or_used_are_released() {
     let node = Node::new();
     let a = Container::new("a");
     let path = ipam(&node, "[ $CNI_COMMAND = DEL ] || echo '{\"cniVersion\": \"1.0.0\", \"ips\": 7}'");
-    let unreadable = "result of IPAM plugin \"fake\": result: key \"ips\": expected an array, found 7";
+    let unreadable = "result of plugin \"fake\": result: key \"ips\": expected an array, found 7";
     assert_eq!(add(&node, &a, &path), json!([["ADD", "DEL"], 6, unreadable, null]));
     let path = ipam(&node, "[ $CNI_COMMAND = DEL ] || echo '{\"cniVersion\": \"1.0.0\"}'");
     assert_eq!(
