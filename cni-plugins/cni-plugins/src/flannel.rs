@@ -47,7 +47,8 @@ impl Plugin for Flannel {
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
         let config = Config::read(request)?;
         let kept = Kept::of(&config.data_dir, &request.container_id);
-        let Some(made) = kept.read()? else { return Ok(()) };
+        // Nothing was made before the file was whole.
+        let Some(made) = kept.read()? else { return kept.remove() };
         block_on(run(request, Verb::Del, made))?;
         kept.remove()
     }
@@ -121,6 +122,12 @@ impl Kept {
         Self { path: data_dir.join(container_id) }
     }
 
+    /// Where a killed ADD may have left a part of it.
+    fn unfinished(&self) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        self.path.with_file_name(format!(".{name}"))
+    }
+
     fn failed(&self, operation: &str, error: &io::Error) -> ErrorReply {
         ErrorReply::new(code::IO_FAILURE, format!("{operation} {}: {error}", self.path.display()))
     }
@@ -130,8 +137,7 @@ impl Kept {
         let failed = |error: io::Error| self.failed("write", &error);
         let dir = self.path.parent().unwrap_or_else(|| Path::new("/"));
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        let unfinished =
-            dir.join(format!(".{}", self.path.file_name().unwrap_or_default().to_string_lossy()));
+        let unfinished = self.unfinished();
         let mut options = fs::OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
         let mut file = file.map_err(failed)?;
@@ -157,10 +163,15 @@ impl Kept {
     }
 
     fn remove(&self) -> Result<(), ErrorReply> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed("remove", &error)),
-            _ => Ok(()),
+        for path in [self.unfinished(), self.path.clone()] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.failed("remove", &error));
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 }
 

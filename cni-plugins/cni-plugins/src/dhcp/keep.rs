@@ -17,6 +17,9 @@ use crate::hash;
 /// Characters of a file's name.
 const NAME_LENGTH: usize = 32;
 
+const WHOLE: &str = "json";
+const UNFINISHED: &str = "new";
+
 /// Whose lease it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Owner {
@@ -62,7 +65,7 @@ impl Keep {
 
     pub(super) fn store(&self, held: &Held) -> io::Result<()> {
         let path = self.path(&held.owner);
-        let unfinished = path.with_extension("new");
+        let unfinished = path.with_extension(UNFINISHED);
         fs::write(&unfinished, serde_json::to_vec(held)?)?;
         fs::rename(unfinished, path)
     }
@@ -74,12 +77,18 @@ impl Keep {
         }
     }
 
-    /// What an earlier daemon held.
+    /// What an earlier daemon held. There must be no other one any more.
     pub(super) fn all(&self) -> io::Result<Vec<Held>> {
         let mut all = Vec::new();
         for path in fs::read_dir(&self.dir)?.flatten().map(|entry| entry.path()) {
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some(WHOLE) => {}
+                // What a killed daemon was writing.
+                Some(UNFINISHED) => {
+                    fs::remove_file(&path)?;
+                    continue;
+                }
+                _ => continue,
             }
             match fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)) {
                 Ok(held) => all.push(held),
@@ -90,6 +99,6 @@ impl Keep {
     }
 
     fn path(&self, owner: &Owner) -> PathBuf {
-        self.dir.join(hash::name(NAME_LENGTH, "", &owner.client_id())).with_extension("json")
+        self.dir.join(hash::name(NAME_LENGTH, "", &owner.client_id())).with_extension(WHOLE)
     }
 }

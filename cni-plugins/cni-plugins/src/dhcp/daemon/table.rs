@@ -128,8 +128,12 @@ impl Table {
         };
         if let Err(error) = self.keep.store(&held) {
             // Without the file a killed daemon would forget it, and the address would be lost under a living container.
-            let _ = client.release(&held.lease).await;
-            return Err(ErrorReply::internal(format!("keep the lease: {error}")));
+            let released = client.release(&held.lease).await;
+            let reply = ErrorReply::internal(format!("keep the lease: {error}"));
+            return Err(match released {
+                Ok(()) => reply,
+                Err(left) => reply.with_details(format!("release {}: {left}", held.lease.address)),
+            });
         }
         Ok(held)
     }

@@ -9,7 +9,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use linux::{
@@ -179,11 +179,14 @@ impl<'a> Twin<'a> {
         self.containers.retain(|other| *other != container);
         netns::remove(last.path()).expect("its name is removed");
         drop(last);
-        let deadline = Instant::now() + END_LIMIT;
-        while links(HOST).iter().any(|link| link.name == LAST) {
-            assert!(Instant::now() < deadline, "{}: the links of {container} stay", self.case.name);
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        harness::wait::until(
+            &format!("{}: the end of {container}'s links", self.case.name),
+            END_LIMIT,
+            || {
+                let stays = links(HOST).iter().any(|link| link.name == LAST);
+                if stays { Err(format!("{LAST} is there")) } else { Ok(()) }
+            },
+        );
         // Waits for the lock that all of that was done under.
         self.run(HOST, &["ip", "link", "set", "lo", "up"].map(str::to_owned));
     }
