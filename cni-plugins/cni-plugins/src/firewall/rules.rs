@@ -102,8 +102,10 @@ impl<'a> Owner<'a> {
         Ok((found < expected).then(|| format!("of container {}", self.container_id)))
     }
 
+    /// Rules that were saved and restored as text have no tag any more.
     fn is_of(&self, rule: &ListedRule) -> bool {
-        rule.comment.as_deref() == Some(self.container_id) && rule.tag.as_deref() == Some(self.tag.bytes())
+        rule.comment.as_deref() == Some(self.container_id)
+            && rule.tag.as_deref().is_none_or(|tag| tag == self.tag.bytes())
     }
 }
 

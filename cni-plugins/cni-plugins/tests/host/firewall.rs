@@ -179,11 +179,14 @@ fn neighbours_are_apart_without_the_bridges_help() {
             format!("meta ibrname \"cni1\" meta protocol {family} drop comment \"CNI firewall plugin rules");
         assert_eq!(text.matches(&rule).count(), 1, "{text}");
     }
+    assert_eq!(run("firewall", "CHECK", &isolated, &a), Value::Null);
     other.is_known_to(&a);
     assert!(!other.hears(&a, "isolated"));
-    assert_eq!(run("firewall", "CHECK", &isolated, &a), Value::Null);
+    // The rules have been saved and restored as text, and are still known by their comments.
     other.detach();
     open.detach();
+    let left = nft(&["list", "ruleset"]);
+    assert!(!["\"a\"", "\"b\""].iter().any(|id| left.contains(&format!("comment {id}"))), "{left}");
 }
 
 #[test]

@@ -195,7 +195,9 @@ fn a_container_without_its_link_loses_its_rules() {
     block_on(async {
         let inside = Netlink::open_in(&a.netns).expect("a socket");
         let link = inside.link("eth0").await.expect("the link");
-        let renamed = LinkChange { up: Some(false), name: Some("eth9".to_owned()), ..LinkChange::default() };
+        // Before 6.2 a link that is up keeps its name.
+        inside.set_link_down(link.index).await.expect("it is down");
+        let renamed = LinkChange { name: Some("eth9".to_owned()), ..LinkChange::default() };
         inside.change_link(link.index, &renamed).await.expect("a change");
         inside.del_link(link.index).await.expect("it is deleted");
     });
