@@ -55,6 +55,9 @@ pub struct Options {
         value_parser = clap::builder::PossibleValuesParser::new(checks::names())
     )]
     checks: Vec<String>,
+    /// Of the tests inside, only those of this nextest expression, such as 'test(firewall)'.
+    #[arg(long = "tests", value_name = "EXPRESSION", conflicts_with = "smoke")]
+    tests: Option<String>,
     /// Take executables and tests as they are.
     #[arg(long)]
     no_build: bool,
@@ -63,12 +66,12 @@ pub struct Options {
 impl Options {
     /// The fast part, of executables and tests that are built already.
     pub fn smoke_of_built() -> Self {
-        Self { kernels: Vec::new(), smoke: true, checks: Vec::new(), no_build: true }
+        Self { kernels: Vec::new(), smoke: true, checks: Vec::new(), tests: None, no_build: true }
     }
 
     /// Everything on every kernel.
     pub fn everything() -> Self {
-        Self { kernels: Vec::new(), smoke: false, checks: Vec::new(), no_build: false }
+        Self { kernels: Vec::new(), smoke: false, checks: Vec::new(), tests: None, no_build: false }
     }
 
     fn kernels(&self) -> Vec<String> {
@@ -106,6 +109,8 @@ struct Plan {
     evidence: PathBuf,
     /// The names of the checks to run.
     checks: Vec<String>,
+    /// Which tests of theirs; none: all.
+    tests: Option<String>,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -200,6 +205,7 @@ fn prepare(options: &Options) -> Result<Vec<Plan>> {
             registry: registry.clone(),
             reference_plugins: reference_plugins.clone(),
             checks: checks.clone(),
+            tests: options.tests.clone(),
         })
     };
     kernels.into_iter().map(plan).collect()

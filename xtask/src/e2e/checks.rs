@@ -286,8 +286,13 @@ fn tier(scene: &mut Scene<'_>, filter: &str, limit: Duration) -> Result<String> 
         ("INSTA_UPDATE", "no".to_owned()),
     ];
     let tools = super::tools();
+    let filter = match &scene.plan.tests {
+        Some(tests) if tests.contains('\'') => bail!("--tests {tests:?}: no expression with a quote in it"),
+        Some(tests) => format!("({filter}) & ({tests})"),
+        None => filter.to_owned(),
+    };
     let command = format!(
-        "cd {root} && : > {skips} && {nextest} nextest run --binaries-metadata {binaries} --cargo-metadata {metadata} \
+        "cd {root} && : > {skips} && {nextest} nextest run --profile vm --binaries-metadata {binaries} --cargo-metadata {metadata} \
          --ignore-default-filter -E '{filter}' --no-fail-fast --test-threads 2 --status-level pass --color never",
         root = root.display(),
         nextest = tools.join("cargo-nextest").display(),
@@ -302,7 +307,7 @@ fn tier(scene: &mut Scene<'_>, filter: &str, limit: Duration) -> Result<String> 
             println!("[{kernel}]   {}", line.trim());
         }
     })?;
-    let report = target.join("nextest/default/junit.xml");
+    let report = target.join("nextest/vm/junit.xml");
     let report = scene.guest.run(&Call::new(&["cat", text(&report)?], COMMAND_LIMIT), |_| {});
     let report = report.with_context(|| format!("the tests did not run (nextest ended with {code:?})"))?;
     let skipped = scene.inside(&["cat", skips], COMMAND_LIMIT)?;
