@@ -1,16 +1,20 @@
 //! This node's place in the pod network: uplinks, forwarding, the CNI configuration, masquerade.
 //!
-//! In: the own Node's `spec.podCIDR`, settings. Out: `10-orlop.conflist` (written atomically, only when it differs), IPv4
+//! In: the own Node's `spec.podCIDRs`, settings. Out: `10-orlop.conflist` (written atomically, only when it differs), IPv4
 //! forwarding in the node's own network namespace, the dataplane's masquerade, and [`State`] for the Node's Ready condition.
-//! Routes to the pods of other nodes are [`routes`]'s. Pods' interfaces are the CNI plugins' work.
+//! What leads to the pods of other nodes is [`routes`]'s, the link that it may lead through [`overlay`]'s. Pods' interfaces are
+//! the CNI plugins' work. With the network backend `none` all this is somebody else's, and only [`State`] is told.
 
 mod conflist;
+pub mod lease;
+pub mod overlay;
 pub mod routes;
 mod uplinks;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -19,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::Masquerade;
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use k8s_openapi::api::core::v1::Node;
 use runtime::Runtime;
 use tokio::sync::watch;
@@ -29,7 +33,8 @@ pub use uplinks::{Error as UplinkError, Uplinks, discover};
 
 use crate::api::chain;
 use crate::services::Dataplane;
-use crate::settings::Settings;
+use crate::settings::{NetworkBackend, Settings};
+use overlay::Overlay;
 
 /// The file that we write; the runtime takes the first of its folder.
 const CONFLIST_NAME: &str = "10-orlop.conflist";
@@ -83,7 +88,7 @@ impl State {
 /// What did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("node {node}: podCIDR \"{value}\" is not an IPv4 network")]
+    #[error("node {node}: podCIDR \"{value}\" is not a network")]
     PodCidr { node: String, value: String },
     #[error("{operation} {path}")]
     File { operation: &'static str, path: PathBuf, source: io::Error },
@@ -95,6 +100,8 @@ pub enum Error {
 pub struct Context {
     pub settings: Arc<Settings>,
     pub uplinks: Uplinks,
+    /// Where packets to other nodes are wrapped.
+    pub overlay: Option<Overlay>,
     pub dataplane: Option<Dataplane>,
     pub runtime: Runtime,
     /// The own Node as the API server has it.
@@ -113,25 +120,34 @@ pub fn enable_forwarding() -> Result<(), Error> {
     fs::write(path, "1").map_err(failed("write"))
 }
 
-/// Follows the own Node's podCIDR and the runtime's network until shutdown.
+/// What this node tells other nodes about its pods' network.
+pub fn annotations(settings: &Settings, overlay: Option<&Overlay>) -> BTreeMap<String, String> {
+    match settings.network_backend {
+        NetworkBackend::None => BTreeMap::new(),
+        _ => lease::annotations(overlay.map(|overlay| overlay.end), settings.node_ip.into()),
+    }
+}
+
+/// Follows the own Node's podCIDRs and the runtime's network until shutdown.
 pub async fn run(mut context: Context) {
+    let is_ours = context.settings.network_backend != NetworkBackend::None;
     let mut applied = None;
     loop {
         let node = context.node.borrow_and_update().clone();
-        let state = match node.as_deref().and_then(pod_cidr) {
-            Some(cidr) if applied.as_ref() != Some(&cidr) => match apply(&context, &cidr) {
-                Ok(()) => {
-                    tracing::info!(pod_cidr = cidr, "pod network is configured");
-                    applied = Some(cidr);
-                    State::of(&context.runtime).await
-                }
-                Err(error) => {
-                    let message = chain(&error);
-                    tracing::error!(error = message, "cannot configure the pod network, retrying");
-                    State::NotReady { message }
-                }
-            },
-            _ => State::of(&context.runtime).await,
+        let cidrs = node.as_deref().map(pod_cidrs).unwrap_or_default();
+        let is_new = !cidrs.is_empty() && applied.as_ref() != Some(&cidrs);
+        let state = match (is_new && is_ours).then(|| apply(&context, &cidrs)) {
+            None => State::of(&context.runtime).await,
+            Some(Ok(())) => {
+                tracing::info!(pod_cidrs = ?cidrs, "pod network is configured");
+                applied = Some(cidrs);
+                State::of(&context.runtime).await
+            }
+            Some(Err(error)) => {
+                let message = chain(&error);
+                tracing::error!(error = message, "cannot configure the pod network, retrying");
+                State::NotReady { message }
+            }
         };
         let again = state.look_again_after();
         context.state.send_if_modified(|before| std::mem::replace(before, state.clone()) != state);
@@ -154,38 +170,56 @@ pub fn maps_ports(conf_dir: &Path) -> bool {
     first.and_then(|path| fs::read_to_string(path).ok()).is_some_and(|text| conflist::maps_ports(&text))
 }
 
-fn pod_cidr(node: &Node) -> Option<String> {
-    let spec = node.spec.as_ref()?;
-    let first = spec.pod_cidrs.as_ref().and_then(|cidrs| cidrs.first());
-    spec.pod_cidr.as_ref().or(first).filter(|cidr| !cidr.is_empty()).cloned()
+/// The networks of a Node's pods, one of each family at most.
+fn pod_cidrs(node: &Node) -> Vec<String> {
+    let Some(spec) = &node.spec else { return Vec::new() };
+    let all = spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr).filter(|cidr| !cidr.is_empty());
+    let mut cidrs: Vec<String> = Vec::new();
+    for cidr in all {
+        if !cidrs.contains(cidr) {
+            cidrs.push(cidr.clone());
+        }
+    }
+    cidrs
 }
 
-fn apply(context: &Context, cidr: &str) -> Result<(), Error> {
+fn apply(context: &Context, cidrs: &[String]) -> Result<(), Error> {
     let settings = &context.settings;
-    let pods: Ipv4Network = cidr
-        .parse()
-        .map_err(|_| Error::PodCidr { node: settings.node_name.clone(), value: cidr.to_owned() })?;
-    if let Some(dataplane) = &context.dataplane {
-        let masquerade = masquerade(settings, pods);
+    let parse = |cidr: &String| {
+        let wrong = || Error::PodCidr { node: settings.node_name.clone(), value: cidr.clone() };
+        cidr.parse::<IpNetwork>().map_err(|_| wrong())
+    };
+    let pods = cidrs.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let ipv4 = pods.iter().find_map(|pods| match pods {
+        IpNetwork::V4(pods) => Some(*pods),
+        IpNetwork::V6(_) => None,
+    });
+    if let (Some(dataplane), Some(pods)) = (&context.dataplane, ipv4) {
+        let masquerade = masquerade(settings, context.overlay.as_ref(), pods);
         dataplane
             .with(|dataplane| dataplane.set_masquerade(Some(&masquerade)))
             .map_err(|source| Error::Masquerade { pods, source })?;
     }
     let content = conflist::render(&conflist::Options {
         pods,
-        mtu: context.uplinks.mtu,
+        mtu: context.overlay.as_ref().map_or(context.uplinks.mtu, |overlay| overlay.mtu),
         data_dir: settings.state_dir.join("cni/networks"),
     });
     write_if_different(&settings.cni_conf_dir.join(CONFLIST_NAME), &content)
 }
 
-fn masquerade(settings: &Settings, pods: Ipv4Network) -> Masquerade {
+fn masquerade(settings: &Settings, overlay: Option<&Overlay>, pods: Ipv4Network) -> Masquerade {
     let (multicast, prefix) = MULTICAST;
     let multicast = Ipv4Network::new(multicast, prefix).ok();
+    let cluster = settings.cluster_cidr.iter().find_map(|cluster| match cluster {
+        IpNetwork::V4(cluster) => Some(*cluster),
+        IpNetwork::V6(_) => None,
+    });
     // Without a cluster network, at least the pods of this node see each other's own addresses.
-    let cluster = settings.cluster_cidr.unwrap_or(pods);
-    let excluded = [Some(cluster), multicast].into_iter().flatten().collect();
-    Masquerade { pods, address: settings.node_ip, excluded }
+    let excluded = [Some(cluster.unwrap_or(pods)), multicast].into_iter().flatten().collect();
+    // The link's own address, which `routes` gives it.
+    let overlay = overlay.map(|overlay| dataplane::Overlay { link: overlay.link, address: pods.network() });
+    Masquerade { pods, address: settings.node_ip, excluded, overlay }
 }
 
 /// Readers see the old file or the new one.

@@ -4,7 +4,7 @@
 //! when something changed and at least every [`REPORT_EVERY`], and a Lease renewed four times in its duration.
 //!
 //! ```text
-//! Registering --created, or adopted with its labels corrected--> Reporting --object deleted--> Registering
+//! Registering --created, or adopted with labels and annotations corrected--> Reporting --object deleted--> Registering
 //! ```
 //! Registering repeats with back-off while the API server is away; so does a failed post. `facts` reads the machine, `status`
 //! decides (pure), `lease` owns the Lease. Eviction is not done here, so pressure conditions are always False.
@@ -13,6 +13,7 @@ mod facts;
 mod lease;
 mod status;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub struct Context {
     pub settings: Arc<Settings>,
     pub runtime: runtime::Runtime,
     pub network: watch::Receiver<network::State>,
+    /// What other nodes are told of this one.
+    pub annotations: BTreeMap<String, String>,
     pub shutdown: CancellationToken,
 }
 
@@ -137,15 +140,16 @@ impl Reporter {
 
     async fn try_register(&self) -> Result<Node, kube::Error> {
         let settings = &self.context.settings;
-        let desired = status::node(settings, self.desired_status(None).await);
+        let annotations = self.context.annotations.clone();
+        let desired = status::node(settings, annotations, self.desired_status(None).await);
         match self.api.create(&PostParams::default(), &desired).await {
             Err(error) if is_code(&error, 409) => {}
             created => return created,
         }
         let existing = self.api.get(&settings.node_name).await?;
-        match status::missing_labels(&existing, &desired) {
-            Some(labels) => {
-                let patch = serde_json::json!({"metadata": {"labels": labels}});
+        match status::missing_metadata(&existing, &desired) {
+            Some(metadata) => {
+                let patch = serde_json::json!({"metadata": metadata});
                 self.api.patch(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await
             }
             None => Ok(existing),

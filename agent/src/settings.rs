@@ -15,7 +15,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 pub use machine::Machine;
@@ -32,6 +32,20 @@ pub enum ServiceProxy {
     /// Our BPF programs.
     Ebpf,
     /// Somebody else, such as kube-proxy.
+    None,
+}
+
+/// How packets get to the pods of other nodes; the names are flannel's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkBackend {
+    /// As they are, to nodes on the same network.
+    HostGw,
+    /// Wrapped in UDP.
+    Vxlan,
+    /// Encrypted.
+    Wireguard,
+    /// Somebody else sees to the pods' network, and writes the CNI configuration.
     None,
 }
 
@@ -90,8 +104,10 @@ pub struct Settings {
     pub max_pods: u32,
     /// How long the Node's Lease holds; it is renewed four times in that.
     pub node_lease_duration_seconds: i32,
-    /// All pods of the cluster: never masqueraded towards each other.
-    pub cluster_cidr: Option<Ipv4Network>,
+    /// All pods of the cluster, a network of each family: never masqueraded towards each other.
+    #[serde(serialize_with = "with_commas")]
+    pub cluster_cidr: Vec<IpNetwork>,
+    pub network_backend: NetworkBackend,
     pub service_proxy: ServiceProxy,
     /// Links that traffic from outside comes in by; empty: the links of the default route and of the node's address.
     pub uplinks: Vec<String>,
@@ -176,7 +192,8 @@ impl Settings {
                 "a number of seconds from 1 on",
                 |seconds| seconds > 0,
             )?,
-            cluster_cidr: raw.cluster_cidr.map(network).transpose()?,
+            cluster_cidr: networks(raw.cluster_cidr)?,
+            network_backend: network_backend(raw.network_backend)?,
             service_proxy: service_proxy(raw.service_proxy)?,
             uplinks: raw.uplinks.into_iter().map(link_name).collect::<Result<_, _>>()?,
             bpf_pin_root: absolute("bpfPinRoot", raw.bpf_pin_root, "/sys/fs/bpf/orlop")?,
@@ -312,10 +329,37 @@ fn address(text: &str) -> Result<IpAddr, Error> {
     text.parse().map_err(|_| invalid("clusterDns", text, "an IP address"))
 }
 
-fn network(text: String) -> Result<Ipv4Network, Error> {
-    let network: Option<Ipv4Network> = text.parse().ok();
-    let exact = network.filter(|network| network.network() == network.ip() && text.contains('/'));
-    exact.ok_or_else(|| invalid("clusterCidr", text, "an IPv4 network such as 10.244.0.0/16"))
+/// One network, or one of each family with a comma between them.
+fn networks(value: Option<String>) -> Result<Vec<IpNetwork>, Error> {
+    let Some(text) = value else { return Ok(Vec::new()) };
+    let network = |part: &str| {
+        let network: Option<IpNetwork> = part.trim().parse().ok();
+        network.filter(|network| network.network() == network.ip() && part.contains('/'))
+    };
+    let all: Option<Vec<IpNetwork>> = text.split(',').map(network).collect();
+    let fits = |all: &Vec<IpNetwork>| match all.as_slice() {
+        [one, other] => one.is_ipv4() != other.is_ipv4(),
+        all => all.len() == 1,
+    };
+    let expected =
+        "a network such as 10.244.0.0/16, or one of IPv4 and one of IPv6 with a comma between them";
+    all.filter(fits).ok_or_else(|| invalid("clusterCidr", text, expected))
+}
+
+fn with_commas<S: serde::Serializer>(networks: &[IpNetwork], serializer: S) -> Result<S::Ok, S::Error> {
+    let all: Vec<String> = networks.iter().map(ToString::to_string).collect();
+    let text = Some(all.join(",")).filter(|text| !text.is_empty());
+    text.serialize(serializer)
+}
+
+fn network_backend(value: Option<String>) -> Result<NetworkBackend, Error> {
+    match value.as_deref() {
+        None | Some("host-gw") => Ok(NetworkBackend::HostGw),
+        Some("vxlan") => Ok(NetworkBackend::Vxlan),
+        Some("wireguard") => Ok(NetworkBackend::Wireguard),
+        Some("none") => Ok(NetworkBackend::None),
+        Some(other) => Err(invalid("networkBackend", other, "one of host-gw, vxlan, wireguard and none")),
+    }
 }
 
 fn cluster_domain(value: Option<String>) -> Result<String, Error> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use agent::events::Recorder;
 use agent::metrics::Metrics;
-use agent::settings::{self, Flags, LogFormat, ServiceProxy, Settings};
+use agent::settings::{self, Flags, LogFormat, NetworkBackend, ServiceProxy, Settings};
 use agent::{KUBELET_VERSION, VERSION, admin, api, kubelet_api, network, node, pods, readiness, services};
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -110,7 +110,11 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     network::enable_forwarding()?;
     let uplinks = network::discover(&settings).await?;
     tracing::info!(links = ?uplinks.names, addresses = ?uplinks.addresses, mtu = uplinks.mtu, "uplinks");
-    let dataplane = open_dataplane(&settings, &uplinks)?;
+    let overlay = network::overlay::Overlay::open(&settings, &uplinks).await?;
+    if let Some(overlay) = &overlay {
+        tracing::info!(link = overlay.name, mtu = overlay.mtu, "packets to other nodes are wrapped");
+    }
+    let dataplane = open_dataplane(&settings, &uplinks, overlay.as_ref())?;
     let recorder = Recorder::start(client.clone(), settings.node_name.clone(), shutdown.clone());
 
     let mut tasks = Tasks::new();
@@ -120,6 +124,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         settings: settings.clone(),
         runtime: runtime.clone(),
         network: network_receiver,
+        annotations: network::annotations(&settings, overlay.as_ref()),
         shutdown: shutdown.clone(),
     });
     tasks.extend(node_tasks);
@@ -132,17 +137,21 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         shutdown: shutdown.clone(),
     });
     tasks.push(service_task);
-    tasks.push(tokio::spawn(network::routes::run(network::routes::Context {
-        client: client.clone(),
-        node_name: settings.node_name.clone(),
-        cluster: settings.cluster_cidr,
-        uplinks: uplinks.names.clone(),
-        recorder: recorder.clone(),
-        shutdown: shutdown.clone(),
-    })));
+    if settings.network_backend != NetworkBackend::None {
+        tasks.push(tokio::spawn(network::routes::run(network::routes::Context {
+            client: client.clone(),
+            node_name: settings.node_name.clone(),
+            cluster: settings.cluster_cidr.clone(),
+            uplinks: uplinks.names.clone(),
+            overlay: overlay.clone(),
+            recorder: recorder.clone(),
+            shutdown: shutdown.clone(),
+        })));
+    }
     tasks.push(tokio::spawn(network::run(network::Context {
         settings: settings.clone(),
         uplinks,
+        overlay,
         dataplane: dataplane.clone(),
         runtime: runtime.clone(),
         node: own_node,
@@ -196,14 +205,16 @@ async fn open_runtime(settings: &Settings) -> anyhow::Result<Runtime> {
 fn open_dataplane(
     settings: &Settings,
     uplinks: &network::Uplinks,
+    overlay: Option<&network::overlay::Overlay>,
 ) -> anyhow::Result<Option<services::Dataplane>> {
     if settings.service_proxy == ServiceProxy::None {
         return Ok(None);
     }
+    let names = uplinks.names.iter().cloned().chain(overlay.map(|overlay| overlay.name.to_owned()));
     let options = dataplane::Options {
         pin_root: settings.bpf_pin_root.clone(),
         cgroup: settings.dataplane_cgroup.clone(),
-        uplinks: uplinks.names.clone(),
+        uplinks: names.collect(),
         uplink_hook: dataplane::UplinkHook::default(),
     };
     let dataplane = dataplane::Dataplane::open(&options).context("open the dataplane")?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 #[cfg(test)]
@@ -13,8 +13,9 @@ const BRIDGE: &str = "orlop0";
 
 /// What the list depends on.
 pub struct Options {
-    pub pods: Ipv4Network,
-    /// Bytes; pods must not send more than the uplink takes.
+    /// A pod gets an address of each.
+    pub pods: Vec<IpNetwork>,
+    /// Bytes; pods must not send more than the way to other nodes takes.
     pub mtu: u32,
     /// Where host-local keeps its leases.
     pub data_dir: PathBuf,
@@ -29,6 +30,8 @@ pub fn maps_ports(text: &str) -> bool {
 
 /// The list as JSON text.
 pub fn render(options: &Options) -> String {
+    let range = |pods: &IpNetwork| json!([{"subnet": pods.to_string()}]);
+    let ranges: Vec<Value> = options.pods.iter().map(range).collect();
     let list = json!({
         "cniVersion": "1.0.0",
         "name": "orlop",
@@ -40,7 +43,7 @@ pub fn render(options: &Options) -> String {
             "mtu": options.mtu,
             "ipam": {
                 "type": "host-local",
-                "ranges": [[{"subnet": options.pods.to_string()}]],
+                "ranges": ranges,
                 "dataDir": options.data_dir.to_string_lossy(),
             },
         }],

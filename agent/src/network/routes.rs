@@ -1,15 +1,19 @@
-//! Routes to the pods of the other nodes: `podCIDR via InternalIP`, as flannel's host-gw backend makes them.
+//! What leads to the pods of the other nodes, as flannel's backends make it.
 //!
-//! In: a watch of all Nodes, this node's addresses and routes (rtnetlink), notifications about its uplinks. Out: routes of the
-//! main table with the protocol number [`PROTOCOL`], which is how a restarted agent knows its own, and Events about nodes that
-//! cannot be reached. Which routes there should be is decided in `plan` (pure). Routes with another protocol number are never
-//! touched. Nothing is encapsulated: nodes have to be neighbours on one link.
+//! In: a watch of all Nodes, this node's addresses, and what the kernel has of ours (rtnetlink, WireGuard), notifications about
+//! uplinks and the overlay's link. Out, with the backend `host-gw`, routes `podCIDR via InternalIP`; with `vxlan`, routes through
+//! the overlay's link, and for each node a neighbour and a forwarding entry; with `wireguard`, routes and a peer for each node.
+//! And Events about nodes that cannot be reached. What there should be is decided in `plan` (pure).
+//!
+//! Routes are of the main table and have the protocol number [`PROTOCOL`], which is how a restarted agent knows its own; everything
+//! else is on the overlay's link, which is ours whole. Routes with another protocol number are never touched.
 //!
 //! ```text
-//! Listing --first full list of Nodes--> Following --Node or uplink changed, or retry is due--> Following
+//! Listing --first full list of Nodes--> Following --Node or link changed, or retry is due--> Following
+//!                                           \--overlay's link removed--> ended: the next agent makes it anew
 //! ```
-//! While Listing, the routes that an earlier agent left stay as they are. What the kernel has is read once, and again when an
-//! uplink changed (the kernel drops the routes of a link that goes down) or a request failed; in between it is remembered.
+//! While Listing, what an earlier agent left stays as it is. What the kernel has is read once, and again when a link changed
+//! (the kernel drops the routes of a link that goes down) or a request failed; in between it is remembered.
 
 mod plan;
 
@@ -17,22 +21,26 @@ mod plan;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::IpAddr;
 use std::pin::pin;
 use std::time::Duration;
 
 use futures::{FutureExt, Stream, StreamExt};
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, ResourceExt};
-use linux::netlink::{self, LinkEvent, LinkWatch, MAIN_TABLE, Netlink, Route};
+use linux::netlink::{
+    self, AddressFlags, FdbEntry, LinkEvent, LinkWatch, MAIN_TABLE, Netlink, NewAddress, Route,
+};
+use linux::wireguard::Wireguard;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Backoff, chain, watched};
 use crate::events::{EventType, Recorder};
-use plan::{Action, Hop, Peer, Problem};
+use crate::network::overlay::Overlay;
+pub use plan::Way;
+use plan::{Action, Hop, Item, Peer, Problem, State};
 
 /// `rtm_protocol` of our routes: no routing daemon that iproute2 knows has it.
 pub const PROTOCOL: u8 = 79;
@@ -48,9 +56,11 @@ pub struct Context {
     pub client: kube::Client,
     pub node_name: String,
     /// All pods of the cluster, where that is known: a Node cannot claim anything else.
-    pub cluster: Option<Ipv4Network>,
+    pub cluster: Vec<IpNetwork>,
     /// Names of the links that lead to other nodes.
     pub uplinks: Vec<String>,
+    /// Where packets to other nodes are wrapped.
+    pub overlay: Option<Overlay>,
     pub recorder: Recorder,
     pub shutdown: CancellationToken,
 }
@@ -58,6 +68,8 @@ pub struct Context {
 struct Routes {
     context: Context,
     netlink: Netlink,
+    /// Pods of this node.
+    own: Vec<IpNetwork>,
     peers: BTreeMap<String, Peer>,
     /// Names in the full list that is being read.
     seen: HashSet<String>,
@@ -74,11 +86,14 @@ struct Routes {
 /// What the kernel had when it was read, and what was changed since.
 struct Kernel {
     /// Networks that this node is on, and by which link.
-    networks: Vec<(u32, Ipv4Network)>,
-    routes: BTreeMap<Ipv4Network, Hop>,
+    networks: Vec<(u32, IpNetwork)>,
+    state: State,
 }
 
-/// Follows Nodes until shutdown. Routes outlive the agent.
+/// The overlay's link is not there any more, and with it its identity and the programs on it.
+struct OverlayGone;
+
+/// Follows Nodes until shutdown, or until the overlay's link is gone. What was made outlives the agent.
 pub async fn run(context: Context) {
     let shutdown = context.shutdown.clone();
     let nodes: Api<Node> = Api::all(context.client.clone());
@@ -123,6 +138,7 @@ impl Routes {
         Self {
             context,
             netlink,
+            own: Vec::new(),
             peers: BTreeMap::new(),
             seen: HashSet::new(),
             listed: false,
@@ -156,7 +172,12 @@ impl Routes {
             }
             if self.listed && self.dirty {
                 self.dirty = false;
-                self.pass().await;
+                if let Err(OverlayGone) = self.pass().await {
+                    tracing::error!(
+                        "the link of the overlay was removed: ending, to make it anew at the next start"
+                    );
+                    return;
+                }
             }
         }
     }
@@ -185,21 +206,27 @@ impl Routes {
 
     fn apply(&mut self, node: &Node) {
         let name = node.name_any();
+        let peer = plan::peer(node);
         if name == self.context.node_name {
+            self.dirty |= self.own != peer.pods;
+            self.own = peer.pods;
             return;
         }
-        let peer = plan::peer(node);
         if self.peers.get(&name) != Some(&peer) {
             self.peers.insert(name, peer);
             self.dirty = true;
         }
     }
 
-    /// An uplink that came back has lost its routes; so may one whose change nobody heard of.
+    /// A link that came back has lost its routes; so may one whose change nobody heard of.
     fn on_link(&mut self, event: Option<&LinkEvent>) {
+        let overlay = self.context.overlay.as_ref().map(|overlay| overlay.link);
+        let is_ours = |index: u32, name: &String| {
+            self.context.uplinks.contains(name) || overlay.is_some_and(|link| link == index)
+        };
         let concerns = match event {
-            Some(LinkEvent::Changed(link)) => self.context.uplinks.contains(&link.name),
-            Some(LinkEvent::Removed { name, .. }) => self.context.uplinks.contains(name),
+            Some(LinkEvent::Changed(link)) => is_ours(link.index, &link.name),
+            Some(LinkEvent::Removed { index, name }) => is_ours(*index, name),
             Some(LinkEvent::Lost) => true,
             None => {
                 tracing::error!("links are not watched any more: routes are only checked when Nodes change");
@@ -211,44 +238,82 @@ impl Routes {
         }
     }
 
-    /// Brings the kernel's routes to what the Nodes say.
-    async fn pass(&mut self) {
+    fn way(&self) -> Way {
+        self.context.overlay.as_ref().map_or(Way::Plain, Overlay::way)
+    }
+
+    /// Brings the kernel to what the Nodes say.
+    async fn pass(&mut self) -> Result<(), OverlayGone> {
         let mut kernel = match self.kernel.take() {
             Some(kernel) => kernel,
-            None => match Kernel::read(&self.netlink).await {
-                Ok(kernel) => kernel,
+            None => match Kernel::read(&self.netlink, self.context.overlay.as_ref()).await {
+                Ok(kernel) => kernel.ok_or(OverlayGone)?,
                 Err(error) => {
-                    tracing::error!(error = chain(&error), "cannot read routes, retrying");
-                    return self.schedule_retry();
+                    tracing::error!(error = chain(&error), "cannot read what leads to other nodes, retrying");
+                    self.schedule_retry();
+                    return Ok(());
                 }
             },
         };
         let planned = plan::plan(&plan::View {
+            way: self.way(),
+            node: &self.context.node_name,
+            own: &self.own,
             peers: &self.peers,
-            cluster: self.context.cluster,
+            cluster: &self.context.cluster,
             networks: &kernel.networks,
-            routes: &kernel.routes,
+            state: &kernel.state,
         });
         self.tell(planned.problems);
         for action in planned.actions {
             if let Err(error) = self.execute(&action).await {
-                tracing::error!(%action, error = chain(&error), "cannot change a route, retrying");
+                tracing::error!(%action, error = chain(&error), "cannot change what leads to a node, retrying");
                 // What the kernel has is read again then.
-                return self.schedule_retry();
+                self.schedule_retry();
+                return Ok(());
             }
-            tracing::info!(%action, "route");
-            kernel.note(&action);
+            tracing::info!(%action, "to other nodes");
+            kernel.state.note(&action);
         }
         self.kernel = Some(kernel);
+        Ok(())
     }
 
     async fn execute(&self, action: &Action) -> Result<(), netlink::Error> {
-        match action {
-            Action::Set { pods, hop, .. } => self.netlink.replace_route(&route(*pods, *hop)).await,
-            Action::Remove { pods, hop } => match self.netlink.del_route(&route(*pods, *hop)).await {
-                Err(error) if error.is_gone() => Ok(()),
-                done => done,
-            },
+        let (item, set) = match action {
+            Action::Set(item) => (item, true),
+            Action::Remove(item) => (item, false),
+        };
+        let netlink = &self.netlink;
+        let link = self.way().overlay().unwrap_or_default();
+        let done = match item {
+            Item::Route(pods, hop) if set => netlink.replace_route(&route(*pods, *hop)).await,
+            Item::Route(pods, hop) => netlink.del_route(&route(*pods, *hop)).await,
+            Item::Address(network) if set => {
+                // Nobody else on this link could have it.
+                let flags = if network.is_ipv6() { AddressFlags::Nodad } else { AddressFlags::empty() };
+                netlink.add_address(&NewAddress { flags, ..NewAddress::new(link, *network) }).await
+            }
+            Item::Address(network) => netlink.del_address(link, *network).await,
+            Item::Neighbour(address, mac) if set => netlink.replace_neighbour(link, *address, *mac).await,
+            Item::Neighbour(address, _) => netlink.del_neighbour(link, *address).await,
+            Item::Forwarding(mac, node) => {
+                let entry = FdbEntry { link, mac: *mac, remote: Some(*node) };
+                if set { netlink.replace_fdb(&entry).await } else { netlink.del_fdb(&entry).await }
+            }
+            Item::Tunnel(key, tunnel) => {
+                let (key, tunnel) = (*key, tunnel.clone());
+                ask_wireguard(self.context.overlay.as_ref(), move |wireguard| match set {
+                    true => wireguard.replace_peer(link, key, &tunnel),
+                    false => wireguard.remove_peer(link, key),
+                })
+                .await
+            }
+        };
+        match done {
+            Err(error) if !set && error.is_gone() => Ok(()),
+            Err(error) if set && error.is_exists() => Ok(()),
+            done => done,
         }
     }
 
@@ -273,42 +338,72 @@ impl Routes {
     }
 }
 
-impl Kernel {
-    async fn read(netlink: &Netlink) -> Result<Self, netlink::Error> {
-        let networks =
-            netlink.addresses(None).await?.into_iter().filter_map(|address| match address.network {
-                IpNetwork::V4(network) => Some((address.link, network)),
-                IpNetwork::V6(_) => None,
-            });
-        let networks = networks.collect();
-        let ours = netlink.routes().await?.into_iter().filter(|route| route.protocol == PROTOCOL);
-        let routes = ours.filter_map(|route| known(&route)).collect();
-        Ok(Self { networks, routes })
-    }
+/// Asks from a thread that may block; nothing where there is no WireGuard.
+async fn ask_wireguard<T: Default + Send + 'static>(
+    overlay: Option<&Overlay>,
+    work: impl FnOnce(&Wireguard) -> Result<T, netlink::Error> + Send + 'static,
+) -> Result<T, netlink::Error> {
+    let Some(wireguard) = overlay.and_then(|overlay| overlay.wireguard.clone()) else {
+        return Ok(T::default());
+    };
+    let asked = tokio::task::spawn_blocking(move || work(&wireguard)).await;
+    asked.unwrap_or_else(|error| Err(netlink::Error::Open { error: error.into() }))
+}
 
-    fn note(&mut self, action: &Action) {
-        match action {
-            Action::Set { pods, hop, .. } => drop(self.routes.insert(*pods, *hop)),
-            Action::Remove { pods, .. } => drop(self.routes.remove(pods)),
+impl Kernel {
+    /// None when the overlay's link is gone. One that is down is set up.
+    async fn read(netlink: &Netlink, overlay: Option<&Overlay>) -> Result<Option<Self>, netlink::Error> {
+        let mut state = State::default();
+        if let Some(overlay) = overlay {
+            let Some(link) = netlink.find_link_by_index(overlay.link).await? else { return Ok(None) };
+            if !link.up {
+                netlink.set_link_up(link.index).await?;
+            }
+            state = read_overlay(netlink, overlay).await?;
         }
+        let on_overlay = |link: u32| overlay.is_some_and(|overlay| overlay.link == link);
+        let addresses = netlink.addresses(None).await?.into_iter();
+        let networks = addresses.map(|address| (address.link, address.network));
+        let networks = networks.filter(|(link, _)| !on_overlay(*link)).collect();
+        let ours = netlink.routes().await?.into_iter().filter(|route| route.protocol == PROTOCOL);
+        state.routes = ours.filter_map(|route| known(&route)).collect();
+        Ok(Some(Self { networks, state }))
     }
+}
+
+/// All that is on the link but its routes. The kernel gives it an IPv6 address of its own, which is not ours to judge.
+async fn read_overlay(netlink: &Netlink, overlay: &Overlay) -> Result<State, netlink::Error> {
+    let link = overlay.link;
+    let addresses = netlink.addresses(Some(link)).await?.into_iter().map(|address| address.network);
+    let of_kernel = |network: &IpNetwork| match network {
+        IpNetwork::V4(_) => false,
+        IpNetwork::V6(network) => network.ip().is_unicast_link_local(),
+    };
+    let neighbours = netlink.neighbours().await?.into_iter();
+    let neighbours = neighbours.filter(|neighbour| neighbour.link == link && neighbour.permanent);
+    let forwarding = netlink.forwarding_entries(link).await?.into_iter();
+    let device = ask_wireguard(Some(overlay), move |wireguard| wireguard.device(link)).await?;
+    Ok(State {
+        routes: BTreeMap::new(),
+        addresses: addresses.filter(|network| !of_kernel(network)).collect(),
+        neighbours: neighbours.filter_map(|neighbour| Some((neighbour.address, neighbour.mac?))).collect(),
+        forwarding: forwarding.filter_map(|entry| Some((entry.mac, entry.remote?))).collect(),
+        tunnels: device.peers,
+    })
 }
 
 /// A route of ours in the main table, as `plan` sees it.
-fn known(route: &Route) -> Option<(Ipv4Network, Hop)> {
-    match (route.destination, route.gateway, route.link) {
-        (IpNetwork::V4(pods), Some(IpAddr::V4(gateway)), Some(link)) if route.table == MAIN_TABLE => {
-            Some((pods, Hop { gateway, link }))
-        }
-        _ => None,
-    }
+fn known(route: &Route) -> Option<(IpNetwork, Hop)> {
+    let link = route.link.filter(|_| route.table == MAIN_TABLE)?;
+    Some((route.destination, Hop { gateway: route.gateway, link, onlink: route.onlink }))
 }
 
-fn route(pods: Ipv4Network, hop: Hop) -> Route {
+fn route(pods: IpNetwork, hop: Hop) -> Route {
     Route {
-        gateway: Some(hop.gateway.into()),
+        gateway: hop.gateway,
         link: Some(hop.link),
+        onlink: hop.onlink,
         protocol: PROTOCOL,
-        ..Route::to(pods.into())
+        ..Route::to(pods)
     }
 }

@@ -37,7 +37,7 @@ pub struct Inputs<'a> {
 }
 
 /// The Node for registration.
-pub fn node(settings: &Settings, status: NodeStatus) -> Node {
+pub fn node(settings: &Settings, annotations: BTreeMap<String, String>, status: NodeStatus) -> Node {
     let architecture = status.node_info.as_ref().map(|info| info.architecture.clone()).unwrap_or_default();
     let mut labels = settings.node_labels.clone();
     labels.extend([
@@ -49,6 +49,7 @@ pub fn node(settings: &Settings, status: NodeStatus) -> Node {
         metadata: ObjectMeta {
             name: Some(settings.node_name.clone()),
             labels: Some(labels),
+            annotations: Some(annotations).filter(|annotations| !annotations.is_empty()),
             ..ObjectMeta::default()
         },
         spec: None,
@@ -56,13 +57,24 @@ pub fn node(settings: &Settings, status: NodeStatus) -> Node {
     }
 }
 
-/// The labels that an existing Node lacks or has otherwise; `None` when all are right.
-pub fn missing_labels(existing: &Node, desired: &Node) -> Option<BTreeMap<String, String>> {
-    let have = existing.metadata.labels.as_ref();
-    let wanted = desired.metadata.labels.iter().flatten();
+/// The labels and annotations that an existing Node lacks or has otherwise; `None` when all are right.
+pub fn missing_metadata(existing: &Node, desired: &Node) -> Option<ObjectMeta> {
+    let (have, wanted) = (&existing.metadata, &desired.metadata);
+    let labels = missing(have.labels.as_ref(), wanted.labels.as_ref());
+    let annotations = missing(have.annotations.as_ref(), wanted.annotations.as_ref());
+    (labels.is_some() || annotations.is_some()).then(|| ObjectMeta {
+        labels,
+        annotations,
+        ..ObjectMeta::default()
+    })
+}
+
+type Texts = BTreeMap<String, String>;
+
+fn missing(have: Option<&Texts>, wanted: Option<&Texts>) -> Option<Texts> {
     let differs = |(key, value): &(&String, &String)| have.and_then(|have| have.get(*key)) != Some(*value);
-    let missing: BTreeMap<_, _> =
-        wanted.filter(differs).map(|(key, value)| (key.clone(), value.clone())).collect();
+    let missing = wanted.into_iter().flatten().filter(differs);
+    let missing: Texts = missing.map(|(key, value)| (key.clone(), value.clone())).collect();
     (!missing.is_empty()).then_some(missing)
 }
 

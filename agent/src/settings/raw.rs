@@ -95,9 +95,12 @@ pub struct Raw {
     #[arg(long, value_name = "SECONDS")]
     #[serde(deserialize_with = "text")]
     pub node_lease_duration_seconds: Option<String>,
-    /// Network of all pods of the cluster
+    /// Network of all pods of the cluster, or one of each family with a comma between them
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Option<String>,
+    /// How packets get to pods of other nodes: host-gw, vxlan, wireguard, or none [default: host-gw]
+    #[arg(long, value_name = "BACKEND")]
+    pub network_backend: Option<String>,
     /// Who translates Services: ebpf or none [default: ebpf]
     #[arg(long, value_name = "MODE")]
     pub service_proxy: Option<String>,
@@ -171,6 +174,7 @@ impl Raw {
                 .node_lease_duration_seconds
                 .or(other.node_lease_duration_seconds),
             cluster_cidr: self.cluster_cidr.or(other.cluster_cidr),
+            network_backend: self.network_backend.or(other.network_backend),
             service_proxy: self.service_proxy.or(other.service_proxy),
             uplinks: list(self.uplinks, other.uplinks),
             bpf_pin_root: self.bpf_pin_root.or(other.bpf_pin_root),

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use super::{Machine, Raw, Reserved, ServiceProxy, Settings, machine, quantity, registries};
+use super::{Machine, NetworkBackend, Raw, Reserved, ServiceProxy, Settings, machine, quantity, registries};
 
 fn machine() -> Machine {
     Machine {
@@ -37,13 +37,14 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(settings.node_lease_duration_seconds, 40);
     assert_eq!(settings.cluster_domain, "cluster.local");
     assert_eq!(settings.service_proxy, ServiceProxy::Ebpf);
+    assert_eq!(settings.network_backend, NetworkBackend::HostGw);
     assert_eq!(settings.dataplane_cgroup, PathBuf::from("/sys/fs/cgroup/unified"));
 }
 
 #[test]
 fn errors_name_key_value_and_expectation() {
     type Change = fn(&mut Raw);
-    let cases: [(Change, &str); 13] = [
+    let cases: [(Change, &str); 15] = [
         (
             |raw| raw.node_lease_duration_seconds = Some("0".into()),
             "setting nodeLeaseDurationSeconds: \"0\" is not a number of seconds from 1 on",
@@ -62,7 +63,17 @@ fn errors_name_key_value_and_expectation() {
         ),
         (
             |raw| raw.cluster_cidr = Some("10.244.0.1/16".into()),
-            "setting clusterCidr: \"10.244.0.1/16\" is not an IPv4 network such as 10.244.0.0/16",
+            "setting clusterCidr: \"10.244.0.1/16\" is not a network such as 10.244.0.0/16, or one of IPv4 and one \
+             of IPv6 with a comma between them",
+        ),
+        (
+            |raw| raw.cluster_cidr = Some("10.244.0.0/16,10.245.0.0/16".into()),
+            "setting clusterCidr: \"10.244.0.0/16,10.245.0.0/16\" is not a network such as 10.244.0.0/16, or one of \
+             IPv4 and one of IPv6 with a comma between them",
+        ),
+        (
+            |raw| raw.network_backend = Some("udp".into()),
+            "setting networkBackend: \"udp\" is not one of host-gw, vxlan, wireguard and none",
         ),
         (
             |raw| raw.cgroup_parent = Some("/a/../b".into()),

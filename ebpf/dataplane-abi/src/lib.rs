@@ -8,7 +8,7 @@
 pub mod select;
 
 /// Part of the pin path: maps of different layouts never meet.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Names of the maps, as the kernel shows them (15 characters at most). The loader takes a map's name from its type
 /// information, which is the name of the Rust static: hence capitals.
@@ -275,6 +275,10 @@ pub struct Config {
     pub pods: Network,
     /// The address that pods show outside.
     pub masquerade_be: u32,
+    /// Index of the link that leads to other nodes' pods where that is no uplink; 0: none.
+    pub overlay_link: u32,
+    /// What is masqueraded there shows this address.
+    pub overlay_be: u32,
     pub unmasqueraded_count: u32,
     pub unmasqueraded: [Network; capacity::UNMASQUERADED],
 }
@@ -340,5 +344,5 @@ plain! {
     NatKey: 16 { source_be: u32, destination_be: u32, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }
     NatValue: 32 { addr_be: u32, port_be: u16, kind: u8, state: u8, backend: u32, generation: u32, selection: u64, slot: u32, used: u32 }
     Network: 8 { network_be: u32, mask_be: u32 }
-    Config: 80 { pods: Network, masquerade_be: u32, unmasqueraded_count: u32, unmasqueraded: [Network; capacity::UNMASQUERADED] }
+    Config: 88 { pods: Network, masquerade_be: u32, overlay_link: u32, overlay_be: u32, unmasqueraded_count: u32, unmasqueraded: [Network; capacity::UNMASQUERADED] }
 }

@@ -1,4 +1,4 @@
-//! Reading and rewriting the addresses of an IPv4 packet on an Ethernet link.
+//! Reading and rewriting the addresses of an IPv4 packet.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_abi::protocol;
@@ -7,11 +7,11 @@ const ETHERNET_LENGTH: usize = 14;
 const ETHERTYPE_OFFSET: usize = 12;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 
-const FRAGMENT_OFFSET: usize = ETHERNET_LENGTH + 6;
-const PROTOCOL_OFFSET: usize = ETHERNET_LENGTH + 9;
-const IP_CHECKSUM_OFFSET: usize = ETHERNET_LENGTH + 10;
-const SOURCE_OFFSET: usize = ETHERNET_LENGTH + 12;
-const DESTINATION_OFFSET: usize = ETHERNET_LENGTH + 16;
+const FRAGMENT_OFFSET: usize = 6;
+const PROTOCOL_OFFSET: usize = 9;
+const IP_CHECKSUM_OFFSET: usize = 10;
+const SOURCE_OFFSET: usize = 12;
+const DESTINATION_OFFSET: usize = 16;
 
 const TCP_FLAGS_OFFSET: usize = 13;
 const TCP_FIN: u8 = 0x01;
@@ -28,6 +28,14 @@ const ICMP_ECHO: u8 = 8;
 const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
 const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
 
+/// What a link's packets begin with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    Ethernet,
+    /// The IP header itself, as on a WireGuard link.
+    Ip,
+}
+
 /// A packet that can be translated. An ICMP echo's identifier stands in for the port of the side that asked.
 #[derive(Clone, Copy)]
 pub struct Packet {
@@ -41,6 +49,8 @@ pub struct Packet {
     /// TCP alone: the connection is being closed.
     pub fin: bool,
     pub reset: bool,
+    /// Where the headers begin.
+    network: usize,
     transport: usize,
 }
 
@@ -69,32 +79,40 @@ pub enum End {
 }
 
 #[inline(always)]
-pub fn parse(ctx: &TcContext) -> Parsed {
-    try_parse(ctx).unwrap_or(Parsed::Other)
+pub fn parse(ctx: &TcContext, layer: Layer) -> Parsed {
+    try_parse(ctx, layer).unwrap_or(Parsed::Other)
 }
 
 #[inline(always)]
-fn try_parse(ctx: &TcContext) -> Option<Parsed> {
-    if u16::from_be(ctx.load(ETHERTYPE_OFFSET).ok()?) != ETHERTYPE_IPV4 {
-        return None;
-    }
-    let ends =
-        Ends { source_be: ctx.load(SOURCE_OFFSET).ok()?, destination_be: ctx.load(DESTINATION_OFFSET).ok()? };
+fn try_parse(ctx: &TcContext, layer: Layer) -> Option<Parsed> {
+    let network = match layer {
+        Layer::Ethernet if u16::from_be(ctx.load(ETHERTYPE_OFFSET).ok()?) == ETHERTYPE_IPV4 => ETHERNET_LENGTH,
+        Layer::Ip if ctx.load::<u8>(0).ok()? >> 4 == 4 => 0,
+        _ => return None,
+    };
+    let ends = Ends {
+        source_be: ctx.load(network + SOURCE_OFFSET).ok()?,
+        destination_be: ctx.load(network + DESTINATION_OFFSET).ok()?,
+    };
     // More fragments, or not the first.
-    if u16::from_be(ctx.load(FRAGMENT_OFFSET).ok()?) & 0x3fff != 0 {
+    if u16::from_be(ctx.load(network + FRAGMENT_OFFSET).ok()?) & 0x3fff != 0 {
         return Some(Parsed::Fragment(ends));
     }
-    Some(match with_ports(ctx, ends) {
+    Some(match with_ports(ctx, network, ends) {
         Some(packet) => Parsed::Packet(packet),
         None => Parsed::Portless(ends),
     })
 }
 
 #[inline(always)]
-fn with_ports(ctx: &TcContext, Ends { source_be, destination_be }: Ends) -> Option<Packet> {
-    let version: u8 = ctx.load(ETHERNET_LENGTH).ok()?;
-    let transport = ETHERNET_LENGTH + ((version & 0x0f) as usize) * 4;
-    let protocol: u8 = ctx.load(PROTOCOL_OFFSET).ok()?;
+fn with_ports(
+    ctx: &TcContext,
+    network: usize,
+    Ends { source_be, destination_be }: Ends,
+) -> Option<Packet> {
+    let version: u8 = ctx.load(network).ok()?;
+    let transport = network + ((version & 0x0f) as usize) * 4;
+    let protocol: u8 = ctx.load(network + PROTOCOL_OFFSET).ok()?;
     let mut packet = Packet {
         source_be,
         destination_be,
@@ -104,6 +122,7 @@ fn with_ports(ctx: &TcContext, Ends { source_be, destination_be }: Ends) -> Opti
         may_begin_flow: true,
         fin: false,
         reset: false,
+        network,
         transport,
     };
     match protocol {
@@ -152,8 +171,8 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, end: End, addr_be: u32, port_be
         ctx.l4_csum_replace(checksum, old_port as u64, port_be as u64, 2 | flags)?;
         ctx.store(packet.transport + port_offset, &port_be, 0)?;
     }
-    ctx.l3_csum_replace(IP_CHECKSUM_OFFSET, old_addr as u64, addr_be as u64, 4)?;
-    ctx.store(addr_offset, &addr_be, 0)
+    ctx.l3_csum_replace(packet.network + IP_CHECKSUM_OFFSET, old_addr as u64, addr_be as u64, 4)?;
+    ctx.store(packet.network + addr_offset, &addr_be, 0)
 }
 
 #[inline(always)]

@@ -3,7 +3,8 @@
 //! Each flow has two entries, one for each direction, written together: in ORLOP_NAT for what pods begin (masqueraded), in
 //! ORLOP_INBOUND for what hosts outside begin (node ports; packets straight to a pod). Every packet touches both, and makes
 //! the other one again if the kernel evicted it, so that half a pair never lasts. A node port's flow whose backend is on another
-//! node has a pair in both: it goes on under the node's own address, so that the answers come back here.
+//! node has a pair in both: it goes on under the node's own address, so that the answers come back here. Over the overlay, that
+//! is the overlay's address: another one would come out of a tunnel that it does not belong to.
 //!
 //! What should be masqueraded and cannot be (fragments, protocols without ports, ICMP errors, connections whose entry is
 //! gone) is dropped and counted: it never leaves under the pod's address. Only ports are translated towards a pod, not the
@@ -22,7 +23,7 @@ use aya_ebpf::programs::TcContext;
 use dataplane_abi::{Config, FrontendKey, NatKey, NatValue, Network, counter, nat, protocol};
 
 use crate::maps::{ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
-use crate::packet::{self, End, Ends, Packet, Parsed};
+use crate::packet::{self, End, Ends, Layer, Packet, Parsed};
 use crate::select::{self, Choice, Pick};
 
 /// TCX_NEXT, and TC_ACT_UNSPEC for older hooks: the next program decides.
@@ -34,8 +35,28 @@ const EEXIST: i32 = -17;
 
 #[classifier]
 pub fn orlop_ingress(ctx: TcContext) -> i32 {
-    match packet::parse(&ctx) {
-        Parsed::Packet(packet) => ingress(&ctx, &packet),
+    enters(&ctx, Layer::Ethernet)
+}
+
+#[classifier]
+pub fn orlop_egress(ctx: TcContext) -> i32 {
+    leaves(&ctx, Layer::Ethernet)
+}
+
+#[classifier]
+pub fn orlop_ingress_l3(ctx: TcContext) -> i32 {
+    enters(&ctx, Layer::Ip)
+}
+
+#[classifier]
+pub fn orlop_egress_l3(ctx: TcContext) -> i32 {
+    leaves(&ctx, Layer::Ip)
+}
+
+#[inline(always)]
+fn enters(ctx: &TcContext, layer: Layer) -> i32 {
+    match packet::parse(ctx, layer) {
+        Parsed::Packet(packet) => ingress(ctx, &packet),
         // Untranslated; the counter tells why a flow does not work.
         Parsed::Fragment(_) => {
             count(counter::FRAGMENT);
@@ -45,10 +66,10 @@ pub fn orlop_ingress(ctx: TcContext) -> i32 {
     }
 }
 
-#[classifier]
-pub fn orlop_egress(ctx: TcContext) -> i32 {
-    match packet::parse(&ctx) {
-        Parsed::Packet(packet) => egress(&ctx, &packet),
+#[inline(always)]
+fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
+    match packet::parse(ctx, layer) {
+        Parsed::Packet(packet) => egress(ctx, &packet),
         Parsed::Fragment(ends) => {
             count(counter::FRAGMENT);
             untranslatable(ends)
@@ -259,7 +280,11 @@ fn still_holds_port(packet: &Packet, entry: &NatValue) -> bool {
 #[inline(always)]
 fn masquerade(ctx: &TcContext, packet: &Packet, key: &NatKey) -> i32 {
     let Some(config) = ORLOP_CONFIG.get(0) else { return NEXT };
-    let addr_be = config.masquerade_be;
+    // SAFETY: the kernel gave this context to this run of the program.
+    let addr_be = match unsafe { (*ctx.skb.skb).ifindex } {
+        link if link == config.overlay_link => config.overlay_be,
+        _ => config.masquerade_be,
+    };
     let entry = NatValue {
         addr_be,
         port_be: 0,

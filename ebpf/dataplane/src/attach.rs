@@ -43,8 +43,12 @@ const SOCKET_PROGRAMS: &[&str] = &[
     "orlop_getpeername4",
     "orlop_getpeername6",
 ];
-const UPLINK_PROGRAMS: &[(&str, TcAttachType)] =
-    &[("orlop_ingress", TcAttachType::Ingress), ("orlop_egress", TcAttachType::Egress)];
+const UPLINK_PROGRAMS: &[(&str, Layer, TcAttachType)] = &[
+    ("orlop_ingress", Layer::Ethernet, TcAttachType::Ingress),
+    ("orlop_egress", Layer::Ethernet, TcAttachType::Egress),
+    ("orlop_ingress_l3", Layer::Ip, TcAttachType::Ingress),
+    ("orlop_egress_l3", Layer::Ip, TcAttachType::Egress),
+];
 const PINNED_MAPS: &[&str] = &[
     map::FRONTENDS,
     map::SERVICES,
@@ -113,6 +117,20 @@ pub struct Maps {
     pub backends: MapData,
     pub config: Map,
     pub counters: Map,
+}
+
+/// What an uplink's packets begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layer {
+    Ethernet,
+    Ip,
+}
+
+/// An uplink, looked up.
+struct Uplink<'a> {
+    name: &'a str,
+    index: u32,
+    layer: Layer,
 }
 
 /// Tells whether an attached program is the one we loaded: its instructions, and the very maps it works on.
@@ -326,15 +344,19 @@ fn attach_uplinks(
     pins: &Path,
     wanted: &mut Attached,
 ) -> Result<(), OpenError> {
-    for &(name, direction) in UPLINK_PROGRAMS {
+    let uplinks = options.uplinks.iter().map(|name| Uplink::of(name)).collect::<Result<Vec<_>, _>>()?;
+    for &(name, layer, direction) in UPLINK_PROGRAMS {
+        let concerned: Vec<&Uplink<'_>> = uplinks.iter().filter(|uplink| uplink.layer == layer).collect();
+        if concerned.is_empty() {
+            continue;
+        }
         let program: &mut SchedClassifier = get(programs, name)?;
         program.load().map_err(|source| load_error(name, source))?;
         let (fd, loaded) = identity(program.fd(), program.info(), name)?;
-        for uplink in &options.uplinks {
-            let link = interface_index(uplink)?;
-            if options.uplink_hook == UplinkHook::Newest && has_tcx(uplink, direction) {
-                let pin = links::pin(pins, name, Some(uplink));
-                let (shown, id) = (uplink.clone(), u64::from(link));
+        for uplink in concerned {
+            if options.uplink_hook == UplinkHook::Newest && has_tcx(uplink.name, direction) {
+                let pin = links::pin(pins, name, Some(uplink.name));
+                let (shown, id) = (uplink.name.to_owned(), u64::from(uplink.index));
                 let target = Target { shown, id, pin, program: name, since: TCX_SINCE };
                 if !links::adopt(&target, fd.as_fd(), &loaded)? {
                     attach_tcx(program, direction, &target)?;
@@ -342,8 +364,8 @@ fn attach_uplinks(
                 wanted.links.insert(target.pin);
             } else {
                 let filter = filters::Wanted {
-                    uplink,
-                    link,
+                    uplink: uplink.name,
+                    link: uplink.index,
                     direction,
                     program: name,
                     pins,
@@ -423,11 +445,17 @@ fn array(found: Map, name: &str) -> Result<MapData, OpenError> {
     }
 }
 
-fn interface_index(name: &str) -> Result<u32, OpenError> {
-    let path = format!("/sys/class/net/{name}/ifindex");
-    let read = fs::read_to_string(&path);
-    let index = read.and_then(|text| text.trim().parse().map_err(io::Error::other));
-    index.map_err(|source| OpenError::NoUplink { name: name.to_owned(), source })
+impl<'a> Uplink<'a> {
+    fn of(name: &'a str) -> Result<Self, OpenError> {
+        let read = |file: &str| -> io::Result<u32> {
+            let text = fs::read_to_string(format!("/sys/class/net/{name}/{file}"))?;
+            text.trim().parse().map_err(io::Error::other)
+        };
+        let failed = |source| OpenError::NoUplink { name: name.to_owned(), source };
+        let (index, hardware) = (read("ifindex").map_err(failed)?, read("type").map_err(failed)?);
+        let layer = if hardware == u32::from(libc::ARPHRD_NONE) { Layer::Ip } else { Layer::Ethernet };
+        Ok(Self { name, index, layer })
+    }
 }
 
 fn load_error(name: &str, source: ProgramError) -> OpenError {

@@ -36,7 +36,7 @@ pub struct Options {
     pub pin_root: PathBuf,
     /// Sockets of processes in this cgroup (of the unified hierarchy) and below are translated.
     pub cgroup: PathBuf,
-    /// Names of the links that traffic from outside comes in by.
+    /// Names of the links that traffic from outside comes in by, and of the one that leads to other nodes' pods.
     pub uplinks: Vec<String>,
     pub uplink_hook: UplinkHook,
 }
@@ -85,6 +85,16 @@ pub struct Masquerade {
     pub address: Ipv4Addr,
     /// Destinations that pods reach under their own address, such as all pods of the cluster; at most 8.
     pub excluded: Vec<Ipv4Network>,
+    pub overlay: Option<Overlay>,
+}
+
+/// The link to the pods of other nodes, where packets are wrapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overlay {
+    /// Its index.
+    pub link: u32,
+    /// What is masqueraded on its way there, such as a node port's flow to a backend elsewhere, shows this address.
+    pub address: Ipv4Addr,
 }
 
 /// What a map write can fail with.

@@ -349,6 +349,10 @@ pub fn config(masquerade: Option<&Masquerade>) -> Result<Config, WriteError> {
         unmasqueraded_count: count as u32,
         ..Config::default()
     };
+    if let Some(overlay) = masquerade.overlay {
+        config.overlay_link = overlay.link;
+        config.overlay_be = u32::from_ne_bytes(overlay.address.octets());
+    }
     for (place, excluded) in config.unmasqueraded.iter_mut().zip(&masquerade.excluded) {
         *place = network(*excluded);
     }

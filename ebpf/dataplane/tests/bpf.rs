@@ -10,5 +10,7 @@ mod node;
 mod packets;
 #[path = "bpf/sockets.rs"]
 mod sockets;
+#[path = "bpf/tun.rs"]
+mod tun;
 #[path = "bpf/uplink.rs"]
 mod uplink;

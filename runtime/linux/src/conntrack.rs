@@ -9,7 +9,7 @@ use netlink_bindings::{
 };
 
 use crate::{
-    netfilter::{Request, Socket},
+    blocking::{Request, Socket},
     netlink::Error,
     nftables::{Family, Transport},
 };

@@ -4,6 +4,7 @@
 //! should exist, retries or logs. The formats of files that belong to the system, and that more than one of these crates reads, are here too.
 #![expect(unsafe_code, reason = "raw system calls live in this crate and nowhere else")]
 
+mod blocking;
 mod error;
 
 pub mod cgroup;
@@ -14,7 +15,6 @@ pub mod interface;
 pub mod machine;
 pub mod memfd;
 pub mod mount;
-mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod nftables;
@@ -23,5 +23,6 @@ pub mod passwd;
 pub mod process;
 pub mod pty;
 pub mod scm;
+pub mod wireguard;
 
 pub use error::Error;

@@ -34,7 +34,7 @@ pub use address::{Address, AddressFlags, AddressScope, NewAddress};
 pub use classifier::{Classifiers, Direction, Filter, FilterPlace};
 pub use link::{
     BridgeOptions, BridgePortOptions, IpVlanMode, Link, LinkChange, LinkKind, MacVlanMode, NewLink,
-    OWN_GROUPS, OperState, Parent, VethOptions, VethPeer,
+    OWN_GROUPS, OperState, Parent, VethOptions, VethPeer, Vxlan,
 };
 pub use mac::{InvalidMac, MacAddress};
 pub use neighbour::{FdbEntry, Neighbour};

@@ -25,7 +25,7 @@ pub use self::{
 };
 pub use crate::netlink::Error;
 use crate::{
-    netfilter::{Message, Request, Socket, frame},
+    blocking::{Message, Request, Socket, frame},
     netns::Netns,
 };
 

@@ -1,9 +1,9 @@
 use super::{Options, render};
 
 #[test]
-fn the_list_has_one_plugin_with_the_nodes_range() {
+fn the_list_has_one_plugin_with_the_nodes_ranges() {
     let options = Options {
-        pods: "10.244.3.0/24".parse().expect("network"),
+        pods: ["10.244.3.0/24", "fd00:244:0:3::/64"].map(|pods| pods.parse().expect("network")).into(),
         mtu: 1450,
         data_dir: "/run/orlop/cni/networks".into(),
     };
@@ -14,7 +14,7 @@ fn the_list_has_one_plugin_with_the_nodes_range() {
     let expected = serde_json::json!({
         "type": "bridge", "bridge": "orlop0", "isDefaultGateway": true, "hairpinMode": true, "mtu": 1450,
         "ipam": {
-            "type": "host-local", "ranges": [[{"subnet": "10.244.3.0/24"}]],
+            "type": "host-local", "ranges": [[{"subnet": "10.244.3.0/24"}], [{"subnet": "fd00:244:0:3::/64"}]],
             "dataDir": "/run/orlop/cni/networks",
         },
     });

@@ -1,41 +1,106 @@
-//! Which routes lead to the pods of other nodes. Pure.
+//! What leads to the pods of other nodes. Pure.
 //!
-//! In: what the other Nodes say, the networks that this node is on, the routes of ours that the kernel has. Out: what to change,
-//! removals first, and what cannot be done.
+//! In: what all Nodes say, how packets travel ([`Way`]), the networks that this node is on, what the kernel has of ours. Out: what
+//! to change, and what cannot be done. Something is taken away before its place is used anew, and a route is set last: packets
+//! wait for an end that is known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
+use linux::netlink::MacAddress;
+use linux::wireguard::{PublicKey, Tunnel};
+
+use crate::network::lease::{self, End, Lease};
 
 #[cfg(test)]
 mod tests;
 
-/// What another Node says about where its pods are.
+/// What a Node says about where its pods are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peer {
-    /// Its first IPv4 InternalIP.
-    pub address: Option<Ipv4Addr>,
-    pub pods: Vec<Ipv4Network>,
+    /// Its first InternalIP of each family.
+    pub addresses: Vec<IpAddr>,
+    pub pods: Vec<IpNetwork>,
+    pub lease: Lease,
+}
+
+impl Peer {
+    fn address(&self, is_ipv4: bool) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv4() == is_ipv4)
+    }
+}
+
+/// How packets travel to other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// As they are, to neighbours.
+    Plain,
+    /// Wrapped, by a link of this index.
+    Vxlan {
+        link: u32,
+    },
+    Wireguard {
+        link: u32,
+    },
+}
+
+impl Way {
+    /// The name that a lease has it under.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => lease::HOST_GW,
+            Self::Vxlan { .. } => lease::VXLAN,
+            Self::Wireguard { .. } => lease::WIREGUARD,
+        }
+    }
+
+    /// The link that wraps.
+    pub fn overlay(self) -> Option<u32> {
+        match self {
+            Self::Plain => None,
+            Self::Vxlan { link } | Self::Wireguard { link } => Some(link),
+        }
+    }
 }
 
 /// Where a route leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
-    pub gateway: Ipv4Addr,
+    pub gateway: Option<IpAddr>,
     /// Index of the link.
     pub link: u32,
+    /// The gateway is there though no address of the link says so.
+    pub onlink: bool,
+}
+
+/// What of ours is in the kernel, or should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    pub routes: BTreeMap<IpNetwork, Hop>,
+    /// Addresses of the overlay's link.
+    pub addresses: BTreeSet<IpNetwork>,
+    /// Permanent neighbours on it.
+    pub neighbours: BTreeMap<IpAddr, MacAddress>,
+    /// Which node a hardware address is behind.
+    pub forwarding: BTreeMap<MacAddress, IpAddr>,
+    pub tunnels: BTreeMap<PublicKey, Tunnel>,
 }
 
 /// What a pass sees.
 pub struct View<'a> {
+    pub way: Way,
+    /// This node, and its pods.
+    pub node: &'a str,
+    pub own: &'a [IpNetwork],
     pub peers: &'a BTreeMap<String, Peer>,
-    pub cluster: Option<Ipv4Network>,
+    /// All pods of the cluster, where that is known: a Node cannot claim anything else.
+    pub cluster: &'a [IpNetwork],
     /// This node's addresses with their prefixes, by link.
-    pub networks: &'a [(u32, Ipv4Network)],
-    pub routes: &'a BTreeMap<Ipv4Network, Hop>,
+    pub networks: &'a [(u32, IpNetwork)],
+    pub state: &'a State,
 }
 
 /// What a pass does.
@@ -45,17 +110,58 @@ pub struct Plan {
     pub problems: BTreeSet<Problem>,
 }
 
+/// One thing in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    Route(IpNetwork, Hop),
+    Address(IpNetwork),
+    Neighbour(IpAddr, MacAddress),
+    Forwarding(MacAddress, IpAddr),
+    Tunnel(PublicKey, Tunnel),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    Set { node: String, pods: Ipv4Network, hop: Hop },
-    Remove { pods: Ipv4Network, hop: Hop },
+    Set(Item),
+    Remove(Item),
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Route(pods, Hop { gateway: Some(gateway), .. }) => write!(f, "route {pods} via {gateway}"),
+            Self::Route(pods, Hop { link, .. }) => write!(f, "route {pods} by link {link}"),
+            Self::Address(address) => write!(f, "address {address}"),
+            Self::Neighbour(address, mac) => write!(f, "neighbour {address} at {mac}"),
+            Self::Forwarding(mac, node) => write!(f, "forwarding of {mac} to {node}"),
+            Self::Tunnel(key, _) => write!(f, "peer {key}"),
+        }
+    }
 }
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Set { node, pods, hop } => write!(f, "set {pods} via {} ({node})", hop.gateway),
-            Self::Remove { pods, hop } => write!(f, "remove {pods} via {}", hop.gateway),
+            Self::Set(item) => write!(f, "set {item}"),
+            Self::Remove(item) => write!(f, "remove {item}"),
+        }
+    }
+}
+
+impl State {
+    /// What an action did.
+    pub fn note(&mut self, action: &Action) {
+        match action.clone() {
+            Action::Set(Item::Route(pods, hop)) => drop(self.routes.insert(pods, hop)),
+            Action::Set(Item::Address(address)) => drop(self.addresses.insert(address)),
+            Action::Set(Item::Neighbour(address, mac)) => drop(self.neighbours.insert(address, mac)),
+            Action::Set(Item::Forwarding(mac, node)) => drop(self.forwarding.insert(mac, node)),
+            Action::Set(Item::Tunnel(key, tunnel)) => drop(self.tunnels.insert(key, tunnel)),
+            Action::Remove(Item::Route(pods, _)) => drop(self.routes.remove(&pods)),
+            Action::Remove(Item::Address(address)) => drop(self.addresses.remove(&address)),
+            Action::Remove(Item::Neighbour(address, _)) => drop(self.neighbours.remove(&address)),
+            Action::Remove(Item::Forwarding(mac, _)) => drop(self.forwarding.remove(&mac)),
+            Action::Remove(Item::Tunnel(key, _)) => drop(self.tunnels.remove(&key)),
         }
     }
 }
@@ -64,18 +170,32 @@ impl fmt::Display for Action {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Problem {
     /// Its address is not a neighbour's.
-    NotOnLink { node: String, address: Ipv4Addr },
+    NotOnLink { node: String, address: IpAddr },
+    /// Its address is this node's own.
+    OwnAddress { node: String, address: IpAddr },
+    /// It has pods of a family that it has no address of.
+    NoAddress { node: String, pods: IpNetwork },
+    /// It wraps packets in another way.
+    OtherBackend { node: String, theirs: String, ours: &'static str },
+    /// It does not say where wrapped packets are to go.
+    NoEnd { node: String, backend: &'static str },
     /// It claims addresses that are not pods'.
-    Outside { node: String, pods: Ipv4Network, cluster: Ipv4Network },
+    Outside { node: String, pods: IpNetwork, cluster: IpNetwork },
     /// Another node has them already.
-    Taken { node: String, pods: Ipv4Network, other: String },
+    Taken { node: String, pods: IpNetwork, other: String },
 }
 
 impl Problem {
     /// The name of the node that it is about.
     pub fn node(&self) -> &str {
         match self {
-            Self::NotOnLink { node, .. } | Self::Outside { node, .. } | Self::Taken { node, .. } => node,
+            Self::NotOnLink { node, .. }
+            | Self::OwnAddress { node, .. }
+            | Self::NoAddress { node, .. }
+            | Self::OtherBackend { node, .. }
+            | Self::NoEnd { node, .. }
+            | Self::Outside { node, .. }
+            | Self::Taken { node, .. } => node,
         }
     }
 }
@@ -86,8 +206,19 @@ impl fmt::Display for Problem {
             Self::NotOnLink { address, .. } => write!(
                 f,
                 "no link of this node is on the network of {address}: routes between nodes need a network that \
-                 they share"
+                 they share, or the network backend vxlan or wireguard"
             ),
+            Self::OwnAddress { address, .. } => write!(f, "its InternalIP {address} is this node's own"),
+            Self::NoAddress { pods, .. } => {
+                let family = if pods.is_ipv4() { "IPv4" } else { "IPv6" };
+                write!(f, "podCIDR {pods}: the node has no {family} InternalIP to route to")
+            }
+            Self::OtherBackend { theirs, ours, .. } => {
+                write!(f, "its network backend is {theirs}, this node's is {ours}: they have to be the same")
+            }
+            Self::NoEnd { backend, .. } => {
+                write!(f, "annotation {} has no end of the network backend {backend}", lease::BACKEND_DATA)
+            }
             Self::Outside { pods, cluster, .. } => {
                 write!(f, "podCIDR {pods} is not within the cluster's {cluster}")
             }
@@ -96,67 +227,201 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What a Node says. A podCIDR that is no IPv4 network counts as not said.
+/// What a Node says. A podCIDR that is no network counts as not said.
 pub fn peer(node: &Node) -> Peer {
     let spec = node.spec.as_ref();
     let single = spec.and_then(|spec| spec.pod_cidr.as_ref());
     let all = spec.and_then(|spec| spec.pod_cidrs.as_ref()).into_iter().flatten();
-    let mut pods: Vec<Ipv4Network> = Vec::new();
-    for network in single.into_iter().chain(all).filter_map(|text| text.parse::<Ipv4Network>().ok()) {
+    let mut pods: Vec<IpNetwork> = Vec::new();
+    for network in single.into_iter().chain(all).filter_map(|text| text.parse::<IpNetwork>().ok()) {
         // The kernel shows routes without host bits, and a default route would take the node off the network.
-        let network = Ipv4Network::new(network.network(), network.prefix()).ok();
+        let network = IpNetwork::new(network.network(), network.prefix()).ok();
         pods.extend(network.filter(|network| network.prefix() > 0 && !pods.contains(network)));
     }
     let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref()).into_iter().flatten();
-    let mut internal = addresses.filter(|address| address.type_ == "InternalIP");
-    Peer { address: internal.find_map(|address| address.address.parse().ok()), pods }
+    let internal = addresses.filter(|address| address.type_ == "InternalIP");
+    let internal: Vec<IpAddr> = internal.filter_map(|address| address.address.parse().ok()).collect();
+    let first = |is_ipv4: bool| internal.iter().copied().find(|address| address.is_ipv4() == is_ipv4);
+    let addresses = [first(true), first(false)].into_iter().flatten().collect();
+    Peer { addresses, pods, lease: Lease::of(node) }
 }
 
 /// Decides one pass.
 pub fn plan(view: &View<'_>) -> Plan {
-    let mut plan = Plan::default();
-    let mut wanted: BTreeMap<Ipv4Network, (&str, Hop)> = BTreeMap::new();
+    let mut wanted = Wanted::new(view);
     for (node, peer) in view.peers {
-        let Some(address) = peer.address.filter(|_| !peer.pods.is_empty()) else { continue };
-        let Some(link) = link_to(address, view.networks) else {
-            plan.problems.insert(Problem::NotOnLink { node: node.clone(), address });
-            continue;
-        };
-        for pods in &peer.pods {
-            match refusal(view.cluster, &wanted, node, *pods) {
-                Some(problem) => drop(plan.problems.insert(problem)),
-                None => drop(wanted.insert(*pods, (node, Hop { gateway: address, link }))),
+        // A Node that is only half there yet is no problem.
+        if !peer.addresses.is_empty() && !peer.pods.is_empty() {
+            wanted.add(node, peer);
+        }
+    }
+    let Wanted { state, problems, .. } = wanted;
+    Plan { actions: difference(view.state, &state), problems }
+}
+
+/// What there should be, as far as the Nodes were looked at.
+struct Wanted<'a> {
+    view: &'a View<'a>,
+    state: State,
+    problems: BTreeSet<Problem>,
+    /// Whose pods are where.
+    owners: BTreeMap<IpNetwork, &'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(view: &'a View<'a>) -> Self {
+        let mut state = State::default();
+        if view.way.overlay().is_some() {
+            let own = view.own.iter().filter_map(|pods| IpNetwork::new(pods.network(), whole(*pods)).ok());
+            state.addresses.extend(own);
+        }
+        Self { view, state, problems: BTreeSet::new(), owners: BTreeMap::new() }
+    }
+
+    fn add(&mut self, node: &'a str, peer: &Peer) {
+        if let Err(problem) = self.try_add(node, peer) {
+            self.problems.insert(problem);
+        }
+    }
+
+    fn try_add(&mut self, node: &'a str, peer: &Peer) -> Result<(), Problem> {
+        let ours = self.view.way.name();
+        if let Some(theirs) = peer.lease.backend.as_ref().filter(|theirs| *theirs != ours) {
+            return Err(Problem::OtherBackend { node: node.to_owned(), theirs: theirs.clone(), ours });
+        }
+        let is_own =
+            |address: &&IpAddr| self.view.networks.iter().any(|(_, network)| network.ip() == **address);
+        if let Some(address) = peer.addresses.iter().find(is_own) {
+            return Err(Problem::OwnAddress { node: node.to_owned(), address: *address });
+        }
+        let missing = || Problem::NoEnd { node: node.to_owned(), backend: ours };
+        match self.view.way {
+            Way::Plain => self.add_plain(node, peer),
+            Way::Vxlan { link } => {
+                let Some(End::Vxlan(mac)) = peer.lease.end else { return Err(missing()) };
+                let remote = peer.address(true).ok_or_else(missing)?;
+                for pods in self.accepted(node, peer) {
+                    let gateway = pods.network();
+                    self.state.neighbours.insert(gateway, mac);
+                    self.state.forwarding.insert(mac, remote);
+                    self.state.routes.insert(pods, Hop { gateway: Some(gateway), link, onlink: true });
+                }
+            }
+            Way::Wireguard { link } => {
+                let Some(End::Wireguard(key)) = peer.lease.end else { return Err(missing()) };
+                let remote = peer.address(true).ok_or_else(missing)?;
+                let networks: BTreeSet<IpNetwork> = self.accepted(node, peer).into_iter().collect();
+                if networks.is_empty() {
+                    return Ok(());
+                }
+                let hop = Hop { gateway: None, link, onlink: false };
+                self.state.routes.extend(networks.iter().map(|pods| (*pods, hop)));
+                let endpoint = Some(SocketAddr::new(remote, lease::WIREGUARD_PORT));
+                self.state.tunnels.insert(key, Tunnel { endpoint, networks });
+            }
+        }
+        Ok(())
+    }
+
+    fn add_plain(&mut self, node: &'a str, peer: &Peer) {
+        for pods in self.accepted(node, peer) {
+            let Some(address) = peer.address(pods.is_ipv4()) else {
+                self.problems.insert(Problem::NoAddress { node: node.to_owned(), pods });
+                continue;
+            };
+            match link_to(address, self.view.networks) {
+                Some(link) => {
+                    let hop = Hop { gateway: Some(address), link, onlink: false };
+                    self.state.routes.insert(pods, hop);
+                }
+                None => drop(self.problems.insert(Problem::NotOnLink { node: node.to_owned(), address })),
             }
         }
     }
-    let removed = view.routes.iter().filter(|(pods, _)| !wanted.contains_key(pods));
-    plan.actions.extend(removed.map(|(pods, hop)| Action::Remove { pods: *pods, hop: *hop }));
-    let changed = wanted.iter().filter(|(pods, (_, hop))| view.routes.get(pods) != Some(hop));
-    plan.actions.extend(changed.map(|(pods, (node, hop))| Action::Set {
-        node: (*node).to_owned(),
-        pods: *pods,
-        hop: *hop,
-    }));
-    plan
+
+    /// Those of a node's networks that it may have.
+    fn accepted(&mut self, node: &'a str, peer: &Peer) -> Vec<IpNetwork> {
+        let mut accepted = Vec::new();
+        for pods in &peer.pods {
+            match self.refusal(node, *pods) {
+                Some(problem) => drop(self.problems.insert(problem)),
+                None => {
+                    self.owners.insert(*pods, node);
+                    accepted.push(*pods);
+                }
+            }
+        }
+        accepted
+    }
+
+    fn refusal(&self, node: &str, pods: IpNetwork) -> Option<Problem> {
+        let node = node.to_owned();
+        let mut family = self.view.cluster.iter().filter(|cluster| cluster.is_ipv4() == pods.is_ipv4());
+        if let Some(cluster) = family.next()
+            && !is_within(pods, *cluster)
+        {
+            return Some(Problem::Outside { node, pods, cluster: *cluster });
+        }
+        if self.view.own.iter().any(|own| overlap(*own, pods)) {
+            return Some(Problem::Taken { node, pods, other: self.view.node.to_owned() });
+        }
+        // Those accepted so far do not overlap each other, so only the neighbours in their order can overlap this one.
+        let neighbours =
+            self.owners.range(..=pods).next_back().into_iter().chain(self.owners.range(pods..).next());
+        let (_, other) = neighbours.into_iter().find(|(other, _)| overlap(**other, pods))?;
+        Some(Problem::Taken { node, pods, other: (*other).to_owned() })
+    }
+}
+
+/// The length of a prefix that is one address.
+fn whole(network: IpNetwork) -> u8 {
+    if network.is_ipv4() { 32 } else { 128 }
+}
+
+fn is_within(inner: IpNetwork, outer: IpNetwork) -> bool {
+    inner.prefix() >= outer.prefix() && outer.contains(inner.network())
+}
+
+fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    one.contains(other.network()) || other.contains(one.network())
 }
 
 /// The link that has `address` as a neighbour; the narrowest network wins.
-fn link_to(address: Ipv4Addr, networks: &[(u32, Ipv4Network)]) -> Option<u32> {
+fn link_to(address: IpAddr, networks: &[(u32, IpNetwork)]) -> Option<u32> {
     let near = networks.iter().filter(|(_, network)| network.contains(address) && network.ip() != address);
     near.max_by_key(|(_, network)| network.prefix()).map(|(link, _)| *link)
 }
 
-fn refusal(
-    cluster: Option<Ipv4Network>,
-    wanted: &BTreeMap<Ipv4Network, (&str, Hop)>,
-    node: &str,
-    pods: Ipv4Network,
-) -> Option<Problem> {
-    if let Some(cluster) = cluster.filter(|cluster| !pods.is_subnet_of(*cluster)) {
-        return Some(Problem::Outside { node: node.to_owned(), pods, cluster });
-    }
-    // Those accepted so far do not overlap each other, so only the neighbours in their order can overlap this one.
-    let neighbours = wanted.range(..=pods).next_back().into_iter().chain(wanted.range(pods..).next());
-    let (_, (other, _)) = neighbours.into_iter().find(|(other, _)| other.overlaps(pods))?;
-    Some(Problem::Taken { node: node.to_owned(), pods, other: (*other).to_owned() })
+/// The actions that make `wanted` of `found`.
+fn difference(found: &State, wanted: &State) -> Vec<Action> {
+    let addresses = |state: &State| state.addresses.iter().map(|address| (*address, ())).collect();
+    let (found_addresses, wanted_addresses) = (addresses(found), addresses(wanted));
+    let mut removed = Vec::new();
+    let mut set = Vec::new();
+    compare(&found.routes, &wanted.routes, Item::Route, &mut removed, &mut Vec::new());
+    compare(&found.neighbours, &wanted.neighbours, Item::Neighbour, &mut removed, &mut set);
+    compare(&found.forwarding, &wanted.forwarding, Item::Forwarding, &mut removed, &mut set);
+    compare(&found.tunnels, &wanted.tunnels, Item::Tunnel, &mut removed, &mut set);
+    compare(
+        &found_addresses,
+        &wanted_addresses,
+        |address, ()| Item::Address(address),
+        &mut removed,
+        &mut set,
+    );
+    compare(&found.routes, &wanted.routes, Item::Route, &mut Vec::new(), &mut set);
+    removed.into_iter().map(Action::Remove).chain(set.into_iter().map(Action::Set)).collect()
+}
+
+fn compare<K: Ord + Clone, V: PartialEq + Clone>(
+    found: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+    item: impl Fn(K, V) -> Item,
+    removed: &mut Vec<Item>,
+    set: &mut Vec<Item>,
+) {
+    let gone = found.iter().filter(|(key, _)| !wanted.contains_key(key));
+    removed.extend(gone.map(|(key, value)| item(key.clone(), value.clone())));
+    let changed = wanted.iter().filter(|(key, value)| found.get(key) != Some(value));
+    set.extend(changed.map(|(key, value)| item(key.clone(), value.clone())));
 }

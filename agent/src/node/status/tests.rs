@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
+
 use k8s_openapi::jiff::Timestamp;
 use runtime::Image;
 
 use super::super::facts::{self, Facts};
-use super::{Inputs, build, differs, missing_labels, node};
+use super::{Inputs, build, differs, missing_metadata, node};
 use crate::network::State;
 use crate::settings::{Machine, Raw, Settings};
 
@@ -122,7 +124,8 @@ fn images_are_the_fifty_largest_with_five_names() {
 
 #[test]
 fn registration_has_the_well_known_labels_and_corrects_them() {
-    let desired = node(&settings(), status_at(0, &State::Ready, None));
+    let annotations = BTreeMap::from([("told".to_owned(), "others".to_owned())]);
+    let desired = node(&settings(), annotations, status_at(0, &State::Ready, None));
     let labels = desired.metadata.labels.clone().expect("labels");
     let expected = [
         ("kubernetes.io/arch", "amd64"),
@@ -131,16 +134,16 @@ fn registration_has_the_well_known_labels_and_corrects_them() {
         ("zone", "a"),
     ];
     assert!(labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).eq(expected), "{labels:?}");
-    assert_eq!(missing_labels(&desired, &desired), None);
+    assert_eq!(missing_metadata(&desired, &desired), None);
     let mut existing = desired.clone();
     let have = existing.metadata.labels.as_mut().expect("labels");
     have.insert("kubernetes.io/arch".into(), "arm64".into());
     have.insert("own".into(), "kept".into());
-    let missing = missing_labels(&existing, &desired).expect("one differs");
-    assert_eq!(
-        missing.into_iter().collect::<Vec<_>>(),
-        [("kubernetes.io/arch".to_owned(), "amd64".to_owned())]
-    );
+    existing.metadata.annotations = Some(BTreeMap::from([("own".to_owned(), "kept".to_owned())]));
+    let missing = missing_metadata(&existing, &desired).expect("some differ");
+    let expected =
+        serde_json::json!({"labels": {"kubernetes.io/arch": "amd64"}, "annotations": {"told": "others"}});
+    assert_eq!(serde_json::to_value(missing).expect("JSON"), expected);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use dataplane_abi::select::{Choice, Reads, choose, find};
 use proptest::prelude::*;
 
 use super::*;
+use crate::Overlay;
 
 /// The maps as a program would see them after some writes.
 #[derive(Default)]
@@ -496,8 +497,10 @@ fn masquerade_settings_are_network_order() {
         pods: "10.244.1.7/24".parse().unwrap(),
         address: Ipv4Addr::new(192, 168, 0, 2),
         excluded: vec!["10.244.0.0/16".parse().unwrap()],
+        overlay: Some(Overlay { link: 9, address: Ipv4Addr::new(10, 244, 1, 0) }),
     };
     let config = config(Some(&masquerade)).unwrap();
+    assert_eq!((config.overlay_link, config.overlay_be.to_ne_bytes()), (9, [10, 244, 1, 0]));
     assert_eq!(config.pods.network_be.to_ne_bytes(), [10, 244, 1, 0]);
     assert_eq!(config.pods.mask_be.to_ne_bytes(), [255, 255, 255, 0]);
     assert_eq!(config.masquerade_be.to_ne_bytes(), [192, 168, 0, 2]);

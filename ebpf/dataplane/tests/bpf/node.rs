@@ -55,7 +55,11 @@ impl Node {
     }
 
     pub fn with_hook(uplink_hook: UplinkHook) -> Self {
-        Self::on_uplink(Options { uplink_hook, ..options(&["uplink"]) })
+        Self::with_uplinks(&["uplink"], uplink_hook)
+    }
+
+    pub fn with_uplinks(uplinks: &[&str], uplink_hook: UplinkHook) -> Self {
+        Self::on_uplink(Options { uplink_hook, ..options(uplinks) })
     }
 
     /// Somebody else's dataplane on the same uplink.
@@ -88,14 +92,19 @@ impl Node {
         self.options.pin_root.join(format!("v{LAYOUT_VERSION}"))
     }
 
-    /// What this dataplane has on the uplink, by program, as others' tools tell it.
+    /// What this dataplane has on its links, by program, as others' tools tell it.
     pub fn attachments(&self) -> BTreeMap<&'static str, Attachment> {
         let pins = self.pins();
         let mut found = BTreeMap::new();
-        for (program, direction) in [("orlop_ingress", "ingress"), ("orlop_egress", "egress")] {
+        for (program, link_name, direction) in [
+            ("orlop_ingress", "uplink", "ingress"),
+            ("orlop_egress", "uplink", "egress"),
+            ("orlop_ingress_l3", "overlay", "ingress"),
+            ("orlop_egress_l3", "overlay", "egress"),
+        ] {
             let name = format!("{program}:{}", pins.display());
-            let by_link = link(&pins.join(format!("link_{program}_uplink")));
-            let by_filter = filters(direction).into_iter().filter(|(filter, _)| *filter == name);
+            let by_link = link(&pins.join(format!("link_{program}_{link_name}")));
+            let by_filter = filters(link_name, direction).into_iter().filter(|(filter, _)| *filter == name);
             let mut all: Vec<Attachment> =
                 by_link.into_iter().chain(by_filter.map(|(_, attachment)| attachment)).collect();
             assert!(all.len() <= 1, "{program} is attached twice: {all:?}");
@@ -170,9 +179,9 @@ pub fn link(pin: &Path) -> Option<Attachment> {
     Some(Attachment { held_by: format!("link {}", link["id"]), program })
 }
 
-/// The BPF filters of one direction of the uplink, by name.
-fn filters(direction: &str) -> Vec<(String, Attachment)> {
-    let filters: Vec<serde_json::Value> = tc_json(&format!("filter show dev uplink {direction}"));
+/// The BPF filters of one direction of a link, by name.
+fn filters(link: &str, direction: &str) -> Vec<(String, Attachment)> {
+    let filters: Vec<serde_json::Value> = tc_json(&format!("filter show dev {link} {direction}"));
     let named = filters.into_iter().filter_map(|filter| {
         let options = &filter["options"];
         let held_by = format!("filter {} {}", filter["pref"], options["handle"]);

@@ -4,13 +4,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 
-use dataplane::Masquerade;
 use dataplane::Protocol::{Tcp, Udp};
+use dataplane::{Masquerade, Overlay, UplinkHook};
 use dataplane_abi::{NatValue, counter, map, nat};
 
 use crate::node::{
     LIMIT, Links, NODE, Node, OUTSIDE, POD, ask_tcp, ask_udp, frontend, inside, serve_tcp, serve_udp,
 };
+use crate::tun::Tun;
 
 pub const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
@@ -23,6 +24,7 @@ pub fn masquerade(node: &mut Node) {
         pods: "10.244.0.0/24".parse().unwrap(),
         address: NODE,
         excluded: vec!["10.244.0.0/16".parse().unwrap()],
+        overlay: None,
     };
     node.dataplane.as_mut().unwrap().set_masquerade(Some(&masquerade)).unwrap();
 }
@@ -178,6 +180,38 @@ fn the_middle_of_an_unknown_connection_begins_no_flow() {
     assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert!(node.counter(counter::NODE_PORT_NO_FLOW) > 0);
     assert_eq!(node.counter(counter::NODE_PORT_TRANSLATED), 1);
+}
+
+/// The answer would not come back by the way of the question if that showed the node's address.
+#[test]
+fn a_node_ports_flow_leaves_by_the_overlay_under_its_address() {
+    const OVERLAY: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 0);
+    const REMOTE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 244, 7, 7), 8080);
+    for hook in [UplinkHook::Newest, UplinkHook::Clsact] {
+        let _links = Links::make();
+        let mut tun = Tun::make("overlay");
+        for line in ["addr add 10.244.0.0/32 dev overlay", "route add 10.244.7.0/24 dev overlay"] {
+            crate::node::ip(line);
+        }
+        let mut node = Node::with_uplinks(&["uplink", "overlay"], hook);
+        let index = std::fs::read_to_string("/sys/class/net/overlay/ifindex").unwrap();
+        let link = index.trim().parse().unwrap();
+        let masquerade = Masquerade {
+            pods: "10.244.0.0/24".parse().unwrap(),
+            address: NODE,
+            excluded: vec!["10.244.0.0/16".parse().unwrap()],
+            overlay: Some(Overlay { link, address: OVERLAY }),
+        };
+        node.dataplane.as_mut().unwrap().set_masquerade(Some(&masquerade)).unwrap();
+        node.set(frontend(NODE.octets(), 30080, Udp), &[REMOTE]);
+        let client = inside("outside", || {
+            let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
+            ask_udp(&socket, at(NODE, 30080))
+        });
+        let (source, destination) = tun.turn_round();
+        assert_eq!((*source.ip(), destination), (OVERLAY, REMOTE), "{hook:?}");
+        assert_eq!(client.join().unwrap().unwrap(), ("?".into(), "192.0.2.1:30080".into()), "{hook:?}");
+    }
 }
 
 /// Nothing leaves under a pod's own address because it could not be translated.

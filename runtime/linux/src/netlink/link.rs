@@ -19,7 +19,7 @@ use rtnetlink::{
     },
 };
 
-pub use self::kind::{IpVlanMode, LinkKind, MacVlanMode, NewLink, Parent};
+pub use self::kind::{IpVlanMode, LinkKind, MacVlanMode, NewLink, Parent, Vxlan};
 pub(super) use self::read::parse;
 use super::{Error, MacAddress, Netlink, answer};
 

@@ -67,6 +67,19 @@ impl Netlink {
         answer("delete neighbour", object, self.handle.neighbours().del(message).execute()).await
     }
 
+    /// The forwarding entries of a link itself.
+    ///
+    /// # Errors
+    /// When the dump fails.
+    pub async fn forwarding_entries(&self, link: u32) -> Result<Vec<FdbEntry>, Error> {
+        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Bridge);
+        let found = request.execute().try_filter_map(|message| async move {
+            let own = message.header.ifindex == link && message.header.flags.contains(NeighbourFlags::Own);
+            Ok(if own { parse_fdb(&message) } else { None })
+        });
+        answer("list", "forwarding entries", found.try_collect()).await
+    }
+
     /// Adds a forwarding entry of the link itself (`bridge fdb replace … self permanent`).
     ///
     /// # Errors
@@ -104,19 +117,35 @@ impl Netlink {
     }
 }
 
-fn parse(message: &NeighbourMessage) -> Option<Neighbour> {
+fn parse_fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
+    let (remote, mac) = addresses(message);
+    Some(FdbEntry { link: message.header.ifindex, mac: mac?, remote })
+}
+
+/// Where and which hardware address.
+fn addresses(message: &NeighbourMessage) -> (Option<IpAddr>, Option<MacAddress>) {
     let mut address = None;
     let mut mac = None;
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(IpAddr::V4(*ip)),
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some(IpAddr::V6(*ip)),
+            // Forwarding entries are of the bridges' family, so the length tells.
+            NeighbourAttribute::Destination(NeighbourAddress::Other(octets)) => {
+                let ipv4 = <[u8; 4]>::try_from(octets.as_slice()).map(IpAddr::from);
+                address = ipv4.or_else(|_| <[u8; 16]>::try_from(octets.as_slice()).map(IpAddr::from)).ok();
+            }
             NeighbourAttribute::LinkLayerAddress(octets) => {
                 mac = octets.as_slice().try_into().ok().map(MacAddress);
             }
             _ => {}
         }
     }
+    (address, mac)
+}
+
+fn parse(message: &NeighbourMessage) -> Option<Neighbour> {
+    let (address, mac) = addresses(message);
     let permanent = message.header.state == NeighbourState::Permanent;
     Some(Neighbour { link: message.header.ifindex, address: address?, mac, permanent })
 }

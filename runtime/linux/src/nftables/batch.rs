@@ -3,7 +3,7 @@
 use netlink_bindings::{nftables as wire, utils::push_header};
 
 use super::{Chain, Rule, Table, comment, header, name, request};
-use crate::netfilter::Request;
+use crate::blocking::Request;
 
 /// `NFTA_CHAIN_USERDATA`; the kernel's YAML specification numbers a chain's last attributes one too low.
 const CHAIN_USER_DATA: u16 = 12;

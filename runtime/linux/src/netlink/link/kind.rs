@@ -1,13 +1,17 @@
-//! Links of one message each: dummy, macvlan, ipvlan, vlan, VRF.
+//! Links of one message each: dummy, macvlan, ipvlan, vlan, VRF, VXLAN, WireGuard.
 //!
 //! Owns [`LinkKind`], what such links are made with and report, and [`NewLink`]. A link that stands on a parent in another
 //! namespace is made through a socket of the namespace that it is to be in, which knows the parent's by number
 //! ([`Netlink::netns_id`]), and ends nowhere else. Kernels before 6.15 want its name to be free beside the parent, too.
 
+use std::net::Ipv4Addr;
+
 pub use rtnetlink::packet_route::link::{IpVlanMode, MacVlanMode};
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
-    packet_route::link::{InfoData, InfoIpVlan, InfoKind, InfoMacVlan, InfoVlan, InfoVrf, LinkAttribute},
+    packet_route::link::{
+        InfoData, InfoIpVlan, InfoKind, InfoMacVlan, InfoVlan, InfoVrf, InfoVxlan, LinkAttribute,
+    },
 };
 
 use super::{Error, MacAddress, Netlink, answer};
@@ -30,6 +34,22 @@ pub enum LinkKind {
     Vrf {
         table: u32,
     },
+    Vxlan(Vxlan),
+    /// Keys and peers are `wireguard`'s.
+    Wireguard,
+}
+
+/// A VXLAN link, which sends only where forwarding entries say: it neither learns nor floods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vxlan {
+    /// The network identifier (VNI).
+    pub id: u32,
+    /// UDP port, here and at the other ends.
+    pub port: u16,
+    /// This end's address.
+    pub local: Ipv4Addr,
+    /// Index of the link that carries the packets.
+    pub carrier: u32,
 }
 
 /// The link that another one stands on.
@@ -86,6 +106,7 @@ impl LinkKind {
                 InfoVrf::TableId(table) => Some(Self::Vrf { table: *table }),
                 _ => None,
             }),
+            InfoData::Vxlan(all) => Vxlan::read(all).map(Self::Vxlan),
             _ => None,
         }
     }
@@ -101,7 +122,37 @@ impl LinkKind {
             Self::Ipvlan { mode } => (InfoKind::IpVlan, Some(InfoData::IpVlan(vec![InfoIpVlan::Mode(mode)]))),
             Self::Vlan { id } => (InfoKind::Vlan, Some(InfoData::Vlan(vec![InfoVlan::Id(id)]))),
             Self::Vrf { table } => (InfoKind::Vrf, Some(InfoData::Vrf(vec![InfoVrf::TableId(table)]))),
+            Self::Vxlan(vxlan) => (InfoKind::Vxlan, Some(InfoData::Vxlan(vxlan.info()))),
+            Self::Wireguard => (InfoKind::Wireguard, None),
         }
+    }
+}
+
+impl Vxlan {
+    /// None for a link that learns, floods, or has its other ends elsewhere than in IPv4.
+    fn read(all: &[InfoVxlan]) -> Option<Self> {
+        let mut read = Self { id: 0, port: 0, local: Ipv4Addr::UNSPECIFIED, carrier: 0 };
+        for info in all {
+            match info {
+                InfoVxlan::Id(id) => read.id = *id,
+                InfoVxlan::Port(port) => read.port = *port,
+                InfoVxlan::Local(local) => read.local = *local,
+                InfoVxlan::Link(carrier) => read.carrier = *carrier,
+                InfoVxlan::Learning(true) | InfoVxlan::Group(_) | InfoVxlan::Group6(_) => return None,
+                _ => {}
+            }
+        }
+        (!read.local.is_unspecified()).then_some(read)
+    }
+
+    fn info(self) -> Vec<InfoVxlan> {
+        vec![
+            InfoVxlan::Id(self.id),
+            InfoVxlan::Link(self.carrier),
+            InfoVxlan::Local(self.local),
+            InfoVxlan::Learning(false),
+            InfoVxlan::Port(self.port),
+        ]
     }
 }
 

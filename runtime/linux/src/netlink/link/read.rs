@@ -1,7 +1,7 @@
 //! Link messages, read.
 
 use rtnetlink::packet_route::link::{
-    InfoBridgePort, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+    InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 
 use super::{BridgePortOptions, Link, LinkKind, MacAddress, OperState};
@@ -36,7 +36,11 @@ pub(in crate::netlink) fn parse(message: &LinkMessage) -> Link {
 fn parse_info(infos: &[LinkInfo], link: &mut Link) {
     for info in infos {
         match info {
-            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+            LinkInfo::Kind(kind) => {
+                link.kind = Some(kind.to_string());
+                // The kernel has nothing more to say of it here.
+                link.settings = (*kind == InfoKind::Wireguard).then_some(LinkKind::Wireguard);
+            }
             LinkInfo::Data(data) => link.settings = LinkKind::read(data),
             LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                 let mut options = BridgePortOptions::default();

@@ -1,9 +1,9 @@
-//! The netlink socket of the kernel's packet filter, which `nftables` and `conntrack` speak through.
+//! The netlink socket of what is no routing: `nftables`, `conntrack` and `wireguard` speak through it.
 //!
 //! Owns: one blocking socket bound for good to the network namespace that it was opened in, the framing of messages, and
 //! the collection of answers. The kernel works on such a request within the system call that sends it, so an answer is
-//! there at once or when the lock of the rule set is free; it is waited for up to [`REPLY_LIMIT`]. It refuses to read
-//! what is inside a message.
+//! there at once or when the lock of what is asked for is free; it is waited for up to [`REPLY_LIMIT`]. It refuses to
+//! read what is inside a message.
 
 use std::{
     io,
@@ -87,16 +87,16 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Opens a socket in the calling thread's namespace.
+    /// Opens a socket of the packet filter in the calling thread's namespace.
     pub(crate) fn open() -> Result<Self, Error> {
+        Self::open_for(SockProtocol::NetlinkNetFilter)
+    }
+
+    /// Opens a socket of `protocol` in the calling thread's namespace.
+    pub(crate) fn open_for(protocol: SockProtocol) -> Result<Self, Error> {
         let failed = |errno: Errno| Error::Open { error: errno.into() };
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            Some(SockProtocol::NetlinkNetFilter),
-        )
-        .map_err(failed)?;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, Some(protocol))
+            .map_err(failed)?;
         let limit = TimeVal::new(REPLY_LIMIT.as_secs().cast_signed(), 0);
         setsockopt(&socket, sockopt::ReceiveTimeout, &limit).map_err(failed)?;
         Ok(Self { socket, sequence: AtomicU32::new(1) })
