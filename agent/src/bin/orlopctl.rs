@@ -4,6 +4,7 @@
 //! In: a subcommand. Out: a table on stdout, or JSON with `--json`; a backup's file. Changes nothing else.
 
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -195,13 +196,25 @@ fn store_check(file: &Path) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// The process that is pid 1 of the machine whose folder this is, by its command line (`xtask machine init FOLDER`).
+fn init_of(folder: &Path) -> anyhow::Result<u32> {
+    let folder = folder
+        .canonicalize()
+        .with_context(|| format!("find {}: is there such a node, and is it up?", folder.display()))?;
+    let arguments = [b"machine", b"init".as_slice(), folder.as_os_str().as_bytes()];
+    for entry in fs::read_dir("/proc").context("list processes")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if command.split(|byte| *byte == 0).skip(1).take(3).eq(arguments) {
+            return Ok(pid);
+        }
+    }
+    bail!("the node of {} is not up: start it with `cargo xtask up`", folder.display())
+}
+
 /// Enters the namespaces of the machine whose folder this is, and runs a program there.
 fn node_shell(folder: &Path, command: &[String]) -> anyhow::Result<ExitCode> {
-    let pid_file = folder.join("pid");
-    let pid = fs::read_to_string(&pid_file)
-        .with_context(|| format!("read {}: is there such a node, and is it up?", pid_file.display()))?;
-    let pid: u32 =
-        pid.trim().parse().with_context(|| format!("{} holds no process id", pid_file.display()))?;
+    let pid = init_of(folder)?;
     // All are opened before the first is entered: afterwards these paths lead elsewhere. The mount namespace is the last.
     let kinds = [
         ("cgroup", CloneFlags::CLONE_NEWCGROUP),
@@ -213,15 +226,12 @@ fn node_shell(folder: &Path, command: &[String]) -> anyhow::Result<ExitCode> {
     ];
     let mut namespaces = Vec::new();
     for (name, kind) in kinds {
-        let path = [folder.join("ns").join(name), PathBuf::from(format!("/proc/{pid}/ns/{name}"))]
-            .into_iter()
-            .find(|path| path.exists())
-            .with_context(|| format!("the node's init (pid {pid}) is gone"))?;
-        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        let path = format!("/proc/{pid}/ns/{name}");
+        let file = File::open(&path).with_context(|| format!("open {path}: needs root"))?;
         namespaces.push((name, kind, file));
     }
     for (name, kind, file) in &namespaces {
-        setns(file, *kind).with_context(|| format!("enter the node's {name} namespace: needs root"))?;
+        setns(file, *kind).with_context(|| format!("enter the node's {name} namespace"))?;
     }
     std::env::set_current_dir("/").context("go to the node's root folder")?;
     let shell = [if Path::new("/bin/bash").exists() { "/bin/bash".to_owned() } else { "/bin/sh".to_owned() }];
