@@ -21,7 +21,8 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-pub const LIMIT: Duration = Duration::from_secs(30);
+/// Long enough for a machine that is emulated.
+pub const LIMIT: Duration = Duration::from_secs(120);
 /// One attempt to reach a pod.
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// The network that the nodes share, and the API server's place in it.

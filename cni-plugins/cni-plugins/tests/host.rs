@@ -3,6 +3,7 @@
 mod host {
     mod bandwidth;
     mod bridge;
+    mod bridge_vlan;
     mod chain;
     mod delegate;
     mod dhcp;

@@ -1,16 +1,11 @@
 //! `firewall` after `bridge`: which packets pass, and what is left of it.
 
-use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
-    path::Path,
-    process::Command,
-};
+use std::{net::IpAddr, path::Path, process::Command};
 
-use linux::netlink::Netlink;
 use serde_json::{Value, json};
 
 use super::{
-    node::{Call, Container, Node, PACKET_LIMIT, bin_dir, block_on, nft},
+    node::{Call, Container, Node, bin_dir, nft},
     outside::{OUTSIDE, Outside},
 };
 
@@ -61,33 +56,8 @@ impl<'a> Guarded<'a> {
         run("bridge", "DEL", &self.bridge, self.container);
     }
 
-    /// The first datagram that arrives here, when `from` sends one, `meanwhile` happens, and it sends another.
-    fn first_heard(&self, from: &Container, at: IpAddr, meanwhile: impl FnOnce()) -> String {
-        let receiver = self.container.netns.run(|| UdpSocket::bind((at, 0)).expect("a socket"));
-        let receiver = receiver.expect("a thread");
-        receiver.set_read_timeout(Some(PACKET_LIMIT)).expect("a limit");
-        let to: SocketAddr = receiver.local_addr().expect("its address");
-        let any: IpAddr = if at.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
-        let sender = from.netns.run(|| UdpSocket::bind((any, 0)).expect("a socket")).expect("a thread");
-        sender.send_to(b"before", to).expect("a datagram");
-        meanwhile();
-        sender.send_to(b"after", to).expect("a datagram");
-        let mut text = [0; 8];
-        let length = receiver.recv(&mut text).expect("a datagram");
-        String::from_utf8_lossy(&text[..length]).into_owned()
-    }
-
-    /// Tells a neighbour where this container is: its question would be dropped like its packets, which then wait for the
-    /// answer instead of being lost.
     fn is_known_to(&self, neighbour: &Container) {
-        let mac = self.container.link("eth0").and_then(|link| link.mac).expect("its hardware address");
-        block_on(async {
-            let netlink = Netlink::open_in(&neighbour.netns).expect("a socket");
-            let link = netlink.link("eth0").await.expect("the link");
-            for address in self.addresses {
-                netlink.replace_neighbour(link.index, address, mac).await.expect("an entry");
-            }
-        });
+        self.container.is_known_to(neighbour, &self.addresses);
     }
 
     /// Both families must agree on whether packets pass while the rules of `policy` are there.
@@ -96,7 +66,7 @@ impl<'a> Guarded<'a> {
         let file = Path::new("/run/rules");
         std::fs::write(file, rules).expect("a file");
         let heard = self.addresses.map(|address| {
-            let heard = self.first_heard(from, address, || drop(nft(&["flush", "ruleset"])));
+            let heard = self.container.first_heard(from, address, || drop(nft(&["flush", "ruleset"])));
             nft(&["-f", "/run/rules"]);
             heard == "before"
         });
@@ -199,7 +169,7 @@ fn the_administrator_comes_first() {
     for (address, word) in guarded.addresses.into_iter().zip(["ip", "ip6"]) {
         nft(&[&format!("add rule inet cni_firewall MINE {word} daddr {address} drop")]);
         let open = || drop(nft(&["flush", "chain", "inet", "cni_firewall", "MINE"]));
-        assert_eq!(guarded.first_heard(&outside.machine, address, open), "after");
+        assert_eq!(a.first_heard(&outside.machine, address, open), "after");
     }
     // Another ADD leaves the administrator's rules, and its own chain's place.
     nft(&["add rule inet cni_firewall MINE counter"]);
@@ -234,7 +204,7 @@ fn a_container_may_begin_and_be_answered() {
             // The next ADD sets the way of packets right again.
             Guarded::new(&node, &b, 1, json!({})).detach();
         };
-        assert_eq!(guarded.first_heard(&outside.machine, own, open), "after");
+        assert_eq!(a.first_heard(&outside.machine, own, open), "after");
         nft(&["add rule inet cni_firewall forward drop"]);
     }
     guarded.detach();

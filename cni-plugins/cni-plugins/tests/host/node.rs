@@ -200,6 +200,35 @@ impl Container {
         assert_eq!((length, sender.ip()), (5, from.ip()));
         from.ip().to_canonical()
     }
+
+    /// The first datagram that arrives here, when `from` sends one, `meanwhile` happens, and it sends another.
+    pub fn first_heard(&self, from: &Self, at: IpAddr, meanwhile: impl FnOnce()) -> String {
+        let receiver = self.netns.run(|| UdpSocket::bind((at, 0)).expect("a socket"));
+        let receiver = receiver.expect("a thread");
+        receiver.set_read_timeout(Some(PACKET_LIMIT)).expect("a limit");
+        let to: SocketAddr = receiver.local_addr().expect("its address");
+        let any: IpAddr = if at.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
+        let sender = from.netns.run(|| UdpSocket::bind((any, 0)).expect("a socket")).expect("a thread");
+        sender.send_to(b"before", to).expect("a datagram");
+        meanwhile();
+        sender.send_to(b"after", to).expect("a datagram");
+        let mut text = [0; 8];
+        let length = receiver.recv(&mut text).expect("a datagram");
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    }
+
+    /// Tells a neighbour where this container is: its question would be dropped like its packets, which then wait for the
+    /// answer instead of being lost.
+    pub fn is_known_to(&self, neighbour: &Self, addresses: &[IpAddr]) {
+        let mac = self.link("eth0").and_then(|link| link.mac).expect("its hardware address");
+        block_on(async {
+            let netlink = Netlink::open_in(&neighbour.netns).expect("a socket");
+            let link = netlink.link("eth0").await.expect("the link");
+            for address in addresses {
+                netlink.replace_neighbour(link.index, *address, mac).await.expect("an entry");
+            }
+        });
+    }
 }
 
 impl Drop for Container {
