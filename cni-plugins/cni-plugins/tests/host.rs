@@ -4,6 +4,7 @@ mod host {
     mod bandwidth;
     mod bridge;
     mod chain;
+    mod containerd;
     mod delegate;
     mod dhcp;
     mod differential;
