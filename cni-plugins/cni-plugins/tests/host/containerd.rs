@@ -287,6 +287,12 @@ impl<'a> Pod<'a> {
         );
     }
 
+    /// Whether our `bridge` attached it.
+    fn is_ours(&self) -> bool {
+        let alias = format!("cni:pods:{}:eth0", self.id);
+        host_links().iter().any(|link| link.alias.as_ref() == Some(&alias))
+    }
+
     fn told(&self) -> Vec<String> {
         let answer = self.cri.call("RuntimeService/PodSandboxStatus", Id { id: self.id.clone() });
         let answer: PodSandboxStatusResponse = answer.expect("its status");
@@ -388,6 +394,7 @@ fn goes_on_with_ours(programs: &str, version: &str) {
     let newer = Pod::run(&containerd.cri, "newer", 8082);
     older.has_network(["10.97.0.2", "fd97::2"], &outside);
     newer.has_network(["10.97.0.3", "fd97::3"], &outside);
+    assert_eq!([older.is_ours(), newer.is_ours()], [false, true]);
     assert_eq!(limits(), [EGRESS.1; 2]);
     let full = "Network plugin returns error: no IP addresses available in range set: 10.97.0.1-10.97.0.3";
     let expected = if version < "1.1.0" { Ok(()) } else { Err(full.to_owned()) };
