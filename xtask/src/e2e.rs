@@ -101,10 +101,8 @@ struct Plan {
     kubectl: PathBuf,
     /// The executable of the cluster tier's tests, run outside.
     cluster_tests: PathBuf,
-    /// A program that tests inside run.
-    registry: PathBuf,
-    /// The folder of the plugins that tests inside compare ours with.
-    reference_plugins: PathBuf,
+    /// What tests inside run besides our own programs, by variable.
+    peers: Vec<(String, PathBuf)>,
     /// Where logs and the result go.
     evidence: PathBuf,
     /// The names of the checks to run.
@@ -185,10 +183,11 @@ fn prepare(options: &Options) -> Result<Vec<Plan>> {
     let tests = find_tests()?;
     let cluster_tests = tests.iter().find(|path| named(path, "cluster")).cloned();
     let cluster_tests = cluster_tests.context("the cluster tier was not built")?;
-    let (registry, reference_plugins) = (test::registry()?, test::reference_plugins()?);
+    let peers = test::peers()?;
     let mut payload = payload(tests)?;
-    payload.files.push(registry.clone());
-    payload.files.extend(files(&reference_plugins)?);
+    for (_, peer) in &peers {
+        payload.files.extend(if peer.is_dir() { files(peer)? } else { vec![peer.clone()] });
+    }
     let payload = image::payload(&root, &payload)?;
     let disks = Disks { root: image::root(&root)?, root_writes: RootWrites::Forgotten, payload };
     let checks: Vec<String> =
@@ -202,8 +201,7 @@ fn prepare(options: &Options) -> Result<Vec<Plan>> {
             qemu: qemu.clone(),
             kubectl: setup::kubectl()?,
             cluster_tests: cluster_tests.clone(),
-            registry: registry.clone(),
-            reference_plugins: reference_plugins.clone(),
+            peers: peers.iter().map(|(name, path)| ((*name).to_owned(), path.clone())).collect(),
             checks: checks.clone(),
             tests: options.tests.clone(),
         })

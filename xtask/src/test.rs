@@ -20,6 +20,9 @@ pub use tally::Tally;
 /// What nextest exits with when nothing matches the filter (its NO_TESTS_RUN).
 const NO_TESTS: i32 = 4;
 
+/// Names a real registry to tests.
+const REGISTRY: &str = "ORLOP_DOCKER_REGISTRY";
+
 /// What tier 0 runs under where root tests: the same user, whose files it may read, with no capability at all.
 const WITHOUT_PRIVILEGES: &str = "setpriv --bounding-set=-all --inh-caps=-all --";
 
@@ -62,7 +65,7 @@ enum Needs {
     Nothing,
     /// The BPF object, which a build script embeds.
     Object,
-    /// The executables of a node, and with them the object: in `target/debug` and `target/dist-debug`.
+    /// The executables of a node, and with them the object: in `target/debug` and `target/dist-debug`. And the test images.
     Executables,
 }
 
@@ -126,7 +129,10 @@ pub fn tiers(options: &Options, tally: &mut Tally) -> Result<()> {
         TIERS.iter().filter(|tier| options.tier.is_none_or(|n| n == tier.number)).collect();
     let root = nix::unistd::geteuid().is_root();
     match chosen.iter().filter(|tier| root || tier.number == 0).map(|tier| tier.needs).max() {
-        Some(Needs::Executables) => dist::run(&dist::Options::for_tests()).map(drop)?,
+        Some(Needs::Executables) => {
+            dist::run(&dist::Options::for_tests())?;
+            images::run()?;
+        }
         Some(Needs::Object) => build_ebpf::run()?,
         Some(Needs::Nothing) | None => {}
     }
@@ -145,7 +151,6 @@ fn run_cluster_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     if up::folder().exists() || up::state::is_here()? {
         bail!("a cluster is up, and the cluster tests start their own: run `cargo xtask down` first");
     }
-    images::run()?;
     let leaks = harness_binary("leaks")?;
     let saved = process::target().join("before-up");
     process::run(Command::new(&leaks).arg("save").arg(&saved))?;
@@ -188,11 +193,8 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     command.arg(if options.filter.is_some() { "--no-tests=pass" } else { "--no-tests=fail" });
     command.args(["-E", &filter(tier, options)]).env("ORLOP_SKIPS", &skips);
     match tier.number {
-        1 => {
-            command.env("ORLOP_DOCKER_REGISTRY", registry()?);
-            command.env("ORLOP_REFERENCE_PLUGINS", reference_plugins()?);
-        }
-        4 => drop(command.env("ORLOP_KUBECTL", setup::kubectl()?).env("ORLOP_DOCKER_REGISTRY", registry()?)),
+        1 => drop(command.envs(peers()?)),
+        4 => drop(command.env("ORLOP_KUBECTL", setup::kubectl()?).env(REGISTRY, registry()?)),
         _ => {}
     }
     if options.no_fail_fast {
@@ -228,8 +230,20 @@ fn run_tier(tier: &Tier, options: &Options) -> Result<Tally> {
     Ok(tally)
 }
 
+/// What the tests in private hosts run besides this repository's own programs: a program or a folder, by the variable that names it.
+pub fn peers() -> Result<Vec<(&'static str, PathBuf)>> {
+    Ok(vec![
+        (REGISTRY, registry()?),
+        ("ORLOP_REFERENCE_PLUGINS", reference_plugins()?),
+        ("ORLOP_CONTAINERD", containerd(None)?),
+        ("ORLOP_CONTAINERD_SID", containerd(Some("sid"))?),
+        ("ORLOP_RUNC", runc()?),
+        ("ORLOP_IMAGES", images::folder()),
+    ])
+}
+
 /// A real registry for the tests that pull.
-pub fn registry() -> Result<PathBuf> {
+fn registry() -> Result<PathBuf> {
     let package = debian::Package { name: "docker-registry", version: None, suite: None };
     Ok(debian::unpack(&package)?.join("usr/bin/docker-registry"))
 }
@@ -239,6 +253,18 @@ pub fn reference_plugins() -> Result<PathBuf> {
     let name = "containernetworking-plugins";
     let package = debian::Package { name, version: Some("1.9.1+ds1-1"), suite: Some("sid") };
     Ok(debian::unpack(&package)?.join("usr/lib/cni"))
+}
+
+/// A container runtime that uses the plugins, of this machine's release or of another suite: a folder of executables.
+fn containerd(suite: Option<&str>) -> Result<PathBuf> {
+    let package = debian::Package { name: "containerd", version: None, suite };
+    Ok(debian::unpack(&package)?.join("usr/bin"))
+}
+
+/// What containerd runs containers with: a folder of one executable. Always this machine's release, since a newer one needs its C library.
+fn runc() -> Result<PathBuf> {
+    let package = debian::Package { name: "runc", version: None, suite: None };
+    Ok(debian::unpack(&package)?.join("usr/sbin"))
 }
 
 fn filter(tier: &Tier, options: &Options) -> String {

@@ -5,6 +5,7 @@ mod host {
     mod bridge;
     mod bridge_vlan;
     mod chain;
+    mod containerd;
     mod delegate;
     mod dhcp;
     mod differential;

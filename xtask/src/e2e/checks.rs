@@ -276,15 +276,15 @@ fn tier(scene: &mut Scene<'_>, filter: &str, limit: Duration) -> Result<String> 
     let target = process::target();
     let skips = "/run/orlop-skips";
     let runner = text(&target.join("debug/private-host"))?.to_owned();
-    let environment = [
+    let mut environment = vec![
         ("ORLOP_SKIPS", skips.to_owned()),
-        ("ORLOP_DOCKER_REGISTRY", scene.plan.registry.display().to_string()),
-        ("ORLOP_REFERENCE_PLUGINS", scene.plan.reference_plugins.display().to_string()),
         ("ORLOP_ONLY_NEEDY_ROWS", "yes".to_owned()),
         ("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner),
         ("INSTA_WORKSPACE_ROOT", root.display().to_string()),
         ("INSTA_UPDATE", "no".to_owned()),
     ];
+    let peers = scene.plan.peers.iter();
+    environment.extend(peers.map(|(name, path)| (name.as_str(), path.display().to_string())));
     let tools = super::tools();
     let filter = match &scene.plan.tests {
         Some(tests) if tests.contains('\'') => bail!("--tests {tests:?}: no expression with a quote in it"),
