@@ -55,7 +55,7 @@ const STATE: &str = "/run/containerd";
 const CACHE: &str = "/var/lib/cni/results";
 const SHIM: &str = "containerd-shim-runc-v2";
 /// For whatever is waited for; an emulated machine is slow.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 const SIGTERM: i32 = 15;
 
 /// A running containerd, all of whose files are in the private host's own folders.
