@@ -6,20 +6,19 @@
 use std::{
     fs,
     io::Write,
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
-use super::node::{Call, Container, Node, bin_dir, host_links};
+use super::node::{Call, Container, EXECUTABLE, Node, bin_dir, host_links};
 
 /// Pairs of ADD and DEL in a usual run.
 const PAIRS: usize = 120;
 const KILLS: &str = "ORLOP_KILLS";
 const VALID: usize = 3;
-/// What outlives a killed plugin: the one that it delegated to.
-const ORPHANS: [&str; 1] = ["host-local"];
 const LIMIT: Duration = Duration::from_secs(60);
 
 struct Chain {
@@ -118,12 +117,12 @@ fn kill(call: &Call<'_>, plugin: &str, after: Duration) {
     child.wait().expect("its end");
 }
 
-/// Plugins that a killed one started have ended.
+/// What killed plugins started has ended.
 fn wait_for_orphans() {
     harness::wait::until("the end of orphans", LIMIT, || {
         let processes = fs::read_dir("/proc").expect("processes").flatten();
         let running = processes.filter_map(|entry| fs::read_link(entry.path().join("exe")).ok());
-        let orphans = running.filter(|path| ORPHANS.iter().any(|name| *path == bin_dir().join(name))).count();
+        let orphans = running.filter(|path| path == Path::new(EXECUTABLE)).count();
         if orphans == 0 { Ok(()) } else { Err(format!("{orphans} plugins")) }
     });
 }

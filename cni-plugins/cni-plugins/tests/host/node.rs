@@ -3,8 +3,10 @@
 use std::{
     io::Write,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -267,9 +269,21 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Where cargo put the plugins.
+/// The executable that all plugins are.
+pub const EXECUTABLE: &str = env!("CARGO_BIN_EXE_cni-plugins");
+
+/// Where the plugins are installed: in a folder of the private host, which ends with that.
 pub fn bin_dir() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_bridge")).parent().expect("a folder")
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        harness::private_host::require();
+        let folder = Path::new("/run/private-host/cni");
+        std::fs::create_dir(folder).expect("a folder");
+        for name in cni_plugins::programs::names() {
+            symlink(EXECUTABLE, folder.join(name)).expect("a link");
+        }
+        folder.to_owned()
+    });
+    &FOLDER
 }
 
 pub fn block_on<R>(work: impl Future<Output = R>) -> R {
