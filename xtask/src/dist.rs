@@ -19,27 +19,8 @@ const BIN: &[(&str, &str)] =
 
 const SHIM: (&str, &str) = ("shim", "orlop-shim");
 
-/// Executables of `dist/cni`: the reference plugins' names.
-const CNI: &[(&str, &str)] = &[
-    ("cni-plugins", "bandwidth"),
-    ("cni-plugins", "bridge"),
-    ("cni-plugins", "dhcp"),
-    ("cni-plugins", "dummy"),
-    ("cni-plugins", "firewall"),
-    ("cni-plugins", "flannel"),
-    ("cni-plugins", "host-device"),
-    ("cni-plugins", "host-local"),
-    ("cni-plugins", "ipvlan"),
-    ("cni-plugins", "loopback"),
-    ("cni-plugins", "macvlan"),
-    ("cni-plugins", "portmap"),
-    ("cni-plugins", "ptp"),
-    ("cni-plugins", "sbr"),
-    ("cni-plugins", "static"),
-    ("cni-plugins", "tuning"),
-    ("cni-plugins", "vlan"),
-    ("cni-plugins", "vrf"),
-];
+/// All CNI plugins: the file of `dist/cni` has their names, which it knows itself.
+const PLUGINS: (&str, &str) = ("cni-plugins", "cni-plugins");
 
 /// Files of `dist/deploy`, from `xtask/deploy`: systemd units and the script that installs everything.
 const DEPLOY: &[&str] = &["install.sh", "orlop-agent.service", "orlop-server.service"];
@@ -82,15 +63,12 @@ pub fn run(options: &Options) -> Result<PathBuf> {
     build(profile)?;
     let built = process::target().join(if profile == Profile::Release { "release" } else { "debug" });
     let dist = folder(profile);
-    for (kind, list) in [("bin", BIN), ("cni", CNI)] {
-        let folder = dist.join(kind);
-        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        for (_, binary) in list {
-            install(&built.join(binary), &folder.join(binary))?;
-        }
+    let bin = make_folder(&dist, "bin")?;
+    for (_, binary) in BIN {
+        install(&built.join(binary), &bin.join(binary))?;
     }
-    let deploy = dist.join("deploy");
-    std::fs::create_dir_all(&deploy).with_context(|| format!("create {}", deploy.display()))?;
+    install_plugins(&built.join(PLUGINS.1), &make_folder(&dist, "cni")?)?;
+    let deploy = make_folder(&dist, "deploy")?;
     for name in DEPLOY {
         install(&process::root().join("xtask/deploy").join(name), &deploy.join(name))?;
     }
@@ -98,20 +76,28 @@ pub fn run(options: &Options) -> Result<PathBuf> {
     Ok(dist)
 }
 
+fn make_folder(dist: &Path, name: &str) -> Result<PathBuf> {
+    let folder = dist.join(name);
+    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    Ok(folder)
+}
+
 fn build(profile: Profile) -> Result<()> {
-    let is_static = |executable: &&(&str, &str)| {
-        profile == Profile::Release && (CNI.contains(executable) || **executable == SHIM)
-    };
+    let is_static =
+        |executable: &&(&str, &str)| profile == Profile::Release && [PLUGINS, SHIM].contains(*executable);
     let mut build = process::cargo();
     build.args(["build", "--quiet", "--locked"]);
-    for (package, binary) in BIN.iter().chain(CNI).filter(|executable| !is_static(executable)) {
+    for (package, binary) in BIN.iter().chain([&PLUGINS]).filter(|executable| !is_static(executable)) {
         build.args(["--package", package, "--bin", binary]);
     }
     if profile == Profile::Release {
         build.arg("--release");
     }
     process::run_quietly("building the executables", &mut build)?;
-    BIN.iter().chain(CNI).filter(is_static).try_for_each(|(package, binary)| build_static(package, binary))
+    BIN.iter()
+        .chain([&PLUGINS])
+        .filter(is_static)
+        .try_for_each(|(package, binary)| build_static(package, binary))
 }
 
 fn build_static(package: &str, binary: &str) -> Result<()> {
@@ -137,10 +123,28 @@ fn libseccomp() -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// One file under the names of all plugins.
+fn install_plugins(executable: &Path, folder: &Path) -> Result<()> {
+    let names = process::run_quietly("listing the plugins", Command::new(executable).arg("list"))?;
+    let (file, link) = (folder.join(".plugins"), folder.join(".link"));
+    install(executable, &file)?;
+    // One that was left by a run that was ended.
+    let _ = std::fs::remove_file(&link);
+    for name in names.lines() {
+        std::fs::hard_link(&file, &link).with_context(|| format!("link {}", link.display()))?;
+        rename(&link, &folder.join(name))?;
+    }
+    std::fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
+}
+
 /// Replaces by rename, since a running executable cannot be written to.
 fn install(from: &Path, to: &Path) -> Result<()> {
     let temporary = to.with_extension("new");
     std::fs::copy(from, &temporary)
         .with_context(|| format!("copy {} to {}", from.display(), temporary.display()))?;
-    std::fs::rename(&temporary, to).with_context(|| format!("rename to {}", to.display()))
+    rename(&temporary, to)
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).with_context(|| format!("rename to {}", to.display()))
 }

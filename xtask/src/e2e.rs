@@ -256,12 +256,10 @@ fn payload(tests: Vec<PathBuf>) -> Result<Payload> {
     let dist = dist::folder(dist::Profile::Debug);
     let mut executables: Vec<PathBuf> = tests.into_iter().filter(|path| !named(path, "cluster")).collect();
     let (programs, plugins) = (files(&dist.join("bin"))?, files(&dist.join("cni"))?);
-    executables.extend(["xtask", "private-host"].map(|name| debug.join(name)));
-    for program in programs.into_iter().chain(plugins) {
-        // Tests take it from where cargo builds it.
-        executables.extend(program.file_name().map(|name| debug.join(name)));
-        executables.push(program);
-    }
+    // Tests take executables from where cargo builds them.
+    executables.extend(["xtask", "private-host", "cni-plugins"].map(|name| debug.join(name)));
+    executables.extend(programs.iter().filter_map(|program| Some(debug.join(program.file_name()?))));
+    executables.extend(programs.into_iter().chain(plugins));
     let mut others = files(&images::folder())?;
     others.extend(files(&dist.join("deploy"))?);
     others.extend(files(&tools())?);

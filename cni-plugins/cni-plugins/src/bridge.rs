@@ -51,10 +51,8 @@ impl Plugin for Bridge {
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
         let (ipam, filters) = (delegate::ipam_type(request)?, Filters::read(request)?);
         let remove_link = async {
-            let mut rules = filters.begin_tear_down(request);
             pair::detach(request).await?;
-            rules.go_on();
-            rules.end()
+            filters.tear_down(request)
         };
         block_on(delegate::detach(request, ipam.as_deref(), remove_link))
     }

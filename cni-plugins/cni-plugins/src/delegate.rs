@@ -1,7 +1,10 @@
 //! Delegation to another plugin, by execution, as the specification says: in the same environment. An IPAM plugin gets the
 //! same configuration, any other one that was made for it.
+//!
+//! Where the file that is found is this executable under another name, `host-local` and `static` are called within the process:
+//! with the same variables and through the same checks, but without a process's start.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, fs, os::unix::fs::MetadataExt, path::Path};
 
 use cni::{
     AddResult, ErrorReply, code,
@@ -9,7 +12,11 @@ use cni::{
 };
 use serde_json::{Map, Value};
 
-use crate::plugin::{Request, decoding};
+use crate::{
+    host_local::HostLocal,
+    plugin::{self, Plugin, Request, decoding},
+    static_ipam::Static,
+};
 
 /// The IPAM plugin that needs the link to give an address back.
 pub(crate) const DHCP: &str = "dhcp";
@@ -84,10 +91,17 @@ pub(crate) async fn call_with(
     verb: Verb,
     config: Vec<u8>,
 ) -> Result<Option<Map<String, Value>>, ErrorReply> {
-    let plugin = find_plugin(plugin, &request.path).map_err(reply)?;
+    let path = find_plugin(plugin, &request.path).map_err(reply)?;
+    if is_this_executable(&path) {
+        match plugin {
+            HostLocal::NAME => return plugin::call_here(&HostLocal, request, verb, &config),
+            Static::NAME => return plugin::call_here(&Static, request, verb, &config),
+            _ => {}
+        }
+    }
     let netns = request.netns.clone().map(OsString::from).unwrap_or_default();
     let call = Call {
-        plugin,
+        plugin: path,
         verb,
         // `CNI_ARGS`, `CNI_PATH` and the rest are inherited.
         env: vec![
@@ -99,6 +113,12 @@ pub(crate) async fn call_with(
         time_limit: DEFAULT_TIME_LIMIT,
     };
     call.run().await.map_err(reply)
+}
+
+fn is_this_executable(path: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    let own = file(Path::new("/proc/self/exe"));
+    own.is_some() && own == file(path)
 }
 
 /// What the other plugin said is what the caller gets to read.

@@ -69,7 +69,7 @@ fn absolute(path: &Path) -> Result<std::path::PathBuf, ErrorReply> {
         .map_err(|error| ErrorReply::internal(format!("failed to make {path:?} an absolute path: {error}")))
 }
 
-/// The whole life of the executable, in either role.
+/// The whole life of a process that is called `dhcp`, in either role.
 pub fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.split_first() {

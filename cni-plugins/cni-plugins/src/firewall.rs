@@ -37,17 +37,19 @@ impl Plugin for Firewall {
         let result = previous(request)?;
         let bridge = config.isolated_bridge(&result, frames_are_packets())?;
         config.announce_substitute();
-        Owner::of(request).set_up(&ruleset::open()?, &config, bridge.as_ref(), &result).map_err(|error| {
-            let reply = ErrorReply::internal(format!("failed to set up firewall rules: {error}"));
-            // A module that is not installed is "not found".
-            let is_lacking = error.is_unsupported() || error.is_gone();
-            if is_lacking && bridge.is_some_and(|bridge| bridge.drops_frames()) {
-                let details =
-                    "the kernel cannot filter by bridge (NFT_BRIDGE_META): load br_netfilter instead";
-                return reply.with_details(details);
-            }
-            reply
-        })?;
+        Owner::of(request).set_up(&*ruleset::open()?, &config, bridge.as_ref(), &result).map_err(
+            |error| {
+                let reply = ErrorReply::internal(format!("failed to set up firewall rules: {error}"));
+                // A module that is not installed is "not found".
+                let is_lacking = error.is_unsupported() || error.is_gone();
+                if is_lacking && bridge.is_some_and(|bridge| bridge.drops_frames()) {
+                    let details =
+                        "the kernel cannot filter by bridge (NFT_BRIDGE_META): load br_netfilter instead";
+                    return reply.with_details(details);
+                }
+                reply
+            },
+        )?;
         Ok(result)
     }
 
@@ -60,7 +62,7 @@ impl Plugin for Firewall {
         let config = Config::read(request)?;
         let result = previous(request)?;
         let bridge = config.isolated_bridge(&result, frames_are_packets())?;
-        let missing = Owner::of(request).find_missing(&ruleset::open()?, &config, bridge.as_ref(), &result);
+        let missing = Owner::of(request).find_missing(&*ruleset::open()?, &config, bridge.as_ref(), &result);
         match missing.map_err(ErrorReply::internal)? {
             Some(rule) => Err(ErrorReply::internal(format!("expected rule {rule} not found"))),
             None => Ok(()),

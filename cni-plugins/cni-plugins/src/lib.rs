@@ -2,7 +2,7 @@
 //!
 //! Owns: the plugin's side of the CNI protocol ([`plugin`]), what plugins share (the pair, the link inside, IPAM
 //! delegation, CHECK), and the plugins, with the configuration keys, results and on-disk formats of the reference
-//! plugins. The executables in `src/bin` only name their plugin. It refuses to start other processes than the plugins
+//! plugins. All of them are one executable ([`programs`]). It refuses to start other processes than the plugins
 //! that it delegates to, and to keep state anywhere but in the kernel and in the files that the reference plugins keep.
 
 pub mod bandwidth;
@@ -28,6 +28,7 @@ mod netns_lock;
 pub mod pair;
 pub mod plugin;
 pub mod portmap;
+pub mod programs;
 pub mod ptp;
 mod ruleset;
 pub mod sbr;

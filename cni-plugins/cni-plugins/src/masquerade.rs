@@ -71,7 +71,7 @@ impl Masquerade {
             return Ok(());
         }
         let addresses: Vec<_> = result.ips.iter().map(|ip| ip.address).collect();
-        set_up(&ruleset::open()?, Owner::of(request), &addresses)
+        set_up(&*ruleset::open()?, Owner::of(request), &addresses)
             .map_err(|error| ErrorReply::internal(format!("failed to set up masquerading: {error}")))
     }
 
@@ -80,7 +80,7 @@ impl Masquerade {
     pub(crate) fn check(&self, request: &Request, expected: &AddResult) -> Result<(), ErrorReply> {
         let comparable = self.wanted && self.backend.as_deref() == Some("nftables");
         let masqueraded = !comparable
-            || is_set_up(&ruleset::open()?, Owner::of(request), expected.ips.len())
+            || is_set_up(&*ruleset::open()?, Owner::of(request), expected.ips.len())
                 .map_err(ErrorReply::internal)?;
         if masqueraded {
             Ok(())
@@ -89,22 +89,15 @@ impl Masquerade {
         }
     }
 
-    /// Deletes the attachment's rules; none is success. The end of the socket waits for the kernel's grace period: who keeps it
-    /// while the link is deleted waits once.
-    pub(crate) fn tear_down(&self, request: &Request, nftables: &Nftables) -> Result<(), ErrorReply> {
-        if !self.wanted {
-            return Ok(());
-        }
-        tear_down(nftables, Owner::of(request)).map_err(ErrorReply::internal)
+    /// Deletes the attachment's rules; none is success.
+    pub(crate) fn tear_down(&self, request: &Request) -> Result<(), ErrorReply> {
+        let ruleset = if self.wanted { ruleset::open_to_remove()? } else { None };
+        ruleset.map_or(Ok(()), |ruleset| self.tear_down_by(&ruleset, request).map_err(ErrorReply::internal))
     }
 
-    /// As [`Masquerade::tear_down`], with a socket of its own, which it returns.
-    pub(crate) fn begin_tear_down(&self, request: &Request) -> Result<Option<Nftables>, ErrorReply> {
-        let nftables = if self.wanted { ruleset::open_to_remove()? } else { None };
-        if let Some(nftables) = &nftables {
-            self.tear_down(request, nftables)?;
-        }
-        Ok(nftables)
+    /// As [`Masquerade::tear_down`], through a socket that others use too.
+    pub(crate) fn tear_down_by(&self, nftables: &Nftables, request: &Request) -> Result<(), Error> {
+        if self.wanted { tear_down(nftables, Owner::of(request)) } else { Ok(()) }
     }
 }
 

@@ -231,6 +231,19 @@ pub fn main<P: Plugin>(plugin: &P) -> ExitCode {
     }
 }
 
+/// What a process of this plugin would answer that another plugin delegates `request`'s attachment to: its document, if any.
+pub(crate) fn call_here<P: Plugin>(
+    plugin: &P,
+    request: &Request,
+    verb: Verb,
+    config: &[u8],
+) -> Result<Option<Map<String, Value>>, ErrorReply> {
+    match run(plugin, &Environment::of_process().of_delegate(request, verb), config)? {
+        Some(Value::Object(document)) => Ok(Some(document)),
+        _ => Ok(None),
+    }
+}
+
 /// A runtime that does not read the document gets a failure, whatever was done.
 fn print(document: &Value, status: ExitCode) -> ExitCode {
     let text = format!("{document:#}\n");

@@ -52,7 +52,7 @@ impl Plugin for Portmap {
                 route_loopback_addresses(*address)?;
             }
         }
-        Publisher::of(request).publish(&ruleset::open()?, &config, &addresses).map_err(|error| {
+        Publisher::of(request).publish(&*ruleset::open()?, &config, &addresses).map_err(|error| {
             ErrorReply::internal(format!("unable to set up nftables rules for port mappings: {error}"))
         })?;
         forget_flows(&config, &addresses);
@@ -74,7 +74,7 @@ impl Plugin for Portmap {
             return Ok(());
         }
         let addresses = addresses(&result, &request.ifname);
-        let missing = Publisher::of(request).find_missing(&ruleset::open()?, &config, &addresses);
+        let missing = Publisher::of(request).find_missing(&*ruleset::open()?, &config, &addresses);
         match missing.map_err(ErrorReply::internal)? {
             Some(chain) => Err(ErrorReply::internal(format!("missing hostport rules in {chain:?} chain"))),
             None => Ok(()),

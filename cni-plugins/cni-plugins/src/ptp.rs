@@ -129,7 +129,7 @@ async fn attach<'a>(
         lead_to_gateway(&inside, hop).await?;
     }
     if config.masquerade.is_wanted() {
-        made.also(|| config.masquerade.begin_tear_down(request).map(drop));
+        made.also(|| config.masquerade.tear_down(request));
         config.masquerade.set_up(request, &result)?;
     }
     result.interfaces = vec![interface(&port, None), inside.interface()];
@@ -192,9 +192,8 @@ impl Plugin for Ptp {
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
         let (ipam, masquerade) = (delegate::ipam_type(request)?, Masquerade::read(request)?);
         let remove_link = async {
-            let rules = masquerade.begin_tear_down(request);
             pair::detach(request).await?;
-            rules.map(drop)
+            masquerade.tear_down(request)
         };
         block_on(delegate::detach(request, ipam.as_deref(), remove_link))
     }

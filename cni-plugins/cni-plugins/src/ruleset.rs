@@ -1,9 +1,10 @@
 //! What the plugins that keep nftables rules share: opening the socket, and changes that depend on what is there.
 //!
 //! A rule's comment says whose it is, so that a plugin may be killed at any point. Rules are deleted by the handle that a
-//! listing gave. When another plugin deletes one in between, the transaction fails whole, and is planned again.
+//! listing gave. When another plugin deletes one in between, the transaction fails whole, and is planned again. The runtime waits for
+//! the plugin's end, so that the kernel's freeing of what was deleted is left to another process.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::Deref};
 
 use cni::{ErrorReply, code};
 use linux::nftables::{BaseChain, Batch, Chain, Error, ListedRule, Nftables, Rule};
@@ -44,14 +45,31 @@ impl Tag {
     }
 }
 
-/// Opens a socket in the host's namespace.
-pub(crate) fn open() -> Result<Nftables, ErrorReply> {
-    Nftables::open().map_err(ErrorReply::internal)
+/// A socket in the host's namespace.
+#[derive(Debug)]
+pub(crate) struct Ruleset(Nftables);
+
+impl Deref for Ruleset {
+    type Target = Nftables;
+
+    fn deref(&self) -> &Nftables {
+        &self.0
+    }
+}
+
+impl Drop for Ruleset {
+    fn drop(&mut self) {
+        self.0.free_in_background();
+    }
+}
+
+pub(crate) fn open() -> Result<Ruleset, ErrorReply> {
+    Nftables::open().map(Ruleset).map_err(ErrorReply::internal)
 }
 
 /// As [`open`], for a removal; none where the kernel has no packet filter, and so no rules.
-pub(crate) fn open_to_remove() -> Result<Option<Nftables>, ErrorReply> {
-    Nftables::open_if_supported().map_err(ErrorReply::internal)
+pub(crate) fn open_to_remove() -> Result<Option<Ruleset>, ErrorReply> {
+    Ok(Nftables::open_if_supported().map_err(ErrorReply::internal)?.map(Ruleset))
 }
 
 /// Code 50 unless the kernel has a packet filter that this process may ask.
@@ -106,7 +124,7 @@ impl<'a> Kept<'a> {
 }
 
 /// Plans a chain that the kernel calls, with these rules and no others. One that has them already is left alone: what a
-/// transaction replaces the kernel frees after a grace period, and lets the process that closes its socket wait for that.
+/// transaction replaces has to be freed, for which somebody waits.
 pub(crate) fn keep_base_chain(
     nftables: &Nftables,
     batch: &mut Batch,

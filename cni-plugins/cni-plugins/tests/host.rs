@@ -1,6 +1,7 @@
 //! The plugins' executables in a private host: real namespaces, links, addresses and packets.
 
 mod host {
+    mod background;
     mod bandwidth;
     mod bridge;
     mod bridge_vlan;

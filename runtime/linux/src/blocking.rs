@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -218,6 +218,12 @@ impl Socket {
             }
         }
         Err(request.malformed(format!("the list changed during each of {DUMP_TRIES} readings")))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

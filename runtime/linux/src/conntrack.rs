@@ -5,7 +5,7 @@
 
 use netlink_bindings::{
     nftables::Nfgenmsg,
-    utils::{IterateAttrs, find_attr},
+    utils::{IterateAttrs, finalize_nested_header, find_attr, push_header, push_nested_header},
 };
 
 use crate::{
@@ -26,6 +26,11 @@ const ZONE: u16 = 18;
 const PROTOCOL: u16 = 2;
 const NUMBER: u16 = 1;
 const DESTINATION_PORT: u16 = 3;
+/// `CTA_FILTER`: by what of the flow entries are chosen, and in it `CTA_FILTER_ORIG_FLAGS`.
+const FILTER: u16 = 25;
+const ORIGINAL_FLAGS: u16 = 1;
+/// `CTA_FILTER_F_CTA_PROTO_NUM` and `CTA_FILTER_F_CTA_PROTO_DST_PORT` of the kernel's `nf_internals.h`.
+const BY_PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
 
 /// See the module.
 #[derive(Debug)]
@@ -51,25 +56,37 @@ impl Conntrack {
         Ok(Self { socket: Socket::open()? })
     }
 
-    /// Forgets `flows`, and returns how many there were. Proportional to the number of all flows of the family.
+    /// Forgets `flows`; none is success. The kernel looks at its whole table once for each port, which is quick where that is empty.
     ///
     /// # Errors
-    /// When the listing or a deletion fails. A flow that ended in between is success.
-    pub fn delete(&self, flows: Flows<'_>) -> Result<usize, Error> {
+    /// When a deletion fails.
+    pub fn delete(&self, flows: Flows<'_>) -> Result<(), Error> {
+        for port in flows.destination_ports {
+            let filter = filter(flows.transport, *port);
+            match self.socket.tell(&request("delete flows of", flows, DELETE, filter)) {
+                // Kernels before 6.11 take this for one flow, of which something is missing.
+                Err(error) if error.errno() == Some(libc::EINVAL) => return self.delete_each(flows),
+                deleted => deleted?,
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Conntrack::delete`], by a listing of all flows of the family, for which the kernel locks each of its table's parts in
+    /// turn: 9 ms on an idle machine. A flow that ended in between is success.
+    fn delete_each(&self, flows: Flows<'_>) -> Result<(), Error> {
         let list = request("list flows of", flows, GET, Vec::new());
         let keys = self.socket.list(&list, |message| {
             let attributes = message.body.get(Nfgenmsg::len()..).unwrap_or_default();
             Ok(is_of(attributes, flows).then(|| key(attributes)))
         })?;
-        let mut deleted = 0;
         for key in keys {
             match self.socket.tell(&request("delete flow of", flows, DELETE, key)) {
-                Ok(()) => deleted += 1,
-                Err(error) if error.is_gone() => {}
-                Err(error) => return Err(error),
+                Err(error) if !error.is_gone() => return Err(error),
+                _ => {}
             }
         }
-        Ok(deleted)
+        Ok(())
     }
 }
 
@@ -78,6 +95,24 @@ fn request(operation: &'static str, flows: Flows<'_>, message: u16, attributes: 
     let object = format!("{} {:?} ports {:?}", flows.family, flows.transport, flows.destination_ports);
     let kind = (libc::NFNL_SUBSYS_CTNETLINK << 8) as u16 | message;
     Request { operation, object, kind, flags: 0, body: [header.as_slice(), &attributes].concat() }
+}
+
+/// The attributes that choose flows.
+fn filter(transport: Transport, port: u16) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let flow = push_nested_header(&mut bytes, ORIGINAL);
+    let protocol = push_nested_header(&mut bytes, PROTOCOL);
+    push_header(&mut bytes, NUMBER, 1);
+    bytes.push(transport as u8);
+    push_header(&mut bytes, DESTINATION_PORT, 2);
+    bytes.extend(port.to_be_bytes());
+    finalize_nested_header(&mut bytes, protocol);
+    finalize_nested_header(&mut bytes, flow);
+    let filter = push_nested_header(&mut bytes, FILTER);
+    push_header(&mut bytes, ORIGINAL_FLAGS, 4);
+    bytes.extend(BY_PROTOCOL_AND_PORT.to_ne_bytes());
+    finalize_nested_header(&mut bytes, filter);
+    bytes
 }
 
 fn is_of(attributes: &[u8], flows: Flows<'_>) -> bool {

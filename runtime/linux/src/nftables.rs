@@ -12,9 +12,13 @@
 mod batch;
 mod comment;
 mod expression;
+mod freeing;
 mod rule;
 
-use std::{fmt, io};
+use std::{
+    fmt, io,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use netlink_bindings::nftables as wire;
 
@@ -134,6 +138,8 @@ impl ListedRule {
 #[derive(Debug)]
 pub struct Nftables {
     socket: Socket,
+    /// A transaction deleted something: see [`Nftables::free_in_background`].
+    deleted: AtomicBool,
 }
 
 impl Nftables {
@@ -142,7 +148,7 @@ impl Nftables {
     /// # Errors
     /// When the kernel refuses the socket.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { socket: Socket::open()? })
+        Ok(Self { socket: Socket::open()?, deleted: AtomicBool::new(false) })
     }
 
     /// As [`Nftables::open`]; none where the kernel has no nftables, and so no rules.
@@ -163,7 +169,7 @@ impl Nftables {
     /// # Errors
     /// When the namespace cannot be entered, or the kernel refuses the socket.
     pub fn open_in(netns: &Netns) -> Result<Self, Error> {
-        Ok(Self { socket: Socket::open_in(netns)? })
+        Ok(Self { socket: Socket::open_in(netns)?, deleted: AtomicBool::new(false) })
     }
 
     /// Does everything in `batch`, or nothing.
@@ -171,6 +177,7 @@ impl Nftables {
     /// # Errors
     /// Of the first operation that the kernel refused; `ENOENT` for what does not exist, see [`Error::is_gone`].
     pub fn commit(&self, batch: &Batch) -> Result<(), Error> {
+        self.deleted.fetch_or(batch.deletes(), Ordering::Relaxed);
         for _ in 1..COMMIT_TRIES {
             match self.commit_once(batch) {
                 Err(error) if is_interrupted(&error) => {}

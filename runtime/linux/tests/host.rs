@@ -2,6 +2,8 @@
 
 #[path = "host/cgroups.rs"]
 mod cgroups;
+#[path = "host/conntrack.rs"]
+mod conntrack;
 #[path = "host/links.rs"]
 mod links;
 #[path = "host/mounts.rs"]

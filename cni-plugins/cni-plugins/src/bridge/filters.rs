@@ -4,10 +4,7 @@
 //! attachment go whether or not its link and its namespace are there.
 
 use cni::{AddResult, ErrorReply};
-use linux::{
-    netlink::{Link, Netlink},
-    nftables::Nftables,
-};
+use linux::netlink::{Link, Netlink};
 
 use super::spoof::{self, Guard};
 use crate::{
@@ -37,7 +34,7 @@ impl Filters {
     pub(super) fn guard(&self, request: &Request, port: &Link, inside: &Link) -> Result<(), ErrorReply> {
         let Some(address) = inside.mac.filter(|_| self.guard) else { return Ok(()) };
         let failed = |error| ErrorReply::internal(format!("failed to setup spoof-check: {error}"));
-        Guard::of(request).set_up(&ruleset::open()?, &port.name, address).map_err(failed)
+        Guard::of(request).set_up(&*ruleset::open()?, &port.name, address).map_err(failed)
     }
 
     pub(super) fn check(
@@ -47,7 +44,7 @@ impl Filters {
         port: &Link,
     ) -> Result<(), ErrorReply> {
         let guarded = !self.guard
-            || Guard::of(request).is_set_up(&ruleset::open()?, &port.name).map_err(ErrorReply::internal)?;
+            || Guard::of(request).is_set_up(&*ruleset::open()?, &port.name).map_err(ErrorReply::internal)?;
         if !guarded {
             let message = format!("rules of the spoof-check of interface {} not found", port.name);
             return Err(ErrorReply::internal(message));
@@ -55,53 +52,15 @@ impl Filters {
         self.masquerade.check(request, expected)
     }
 
-    /// Deletes the attachment's rules; none is success.
+    /// Deletes the attachment's rules; none is success. Its link is gone: nothing is sent from it unguarded.
     pub(super) fn tear_down(&self, request: &Request) -> Result<(), ErrorReply> {
-        let mut rules = self.begin_tear_down(request);
-        rules.go_on();
-        rules.end()
-    }
-
-    /// Begins to delete the attachment's rules, none is success: what is masqueraded first, so that the kernel's grace period
-    /// for it, which the end of the socket waits for, passes while the link is deleted.
-    pub(super) fn begin_tear_down(&self, request: &Request) -> TearDown {
-        let mut begun = TearDown::default();
-        if !self.are_any() {
-            return begun;
-        }
-        match ruleset::open_to_remove() {
-            Ok(nftables) => begun.nftables = nftables,
-            Err(error) => begun.errors.push(error.to_string()),
-        }
-        begun.guard = self.guard.then(|| Guard::of(request));
-        if let Some(nftables) = &begun.nftables {
-            let ended = self.masquerade.tear_down(request, nftables);
-            begun.errors.extend(ended.err().map(|error| error.to_string()));
-        }
-        begun
-    }
-}
-
-/// The deletion of an attachment's rules, under way.
-#[derive(Debug, Default)]
-pub(super) struct TearDown {
-    nftables: Option<Nftables>,
-    guard: Option<Guard>,
-    errors: Vec<String>,
-}
-
-impl TearDown {
-    /// Deletes what may go only after the link. To be kept until the rest of the work is done: see
-    /// [`Filters::begin_tear_down`].
-    pub(super) fn go_on(&mut self) {
-        if let (Some(nftables), Some(guard)) = (&self.nftables, self.guard.take()) {
-            self.errors.extend(guard.tear_down(nftables).err().map(|error| error.to_string()));
-        }
-    }
-
-    /// What could not be deleted.
-    pub(super) fn end(self) -> Result<(), ErrorReply> {
-        if self.errors.is_empty() { Ok(()) } else { Err(ErrorReply::internal(self.errors.join("; "))) }
+        let ruleset = if self.are_any() { ruleset::open_to_remove()? } else { None };
+        let Some(ruleset) = ruleset else { return Ok(()) };
+        let unmasqueraded = self.masquerade.tear_down_by(&ruleset, request);
+        let unguarded = if self.guard { Guard::of(request).tear_down(&ruleset) } else { Ok(()) };
+        let errors = [unmasqueraded, unguarded].map(|done| done.err().map(|error| error.to_string()));
+        let errors: Vec<String> = errors.into_iter().flatten().collect();
+        if errors.is_empty() { Ok(()) } else { Err(ErrorReply::internal(errors.join("; "))) }
     }
 }
 

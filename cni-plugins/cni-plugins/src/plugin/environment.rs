@@ -32,6 +32,18 @@ impl Environment {
         }
     }
 
+    /// That of another plugin, to which the attachment of `request` is delegated.
+    pub(super) fn of_delegate(self, request: &Request, verb: Verb) -> Self {
+        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        Self {
+            command: text(verb.as_str()),
+            container_id: text(&request.container_id),
+            netns: request.netns.as_deref().and_then(|path| text(path.to_str()?)),
+            ifname: text(&request.ifname),
+            ..self
+        }
+    }
+
     /// The verb, once everything that it needs is there.
     pub(super) fn verb(&self) -> Result<Verb, ErrorReply> {
         let command = self.command.as_deref().unwrap_or_default();

@@ -1,10 +1,16 @@
-//! IPAM plugins that misbehave, under `ptp`: what was made is gone, and what could not be undone is told.
+//! IPAM plugins that misbehave, under `ptp`: what was made is gone, and what could not be undone is told. And our own, which are
+//! called within the process where they are the same executable.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::{Value, json};
 
-use super::node::{Call, Container, Node, host_state};
+use super::node::{Call, Container, EXECUTABLE, Node, host_state};
 
 /// An IPAM plugin that writes its verbs down, and does for each what this shell script says.
 fn ipam(node: &Node, script: &str) -> String {
@@ -64,4 +70,85 @@ fn what_could_not_be_undone_is_told() {
     let path = ipam(&node, &format!("[ $CNI_COMMAND = ADD ] && echo '{{}}' && exit 0; {refusal}"));
     let message = "IPAM plugin returned missing IP config";
     assert_eq!(add(&node, &a, &path), json!([["ADD", "DEL"], 999, message, "undo: stuck"]));
+}
+
+/// Our executable under a name that it cannot be started by: whoever calls it all the same does so within the process.
+struct Unstartable(PathBuf);
+
+impl Unstartable {
+    fn new(path: PathBuf) -> Self {
+        fs::write(&path, "").expect("a file");
+        let mount = |arguments: &[&str]| {
+            let status =
+                Command::new("mount").arg("-n").args(arguments).arg(&path).status().expect("mount starts");
+            assert!(status.success(), "mount {arguments:?}");
+        };
+        mount(&["--bind", EXECUTABLE]);
+        mount(&["-o", "remount,bind,noexec"]);
+        Self(path)
+    }
+}
+
+impl Drop for Unstartable {
+    fn drop(&mut self) {
+        linux::mount::detach(&self.0).expect("it is unmounted");
+    }
+}
+
+/// The answers to calls of `bridge` with IPAM plugins that are looked for in `path` first, without what is another each time.
+fn answers(node: &Node, container: &Container, path: &Path) -> Vec<Value> {
+    let call = |verb: &str, config: &Value, args: &str| {
+        let path = path.to_str().expect("a path of letters");
+        let answer = Call { path, args, ..Call::new(verb, config, container) }.run("bridge");
+        answer.map_or_else(|error| error, |result| json!([result["ips"], result["routes"], result["dns"]]))
+    };
+    let lan = |ipam: Value| json!({"cniVersion": "1.1.0", "name": "lan", "type": "bridge", "bridge": "cni0", "ipam": ipam});
+    let leases = node.path("leases");
+    let host_local = |ranges: Value| lan(json!({"type": "host-local", "dataDir": leases, "ranges": ranges}));
+    let fixed = |address: &str| lan(json!({"type": "static", "addresses": [{"address": address}]}));
+    let mut seen = Vec::new();
+    for mut config in [host_local(json!([[{"subnet": "10.97.0.0/30"}]])), fixed("10.97.0.9/24")] {
+        config["cni.dev/valid-attachments"] = json!([]);
+        seen.extend(["STATUS", "ADD", "STATUS"].map(|verb| call(verb, &config, "")));
+        config["prevResult"] = json!({"cniVersion": "1.1.0", "ips": [{"address": "10.97.0.2/30"}]});
+        seen.extend(["CHECK", "DEL", "DEL", "GC", "CHECK"].map(|verb| call(verb, &config, "")));
+    }
+    for (config, args) in [
+        (host_local(json!([])), ""),
+        (host_local(json!([[{"subnet": "10.97.0.0"}]])), ""),
+        (host_local(json!([[{"subnet": "10.97.0.0/24"}]])), "COLOUR=blue"),
+        (host_local(json!([[{"subnet": "10.97.0.0/24"}]])), "IP=10.97.0.1"),
+        (host_local(json!([[{"subnet": "10.97.0.0/24"}]])), "IP=10.98.0.1"),
+        (host_local(json!([[{"subnet": "10.97.0.0/24"}]])), "IP"),
+        (fixed("10.97.0.9"), ""),
+        (fixed("10.97.0.9/24"), "IP=10.97.0.9"),
+        (fixed("10.97.0.9/24"), "COLOUR=blue"),
+    ] {
+        seen.extend(["ADD", "STATUS", "DEL"].map(|verb| call(verb, &config, args)));
+    }
+    seen
+}
+
+#[test]
+fn ours_answer_within_the_process_as_by_execution() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let [within, apart] = ["within", "apart"].map(|name| {
+        let folder = node.path(name);
+        fs::create_dir(&folder).expect("a folder");
+        folder
+    });
+    let _names = ["host-local", "static"].map(|name| Unstartable::new(within.join(name)));
+    // Another file with the same content is started.
+    fs::copy(EXECUTABLE, apart.join("host-local")).expect("a copy");
+    fs::hard_link(apart.join("host-local"), apart.join("static")).expect("a link");
+    let expected = answers(&node, &a, &apart);
+    assert_eq!(answers(&node, &a, &within), expected);
+    let errors = expected.iter().filter(|answer| answer["code"].is_number()).count();
+    assert!(errors > 15 && errors < expected.len(), "{expected:#?}");
+
+    fs::set_permissions(apart.join("static"), fs::Permissions::from_mode(0o644)).expect("it may not run");
+    let refused = &answers(&node, &a, &apart)[0];
+    let message = refused["msg"].as_str().unwrap_or_default();
+    assert!(message.starts_with("start STATUS of ") && message.contains("Permission denied"), "{refused}");
 }

@@ -4,7 +4,6 @@
 //! is the whole form with so many pairs of ADD and DEL.
 
 use std::{
-    fs,
     io::Write,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -12,15 +11,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::node::{Call, Container, Node, bin_dir, host_links};
+use super::node::{Call, Container, Node, bin_dir, host_links, wait_for_plugins};
 
 /// Pairs of ADD and DEL in a usual run.
 const PAIRS: usize = 120;
 const KILLS: &str = "ORLOP_KILLS";
 const VALID: usize = 3;
-/// What outlives a killed plugin: the one that it delegated to.
-const ORPHANS: [&str; 1] = ["host-local"];
-const LIMIT: Duration = Duration::from_secs(60);
 
 struct Chain {
     plugins: Vec<(&'static str, Value)>,
@@ -118,16 +114,6 @@ fn kill(call: &Call<'_>, plugin: &str, after: Duration) {
     child.wait().expect("its end");
 }
 
-/// Plugins that a killed one started have ended.
-fn wait_for_orphans() {
-    harness::wait::until("the end of orphans", LIMIT, || {
-        let processes = fs::read_dir("/proc").expect("processes").flatten();
-        let running = processes.filter_map(|entry| fs::read_link(entry.path().join("exe")).ok());
-        let orphans = running.filter(|path| ORPHANS.iter().any(|name| *path == bin_dir().join(name))).count();
-        if orphans == 0 { Ok(()) } else { Err(format!("{orphans} plugins")) }
-    });
-}
-
 /// Rules that a container may have.
 fn rules() -> Vec<String> {
     let output = Command::new("nft").args(["list", "ruleset"]).output().expect("nft runs");
@@ -173,7 +159,7 @@ fn nothing_but_valid_attachments_is_left() {
             Some(result) => chain.del(&container, &result, None),
             None if forgets => None,
             None => {
-                wait_for_orphans();
+                wait_for_plugins();
                 chain.del(&container, &Value::Null, None)
             }
         };
@@ -183,7 +169,7 @@ fn nothing_but_valid_attachments_is_left() {
         }
     }
     assert!(!lost.is_empty());
-    wait_for_orphans();
+    wait_for_plugins();
     chain.gc(&valid);
     assert_eq!((node.leases(), rules(), links("veth"), links("ifb")), expected);
     for (kept, result) in valid.iter().zip(&results) {

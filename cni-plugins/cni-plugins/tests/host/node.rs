@@ -3,8 +3,10 @@
 use std::{
     io::Write,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -23,7 +25,10 @@ pub type Change = fn(&mut Value);
 /// Packets here cross nothing but memory.
 pub const PACKET_LIMIT: Duration = Duration::from_secs(5);
 
-/// A private host with a folder for leases; it takes along the bridges that plugins leave.
+/// How long what a plugin does in the background may take.
+const BACKGROUND_LIMIT: Duration = Duration::from_secs(60);
+
+/// A private host with a folder for leases; it takes along the bridges that plugins leave, and waits for what they do in the background.
 pub struct Node {
     dir: tempfile::TempDir,
 }
@@ -61,6 +66,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        wait_for_plugins();
         block_on(async {
             let netlink = Netlink::open().expect("a socket");
             for bridge in
@@ -296,9 +302,38 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Where cargo put the plugins.
+/// The executable that all plugins are.
+pub const EXECUTABLE: &str = env!("CARGO_BIN_EXE_cni-plugins");
+
+/// Where the plugins are installed: in a folder of the private host, which ends with that.
 pub fn bin_dir() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_bridge")).parent().expect("a folder")
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        harness::private_host::require();
+        let folder = Path::new("/run/private-host/cni");
+        std::fs::create_dir(folder).expect("a folder");
+        for name in cni_plugins::programs::names() {
+            symlink(EXECUTABLE, folder.join(name)).expect("a link");
+        }
+        folder.to_owned()
+    });
+    &FOLDER
+}
+
+/// The processes of plugins that run now, `dhcp daemon` too.
+pub fn plugins() -> Vec<PathBuf> {
+    let processes = std::fs::read_dir("/proc").expect("processes").flatten().map(|entry| entry.path());
+    let is_plugin = |process: &PathBuf| {
+        std::fs::read_link(process.join("exe")).is_ok_and(|executable| executable == Path::new(EXECUTABLE))
+    };
+    processes.filter(is_plugin).collect()
+}
+
+/// What plugins do in the background has ended, and what a killed one left running.
+pub fn wait_for_plugins() {
+    harness::wait::until("the end of plugins", BACKGROUND_LIMIT, || match plugins().len() {
+        0 => Ok(()),
+        count => Err(format!("{count} processes")),
+    });
 }
 
 pub fn block_on<R>(work: impl Future<Output = R>) -> R {

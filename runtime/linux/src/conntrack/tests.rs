@@ -1,6 +1,6 @@
 //! Which flows are meant, from attributes as the kernel writes them.
 
-use super::{Family, Flows, ID, ORIGINAL, Transport, ZONE, is_of, key};
+use super::{FILTER, Family, Flows, ID, ORIGINAL, Transport, ZONE, filter, is_of, key};
 
 fn attribute(number: u16, value: &[u8]) -> Vec<u8> {
     let length = u16::try_from(value.len() + 4).expect("a short attribute");
@@ -31,4 +31,14 @@ fn an_entry_is_named_by_its_flow_zone_and_number() {
         ([flow(17, 53), attribute(ID, &[1; 4]), attribute(ZONE, &[0, 7])], attribute(3, &[8; 4]));
     let all = [named[0].clone(), rest, named[1].clone(), named[2].clone()].concat();
     assert_eq!(key(&all), named.concat());
+}
+
+#[test]
+fn flows_are_chosen_by_protocol_and_port() {
+    let ports = [attribute(1, &[17]), attribute(3, &53_u16.to_be_bytes())].concat();
+    let chosen = [
+        attribute(0x8000 | ORIGINAL, &attribute(0x8002, &ports)),
+        attribute(0x8000 | FILTER, &attribute(1, &40_u32.to_ne_bytes())),
+    ];
+    assert_eq!(filter(Transport::Udp, 53), chosen.concat());
 }

@@ -155,6 +155,12 @@ impl Batch {
         self.push(request("delete table", table, libc::NFT_MSG_DELTABLE, body));
     }
 
+    /// True when it deletes something that may be there.
+    pub(super) fn deletes(&self) -> bool {
+        let deletions = [libc::NFT_MSG_DELTABLE, libc::NFT_MSG_DELCHAIN, libc::NFT_MSG_DELRULE];
+        self.members.iter().any(|member| deletions.contains(&i32::from(member.kind & 0xff)))
+    }
+
     pub(super) fn members(&self) -> &[Request] {
         &self.members
     }

@@ -33,7 +33,7 @@ impl Host {
             state: base.join("s"),
             shim: built("orlop-shim"),
             cni_conf_dir: base.join("net.d"),
-            cni_bin_dirs: vec![built("orlop-shim").parent().expect("a directory").to_path_buf()],
+            cni_bin_dirs: vec![base.join("plugins")],
             cni_cache_dir: base.join("cni"),
             ..Config::default()
         };
@@ -89,8 +89,10 @@ impl Host {
         });
         let file = self.config.cni_conf_dir.join("10-pods.conflist");
         std::fs::write(file, text.to_string()).expect("write the network configuration");
+        let plugins = &self.config.cni_bin_dirs[0];
+        std::fs::create_dir_all(plugins).expect("a directory");
         for plugin in ["bridge", "host-local"] {
-            built(plugin);
+            std::os::unix::fs::symlink(built("cni-plugins"), plugins.join(plugin)).expect("a link");
         }
     }
 

@@ -19,7 +19,7 @@ use linux::{
 use serde_json::{Value, json};
 
 use super::{
-    super::node::block_on,
+    super::node::{block_on, wait_for_plugins},
     case::{Call, Case, End, Run, Step},
     observe::{self, Snapshot},
 };
@@ -200,6 +200,7 @@ impl<'a> Twin<'a> {
 
 impl Drop for Twin<'_> {
     fn drop(&mut self) {
+        wait_for_plugins();
         for name in self.containers.iter().copied().chain([HOST]) {
             netns::remove(Path::new(NAMESPACES).join(name)).expect("its name is removed");
         }
