@@ -101,7 +101,7 @@ impl Store {
 
     /// As [`Store::open`]; none when nothing was ever leased, for those who only take away.
     pub(crate) fn open_existing(data_dir: &Path, network: &str) -> Result<Option<Self>, StoreError> {
-        if data_dir.join(network).is_dir() { Self::open(data_dir, network).map(Some) } else { Ok(None) }
+        if data_dir.join(network).exists() { Self::open(data_dir, network).map(Some) } else { Ok(None) }
     }
 
     /// The last address handed out of a range set; none when that is not known.

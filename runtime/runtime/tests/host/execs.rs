@@ -26,8 +26,8 @@ async fn exec_sync_collects_output_and_code() {
         (result.exit_code, result.stdout.as_slice(), result.stderr.as_slice()),
         (5, &b"out\n"[..], &b"err\n"[..])
     );
-    // It is as confined as the container, and in the same place.
-    let script = "grep -E '^(Seccomp:|CapBnd)' /proc/self/status | tr -d '\\t '; cat /proc/1/comm; cat /proc/self/cgroup | sed s/.*://";
+    // It is as confined as the container, and in the same place. Its shell becomes `sleep` in its own time.
+    let script = "until grep -q sleep /proc/1/comm; do :; done; grep -E '^(Seccomp:|CapBnd)' /proc/self/status | tr -d '\\t '; cat /proc/1/comm; cat /proc/self/cgroup | sed s/.*://";
     let result = runtime.exec_sync(&id, command(&["busybox", "sh", "-c", script]), None).await.unwrap();
     let text = String::from_utf8(result.stdout).unwrap();
     assert!(text.starts_with("CapBnd:00000000a80425fb\nSeccomp:2\nsleep\n"), "{text}");

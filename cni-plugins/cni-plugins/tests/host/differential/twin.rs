@@ -169,16 +169,13 @@ impl<'a> Twin<'a> {
         config
     }
 
-    /// What it was connected to changes some time after: namespaces are taken apart one after the other, so a last one, with a
-    /// link to be seen from here, tells when.
+    /// What it was connected to changes some time after, since sockets of processes that have ended hold a namespace for a
+    /// grace period: a link to it, which goes with all its others, tells when.
     fn end(&mut self, container: &str) {
-        let last = netns::create(Path::new(NAMESPACES).join(LAST)).expect("a namespace");
-        let link = ["ip", "link", "add", LAST, "type", "veth", "peer", "name", LAST, "netns", LAST];
+        let link = ["ip", "link", "add", LAST, "type", "veth", "peer", "name", LAST, "netns", container];
         self.run(HOST, &link.map(str::to_owned));
         netns::remove(Path::new(NAMESPACES).join(container)).expect("its name is removed");
         self.containers.retain(|other| *other != container);
-        netns::remove(last.path()).expect("its name is removed");
-        drop(last);
         harness::wait::until(
             &format!("{}: the end of {container}'s links", self.case.name),
             END_LIMIT,
