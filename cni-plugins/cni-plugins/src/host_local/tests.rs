@@ -81,14 +81,16 @@ fn requested_addresses_are_given_or_nothing_is() {
 }
 
 #[test]
-fn an_exhausted_set_says_so_and_status_knows() {
+fn an_exhausted_set_says_so_to_add_alone() {
     let dir = tempfile::tempdir().expect("a folder");
     let config = config(dir.path(), json!([[{"subnet": "10.1.0.0/30"}]]));
-    HostLocal.status(&request("", &config)).expect("one address is free");
     assert_eq!(add("a", &config), Ok(vec!["10.1.0.2/30".to_owned()]));
     let error = add("b", &config).expect_err("none is free");
     assert!(error.msg.contains("no IP addresses available in range set: 10.1.0.1-10.1.0.2"), "{error}");
-    let status = HostLocal.status(&request("", &config)).expect_err("none is free");
+    HostLocal.status(&request("", &config)).expect("the node is well");
+    std::fs::remove_dir_all(dir.path().join("pods")).expect("no leases");
+    std::fs::write(dir.path().join("pods"), "").expect("a file in their place");
+    let status = HostLocal.status(&request("", &config)).expect_err("leases cannot be read");
     assert_eq!(status.code, cni::code::PLUGIN_NOT_AVAILABLE);
 }
 
