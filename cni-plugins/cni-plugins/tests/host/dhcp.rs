@@ -26,6 +26,8 @@ const KIND: u8 = 53;
 const DISCOVER: u8 = 1;
 const REQUEST: u8 = 3;
 const RELEASE: u8 = 7;
+/// Of the time after which a lease is to be renewed (T1).
+const RENEWAL: u8 = 58;
 
 /// A process that ends with the test.
 struct Process(Child);
@@ -49,8 +51,8 @@ impl Drop for Process {
     }
 }
 
-/// A bridge with a server on it, whose leases take so many seconds.
-fn serve(node: &Node, lease: u32) -> Process {
+/// A bridge with a server on it, whose leases take an hour and are to be renewed after so many seconds.
+fn serve(node: &Node, renewal: u32) -> Process {
     block_on(async {
         let netlink = Netlink::open().expect("a socket");
         netlink
@@ -66,7 +68,8 @@ fn serve(node: &Node, lease: u32) -> Process {
     fs::write(&leases, "").expect("a file");
     let text = format!(
         "interface cni0\nstart 10.55.0.20\nend 10.55.0.30\nlease_file {}\npidfile {}\nmin_lease 1\n\
-         option subnet 255.255.255.0\noption router 10.55.0.1\noption lease {lease}\n",
+         option subnet 255.255.255.0\noption router 10.55.0.1\noption lease 3600\n\
+         option 0x{RENEWAL:x} {renewal:08x}\n",
         leases.display(),
         node.path("udhcpd.pid").display()
     );
@@ -137,7 +140,7 @@ fn kept(node: &Node) -> usize {
 #[test]
 fn a_lease_is_taken_renewed_and_given_back() {
     let node = Node::new();
-    let _server = serve(&node, 6);
+    let _server = serve(&node, 3);
     let messages = messages();
     let a = Container::new("a");
     let config = config(&node);
@@ -180,7 +183,7 @@ fn a_lease_is_taken_renewed_and_given_back() {
 #[test]
 fn gc_gives_back_what_belongs_to_no_valid_attachment() {
     let node = Node::new();
-    let _server = serve(&node, 3600);
+    let _server = serve(&node, 1800);
     let messages = messages();
     let _daemon = daemon(&node);
     let (keep, lost) = (Container::new("keep"), Container::new("lost"));
