@@ -88,12 +88,14 @@ impl State {
 /// What did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("node {node}: podCIDR \"{value}\" is not a network")]
-    PodCidr { node: String, value: String },
     #[error("{operation} {path}")]
     File { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("set masquerade of pods {pods}")]
     Masquerade { pods: Ipv4Network, source: dataplane::WriteError },
+    #[error("end masquerade of pods")]
+    NoMasquerade(#[source] dataplane::WriteError),
+    #[error("remove routes to other nodes")]
+    Routes(#[source] linux::netlink::Error),
 }
 
 /// What the network task needs.
@@ -131,16 +133,22 @@ pub fn annotations(settings: &Settings, overlay: Option<&Overlay>) -> BTreeMap<S
 /// Follows the own Node's podCIDRs and the runtime's network until shutdown.
 pub async fn run(mut context: Context) {
     let is_ours = context.settings.network_backend != NetworkBackend::None;
+    if !is_ours && let Err(error) = leave(&context).await {
+        tracing::error!(
+            error = chain(&error),
+            "cannot take away what an earlier agent made of the pod network"
+        );
+    }
     let mut applied = None;
     loop {
         let node = context.node.borrow_and_update().clone();
-        let cidrs = node.as_deref().map(pod_cidrs).unwrap_or_default();
-        let is_new = !cidrs.is_empty() && applied.as_ref() != Some(&cidrs);
-        let state = match (is_new && is_ours).then(|| apply(&context, &cidrs)) {
+        let pods = node.as_deref().map(routes::pods).unwrap_or_default();
+        let is_new = !pods.is_empty() && applied.as_ref() != Some(&pods);
+        let state = match (is_new && is_ours).then(|| apply(&context, &pods)) {
             None => State::of(&context.runtime).await,
             Some(Ok(())) => {
-                tracing::info!(pod_cidrs = ?cidrs, "pod network is configured");
-                applied = Some(cidrs);
+                tracing::info!(?pods, "pod network is configured");
+                applied = Some(pods);
                 State::of(&context.runtime).await
             }
             Some(Err(error)) => {
@@ -170,26 +178,8 @@ pub fn maps_ports(conf_dir: &Path) -> bool {
     first.and_then(|path| fs::read_to_string(path).ok()).is_some_and(|text| conflist::maps_ports(&text))
 }
 
-/// The networks of a Node's pods, one of each family at most.
-fn pod_cidrs(node: &Node) -> Vec<String> {
-    let Some(spec) = &node.spec else { return Vec::new() };
-    let all = spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr).filter(|cidr| !cidr.is_empty());
-    let mut cidrs: Vec<String> = Vec::new();
-    for cidr in all {
-        if !cidrs.contains(cidr) {
-            cidrs.push(cidr.clone());
-        }
-    }
-    cidrs
-}
-
-fn apply(context: &Context, cidrs: &[String]) -> Result<(), Error> {
+fn apply(context: &Context, pods: &[IpNetwork]) -> Result<(), Error> {
     let settings = &context.settings;
-    let parse = |cidr: &String| {
-        let wrong = || Error::PodCidr { node: settings.node_name.clone(), value: cidr.clone() };
-        cidr.parse::<IpNetwork>().map_err(|_| wrong())
-    };
-    let pods = cidrs.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     let ipv4 = pods.iter().find_map(|pods| match pods {
         IpNetwork::V4(pods) => Some(*pods),
         IpNetwork::V6(_) => None,
@@ -201,11 +191,26 @@ fn apply(context: &Context, cidrs: &[String]) -> Result<(), Error> {
             .map_err(|source| Error::Masquerade { pods, source })?;
     }
     let content = conflist::render(&conflist::Options {
-        pods,
+        pods: pods.to_vec(),
         mtu: context.overlay.as_ref().map_or(context.uplinks.mtu, |overlay| overlay.mtu),
         data_dir: settings.state_dir.join("cni/networks"),
     });
     write_if_different(&settings.cni_conf_dir.join(CONFLIST_NAME), &content)
+}
+
+/// Takes away what an agent with another backend made, but what the pods hang on.
+async fn leave(context: &Context) -> Result<(), Error> {
+    if let Some(dataplane) = &context.dataplane {
+        dataplane.with(|dataplane| dataplane.set_masquerade(None)).map_err(Error::NoMasquerade)?;
+    }
+    let path = context.settings.cni_conf_dir.join(CONFLIST_NAME);
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::File { operation: "remove", path, source });
+        }
+        _ => {}
+    }
+    routes::remove_all().await.map_err(Error::Routes)
 }
 
 fn masquerade(settings: &Settings, overlay: Option<&Overlay>, pods: Ipv4Network) -> Masquerade {

@@ -103,6 +103,7 @@ impl Reporter {
             tokio::select! {
                 node = next_node(&mut changes) => match node {
                     Some(node) => {
+                        self.repair_annotations(&node).await;
                         self.sender.send_replace(Some(Arc::new(node)));
                     }
                     None => {
@@ -153,6 +154,17 @@ impl Reporter {
                 self.api.patch(&settings.node_name, &PatchParams::default(), &Patch::Merge(patch)).await
             }
             None => Ok(existing),
+        }
+    }
+
+    /// Without them other nodes do not find this one's pods. What fails is tried again at the Node's next change.
+    async fn repair_annotations(&self, node: &Node) {
+        let Some(annotations) = status::missing_annotations(node, &self.context.annotations) else { return };
+        tracing::warn!(?annotations, "annotations of the own Node were changed: setting them again");
+        let patch = Patch::Merge(serde_json::json!({"metadata": {"annotations": annotations}}));
+        let name = &self.context.settings.node_name;
+        if let Err(error) = self.api.patch(name, &PatchParams::default(), &patch).await {
+            tracing::warn!(error = chain(&error), "cannot set the own Node's annotations");
         }
     }
 

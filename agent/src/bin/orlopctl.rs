@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -204,6 +205,10 @@ fn init_of(folder: &Path) -> anyhow::Result<u32> {
     let arguments = [b"machine", b"init".as_slice(), folder.as_os_str().as_bytes()];
     for entry in fs::read_dir("/proc").context("list processes")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Anybody may call a process so.
+        if entry.metadata().is_ok_and(|process| process.uid() != 0) {
+            continue;
+        }
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if command.split(|byte| *byte == 0).skip(1).take(3).eq(arguments) {
             return Ok(pid);

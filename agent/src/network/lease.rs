@@ -30,7 +30,7 @@ const PUBLIC_IP: &str = "flannel.alpha.coreos.com/public-ip";
 const SUBNET_MANAGER: &str = "flannel.alpha.coreos.com/kube-subnet-manager";
 
 /// Where packets for a node's pods are to go, wrapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum End {
     /// The hardware address of its VXLAN link.
     Vxlan(MacAddress),
@@ -63,10 +63,15 @@ fn read_end(backend: &str, data: &Value) -> Option<End> {
     match backend {
         // Another network would not take our packets.
         VXLAN if data["VNI"] != VXLAN_ID => None,
-        VXLAN => text("VtepMAC")?.parse().ok().map(End::Vxlan),
+        VXLAN => text("VtepMAC")?.parse().ok().filter(|mac| is_of_one_station(*mac)).map(End::Vxlan),
         WIREGUARD => text("PublicKey")?.parse().ok().map(End::Wireguard),
         _ => None,
     }
+}
+
+/// The kernel takes no other for where packets go.
+fn is_of_one_station(mac: MacAddress) -> bool {
+    mac.0[0] & 1 == 0 && mac.0 != [0; 6]
 }
 
 /// What this node says.

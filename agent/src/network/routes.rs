@@ -39,14 +39,14 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Backoff, chain, watched};
 use crate::events::{EventType, Recorder};
 use crate::network::overlay::Overlay;
-pub use plan::Way;
 use plan::{Action, Hop, Item, Peer, Problem, State};
+pub use plan::{Way, pods};
 
 /// `rtm_protocol` of our routes: no routing daemon that iproute2 knows has it.
 pub const PROTOCOL: u8 = 79;
-/// How long a route that the kernel refused waits.
+/// How long what the kernel refused waits.
 const RETRY: Duration = Duration::from_secs(10);
-/// Changes of Nodes that are taken in before routes are planned once.
+/// Changes of Nodes that are taken in before a pass.
 const BATCH_EVENTS: usize = 1024;
 /// Upstream's reason for a route that could not be made.
 const FAILED: &str = "FailedToCreateRoute";
@@ -74,7 +74,7 @@ struct Routes {
     /// Names in the full list that is being read.
     seen: HashSet<String>,
     listed: bool,
-    /// Something that routes depend on has changed.
+    /// Something that a pass depends on has changed.
     dirty: bool,
     /// What the kernel has; none: to be read.
     kernel: Option<Kernel>,
@@ -265,17 +265,26 @@ impl Routes {
             state: &kernel.state,
         });
         self.tell(planned.problems);
+        // What one node says may be refused; the others' pods are to be reached all the same.
+        let mut refused = Vec::new();
         for action in planned.actions {
-            if let Err(error) = self.execute(&action).await {
-                tracing::error!(%action, error = chain(&error), "cannot change what leads to a node, retrying");
+            match self.execute(&action).await {
+                Ok(()) => {
+                    tracing::info!(%action, "to other nodes");
+                    kernel.state.note(&action);
+                }
+                Err(error) => refused.push((action, error)),
+            }
+        }
+        match refused.first() {
+            None => self.kernel = Some(kernel),
+            Some((action, error)) => {
+                let (error, count) = (chain(error), refused.len());
+                tracing::error!(%action, error, count, "cannot change what leads to nodes, retrying");
                 // What the kernel has is read again then.
                 self.schedule_retry();
-                return Ok(());
             }
-            tracing::info!(%action, "to other nodes");
-            kernel.state.note(&action);
         }
-        self.kernel = Some(kernel);
         Ok(())
     }
 
@@ -338,6 +347,18 @@ impl Routes {
     }
 }
 
+/// Takes away what this task made for the backend `host-gw`, for one that leaves it to somebody else.
+pub async fn remove_all() -> Result<(), netlink::Error> {
+    let netlink = Netlink::open()?;
+    for route in netlink.routes().await?.into_iter().filter(|route| route.protocol == PROTOCOL) {
+        match netlink.del_route(&route).await {
+            Err(error) if !error.is_gone() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Asks from a thread that may block; nothing where there is no WireGuard.
 async fn ask_wireguard<T: Default + Send + 'static>(
     overlay: Option<&Overlay>,
@@ -347,7 +368,10 @@ async fn ask_wireguard<T: Default + Send + 'static>(
         return Ok(T::default());
     };
     let asked = tokio::task::spawn_blocking(move || work(&wireguard)).await;
-    asked.unwrap_or_else(|error| Err(netlink::Error::Open { error: error.into() }))
+    asked.unwrap_or_else(|error| {
+        let (operation, object) = ("ask", "WireGuard".to_owned());
+        Err(netlink::Error::Protocol { operation, object, detail: error.to_string() })
+    })
 }
 
 impl Kernel {

@@ -61,12 +61,17 @@ pub fn node(settings: &Settings, annotations: BTreeMap<String, String>, status: 
 pub fn missing_metadata(existing: &Node, desired: &Node) -> Option<ObjectMeta> {
     let (have, wanted) = (&existing.metadata, &desired.metadata);
     let labels = missing(have.labels.as_ref(), wanted.labels.as_ref());
-    let annotations = missing(have.annotations.as_ref(), wanted.annotations.as_ref());
+    let annotations = wanted.annotations.as_ref().and_then(|wanted| missing_annotations(existing, wanted));
     (labels.is_some() || annotations.is_some()).then(|| ObjectMeta {
         labels,
         annotations,
         ..ObjectMeta::default()
     })
+}
+
+/// Of these annotations, those that an existing Node lacks or has otherwise; `None` when all are right.
+pub fn missing_annotations(existing: &Node, wanted: &Texts) -> Option<Texts> {
+    missing(existing.metadata.annotations.as_ref(), Some(wanted))
 }
 
 type Texts = BTreeMap<String, String>;

@@ -14,6 +14,8 @@ use super::Error;
 #[command(
     name = "orlop-agent",
     about = "The node agent: runs this node's pods, network and services",
+    // Of a flag that is given twice the last counts, as with upstream's programs.
+    args_override_self = true,
     version
 )]
 pub struct Flags {

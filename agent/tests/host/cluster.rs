@@ -1,6 +1,7 @@
 //! Three nodes on one network, each with a pod, and an API server: namespaces, a real server, and of each agent what leads to
 //! other nodes' pods.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -127,7 +128,7 @@ impl Drop for Agent {
 pub struct Cluster {
     server: Child,
     data: tempfile::TempDir,
-    backend: &'static str,
+    pub backend: &'static str,
 }
 
 impl Cluster {
@@ -174,10 +175,31 @@ impl Cluster {
         });
     }
 
-    fn with_nodes<F: Future<Output = ()>>(&self, work: impl FnOnce(Api<Node>) -> F) {
+    /// What a node tells the others.
+    pub fn annotations(&self, node: u8) -> BTreeMap<String, String> {
+        self.with_nodes(|nodes| async move {
+            nodes.get(&host(node)).await.unwrap().metadata.annotations.unwrap_or_default()
+        })
+    }
+
+    /// A Node that nobody is behind.
+    pub fn add(&self, name: &str, address: &str, pods: &str, annotations: BTreeMap<String, String>) {
+        let new = json!({
+            "metadata": {"name": name, "annotations": annotations}, "spec": {"podCIDR": pods, "podCIDRs": [pods]},
+        });
+        let new: Node = serde_json::from_value(new).unwrap();
+        let addresses = json!({"status": {"addresses": [{"type": "InternalIP", "address": address}]}});
+        self.with_nodes(|nodes| async move {
+            nodes.create(&PostParams::default(), &new).await.unwrap();
+            let patch = Patch::Merge(addresses);
+            nodes.patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+        });
+    }
+
+    fn with_nodes<T, F: Future<Output = T>>(&self, work: impl FnOnce(Api<Node>) -> F) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime
-            .block_on(async { work(Api::all(agent::api::client(&self.kubeconfig()).await.unwrap())).await });
+            .block_on(async { work(Api::all(agent::api::client(&self.kubeconfig()).await.unwrap())).await })
     }
 }
 

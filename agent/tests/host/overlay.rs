@@ -4,6 +4,7 @@ use std::io::Read;
 use std::net::IpAddr;
 use std::process::Command;
 
+use agent::network::lease::{self, End};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::cluster::{Agent, Cluster, LIMIT, ask, inside, ip, pod_addresses, shown};
@@ -177,6 +178,44 @@ fn by_wireguard() {
         return harness::skip::skip("the kernel has no WireGuard");
     }
     nodes_come_go_and_move("wireguard", &Wrapping { overhead: 60, port: Some(51820), encrypted: true });
+}
+
+/// The link of the backend before goes, and with it what was there.
+#[test]
+fn a_cluster_changes_its_backend() {
+    let mut cluster = Cluster::new("vxlan");
+    let wrapped = [cluster.start(1, ADDRESSES[0]), cluster.start(2, ADDRESSES[1])];
+    reached(1, 2);
+    drop(wrapped);
+    cluster.backend = "host-gw";
+    let plain = [cluster.start(1, ADDRESSES[0]), cluster.start(2, ADDRESSES[1])];
+    assert_eq!(plain[0].link, None);
+    assert!(!shown(1, "link show").contains("orlop-vxlan"));
+    reached(1, 2);
+    reached(2, 1);
+    drop(plain);
+}
+
+/// A node that says what the kernel does not take, or claims another's end, keeps nobody else from being reached.
+#[test]
+fn others_are_reached_whatever_a_node_says() {
+    let cluster = Cluster::new("vxlan");
+    let agents = [cluster.start(1, ADDRESSES[0]), cluster.start(2, ADDRESSES[1])];
+    reached(1, 2);
+    let victim = cluster.annotations(2);
+    let odd = End::Vxlan("0a:00:00:00:00:67".parse().unwrap());
+    cluster.add("aaa", "10.85.0.66", "10.244.66.0/24", victim);
+    cluster.add("bbb", "224.0.0.1", "10.244.67.0/24", lease::annotations(Some(odd), [0, 0, 0, 0].into()));
+    harness::wait::until("what the newcomer's part is", LIMIT, || {
+        let found = shown(1, "neigh show nud permanent");
+        found.contains("10.244.67.0").then_some(()).ok_or(found)
+    });
+    assert!(!routes(1).contains("10.244.66."), "{}", routes(1));
+    drop(agents);
+    let again = [cluster.start(1, ADDRESSES[0]), cluster.start(2, ADDRESSES[1])];
+    reached(1, 2);
+    reached(2, 1);
+    drop(again);
 }
 
 /// The agent ends when its link is removed, so that the next one makes it anew.

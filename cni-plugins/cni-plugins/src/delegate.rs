@@ -66,7 +66,7 @@ async fn call(request: &Request, ipam: &str, verb: Verb) -> Result<Option<Map<St
     call_with(request, ipam, verb, request.stdin.clone()).await
 }
 
-/// DEL: takes the link away and gives the addresses back, both also when one of them fails.
+/// DEL: takes the link away and gives the addresses back.
 ///
 /// The link goes first, so that no address is handed out again while a link still carries it. A DHCP server is told through the
 /// link itself, and does not hand out at once what was given back.

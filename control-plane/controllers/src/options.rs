@@ -19,10 +19,8 @@ pub struct Options {
     pub scheduler_client: Client,
     /// A client with the controllers' identity.
     pub controller_client: Client,
-    /// The range that the nodes' pod ranges are cut from.
-    pub cluster_cidr: IpNetwork,
-    /// The prefix length of a node's pod range.
-    pub node_cidr_mask_size: u8,
+    /// The ranges that the nodes' pod ranges are cut from, one of each family at most.
+    pub cluster_cidrs: Vec<IpNetwork>,
     /// How soon an unhealthy node is looked at again where time alone decides.
     pub node_monitor_period: Duration,
     /// How long a node may be silent before it counts as unreachable.
@@ -43,14 +41,13 @@ impl Options {
     pub fn new(
         scheduler_client: Client,
         controller_client: Client,
-        cluster_cidr: IpNetwork,
+        cluster_cidrs: Vec<IpNetwork>,
         cluster_ca_pem: String,
     ) -> Self {
         Self {
             scheduler_client,
             controller_client,
-            node_cidr_mask_size: if cluster_cidr.is_ipv4() { 24 } else { 64 },
-            cluster_cidr,
+            cluster_cidrs,
             node_monitor_period: Duration::from_secs(5),
             node_monitor_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),

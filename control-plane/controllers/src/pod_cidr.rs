@@ -1,4 +1,4 @@
-//! The pod range allocator: gives every node its part of the cluster's range.
+//! The pod range allocator: gives every node its part of the cluster's ranges, one of each family.
 //!
 //! Input: the cache of nodes. Output: `spec.podCIDR` and `spec.podCIDRs`. The allocator (`pod_cidr/allocator.rs`) lives in
 //! memory only: at every start it is built again from what the nodes have. Refuses to change a range that a node has.
@@ -23,10 +23,12 @@ pub mod allocator;
 #[cfg(test)]
 mod tests;
 
-use allocator::Allocator;
+use allocator::Allocators;
 
 /// The name under which events come from this controller.
 pub const COMPONENT: &str = "cidrAllocator";
+/// Prefix lengths of a node's ranges of IPv4 and of IPv6 (kube-controller-manager: `--node-cidr-mask-size-ipv4` and `-ipv6`).
+const NODE_MASK_SIZES: [u8; 2] = [24, 64];
 /// One at a time, so that no two nodes get one range.
 const CONCURRENCY: usize = 1;
 
@@ -34,15 +36,15 @@ pub struct Controller {
     context: Context,
     events: Recorder,
     queue: Arc<Queue<ObjectKey>>,
-    allocator: Arc<Mutex<Allocator>>,
+    allocator: Arc<Mutex<Allocators>>,
 }
 
 impl Controller {
     /// Makes the controller and hangs it on the caches; fails where the configured ranges make no sense.
     pub fn new(context: Context) -> Result<Arc<Self>, allocator::Error> {
-        let options = &context.options;
-        let allocator = Allocator::new(options.cluster_cidr, options.node_cidr_mask_size)?;
-        let allocator = Arc::new(Mutex::new(allocator));
+        let with_length = |range: &IpNetwork| (*range, NODE_MASK_SIZES[usize::from(range.is_ipv6())]);
+        let allocators = Allocators::new(context.options.cluster_cidrs.iter().map(with_length))?;
+        let allocator = Arc::new(Mutex::new(allocators));
         let queue = Arc::new(Queue::new(QueueOptions::named("pod-cidr")));
         let (nodes, ranges) = (queue.clone(), allocator.clone());
         context.caches.nodes.on_change(move |change| match (&change.old, &change.new) {
@@ -77,7 +79,7 @@ impl Controller {
         if !node_ranges(&node).is_empty() {
             return Ok(Outcome::Done);
         }
-        let Some(range) = lock(&self.allocator).allocate() else {
+        let Some(ranges) = lock(&self.allocator).allocate() else {
             let message = format!("Node {key} status is now: CIDRNotAvailable");
             self.events.record(&*node, Severity::Normal, "CIDRNotAvailable", message);
             return Err(Failure::Retry {
@@ -86,60 +88,61 @@ impl Controller {
                 reason: "no range is free".to_owned(),
             });
         };
-        match self.assign(&key, &node, range).await {
+        match self.assign(&key, &node, &ranges).await {
             Ok(()) => Ok(Outcome::Done),
             Err(failure) => {
-                self.give_back(&range);
+                self.give_back(&ranges);
                 if failure.is_not_found() { Ok(Outcome::Done) } else { Err(failure) }
             }
         }
     }
 
-    /// Frees a range whose assignment failed, unless it reached a node after all: the answer may be all that was lost, and
+    /// Frees ranges whose assignment failed, unless they reached a node after all: the answer may be all that was lost, and
     /// the node's event may have come before. Events are applied to the cache before they occupy, hence under the lock.
-    fn give_back(&self, range: &IpNetwork) {
+    fn give_back(&self, ranges: &[IpNetwork]) {
         let mut allocator = lock(&self.allocator);
-        if !self.context.caches.nodes.all().iter().any(|node| node_ranges(node).contains(range)) {
-            allocator.release(range);
-        }
+        let held: Vec<IpNetwork> =
+            self.context.caches.nodes.all().iter().flat_map(|node| node_ranges(node)).collect();
+        let free: Vec<IpNetwork> = ranges.iter().copied().filter(|range| !held.contains(range)).collect();
+        allocator.release_all(&free);
     }
 
-    /// Writes the range; the resource version makes the API server refuse it where the node changed meanwhile.
-    async fn assign(&self, key: &ObjectKey, node: &Node, range: IpNetwork) -> Result<(), Failure> {
+    /// Writes the ranges; the resource version makes the API server refuse them where the node changed meanwhile.
+    async fn assign(&self, key: &ObjectKey, node: &Node, ranges: &[IpNetwork]) -> Result<(), Failure> {
         let nodes: Api<Node> = Api::all(self.context.client.clone());
-        let text = range.to_string();
+        let texts: Vec<String> = ranges.iter().map(ToString::to_string).collect();
         let patch = json!({
             "metadata": { "uid": node.metadata.uid, "resourceVersion": node.metadata.resource_version },
-            "spec": { "podCIDR": text, "podCIDRs": [text] },
+            "spec": { "podCIDR": texts.first(), "podCIDRs": texts },
         });
         let written = nodes.patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
         match written {
             Ok(_) => {
-                tracing::info!(node = %key, range = %range, "pod range assigned");
+                tracing::info!(node = %key, ranges = ?texts, "pod ranges assigned");
                 Ok(())
             }
-            Err(error) if failure::is_conflict(&error) => self.confirm(&nodes, key, range, error).await,
+            Err(error) if failure::is_conflict(&error) => self.confirm(&nodes, key, ranges, error).await,
             Err(error) => Err(Failure::api("assign pod range to node", key)(error)),
         }
     }
 
-    /// After a conflict: the range may have been written by a request whose answer was lost.
+    /// After a conflict: the ranges may have been written by a request whose answer was lost.
     async fn confirm(
         &self,
         nodes: &Api<Node>,
         key: &ObjectKey,
-        range: IpNetwork,
+        ranges: &[IpNetwork],
         error: kube::Error,
     ) -> Result<(), Failure> {
         let live = nodes.get_opt(&key.name).await.map_err(Failure::api("get node", key))?;
         match live {
-            Some(live) if node_ranges(&live).contains(&range) => Ok(()),
+            Some(live) if node_ranges(&live) == ranges => Ok(()),
             _ => Err(Failure::api("assign pod range to node", key)(error)),
         }
     }
 }
 
-fn lock(allocator: &Mutex<Allocator>) -> MutexGuard<'_, Allocator> {
+fn lock(allocator: &Mutex<Allocators>) -> MutexGuard<'_, Allocators> {
     allocator.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -147,8 +150,11 @@ fn lock(allocator: &Mutex<Allocator>) -> MutexGuard<'_, Allocator> {
 fn node_ranges(node: &Node) -> Vec<IpNetwork> {
     let Some(spec) = &node.spec else { return Vec::new() };
     let listed = spec.pod_cidrs.iter().flatten();
-    let mut ranges: Vec<IpNetwork> =
-        listed.chain(&spec.pod_cidr).filter_map(|text| text.parse().ok()).collect();
-    ranges.dedup();
+    let mut ranges: Vec<IpNetwork> = Vec::new();
+    for range in listed.chain(&spec.pod_cidr).filter_map(|text| text.parse().ok()) {
+        if !ranges.contains(&range) {
+            ranges.push(range);
+        }
+    }
     ranges
 }

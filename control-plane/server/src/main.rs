@@ -83,7 +83,7 @@ async fn controller_options(
     let manager =
         client(&running.kubeconfig(Identity::Controllers, "system:kube-controller-manager")?).await?;
     let ca = running.pki.ca_certificate().to_owned();
-    let mut result = controllers::Options::new(scheduler, manager, options.cluster_cidr, ca);
+    let mut result = controllers::Options::new(scheduler, manager, options.cluster_cidrs.clone(), ca);
     result.node_monitor_grace_period = options.node_monitor_grace_period;
     result.node_monitor_period = options.node_monitor_period;
     Ok(result)

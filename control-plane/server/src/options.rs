@@ -13,7 +13,8 @@ use ipnetwork::IpNetwork;
 
 /// The Orlop control plane: API server, scheduler and controllers.
 #[derive(Debug, Parser)]
-#[command(name = "orlop-server", args_conflicts_with_subcommands = true)]
+// Of a flag that is given twice the last counts, as with upstream's programs.
+#[command(name = "orlop-server", args_conflicts_with_subcommands = true, args_override_self = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -61,7 +62,7 @@ pub struct ServeArguments {
     /// Range of ClusterIPs.
     #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
     pub service_cluster_ip_range: String,
-    /// Range that nodes get their pod networks from.
+    /// Range that nodes get their pod networks from, or one of each family with a comma between them.
     #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
     pub cluster_cidr: String,
     /// Range of node ports.
@@ -104,7 +105,8 @@ pub struct NodeCredentialsArguments {
 #[derive(Debug)]
 pub struct ServeOptions {
     pub server: Options,
-    pub cluster_cidr: IpNetwork,
+    /// One, or one of each family.
+    pub cluster_cidrs: Vec<IpNetwork>,
     pub node_monitor_grace_period: Duration,
     pub node_monitor_period: Duration,
 }
@@ -120,10 +122,6 @@ impl ServeArguments {
         let service_range = range.parse().with_context(|| {
             format!("--service-cluster-ip-range {range:?}: expected an IPv4 CIDR like 10.96.0.0/16")
         })?;
-        let cidr = &self.cluster_cidr;
-        let cluster_cidr = cidr
-            .parse()
-            .with_context(|| format!("--cluster-cidr {cidr:?}: expected a CIDR like 10.244.0.0/16"))?;
         let server = Options {
             data_dir,
             bind: SocketAddr::new(self.bind_address, self.secure_port),
@@ -138,7 +136,7 @@ impl ServeArguments {
         };
         Ok(ServeOptions {
             server,
-            cluster_cidr,
+            cluster_cidrs: cluster_ranges(&self.cluster_cidr)?,
             node_monitor_grace_period: duration(
                 "--node-monitor-grace-period",
                 &self.node_monitor_grace_period,
@@ -146,6 +144,19 @@ impl ServeArguments {
             node_monitor_period: duration("--node-monitor-period", &self.node_monitor_period)?,
         })
     }
+}
+
+fn cluster_ranges(text: &str) -> anyhow::Result<Vec<IpNetwork>> {
+    let ranges: Result<Vec<IpNetwork>, _> = text.split(',').map(|range| range.trim().parse()).collect();
+    match ranges.as_deref() {
+        Ok([_]) => {}
+        Ok([one, other]) if one.is_ipv4() != other.is_ipv4() => {}
+        _ => bail!(
+            "--cluster-cidr {text:?}: expected a CIDR like 10.244.0.0/16, or one of IPv4 and one of IPv6 with a comma \
+             between them"
+        ),
+    }
+    Ok(ranges?)
 }
 
 fn port_range(text: &str) -> anyhow::Result<RangeInclusive<u16>> {
@@ -191,5 +202,15 @@ mod tests {
         for bad in ["", "1", "5-4", "0-10", "1-70000"] {
             assert!(port_range(bad).is_err(), "{bad}");
         }
+        assert_eq!(cluster_ranges("10.244.0.0/16,fd00::/48").unwrap().len(), 2);
+        for bad in ["", "10.244.0.0/16,", "10.244.0.0/16,10.245.0.0/16", "10.1.0.0/16,fd00::/48,fd01::/48"] {
+            assert!(cluster_ranges(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_two_counts() {
+        let cli = Cli::parse_from(["orlop-server", "--secure-port", "1", "--secure-port=2"]);
+        assert_eq!(cli.serve.secure_port, 2);
     }
 }

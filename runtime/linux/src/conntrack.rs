@@ -32,6 +32,9 @@ const ORIGINAL_FLAGS: u16 = 1;
 /// `CTA_FILTER_F_CTA_PROTO_NUM` and `CTA_FILTER_F_CTA_PROTO_DST_PORT` of the kernel's `nf_internals.h`.
 const BY_PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
 
+/// Up to so many ports it is quicker to have the kernel search for each; beyond, to list all flows once.
+const SEARCHED_PORTS: usize = 4;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Conntrack {
@@ -61,6 +64,9 @@ impl Conntrack {
     /// # Errors
     /// When a deletion fails.
     pub fn delete(&self, flows: Flows<'_>) -> Result<(), Error> {
+        if flows.destination_ports.len() > SEARCHED_PORTS {
+            return self.delete_each(flows);
+        }
         for port in flows.destination_ports {
             let filter = filter(flows.transport, *port);
             match self.socket.tell(&request("delete flows of", flows, DELETE, filter)) {

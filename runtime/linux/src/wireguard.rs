@@ -1,8 +1,8 @@
 //! WireGuard: the key and the port of a link, its peers, and which addresses are whose.
 //!
 //! Owns: one socket per [`Wireguard`], bound for good to the network namespace that it was opened in. The link is made as
-//! any other ([`crate::netlink::LinkKind::Wireguard`]). A private key goes to the kernel and is never read back: whoever
-//! needs to know a link's identity asks for its public key. It refuses to decide who is a peer.
+//! any other ([`crate::netlink::LinkKind::Wireguard`]). A private key goes to the kernel; what that says of it among a link's
+//! other facts is skipped, and whoever needs to know a link's identity gets its public key. It refuses to decide who is a peer.
 //!
 //! Calls block while another request holds the kernel's lock of links. Formats are from `linux/wireguard.h`.
 
@@ -39,7 +39,7 @@ pub struct PublicKey([u8; KEY_LENGTH]);
 
 /// The text is no key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid key {text:?}: expected 32 bytes in base64")]
+#[error("invalid key {text:?}: expected 32 bytes in base64, not all of them zero")]
 pub struct InvalidKey {
     pub text: String,
 }
@@ -54,8 +54,8 @@ impl FromStr for PublicKey {
     type Err = InvalidKey;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bytes = STANDARD.decode(text).ok().and_then(|bytes| bytes.try_into().ok());
-        bytes.map(Self).ok_or_else(|| InvalidKey { text: text.to_owned() })
+        let read = STANDARD.decode(text).ok().and_then(|bytes| key(&bytes));
+        read.ok_or_else(|| InvalidKey { text: text.to_owned() })
     }
 }
 
@@ -218,7 +218,8 @@ fn read(message: &Message<'_>) -> Result<Device, String> {
     };
     let Ok(peers) = attributes.get_peers() else { return Ok(device) };
     for peer in peers {
-        let key = peer.get_public_key().ok().and_then(key).ok_or("a peer without a key")?;
+        // Nobody that was made here.
+        let Some(key) = peer.get_public_key().ok().and_then(key) else { continue };
         let tunnel = device
             .peers
             .entry(key)

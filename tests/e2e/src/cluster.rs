@@ -28,6 +28,13 @@ const FAST: [&str; 6] = [
 ];
 /// What [`FAST`] says: how long a dead node goes unnoticed.
 pub const FAST_GRACE: Duration = Duration::from_secs(8);
+/// Two nodes that wrap packets to each other, and pods of both families.
+const WRAPPED: [&str; 4] = [
+    "--nodes=2",
+    "--agent-flag=--network-backend=vxlan",
+    "--agent-flag=--cluster-cidr=10.244.0.0/16,fd00:244::/48",
+    "--server-flag=--cluster-cidr=10.244.0.0/16,fd00:244::/48",
+];
 /// More pods on one node than its default allows (110).
 const MANY_PODS: [&str; 1] = ["--agent-flag=--max-pods=250"];
 /// What `up` says when it finds another cluster.
@@ -60,6 +67,11 @@ impl Cluster {
     /// Starts the cluster of three nodes, or finds it running.
     pub fn of_three() -> Self {
         Self::with(&FAST)
+    }
+
+    /// Starts the cluster of two nodes with an overlay, or finds it running.
+    pub fn of_two_wrapped() -> Self {
+        Self::with(&WRAPPED)
     }
 
     /// Starts the cluster of one node that takes 250 pods, or finds it running.

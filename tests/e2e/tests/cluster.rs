@@ -18,6 +18,8 @@ mod metrics;
 mod namespace;
 #[path = "cluster/node_api.rs"]
 mod node_api;
+#[path = "cluster/overlay.rs"]
+mod overlay;
 #[path = "cluster/port_forward.rs"]
 mod port_forward;
 #[path = "cluster/several_nodes.rs"]

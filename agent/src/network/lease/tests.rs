@@ -40,6 +40,8 @@ fn an_end_that_is_none_is_told_by_its_absence() {
     let cases = [
         ("vxlan", r#"{"VNI":1,"VtepMAC":"5e:11"}"#),
         ("vxlan", r#"{"VNI":2,"VtepMAC":"5e:11:22:33:44:55"}"#),
+        ("vxlan", r#"{"VNI":1,"VtepMAC":"00:00:00:00:00:00"}"#),
+        ("vxlan", r#"{"VNI":1,"VtepMAC":"5f:11:22:33:44:55"}"#),
         ("vxlan", "null"),
         ("vxlan", "{"),
         ("wireguard", r#"{"PublicKey":"short"}"#),

@@ -4,12 +4,13 @@
 //! to change, and what cannot be done. Something is taken away before its place is used anew, and a route is set last: packets
 //! wait for an end that is known.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
 use linux::netlink::MacAddress;
 use linux::wireguard::{PublicKey, Tunnel};
 
@@ -21,6 +22,8 @@ mod tests;
 /// What a Node says about where its pods are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peer {
+    /// When the API server made it: of two that claim the same, the older one has it.
+    pub created: Option<Timestamp>,
     /// Its first InternalIP of each family.
     pub addresses: Vec<IpAddr>,
     pub pods: Vec<IpNetwork>,
@@ -173,6 +176,8 @@ pub enum Problem {
     NotOnLink { node: String, address: IpAddr },
     /// Its address is this node's own.
     OwnAddress { node: String, address: IpAddr },
+    /// It has no address that wrapped packets could go to.
+    NoIpv4 { node: String },
     /// It has pods of a family that it has no address of.
     NoAddress { node: String, pods: IpNetwork },
     /// It wraps packets in another way.
@@ -183,6 +188,8 @@ pub enum Problem {
     Outside { node: String, pods: IpNetwork, cluster: IpNetwork },
     /// Another node has them already.
     Taken { node: String, pods: IpNetwork, other: String },
+    /// Its hardware address or key is another node's.
+    EndTaken { node: String, other: String },
 }
 
 impl Problem {
@@ -191,11 +198,13 @@ impl Problem {
         match self {
             Self::NotOnLink { node, .. }
             | Self::OwnAddress { node, .. }
+            | Self::NoIpv4 { node }
             | Self::NoAddress { node, .. }
             | Self::OtherBackend { node, .. }
             | Self::NoEnd { node, .. }
             | Self::Outside { node, .. }
-            | Self::Taken { node, .. } => node,
+            | Self::Taken { node, .. }
+            | Self::EndTaken { node, .. } => node,
         }
     }
 }
@@ -209,6 +218,7 @@ impl fmt::Display for Problem {
                  they share, or the network backend vxlan or wireguard"
             ),
             Self::OwnAddress { address, .. } => write!(f, "its InternalIP {address} is this node's own"),
+            Self::NoIpv4 { .. } => f.write_str("the node has no IPv4 InternalIP to wrap packets for"),
             Self::NoAddress { pods, .. } => {
                 let family = if pods.is_ipv4() { "IPv4" } else { "IPv6" };
                 write!(f, "podCIDR {pods}: the node has no {family} InternalIP to route to")
@@ -223,12 +233,15 @@ impl fmt::Display for Problem {
                 write!(f, "podCIDR {pods} is not within the cluster's {cluster}")
             }
             Self::Taken { pods, other, .. } => write!(f, "podCIDR {pods} overlaps with that of node {other}"),
+            Self::EndTaken { other, .. } => {
+                write!(f, "annotation {} is that of node {other} too, which is older", lease::BACKEND_DATA)
+            }
         }
     }
 }
 
-/// What a Node says. A podCIDR that is no network counts as not said.
-pub fn peer(node: &Node) -> Peer {
+/// The networks of a Node's pods: the first of each family. What is no network counts as not said.
+pub fn pods(node: &Node) -> Vec<IpNetwork> {
     let spec = node.spec.as_ref();
     let single = spec.and_then(|spec| spec.pod_cidr.as_ref());
     let all = spec.and_then(|spec| spec.pod_cidrs.as_ref()).into_iter().flatten();
@@ -236,20 +249,30 @@ pub fn peer(node: &Node) -> Peer {
     for network in single.into_iter().chain(all).filter_map(|text| text.parse::<IpNetwork>().ok()) {
         // The kernel shows routes without host bits, and a default route would take the node off the network.
         let network = IpNetwork::new(network.network(), network.prefix()).ok();
-        pods.extend(network.filter(|network| network.prefix() > 0 && !pods.contains(network)));
+        let is_known =
+            pods.iter().any(|known| Some(known.is_ipv4()) == network.map(|network| network.is_ipv4()));
+        pods.extend(network.filter(|network| network.prefix() > 0 && !is_known));
     }
+    pods
+}
+
+/// What a Node says.
+pub fn peer(node: &Node) -> Peer {
     let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref()).into_iter().flatten();
     let internal = addresses.filter(|address| address.type_ == "InternalIP");
     let internal: Vec<IpAddr> = internal.filter_map(|address| address.address.parse().ok()).collect();
     let first = |is_ipv4: bool| internal.iter().copied().find(|address| address.is_ipv4() == is_ipv4);
     let addresses = [first(true), first(false)].into_iter().flatten().collect();
-    Peer { addresses, pods, lease: Lease::of(node) }
+    let created = node.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    Peer { created, addresses, pods: pods(node), lease: Lease::of(node) }
 }
 
 /// Decides one pass.
 pub fn plan(view: &View<'_>) -> Plan {
     let mut wanted = Wanted::new(view);
-    for (node, peer) in view.peers {
+    let mut by_age: Vec<(&String, &Peer)> = view.peers.iter().collect();
+    by_age.sort_by_key(|(node, peer)| (peer.created, *node));
+    for (node, peer) in by_age {
         // A Node that is only half there yet is no problem.
         if !peer.addresses.is_empty() && !peer.pods.is_empty() {
             wanted.add(node, peer);
@@ -266,6 +289,8 @@ struct Wanted<'a> {
     problems: BTreeSet<Problem>,
     /// Whose pods are where.
     owners: BTreeMap<IpNetwork, &'a str>,
+    /// Whose the ends of the overlay are.
+    ends: HashMap<End, &'a str>,
 }
 
 impl<'a> Wanted<'a> {
@@ -275,7 +300,7 @@ impl<'a> Wanted<'a> {
             let own = view.own.iter().filter_map(|pods| IpNetwork::new(pods.network(), whole(*pods)).ok());
             state.addresses.extend(own);
         }
-        Self { view, state, problems: BTreeSet::new(), owners: BTreeMap::new() }
+        Self { view, state, problems: BTreeSet::new(), owners: BTreeMap::new(), ends: HashMap::new() }
     }
 
     fn add(&mut self, node: &'a str, peer: &Peer) {
@@ -299,7 +324,7 @@ impl<'a> Wanted<'a> {
             Way::Plain => self.add_plain(node, peer),
             Way::Vxlan { link } => {
                 let Some(End::Vxlan(mac)) = peer.lease.end else { return Err(missing()) };
-                let remote = peer.address(true).ok_or_else(missing)?;
+                let remote = self.other_end(node, peer, End::Vxlan(mac))?;
                 for pods in self.accepted(node, peer) {
                     let gateway = pods.network();
                     self.state.neighbours.insert(gateway, mac);
@@ -309,7 +334,7 @@ impl<'a> Wanted<'a> {
             }
             Way::Wireguard { link } => {
                 let Some(End::Wireguard(key)) = peer.lease.end else { return Err(missing()) };
-                let remote = peer.address(true).ok_or_else(missing)?;
+                let remote = self.other_end(node, peer, End::Wireguard(key))?;
                 let networks: BTreeSet<IpNetwork> = self.accepted(node, peer).into_iter().collect();
                 if networks.is_empty() {
                     return Ok(());
@@ -321,6 +346,16 @@ impl<'a> Wanted<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Where wrapped packets go; the end is the node's from now on.
+    fn other_end(&mut self, node: &'a str, peer: &Peer, end: End) -> Result<IpAddr, Problem> {
+        if let Some(other) = self.ends.get(&end) {
+            return Err(Problem::EndTaken { node: node.to_owned(), other: (*other).to_owned() });
+        }
+        let remote = peer.address(true).ok_or_else(|| Problem::NoIpv4 { node: node.to_owned() })?;
+        self.ends.insert(end, node);
+        Ok(remote)
     }
 
     fn add_plain(&mut self, node: &'a str, peer: &Peer) {
@@ -356,13 +391,16 @@ impl<'a> Wanted<'a> {
 
     fn refusal(&self, node: &str, pods: IpNetwork) -> Option<Problem> {
         let node = node.to_owned();
-        let mut family = self.view.cluster.iter().filter(|cluster| cluster.is_ipv4() == pods.is_ipv4());
-        if let Some(cluster) = family.next()
-            && !is_within(pods, *cluster)
+        let cluster = self.view.cluster;
+        if let Some(first) = cluster.first()
+            && !cluster.iter().any(|cluster| is_within(pods, *cluster))
         {
-            return Some(Problem::Outside { node, pods, cluster: *cluster });
+            let of_family = cluster.iter().find(|cluster| cluster.is_ipv4() == pods.is_ipv4());
+            return Some(Problem::Outside { node, pods, cluster: *of_family.unwrap_or(first) });
         }
-        if self.view.own.iter().any(|own| overlap(*own, pods)) {
+        let is_here =
+            cluster.is_empty() && self.view.networks.iter().any(|(_, network)| pods.contains(network.ip()));
+        if is_here || self.view.own.iter().any(|own| overlap(*own, pods)) {
             return Some(Problem::Taken { node, pods, other: self.view.node.to_owned() });
         }
         // Those accepted so far do not overlap each other, so only the neighbours in their order can overlap this one.
@@ -379,7 +417,7 @@ fn whole(network: IpNetwork) -> u8 {
 }
 
 fn is_within(inner: IpNetwork, outer: IpNetwork) -> bool {
-    inner.prefix() >= outer.prefix() && outer.contains(inner.network())
+    inner.is_ipv4() == outer.is_ipv4() && inner.prefix() >= outer.prefix() && outer.contains(inner.network())
 }
 
 fn overlap(one: IpNetwork, other: IpNetwork) -> bool {

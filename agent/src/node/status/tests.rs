@@ -4,7 +4,7 @@ use k8s_openapi::jiff::Timestamp;
 use runtime::Image;
 
 use super::super::facts::{self, Facts};
-use super::{Inputs, build, differs, missing_metadata, node};
+use super::{Inputs, build, differs, missing_annotations, missing_metadata, node};
 use crate::network::State;
 use crate::settings::{Machine, Raw, Settings};
 
@@ -125,7 +125,7 @@ fn images_are_the_fifty_largest_with_five_names() {
 #[test]
 fn registration_has_the_well_known_labels_and_corrects_them() {
     let annotations = BTreeMap::from([("told".to_owned(), "others".to_owned())]);
-    let desired = node(&settings(), annotations, status_at(0, &State::Ready, None));
+    let desired = node(&settings(), annotations.clone(), status_at(0, &State::Ready, None));
     let labels = desired.metadata.labels.clone().expect("labels");
     let expected = [
         ("kubernetes.io/arch", "amd64"),
@@ -140,6 +140,7 @@ fn registration_has_the_well_known_labels_and_corrects_them() {
     have.insert("kubernetes.io/arch".into(), "arm64".into());
     have.insert("own".into(), "kept".into());
     existing.metadata.annotations = Some(BTreeMap::from([("own".to_owned(), "kept".to_owned())]));
+    assert_eq!(missing_annotations(&existing, &annotations), Some(annotations.clone()));
     let missing = missing_metadata(&existing, &desired).expect("some differ");
     let expected =
         serde_json::json!({"labels": {"kubernetes.io/arch": "amd64"}, "annotations": {"told": "others"}});

@@ -78,7 +78,7 @@ impl<'a> Owner<'a> {
 
     /// Deletes the container's rules; none is success.
     pub(super) fn tear_down(&self, nftables: &Nftables) -> Result<(), Error> {
-        change(nftables, |batch| delete_rules(nftables, batch, CONTAINERS, |rule| self.is_of(rule)))
+        change(nftables, |batch| delete_rules(nftables, batch, CONTAINERS, |rule| self.may_be_of(rule)))
     }
 
     /// What the first rule that is missing was for.
@@ -102,8 +102,13 @@ impl<'a> Owner<'a> {
         Ok((found < expected).then(|| format!("of container {}", self.container_id)))
     }
 
-    /// Rules that were saved and restored as text have no tag any more.
     fn is_of(&self, rule: &ListedRule) -> bool {
+        rule.comment.as_deref() == Some(self.container_id) && rule.tag.as_deref() == Some(self.tag.bytes())
+    }
+
+    /// Rules that were saved and restored as text have no tag any more: the container's other networks, whose they may be, are
+    /// detached with this one.
+    fn may_be_of(&self, rule: &ListedRule) -> bool {
         rule.comment.as_deref() == Some(self.container_id)
             && rule.tag.as_deref().is_none_or(|tag| tag == self.tag.bytes())
     }

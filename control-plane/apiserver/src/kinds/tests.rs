@@ -111,6 +111,15 @@ fn validation_says_what_upstream_says() {
         ),
         ["spec.containers[0].volumeMounts[0].name: Not found: \"v\""]
     );
+    let node = |cidrs: &[&str]| problems("Node", json!({"spec": {"podCIDRs": cidrs}}));
+    assert_eq!(node(&["10.1.0.0/24", "fd00::/64"]), [""; 0]);
+    assert_eq!(
+        node(&["10.1.0.0/24", "10.2.0.0/24"]),
+        [
+            "spec.podCIDRs: Invalid value: [\"10.1.0.0/24\",\"10.2.0.0/24\"]: may specify no more than one CIDR for each IP \
+             family"
+        ]
+    );
 }
 
 #[test]

@@ -25,6 +25,38 @@ pub enum Error {
     TooMany { range: IpNetwork, length: u8 },
 }
 
+/// A part of each of several ranges, such as one of IPv4 and one of IPv6.
+#[derive(Debug)]
+pub struct Allocators(Vec<Allocator>);
+
+impl Allocators {
+    /// Ranges with the prefix lengths of their parts.
+    pub fn new(ranges: impl IntoIterator<Item = (IpNetwork, u8)>) -> Result<Self, Error> {
+        ranges
+            .into_iter()
+            .map(|(range, length)| Allocator::new(range, length))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// Takes a part of each range; absent, and nothing taken, where one has none left.
+    pub fn allocate(&mut self) -> Option<Vec<IpNetwork>> {
+        if self.0.iter().any(|allocator| allocator.free() == 0) {
+            return None;
+        }
+        self.0.iter_mut().map(Allocator::allocate).collect()
+    }
+
+    /// Counts ranges that nodes have as taken; what lies outside is ignored.
+    pub fn occupy_all(&mut self, ranges: &[IpNetwork]) {
+        self.0.iter_mut().for_each(|allocator| allocator.occupy_all(ranges));
+    }
+
+    pub fn release_all(&mut self, ranges: &[IpNetwork]) {
+        self.0.iter_mut().for_each(|allocator| allocator.release_all(ranges));
+    }
+}
+
 /// The parts of a range and which of them are taken.
 #[derive(Debug)]
 pub struct Allocator {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
 
-use super::allocator::{Allocator, Error};
+use super::allocator::{Allocator, Allocators, Error};
 
 fn range(text: &str) -> IpNetwork {
     text.parse().expect("the test's range reads")
@@ -82,4 +82,19 @@ fn no_part_is_given_out_twice() {
             assert_eq!(allocator.free(), 16 - held.len(), "seed {seed}");
         }
     }
+}
+
+#[test]
+fn a_node_gets_a_part_of_each_range_or_none() {
+    let ranges = [(range("10.42.0.0/23"), 24), (range("fd00:1::/62"), 64)];
+    let mut allocators = Allocators::new(ranges).unwrap();
+    assert_eq!(allocators.allocate(), Some(vec![range("10.42.0.0/24"), range("fd00:1::/64")]));
+    allocators.occupy_all(&[range("10.42.1.0/24")]);
+    assert_eq!(allocators.allocate(), None);
+    allocators.release_all(&[range("10.42.1.0/24")]);
+    assert_eq!(
+        allocators.allocate(),
+        Some(vec![range("10.42.1.0/24"), range("fd00:1:0:1::/64")]),
+        "nothing was lost"
+    );
 }

@@ -6,9 +6,11 @@ use super::*;
 fn keys_are_read_and_shown_in_base64() {
     let text = "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=";
     assert_eq!(text.parse::<PublicKey>().unwrap().to_string(), text);
-    for wrong in ["", "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8yk==", &text[1..], "not a key"] {
+    let zeros = STANDARD.encode([0; KEY_LENGTH]);
+    for wrong in ["", "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8yk==", &text[1..], "not a key", &zeros] {
         let error = wrong.parse::<PublicKey>().unwrap_err();
-        assert_eq!(error.to_string(), format!("invalid key {wrong:?}: expected 32 bytes in base64"));
+        let expected = format!("invalid key {wrong:?}: expected 32 bytes in base64, not all of them zero");
+        assert_eq!(error.to_string(), expected);
     }
 }
 

@@ -15,6 +15,7 @@ fn ip(text: &str) -> IpAddr {
 
 fn peer_of(addresses: &[&str], pods: &[&str]) -> Peer {
     Peer {
+        created: None,
         addresses: addresses.iter().map(|address| ip(address)).collect(),
         pods: pods.iter().map(|pods| net(pods)).collect(),
         lease: Lease::default(),
@@ -33,6 +34,7 @@ fn key(last: u8) -> PublicKey {
 
 struct Case {
     way: Way,
+    cluster: Vec<IpNetwork>,
     own: Vec<IpNetwork>,
     peers: BTreeMap<String, Peer>,
     networks: Vec<(u32, IpNetwork)>,
@@ -56,6 +58,7 @@ impl Case {
         }
         Self {
             way,
+            cluster: vec![net("10.244.0.0/16"), net("fd00:244::/48")],
             own: vec![net("10.244.0.0/24")],
             peers,
             networks: vec![(1, net("127.0.0.1/8")), (2, net("10.85.0.11/24")), (3, net("10.244.0.1/24"))],
@@ -81,7 +84,7 @@ impl Case {
             node: "node-1",
             own: &self.own,
             peers: &self.peers,
-            cluster: &[net("10.244.0.0/16"), net("fd00:244::/48")],
+            cluster: &self.cluster,
             networks: &self.networks,
             state: &self.state,
         })
@@ -273,12 +276,57 @@ fn a_node_cannot_claim_what_is_not_its_own() {
 }
 
 #[test]
+fn of_two_nodes_with_one_end_the_older_has_it() {
+    for way in [VXLAN, WIREGUARD] {
+        let mut case = Case::new(way);
+        let lease = case.peers["node-3"].lease.clone();
+        let created = |seconds: i64| Some(Timestamp::from_second(seconds).unwrap());
+        case.peers.get_mut("node-3").unwrap().created = created(10);
+        case.peers.get_mut("node-2").unwrap().created = created(10);
+        let copy = Peer { created: created(20), lease, ..peer_of(&["10.85.0.19"], &["10.244.9.0/24"]) };
+        // First by its name.
+        case.peers.insert("a".to_owned(), copy);
+        let problems: Vec<String> = case.plan().problems.iter().map(ToString::to_string).collect();
+        let expected =
+            "annotation flannel.alpha.coreos.com/backend-data is that of node node-3 too, which is older";
+        assert_eq!(problems, [expected]);
+        let settled = case.settle();
+        assert_eq!(settled.state.routes.len(), 2);
+        assert!(!settled.state.routes.contains_key(&net("10.244.9.0/24")));
+    }
+}
+
+#[test]
+fn a_family_that_is_not_the_clusters_is_nobodys() {
+    let mut case = Case::dual(VXLAN);
+    case.cluster = vec![net("10.244.0.0/16")];
+    case.peers.get_mut("node-2").unwrap().pods[1] = net("::/1");
+    let settled = case.settle();
+    assert!(settled.state.routes.keys().all(IpNetwork::is_ipv4));
+    assert_eq!(settled.plan().problems.len(), 2);
+    // Where nobody said what is pods', at least this node's own addresses are not.
+    let mut case = Case::dual(VXLAN);
+    case.cluster.clear();
+    case.peers.get_mut("node-2").unwrap().pods[1] = net("fd00::/16");
+    let problems: Vec<String> = case.plan().problems.iter().map(ToString::to_string).collect();
+    assert_eq!(problems, ["podCIDR fd00::/16 overlaps with that of node node-1"]);
+}
+
+#[test]
+fn a_node_without_an_address_of_ipv4_is_told() {
+    let mut case = Case::dual(VXLAN);
+    case.peers.get_mut("node-2").unwrap().addresses.remove(0);
+    let problems: Vec<String> = case.plan().problems.iter().map(ToString::to_string).collect();
+    assert_eq!(problems, ["the node has no IPv4 InternalIP to wrap packets for"]);
+}
+
+#[test]
 fn what_a_node_says_is_read_from_spec_and_status() {
     let address = |kind: &str, address: &str| NodeAddress { type_: kind.into(), address: address.into() };
     let node = Node {
         spec: Some(NodeSpec {
             pod_cidr: Some("10.244.1.0/24".into()),
-            pod_cidrs: Some(vec!["10.244.1.7/24".into(), "fd00::/64".into(), "0.0.0.0/0".into()]),
+            pod_cidrs: Some(vec!["10.244.1.7/24".into(), "fd00::/64".into(), "10.244.7.0/24".into()]),
             ..NodeSpec::default()
         }),
         status: Some(NodeStatus {

@@ -94,13 +94,16 @@ fn filters_and_classes(qdiscs: &[Value]) -> Vec<(&'static str, Value)> {
     found
 }
 
-/// VLANs of ports, and forwarding entries that somebody made: not what was learned, and no multicast.
+/// VLANs of ports, and forwarding entries that somebody made: not what was learned, and no multicast. Of the bridge's and the ports'
+/// own addresses the kernel keeps one in each VLAN, and who has it depends on which of them is the lowest: where these are random, so
+/// are the entries.
 fn forwarding() -> Vec<(&'static str, Value)> {
     let mut answers = end(start("bridge", &["-j"], "vlan show\nfdb show\n")).into_iter();
     let vlans = answers.next().unwrap_or_default().into_iter().map(|vlan| ("vlans", vlan));
     let entries = answers.next().unwrap_or_default().into_iter().filter(|entry| {
         let multicast = ["33:33:", "01:00:5e:"].iter().any(|prefix| text(entry, "mac").starts_with(prefix));
-        !text(entry, "state").is_empty() && !multicast
+        let own = is_random_mac(text(entry, "mac")) && entry.get("vlan").is_some();
+        !text(entry, "state").is_empty() && !multicast && !own
     });
     let entries = entries.map(|mut entry| {
         if is_random_mac(text(&entry, "mac")) {

@@ -28,6 +28,13 @@ pub(in crate::kinds) fn node(node: &Value) -> Vec<FieldError> {
             ));
         }
     }
+    let cidrs = items(node, "/spec/podCIDRs");
+    let networks = cidrs.iter().filter_map(|cidr| cidr.as_str()?.parse::<ipnetwork::IpNetwork>().ok());
+    let (four, six): (Vec<_>, Vec<_>) = networks.partition(|network| network.is_ipv4());
+    if four.len() > 1 || six.len() > 1 {
+        let problem = "may specify no more than one CIDR for each IP family";
+        errors.push(FieldError::invalid("spec.podCIDRs", cidrs.to_vec(), problem));
+    }
     errors
 }
 
