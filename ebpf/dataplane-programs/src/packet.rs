@@ -86,7 +86,9 @@ pub fn parse(ctx: &TcContext, layer: Layer) -> Parsed {
 #[inline(always)]
 fn try_parse(ctx: &TcContext, layer: Layer) -> Option<Parsed> {
     let network = match layer {
-        Layer::Ethernet if u16::from_be(ctx.load(ETHERTYPE_OFFSET).ok()?) == ETHERTYPE_IPV4 => ETHERNET_LENGTH,
+        Layer::Ethernet if u16::from_be(ctx.load(ETHERTYPE_OFFSET).ok()?) == ETHERTYPE_IPV4 => {
+            ETHERNET_LENGTH
+        }
         Layer::Ip if ctx.load::<u8>(0).ok()? >> 4 == 4 => 0,
         _ => return None,
     };
@@ -105,11 +107,7 @@ fn try_parse(ctx: &TcContext, layer: Layer) -> Option<Parsed> {
 }
 
 #[inline(always)]
-fn with_ports(
-    ctx: &TcContext,
-    network: usize,
-    Ends { source_be, destination_be }: Ends,
-) -> Option<Packet> {
+fn with_ports(ctx: &TcContext, network: usize, Ends { source_be, destination_be }: Ends) -> Option<Packet> {
     let version: u8 = ctx.load(network).ok()?;
     let transport = network + ((version & 0x0f) as usize) * 4;
     let protocol: u8 = ctx.load(network + PROTOCOL_OFFSET).ok()?;
