@@ -7,10 +7,11 @@ use e2e::http;
 
 const NODES: [&str; 2] = ["node-1", "node-2"];
 
-fn web(number: usize, node: &str) -> String {
+/// An echo server on a node.
+fn echo(number: usize, node: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-{number}}}\nspec:\n  nodeName: {node}\n  containers:\n  - name: web\n    \
-         image: localhost/busybox:v1\n    command: [httpd, -f, -p, '[::]:8080', -h, /etc]\n"
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: echo-{number}}}\nspec:\n  nodeName: {node}\n  containers:\n  - name: echo\n    \
+         image: localhost/echo:v1\n"
     )
 }
 
@@ -22,10 +23,10 @@ fn pods_of_both_families_talk_through_the_overlay() {
     for (number, node) in (1..).zip(NODES) {
         let ranges = kubectl.get(&format!("node/{node}"), "{.spec.podCIDRs}");
         assert!(ranges.contains("10.244.") && ranges.contains("fd00:244:"), "{node}: {ranges}");
-        kubectl.apply(&web(number, node));
+        kubectl.apply(&echo(number, node));
     }
     for number in [1, 2] {
-        let pod = format!("pod/web-{number}");
+        let pod = format!("pod/echo-{number}");
         kubectl.run(&["wait", "--for=condition=Ready", &pod, "--timeout=60s"]);
         let both = kubectl.get(&pod, "{.status.podIPs[*].ip}");
         let both: Vec<String> = both.split_whitespace().map(str::to_owned).collect();
@@ -33,14 +34,14 @@ fn pods_of_both_families_talk_through_the_overlay() {
         addresses.push(both);
     }
     for (from, to) in [(1, 2), (2, 1)] {
-        let [four, six] = addresses[to - 1].as_slice() else { unreachable!("there are two") };
-        for host in [four.clone(), format!("[{six}]")] {
-            let url = format!("http://{host}:8080/hostname");
-            let said = kubectl.run(&["exec", &format!("web-{from}"), "--", "wget", "-T", "5", "-qO-", &url]);
-            assert_eq!(said.trim(), format!("web-{to}"), "{url}");
+        for (own, address) in addresses[from - 1].iter().zip(&addresses[to - 1]) {
+            let target =
+                if address.contains(':') { format!("[{address}]:8080") } else { format!("{address}:8080") };
+            let said = kubectl.run(&["exec", &format!("echo-{from}"), "--", "/echo", "get", &target]);
+            assert_eq!(said.trim(), format!("echo-{to} {own}"), "{target}");
         }
     }
-    let mtu = kubectl.run(&["exec", "web-1", "--", "cat", "/sys/class/net/eth0/mtu"]);
+    let mtu = kubectl.run(&["exec", "echo-1", "--", "cat", "/sys/class/net/eth0/mtu"]);
     assert_eq!(mtu.trim(), "1450");
 
     kubectl.run(&["apply", "-f", &cluster.file("examples/hello.yaml")]);

@@ -129,8 +129,10 @@ fn goes_on(end: Instant) -> bool {
 }
 
 fn resolve(target: &str) -> Result<SocketAddr, String> {
-    let mut found = target.to_socket_addrs().map_err(|error| format!("resolve {target}: {error}"))?;
-    found.find(SocketAddr::is_ipv4).ok_or_else(|| format!("resolve {target}: no IPv4 address"))
+    let found = target.to_socket_addrs().map_err(|error| format!("resolve {target}: {error}"))?;
+    let found: Vec<SocketAddr> = found.collect();
+    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    first.copied().ok_or_else(|| format!("resolve {target}: no address"))
 }
 
 /// What was counted, and in which time.

@@ -24,8 +24,9 @@ pub fn run(port: u16) -> Result<(), String> {
     terminate.add(Signal::SIGINT);
     // Blocked before any thread starts, so that only `wait` below sees it.
     terminate.thread_block().map_err(|errno| format!("block SIGTERM: {errno}"))?;
-    let listener =
-        TcpListener::bind(("0.0.0.0", port)).map_err(|error| format!("listen on TCP {port}: {error}"))?;
+    // Of both families where there are both.
+    let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)));
+    let listener = listener.map_err(|error| format!("listen on TCP {port}: {error}"))?;
     let socket =
         UdpSocket::bind(("0.0.0.0", port)).map_err(|error| format!("listen on UDP {port}: {error}"))?;
     let name = Arc::new(pod_name());
@@ -66,18 +67,18 @@ fn accept(listener: &TcpListener, name: &Arc<String>) {
 fn connection(mut stream: TcpStream, name: &str) -> std::io::Result<()> {
     stream.set_read_timeout(Some(IDLE))?;
     let mut reader = BufReader::new(stream.try_clone()?);
-    let peer = stream.peer_addr()?;
+    let peer = stream.peer_addr()?.ip().to_canonical();
     loop {
         let mut line = String::new();
         if reader.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
             return Ok(());
         }
         if !line.contains(" HTTP/1.") {
-            stream.write_all(format!("{name} {}\n", peer.ip()).as_bytes())?;
+            stream.write_all(format!("{name} {peer}\n").as_bytes())?;
             continue;
         }
         let close = skip_headers(&mut reader)? || LEAVING.load(Ordering::Relaxed);
-        let body = format!("{name} {}\n", peer.ip());
+        let body = format!("{name} {peer}\n");
         let connection = if close { "close" } else { "keep-alive" };
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n",
