@@ -94,16 +94,20 @@ fn filters_and_classes(qdiscs: &[Value]) -> Vec<(&'static str, Value)> {
     found
 }
 
-/// VLANs of ports, and forwarding entries that somebody made: not what was learned, and no multicast. Of the bridge's and the ports'
-/// own addresses the kernel keeps one in each VLAN, and who has it depends on which of them is the lowest: where these are random, so
-/// are the entries.
+/// VLANs of ports, and forwarding entries that somebody made: not what was learned, and no multicast. In a VLAN that the bridge is in
+/// itself, the kernel keeps one entry for an address that bridge and port share, and the bridge has that of its lowest port: where
+/// addresses are random, so is who has the entry.
 fn forwarding() -> Vec<(&'static str, Value)> {
     let mut answers = end(start("bridge", &["-j"], "vlan show\nfdb show\n")).into_iter();
-    let vlans = answers.next().unwrap_or_default().into_iter().map(|vlan| ("vlans", vlan));
+    let vlans = answers.next().unwrap_or_default();
+    let is_in = |bridge: &str, vlan: &Value| {
+        let of_bridge = vlans.iter().filter(|port| text(port, "ifname") == bridge);
+        of_bridge.filter_map(|port| port["vlans"].as_array()).flatten().any(|entry| entry["vlan"] == *vlan)
+    };
     let entries = answers.next().unwrap_or_default().into_iter().filter(|entry| {
         let multicast = ["33:33:", "01:00:5e:"].iter().any(|prefix| text(entry, "mac").starts_with(prefix));
-        let own = is_random_mac(text(entry, "mac")) && entry.get("vlan").is_some();
-        !text(entry, "state").is_empty() && !multicast && !own
+        let shared = is_random_mac(text(entry, "mac")) && is_in(text(entry, "master"), &entry["vlan"]);
+        !text(entry, "state").is_empty() && !multicast && !shared
     });
     let entries = entries.map(|mut entry| {
         if is_random_mac(text(&entry, "mac")) {
@@ -111,7 +115,8 @@ fn forwarding() -> Vec<(&'static str, Value)> {
         }
         ("forwarding", entry)
     });
-    vlans.chain(entries).collect()
+    let entries: Vec<_> = entries.collect();
+    vlans.into_iter().map(|vlan| ("vlans", vlan)).chain(entries).collect()
 }
 
 /// Starts a tool that is to answer every line of `questions`.
