@@ -1,12 +1,12 @@
 //! How a reader picks a backend while user space may be changing the service: pure, the reads are the caller's.
 //!
 //! The writer switches the selection word first and frees backends afterwards. So a reader that finds a freed backend has
-//! read an older word, and the present word leads to living ones.
+//! read an older word, and the present word leads to living ones. Where a reader is so slow that changes overtake it each time, it
+//! takes the backend that was freed: it was the service's a moment ago, and its number is not used again while a program runs.
 
 use crate::{Backend, Selection};
 
-/// How often a reader that finds a freed backend reads the selection anew. Each further try needs one more change of the
-/// same service within the nanoseconds of the one before.
+/// How often a reader looks for a living backend. Each further try needs one more change of the same service during the one before.
 pub const TRIES: u32 = 4;
 
 /// What a service offers a new flow.
@@ -39,7 +39,7 @@ pub trait Reads {
 /// Picks one of the service's backends at random. [`Choice::NoBackend`] means an empty list.
 #[inline(always)]
 pub fn choose(reads: &mut impl Reads) -> Choice {
-    for _ in 0..TRIES {
+    for attempt in 1..=TRIES {
         let selection = reads.selection();
         let table = Selection::unpack(selection);
         if table.length == 0 {
@@ -48,9 +48,9 @@ pub fn choose(reads: &mut impl Reads) -> Choice {
         // Multiply and shift instead of a division: even enough for at most 65,535 backends.
         let place = (reads.random() as u64 * table.length as u64) >> 32;
         let Some(id) = reads.table(table.offset.wrapping_add(place as u32)) else { continue };
-        if let Some(backend) = reads.backend(id)
-            && backend.generation != 0
-        {
+        let Some(found) = reads.backend(id) else { continue };
+        if found.generation != 0 || attempt == TRIES {
+            let backend = Backend { generation: found.last_generation, ..found };
             return Choice::Backend(Chosen { id, backend, selection });
         }
     }

@@ -166,7 +166,7 @@ impl Model {
             leftovers.push(Write::Service { slot: *slot, value: empty_service() });
         }
         for (id, backend) in found.backends.iter().filter(|(id, _)| !model.ids.is_taken(*id)) {
-            leftovers.push(Write::Backend { id: *id, value: freed_backend(backend.generation) });
+            leftovers.push(Write::Backend { id: *id, value: freed(*backend) });
         }
         model.slots.settle();
         model.ids.settle();
@@ -308,13 +308,7 @@ impl Model {
         }
         let id = self.ids.allocate().expect("room was checked");
         self.last_generation = self.last_generation.wrapping_add(1).max(1);
-        let value = Backend {
-            addr_be: u32::from_ne_bytes(address.ip().octets()),
-            port_be: address.port().to_be(),
-            reserved: 0,
-            generation: self.last_generation,
-            last_generation: self.last_generation,
-        };
+        let value = backend(address, self.last_generation);
         writes.push(Write::Backend { id, value });
         self.by_address.insert(address, id);
         self.uses.insert(id, Use { address, generation: self.last_generation, references: 1 });
@@ -326,7 +320,7 @@ impl Model {
             let used = self.uses.get_mut(id).expect("every table entry is in use");
             used.references -= 1;
             if used.references == 0 {
-                let value = freed_backend(used.generation);
+                let value = freed(backend(used.address, used.generation));
                 self.by_address.remove(&used.address);
                 self.uses.remove(id);
                 self.ids.free(*id);
@@ -393,7 +387,12 @@ fn empty_service() -> Service {
     Service { key, selection: 0, flags: 0, reserved: 0 }
 }
 
-/// A free number; what it was stays behind in `last_generation`.
-fn freed_backend(last_generation: u32) -> Backend {
-    Backend { addr_be: 0, port_be: 0, reserved: 0, generation: 0, last_generation }
+fn backend(address: SocketAddrV4, generation: u32) -> Backend {
+    let addr_be = u32::from_ne_bytes(address.ip().octets());
+    Backend { addr_be, port_be: address.port().to_be(), reserved: 0, generation, last_generation: generation }
+}
+
+/// A free number: what it was stays behind, for readers that are on their way to it.
+fn freed(backend: Backend) -> Backend {
+    Backend { generation: 0, ..backend }
 }

@@ -380,6 +380,19 @@ proptest! {
 }
 
 #[test]
+fn a_reader_that_changes_always_overtake_finds_an_endpoint_of_a_moment_ago() {
+    let mut world = World::new();
+    world.change(1, &[1]);
+    let writes: VecDeque<Write> =
+        (0..20).flat_map(|change| world.plan(1, Some(vec![1 + (change + 1) % 2]))).collect();
+    // Between any two of its reads the service changes as a whole.
+    let mut reader = Reader { maps: &mut world.maps, writes, paces: &[4], reads: 0, slot: 0 };
+    let seen = reader.look_up(frontend(1));
+    assert!(matches!(seen, Some(Some(found)) if found == endpoint(1) || found == endpoint(2)), "{seen:?}");
+    assert!(!reader.writes.is_empty(), "a change for each read");
+}
+
+#[test]
 fn a_generation_does_not_come_back_after_a_restart() {
     let mut world = World::new();
     world.change(1, &[1, 2]);
@@ -486,7 +499,7 @@ fn adopting_removes_what_makes_no_sense() {
         [
             Write::FrontendRemove { key },
             Write::Service { slot: 3, value: empty_service() },
-            Write::Backend { id: 9, value: freed_backend(7) },
+            Write::Backend { id: 9, value: freed(backend) },
         ]
     );
 }
