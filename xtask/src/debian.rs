@@ -57,10 +57,8 @@ pub fn unpack_tree(tree: &Tree<'_>) -> Result<PathBuf> {
     let packages = resolve(tree, &options)?;
     let mut download = Command::new("apt-get");
     download.args(&options).arg("download").args(&packages).current_dir(&archives);
-    process::run_quietly(
-        &format!("downloading {} packages of {}", packages.len(), tree.name),
-        &mut download,
-    )?;
+    let what = format!("downloading {} packages of {}", packages.len(), tree.name);
+    with_fresh_lists(&what, &options, &mut download)?;
     merge_usr(&root)?;
     for archive in archives_in(&archives)? {
         extract(&archive, &root)?;
@@ -92,17 +90,20 @@ fn resolve(tree: &Tree<'_>, options: &[String]) -> Result<Vec<String>> {
     let mut simulate = Command::new("apt-get");
     simulate.args(options).args(["--simulate", "--no-install-recommends", "install"]).args(tree.packages);
     let what = format!("looking up what {} depends on", tree.name);
-    let planned = match process::run_quietly(&what, &mut simulate) {
-        // The machine's own lists may be missing; a suite's were fetched just now.
-        Err(_) if tree.suites.is_empty() => {
-            process::run_quietly("apt-get update", Command::new("apt-get").args(["update", "-q"]))?;
-            process::run_quietly(&what, &mut simulate)?
-        }
-        planned => planned?,
-    };
+    let planned = with_fresh_lists(&what, options, &mut simulate)?;
     let names: Vec<String> = planned.lines().filter_map(installed).map(str::to_owned).collect();
     ensure!(!names.is_empty(), "apt-get plans nothing for {}", tree.name);
     Ok(names)
+}
+
+/// Runs `apt-get`, and once more with new lists when that failed: those here may be missing, or older than what the mirror has.
+fn with_fresh_lists(what: &str, options: &[String], apt_get: &mut Command) -> Result<String> {
+    if let Ok(done) = process::run_quietly(what, apt_get) {
+        return Ok(done);
+    }
+    let mut update = Command::new("apt-get");
+    process::run_quietly("apt-get update", update.args(options).args(["update", "-q"]))?;
+    process::run_quietly(what, apt_get)
 }
 
 /// The package that a line of a simulation installs.
@@ -172,28 +173,18 @@ pub fn unpack(package: &Package<'_>) -> Result<PathBuf> {
 }
 
 fn download(package: &Package<'_>, into: &Path) -> Result<PathBuf> {
-    let mut command = Command::new("apt-get");
-    if let Some(suite) = package.suite {
-        command.args(suite_options(&[suite])?);
-    }
+    let options = package.suite.map_or(Ok(Vec::new()), |suite| suite_options(&[suite]))?;
     let wanted = match package.version {
         Some(version) => format!("{}={version}", package.name),
         None => package.name.to_owned(),
     };
-    command.arg("download").arg(&wanted).current_dir(into);
-    let what = format!("downloading {wanted}");
-    match process::run_quietly(&what, &mut command) {
-        // The machine's own lists may be missing or old; a suite's were fetched just now.
-        Err(_) if package.suite.is_none() => {
-            process::run_quietly("apt-get update", Command::new("apt-get").args(["update", "-q"]))?;
-            process::run_quietly(&what, &mut command)?;
-        }
-        downloaded => drop(downloaded?),
-    }
+    let mut command = Command::new("apt-get");
+    command.args(&options).arg("download").arg(&wanted).current_dir(into);
+    with_fresh_lists(&format!("downloading {wanted}"), &options, &mut command)?;
     archives_in(into)?.pop().with_context(|| format!("apt-get downloaded no archive for {wanted}"))
 }
 
-/// An apt configuration that knows `suites` alone and prefers the last. Its lists are fetched once.
+/// An apt configuration that knows `suites` alone and prefers the last. Its lists are fetched at first.
 fn suite_options(suites: &[&str]) -> Result<Vec<String>> {
     let named = suites.join("-");
     let folder = process::target().join("debian").join(format!("apt-{named}"));

@@ -1,8 +1,8 @@
 //! `cargo xtask e2e`: Orlop on stock distribution kernels, in virtual machines.
 //!
-//! For each kernel a QEMU machine with Debian's systemd on cgroup v2, where `install.sh` of `target/dist/deploy` installs what users
-//! install. [`checks`] says what is checked. Everything is unpacked or made below `target/`; the machine that this runs on is
-//! not changed.
+//! For each kernel a QEMU machine with Debian's systemd on cgroup v2, where the whole run installs what users install, `target/dist`
+//! by its `install.sh`, and a part of it the unoptimised `target/dist-debug`, which is built sooner. [`checks`] says what is checked.
+//! Everything is unpacked or made below `target/`; the machine that this runs on is not changed.
 //!
 //! ```text
 //! e2e ── setpriv, unshare (network, mounts, pids) ──▶ vm outside ── virtio port over stdio ──▶ QEMU: vm inside
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! When this process dies the kernel ends the pid namespace, and with it QEMU and all else. `target/e2e/<kernel>/` keeps the
-//! console and a log of each check; after a failure also the kernel's log, the units' logs and the packets.
+//! console and a log of each check; of a check that failed also the kernel's log, the units' logs and the packets.
 
 mod checks;
 mod guest;
@@ -58,7 +58,7 @@ pub struct Options {
     /// Of the tests inside, only those of this nextest expression, such as 'test(firewall)'.
     #[arg(long = "tests", value_name = "EXPRESSION", conflicts_with = "smoke")]
     tests: Option<String>,
-    /// Take executables and tests as they are.
+    /// Build no executables but the tests.
     #[arg(long)]
     no_build: bool,
 }
@@ -72,6 +72,11 @@ impl Options {
     /// Everything on every kernel.
     pub fn everything() -> Self {
         Self { kernels: Vec::new(), smoke: false, checks: Vec::new(), tests: None, no_build: false }
+    }
+
+    /// What is installed: a part of the checks does not wait for a release build.
+    fn profile(&self) -> dist::Profile {
+        if self.smoke || !self.checks.is_empty() { dist::Profile::Debug } else { dist::Profile::Release }
     }
 
     fn kernels(&self) -> Vec<String> {
@@ -101,6 +106,8 @@ struct Plan {
     kubectl: PathBuf,
     /// The executable of the cluster tier's tests, run outside.
     cluster_tests: PathBuf,
+    /// What is installed.
+    dist: PathBuf,
     /// What tests inside run besides our own programs, by variable.
     peers: Vec<(String, PathBuf)>,
     /// Where logs and the result go.
@@ -176,15 +183,20 @@ fn prepare(options: &Options) -> Result<Vec<Plan>> {
     let accelerator = qemu::probe(&qemu, first, &folder().join("probe.log"))?;
     println!("e2e: machines run by {}", accelerator.name());
     if !options.no_build {
+        // Tests take executables from where cargo builds them, without optimisation.
         dist::run(&dist::Options::for_tests())?;
+        if options.profile() == dist::Profile::Release {
+            dist::run(&dist::Options::profile(false))?;
+        }
         images::run()?;
         test::private_host()?;
     }
+    let dist = dist::folder(options.profile());
     let tests = find_tests()?;
     let cluster_tests = tests.iter().find(|path| named(path, "cluster")).cloned();
     let cluster_tests = cluster_tests.context("the cluster tier was not built")?;
     let peers = test::peers()?;
-    let mut payload = payload(tests)?;
+    let mut payload = payload(tests, &dist)?;
     for (_, peer) in &peers {
         payload.files.extend(if peer.is_dir() { files(peer)? } else { vec![peer.clone()] });
     }
@@ -201,6 +213,7 @@ fn prepare(options: &Options) -> Result<Vec<Plan>> {
             qemu: qemu.clone(),
             kubectl: setup::kubectl()?,
             cluster_tests: cluster_tests.clone(),
+            dist: dist.clone(),
             peers: peers.iter().map(|(name, path)| ((*name).to_owned(), path.clone())).collect(),
             checks: checks.clone(),
             tests: options.tests.clone(),
@@ -250,13 +263,10 @@ fn named(path: &Path, name: &str) -> bool {
     file.rsplit_once('-').is_some_and(|(stem, _)| stem == name)
 }
 
-fn payload(tests: Vec<PathBuf>) -> Result<Payload> {
-    let target = process::target();
-    let debug = target.join("debug");
-    let dist = dist::folder(dist::Profile::Debug);
+fn payload(tests: Vec<PathBuf>, dist: &Path) -> Result<Payload> {
+    let debug = process::target().join("debug");
     let mut executables: Vec<PathBuf> = tests.into_iter().filter(|path| !named(path, "cluster")).collect();
     let (programs, plugins) = (files(&dist.join("bin"))?, files(&dist.join("cni"))?);
-    // Tests take executables from where cargo builds them.
     executables.extend(["xtask", "private-host", "cni-plugins"].map(|name| debug.join(name)));
     executables.extend(programs.iter().filter_map(|program| Some(debug.join(program.file_name()?))));
     executables.extend(programs.into_iter().chain(plugins));

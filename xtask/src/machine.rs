@@ -3,7 +3,7 @@
 //! Two stages of one executable. `start` joins the node's cgroup and leaves the host's namespaces, says `ready`, waits until
 //! `up` has put a link into the new network namespace, and starts pid 1. `init` is that pid 1: it mounts what the machine has
 //! of its own, starts the node's parts in a cgroup each, restarts one that dies, reaps, and keeps `parts.json` true. Killing
-//! it ends everything inside; nothing that fails after the mounts ends it.
+//! it ends everything inside; nothing that fails once the parts run ends it.
 
 mod log;
 pub mod parts;

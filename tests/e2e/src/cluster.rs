@@ -26,8 +26,9 @@ const FAST: [&str; 6] = [
     "--server-flag=--default-not-ready-toleration-seconds=5",
     "--server-flag=--default-unreachable-toleration-seconds=5",
 ];
-/// What [`FAST`] says: how long a dead node goes unnoticed.
+/// What [`FAST`] says: how long a dead node goes unnoticed, and how long its pods stay from then on.
 pub const FAST_GRACE: Duration = Duration::from_secs(8);
+pub const FAST_TOLERATION: Duration = Duration::from_secs(5);
 /// Two nodes that wrap packets to each other, and pods of both families.
 const WRAPPED: [&str; 4] = [
     "--nodes=2",

@@ -4,6 +4,7 @@
 
 pub mod churn;
 pub mod cluster;
+pub mod example;
 pub mod http;
 pub mod inventory;
 pub mod kubectl;

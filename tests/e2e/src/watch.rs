@@ -2,12 +2,15 @@
 
 use std::io::BufReader;
 use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::kubectl::Kubectl;
+
+/// Events that nobody has taken yet; kubectl waits when there are more, and their moments are late then.
+const UNREAD: usize = 10_000;
 
 /// What a watch has to say.
 pub enum Said {
@@ -30,7 +33,7 @@ impl Watch {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().expect("start kubectl");
         let output = child.stdout.take().expect("its output");
-        let (sender, events) = channel();
+        let (sender, events) = sync_channel(UNREAD);
         // The moment counts at which an event arrives, so nothing else is done here.
         std::thread::spawn(move || {
             let all = serde_json::Deserializer::from_reader(BufReader::new(output)).into_iter();

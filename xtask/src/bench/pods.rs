@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,6 +19,8 @@ const NAMESPACE: &str = "orlop-bench";
 const LIMIT: Duration = Duration::from_secs(120);
 /// How often it is looked whether the nodes have finished taking pods down.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Lines that nobody has taken yet; kubectl waits when there are more, and their moments are late then.
+const UNREAD: usize = 10_000;
 /// One line per change of a pod.
 const LINE: &str = "jsonpath={.type},{.object.metadata.name},{.object.spec.nodeName},{.object.status.phase},\
                     {.object.metadata.deletionTimestamp}{\"\\n\"}";
@@ -92,7 +94,7 @@ impl Bench {
         ]);
         let mut watch = command.stdout(Stdio::piped()).spawn().context("start kubectl")?;
         let output = watch.stdout.take().context("kubectl has no output")?;
-        let (sender, lines) = channel();
+        let (sender, lines) = sync_channel(UNREAD);
         // The moment counts at which a line arrives, so nothing else is done here.
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -132,8 +134,10 @@ impl Bench {
         let deadline = Instant::now() + LIMIT;
         while self.pods.values().filter(|times| reached(times)).count() < count {
             let rest = deadline.saturating_duration_since(Instant::now());
-            let Ok((at, line)) = self.lines.recv_timeout(rest) else {
-                bail!("not all of {count} pods {what} after {LIMIT:?}");
+            let (at, line) = match self.lines.recv_timeout(rest) {
+                Ok(said) => said,
+                Err(RecvTimeoutError::Timeout) => bail!("not all of {count} pods {what} after {LIMIT:?}"),
+                Err(RecvTimeoutError::Disconnected) => bail!("kubectl stopped watching pods"),
             };
             Times::note(&mut self.pods, at, &line);
         }

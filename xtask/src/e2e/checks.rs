@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use super::guest::{Call, Guest, last_lines};
 use super::qemu::Accelerator;
 use super::{Plan, network, power};
+use crate::process;
 use crate::test::tally;
-use crate::{dist, process};
 
 #[cfg(test)]
 mod tests;
@@ -146,7 +146,7 @@ pub fn boot(scene: &mut Scene<'_>) -> Result<String> {
 }
 
 pub fn install(scene: &mut Scene<'_>) -> Result<String> {
-    let script = dist::folder(dist::Profile::Debug).join("deploy/install.sh");
+    let script = scene.plan.dist.join("deploy/install.sh");
     let images = crate::images::folder();
     let command = ["sh", text(&script)?, "--node-name", NODE, "--images", text(&images)?, "server", "agent"];
     scene.inside(&command, INSTALL_LIMIT)?;
@@ -332,6 +332,7 @@ const TROUBLE: &[&str] = &[
     "blocked for more than",
     "soft lockup",
     "rcu_preempt detected stalls",
+    "rcu_preempt self-detected stall",
 ];
 
 pub fn kernel_log(scene: &mut Scene<'_>) -> Result<String> {

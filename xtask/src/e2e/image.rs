@@ -283,25 +283,33 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     if is_newer(to, from) {
         return Ok(());
     }
-    if let Some(parent) = to.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-    }
-    fs::copy(from, to).map(drop).with_context(|| format!("copy {}", from.display()))
+    replace(to, |partial| {
+        fs::copy(from, partial).map(drop).with_context(|| format!("copy {}", from.display()))
+    })
 }
 
 fn strip(from: &Path, to: &Path) -> Result<()> {
     if is_newer(to, from) {
         return Ok(());
     }
-    if let Some(parent) = to.parent() {
+    replace(to, |partial| {
+        let mut strip = Command::new("strip");
+        let output = strip.arg("-o").arg(partial).arg(from).output().context("start strip")?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "strip {}: {}", from.display(), errors.trim());
+        Ok(())
+    })
+}
+
+/// Has a file made under another name first: a run that is killed meanwhile leaves none that looks whole.
+fn replace(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     }
-    let mut strip = Command::new("strip");
-    strip.arg("-o").arg(to).arg(from);
-    let output = strip.output().context("start strip")?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "strip {}: {}", from.display(), errors.trim());
-    Ok(())
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    make(Path::new(&partial))?;
+    fs::rename(&partial, path).with_context(|| format!("rename to {}", path.display()))
 }
 
 fn is_newer(copy: &Path, original: &Path) -> bool {

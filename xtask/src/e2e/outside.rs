@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::checks::{BOOT, CHECKS, Check, Scene};
+use super::checks::{CHECKS, Check, Scene};
 use super::guest::{Call, Guest};
 use super::table::{Outcome, Report, Verdict};
 use super::{Plan, network, qemu};
@@ -45,8 +45,8 @@ pub fn run(plan: &Path) -> Result<()> {
         report.outcomes.push(outcome);
         fs::write(result_file(&plan.evidence), serde_json::to_vec_pretty(&report)?)
             .context("write the result")?;
-        if failed && check.name != BOOT {
-            collect(&plan, &mut guest);
+        if failed {
+            collect(&folder_of(&plan, check), &mut guest);
         }
     }
     if !report.failed() {
@@ -70,7 +70,7 @@ fn run_check(check: &Check, plan: &Plan, guest: &mut Guest, report: &Report) -> 
         Some(needed) => Verdict::Skipped { reason: format!("it needs {needed}") },
         None => {
             println!("[{}] {name}", plan.kernel.name);
-            let path = plan.evidence.join(format!("{}.log", name.replace(' ', "-")));
+            let path = folder_of(plan, check).with_extension("log");
             let log = File::create(&path).with_context(|| format!("create {}", path.display()))?;
             let mut scene = Scene { plan, guest, log, skipped: Vec::new() };
             let end = (check.run)(&mut scene);
@@ -92,8 +92,16 @@ fn run_check(check: &Check, plan: &Plan, guest: &mut Guest, report: &Report) -> 
     Ok(Outcome { check: name.to_owned(), seconds, verdict, skipped })
 }
 
+/// Where what is kept of a failed check lies, beside its log.
+fn folder_of(plan: &Plan, check: &Check) -> PathBuf {
+    plan.evidence.join(check.name.replace(' ', "-"))
+}
+
 /// Keeps what explains a failure. A machine that does not answer any more has said all it will on its console.
-fn collect(plan: &Plan, guest: &mut Guest) {
+fn collect(folder: &Path, guest: &mut Guest) {
+    if let Err(error) = fs::create_dir_all(folder) {
+        eprintln!("e2e: create {}: {error}", folder.display());
+    }
     for (file, command) in EVIDENCE {
         let mut lines = String::new();
         let shell = ["sh", "-c", command];
@@ -101,7 +109,7 @@ fn collect(plan: &Plan, guest: &mut Guest) {
             lines.push_str(line);
             lines.push('\n');
         });
-        if let Err(error) = fs::write(plan.evidence.join(file), lines) {
+        if let Err(error) = fs::write(folder.join(file), lines) {
             eprintln!("e2e: keep {file}: {error}");
         }
         if let Err(error) = collected {

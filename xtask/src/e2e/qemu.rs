@@ -26,8 +26,9 @@ const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 const MEMORY: &str = "2G";
 const PROCESSORS: &str = "2";
-/// systemd names no link, and the kernel restarts nothing: QEMU ends when the machine does.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 net.ifnames=0 mitigations=off panic=-1 systemd.show_status=yes";
+/// systemd names no link, the kernel restarts nothing (QEMU ends when the machine does), and its log has room for a whole run.
+const KERNEL_ARGUMENTS: &str =
+    "console=ttyS0 net.ifnames=0 mitigations=off panic=-1 log_buf_len=16M systemd.show_status=yes";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Accelerator {

@@ -81,7 +81,7 @@ impl Report {
     }
 }
 
-/// A row for each check in the order of their first appearance, a column for each kernel.
+/// A row for each check in the order of their first appearance and one for all together, a column for each kernel.
 pub fn print(reports: &[Report]) -> String {
     let mut checks: Vec<&str> = Vec::new();
     for outcome in reports.iter().flat_map(|report| &report.outcomes) {
@@ -96,6 +96,12 @@ pub fn print(reports: &[Report]) -> String {
         row.extend(reports.iter().map(|report| cell(report, check)));
         rows.push(row);
     }
+    let mut total = vec!["total".to_owned()];
+    total.extend(reports.iter().map(|report| {
+        let seconds: u64 = report.outcomes.iter().map(|outcome| outcome.seconds).sum();
+        format!("{} {seconds} s", if report.failed() { "FAILED" } else { "ok" })
+    }));
+    rows.push(total);
     align(&rows)
 }
 

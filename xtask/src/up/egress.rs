@@ -25,10 +25,13 @@ const COMMENT: &str = "forwarding was off:";
 /// NFTNL_UDATA_COMMENT_MAXLEN of libnftnl, with the end of the string.
 const MAX_COMMENT: usize = 128;
 
-/// Opens the way, or finds it open. When that fails nothing stays.
+/// Opens the way, or finds it open. When that fails nothing stays but what was open before.
 pub fn open() -> Result<()> {
-    let opened = try_open();
+    let before = remembered()?;
+    let was_open = before.is_some();
+    let opened = try_open(before.unwrap_or_default());
     if opened.is_err()
+        && !was_open
         && let Err(error) = close()
     {
         eprintln!("up: close the way out again: {error:#}");
@@ -36,9 +39,8 @@ pub fn open() -> Result<()> {
     opened
 }
 
-fn try_open() -> Result<()> {
+fn try_open(mut switched: BTreeSet<String>) -> Result<()> {
     let outside = default_links(&routes()?);
-    let mut switched = remembered().unwrap_or_default();
     for link in &outside {
         if read_forwarding(link)? == "0" {
             switched.insert(link.clone());
@@ -52,26 +54,44 @@ fn try_open() -> Result<()> {
 }
 
 /// Whether the host has our table.
-pub fn is_here() -> bool {
-    remembered().is_some()
+pub fn is_here() -> Result<bool> {
+    Ok(remembered()?.is_some())
 }
 
 /// Puts forwarding back and removes the table. Fine when there is none.
 pub fn close() -> Result<()> {
-    let Some(switched) = remembered() else { return Ok(()) };
-    for link in switched {
+    let Some(switched) = remembered()? else { return Ok(()) };
+    let put_back = |link: String| match set_forwarding(&link, "0") {
         // A link that went took its settings along.
-        if forwarding(&link).exists() {
-            set_forwarding(&link, "0")?;
-        }
-    }
+        Err(_) if !forwarding(&link).exists() => Ok(()),
+        put => put,
+    };
+    // The table stays, to be read again, as long as something is to be put back.
+    switched.into_iter().map(put_back).fold(Ok(()), Result::and)?;
     let mut delete = Command::new("nft");
     process::run_quietly("removing the rules", delete.args(["delete", "table"]).args(TABLE)).map(drop)
 }
 
 /// The links whose forwarding was off, as the table says; `None` without a table.
-fn remembered() -> Option<BTreeSet<String>> {
-    process::probe(Command::new("nft").args(["list", "table"]).args(TABLE)).map(|listed| switched(&listed))
+fn remembered() -> Result<Option<BTreeSet<String>>> {
+    let mut list = Command::new("nft");
+    list.env("LC_ALL", "C").args(["list", "table"]).args(TABLE).stdin(Stdio::null());
+    let output = match list.output() {
+        // It made the table.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        started => started.context("start nft")?,
+    };
+    if output.status.success() {
+        return Ok(Some(switched(&String::from_utf8_lossy(&output.stdout))));
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        errors.contains("No such file or directory"),
+        "nft list table {}: {}",
+        TABLE.join(" "),
+        errors.lines().next().unwrap_or_default()
+    );
+    Ok(None)
 }
 
 /// The links in the comment of a listed table.

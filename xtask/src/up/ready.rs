@@ -1,6 +1,8 @@
 //! Waiting until the cluster works: every part of every machine runs, the API answers, every node is Ready.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -82,10 +84,23 @@ fn ask(wish: &Wish<'_>, kubectl: &Path, kubeconfig: &Path) -> Result<Option<Vec<
     if !source.is_file() {
         return Ok(None);
     }
-    fs::copy(&source, kubeconfig).with_context(|| format!("copy {}", source.display()))?;
+    let found = fs::read(&source).with_context(|| format!("read {}", source.display()))?;
+    if fs::read(kubeconfig).ok().as_ref() != Some(&found) {
+        put(kubeconfig, &found)?;
+    }
     let mut get = Command::new(kubectl);
     get.arg("--kubeconfig").arg(kubeconfig).args(["get", "nodes", "-o", LINES]);
     Ok(process::probe(&mut get).map(|listed| unready(wish, &listed)))
+}
+
+/// Replaces the user's file at once: a kubectl may be about to read it.
+fn put(kubeconfig: &Path, content: &[u8]) -> Result<()> {
+    let partial = kubeconfig.with_extension("partial");
+    let written = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial);
+    written
+        .and_then(|mut file| file.write_all(content))
+        .and_then(|()| fs::rename(&partial, kubeconfig))
+        .with_context(|| format!("write {}", kubeconfig.display()))
 }
 
 /// The nodes that the listed lines do not show as Ready, or not since they were started.

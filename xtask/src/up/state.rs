@@ -61,17 +61,18 @@ pub fn cgroup_of(name: &str) -> String {
 
 /// Whether the kernel has anything of a cluster, running or not.
 pub fn is_here() -> Result<bool> {
-    Ok(network::has_link() || leaf()?.exists() || egress::is_here())
+    Ok(network::has_link() || leaf()?.exists() || egress::is_here()?)
 }
 
-/// Ends every machine and removes what is left of them: processes, rules, links, namespaces, cgroups.
+/// Ends every machine and removes what is left of them: processes, rules, cgroups, links, namespaces. What cannot be removed does not
+/// keep the rest, but the link stays then, which says whose all this is.
 pub fn clear() -> Result<()> {
     let leaf = leaf()?;
-    end(&leaf)?;
-    egress::close()?;
-    // Last, since the link says whose all this is.
-    network::remove()?;
-    Ok(leaf.remove()?)
+    let (ended, closed) = (end(&leaf), egress::close());
+    let removed = leaf.remove();
+    ended.and(closed)?;
+    removed?;
+    network::remove()
 }
 
 /// Ends what is left of one machine, or of another part of the cluster.

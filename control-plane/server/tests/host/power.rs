@@ -15,10 +15,20 @@ use crate::load::Load;
 const BYTES: u64 = 64 << 20;
 const ROUNDS: usize = 12;
 
+/// What a sync of one file brings along.
+#[derive(Clone, Copy)]
+enum FileSystem {
+    /// ext4 as it is made by default: everything that was done before, since there is one journal.
+    Journaled,
+    /// Nothing else: the strictest that a file system may be.
+    Unjournaled,
+}
+
 struct Disk {
     /// Holds the images and the mount point.
     folder: tempfile::TempDir,
     image: PathBuf,
+    file_system: FileSystem,
     cuts: usize,
 }
 
@@ -28,13 +38,17 @@ fn run(command: &mut Command) {
 }
 
 impl Disk {
-    fn new() -> Self {
+    fn new(file_system: FileSystem) -> Self {
         harness::private_host::require();
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("disk-0");
         fs::File::create(&image).unwrap().set_len(BYTES).unwrap();
-        run(Command::new("mkfs.ext4").arg("-q").arg(&image));
-        let disk = Disk { folder, image, cuts: 0 };
+        let features = match file_system {
+            FileSystem::Journaled => "has_journal",
+            FileSystem::Unjournaled => "^has_journal",
+        };
+        run(Command::new("mkfs.ext4").args(["-q", "-O", features]).arg(&image));
+        let disk = Disk { folder, image, file_system, cuts: 0 };
         fs::create_dir(disk.path()).unwrap();
         disk.mount();
         disk
@@ -47,7 +61,11 @@ impl Disk {
 
     fn mount(&self) {
         // `-n`: no note of it in /run, which is to be left as it was.
-        run(Command::new("mount").args(["-n", "-o", "loop,commit=600"]).arg(&self.image).arg(self.path()));
+        let options = match self.file_system {
+            FileSystem::Journaled => "loop,commit=600",
+            FileSystem::Unjournaled => "loop",
+        };
+        run(Command::new("mount").args(["-n", "-o", options]).arg(&self.image).arg(self.path()));
     }
 
     /// The power goes and comes back.
@@ -71,7 +89,7 @@ impl Drop for Disk {
 /// Shows that a cut is one: what nobody synced is gone.
 #[test]
 fn what_is_not_synced_is_lost() {
-    let mut disk = Disk::new();
+    let mut disk = Disk::new(FileSystem::Journaled);
     let file = disk.path().join("f");
     fs::write(&file, "one").unwrap();
     fs::File::open(&file).unwrap().sync_all().unwrap();
@@ -82,7 +100,7 @@ fn what_is_not_synced_is_lost() {
 
 #[test]
 fn private_files_and_their_names_outlive_a_power_cut() {
-    let mut disk = Disk::new();
+    let mut disk = Disk::new(FileSystem::Unjournaled);
     for contents in ["one", "two"] {
         let file = disk.path().join("f");
         pki::write_private_file(&file, contents).unwrap();
@@ -98,7 +116,7 @@ fn private_files_and_their_names_outlive_a_power_cut() {
 
 #[test]
 fn a_new_store_outlives_a_power_cut() {
-    let mut disk = Disk::new();
+    let mut disk = Disk::new(FileSystem::Unjournaled);
     let store = disk.path().join("store.redb");
     drop(embedded::open(&store, 10).unwrap());
     disk.cut();
@@ -108,7 +126,7 @@ fn a_new_store_outlives_a_power_cut() {
 
 #[tokio::test]
 async fn nothing_acknowledged_is_lost() {
-    let mut disk = Disk::new();
+    let mut disk = Disk::new(FileSystem::Journaled);
     let data_dir = disk.path().join("data");
     let certificate = |data_dir: &Path| fs::read_to_string(data_dir.join("pki/ca.crt")).unwrap();
     let load = Load::default();

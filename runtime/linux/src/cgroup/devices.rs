@@ -76,7 +76,10 @@ pub(super) fn restrict(group: &Group, rules: &[DeviceRule]) -> Result<(), Error>
         write(&directory.join("devices.deny"), "a")?;
         return rules.iter().try_for_each(|rule| write(&directory.join("devices.allow"), &v1_line(rule)));
     }
-    let Some(directory) = group.unified_directory() else { return Ok(()) };
+    let Some(directory) = group.unified_directory() else {
+        let missing = std::io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+        return Err(Error::new("restrict devices: no cgroup hierarchy can", group.path().display(), missing));
+    };
     attachment::replace(&directory, &program::assemble(rules))
 }
 

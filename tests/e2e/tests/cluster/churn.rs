@@ -82,7 +82,9 @@ fn pods_come_and_go_while_the_agent_dies_again_and_again() {
         }
     });
     println!("after:  {:?}", after.counts());
-    assert!(kills >= 2, "the agent was killed only {kills} times");
+    // The last may fall on the end.
+    let expected = form.seconds / form.kill_every - 1;
+    assert!(kills as u64 >= expected, "the agent was killed {kills} times instead of {expected}");
 }
 
 /// A run of one form.

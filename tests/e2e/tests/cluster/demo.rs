@@ -3,26 +3,9 @@
 use std::collections::BTreeSet;
 
 use e2e::cluster::Cluster;
+use e2e::example::{start, wait_endpoints};
 use e2e::http;
-use e2e::kubectl::Kubectl;
 use e2e::load::{self, Load};
-
-/// Applies the example and waits for it; the Service's cluster IP.
-fn start(cluster: &Cluster, kubectl: &Kubectl) -> String {
-    kubectl.run(&["apply", "-f", &cluster.file("examples/hello.yaml")]);
-    kubectl.run(&["rollout", "status", "deployment/hello", "--timeout=60s"]);
-    kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
-    let address = kubectl.get("service/hello", "{.spec.clusterIP}");
-    wait_endpoints(kubectl, 3);
-    address
-}
-
-fn wait_endpoints(kubectl: &Kubectl, count: usize) {
-    kubectl.wait(&format!("{count} endpoints"), || {
-        let found = kubectl.get("endpoints/hello", "{.subsets[0].addresses[*].ip}");
-        if found.split_whitespace().count() == count { Ok(()) } else { Err(found) }
-    });
-}
 
 #[test]
 fn hello_runs_answers_scales_under_load_and_goes() {

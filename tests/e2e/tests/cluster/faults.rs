@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use e2e::cluster::Cluster;
+use e2e::example;
 use e2e::kubectl::Kubectl;
 use e2e::load::Load;
 use e2e::processes;
@@ -37,14 +38,7 @@ fn identities(kubectl: &Kubectl) -> BTreeSet<String> {
 fn the_agent_dies_under_load_and_its_successor_adopts_the_pods() {
     let cluster = Cluster::get();
     let kubectl = cluster.namespace("agent-dies");
-    kubectl.run(&["apply", "-f", &cluster.file("examples/hello.yaml")]);
-    kubectl.run(&["rollout", "status", "deployment/hello", "--timeout=60s"]);
-    kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
-    let address = kubectl.get("service/hello", "{.spec.clusterIP}");
-    kubectl.wait("3 endpoints", || {
-        let found = kubectl.get("endpoints/hello", "{.subsets[0].addresses[*].ip}");
-        if found.split_whitespace().count() == 3 { Ok(()) } else { Err(found) }
-    });
+    let address = example::start(&cluster, &kubectl);
     let load = Load::start(&kubectl, "load", &format!("{address}:80"));
     let writer = "trap 'exit 0' TERM; i=0; while true; do i=$((i+1)); echo line $i; sleep 0.1; done";
     kubectl.run(&[

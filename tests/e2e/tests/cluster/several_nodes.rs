@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use e2e::cluster::{Cluster, FAST_GRACE};
+use e2e::cluster::{Cluster, FAST_GRACE, FAST_TOLERATION};
+use e2e::example::{start, wait_endpoints};
 use e2e::http;
 use e2e::kubectl::Kubectl;
 use e2e::load::{self, KINDS, Load};
@@ -12,22 +13,8 @@ use serde_json::Value;
 const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
 /// How much longer than the silence that is allowed the cluster may take to notice, on a machine that is busy with tests.
 const NOTICE: Duration = Duration::from_secs(4);
-
-/// Applies the example and waits for it; the Service's cluster IP.
-fn start(cluster: &Cluster, kubectl: &Kubectl) -> String {
-    kubectl.run(&["apply", "-f", &cluster.file("examples/hello.yaml")]);
-    kubectl.run(&["rollout", "status", "deployment/hello", "--timeout=60s"]);
-    kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
-    wait_endpoints(kubectl, 3);
-    kubectl.get("service/hello", "{.spec.clusterIP}")
-}
-
-fn wait_endpoints(kubectl: &Kubectl, count: usize) {
-    kubectl.wait(&format!("{count} endpoints"), || {
-        let found = kubectl.get("endpoints/hello", "{.subsets[0].addresses[*].ip}");
-        if found.split_whitespace().count() == count { Ok(()) } else { Err(found) }
-    });
-}
+/// How long pods that take the place of others may take to be ready on such a machine.
+const REPLACEMENT: Duration = Duration::from_secs(15);
 
 /// Name, node and address of every hello pod that is not going.
 fn hello_pods(kubectl: &Kubectl) -> Vec<(String, String, String)> {
@@ -177,6 +164,8 @@ fn a_node_dies_under_load_and_comes_back() {
         "killed; noticed after {noticed:.1?}, endpoints gone after {unlisted:.1?}, pods replaced after {replaced:.1?}, \
          healed after {healed:.1?}; declared: failures end within {declared:?}"
     );
+    assert!(noticed < declared && unlisted < declared);
+    assert!(replaced < declared + FAST_TOLERATION + REPLACEMENT);
     for kind in KINDS {
         let count = &counts[kind];
         let since = |at: &Value| {

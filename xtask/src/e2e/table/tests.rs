@@ -26,11 +26,12 @@ fn a_table_has_a_row_for_each_check_and_says_what_did_not_run() {
     assert!(first.failed());
     assert!(!second.failed());
     let expected = "\
-check      6.1         7
-boot       ok 7 s      ok 7 s
-ready      FAILED 7 s  -
-demo       not run     -
-bpf tests  -           ok 7 s, 40 tests
+check      6.1          7
+boot       ok 7 s       ok 7 s
+ready      FAILED 7 s   -
+demo       not run      -
+bpf tests  -            ok 7 s, 40 tests
+total      FAILED 21 s  ok 14 s
 ";
     assert_eq!(print(&[first, second]), expected);
 }

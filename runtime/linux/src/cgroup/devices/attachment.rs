@@ -16,7 +16,11 @@ pub fn replace(directory: &Path, program: &[Instruction]) -> Result<(), Error> {
     // A descriptor with O_PATH would be refused.
     let group = File::open(directory).map_err(|error| Error::new("open", directory.display(), error))?;
     let failed = |call| move |error| Error::new(call, directory.display(), error);
-    let program = load(program).map_err(failed("bpf BPF_PROG_LOAD"))?;
+    let program = load(program, None).map_err(|error| {
+        let mut log = vec![0_u8; LOG_SIZE];
+        let _ = load(program, Some(&mut log));
+        Error::new("bpf BPF_PROG_LOAD", directory.display(), with_log(error, &log))
+    })?;
     let present = match present(group.as_fd()).map_err(failed("bpf BPF_PROG_QUERY"))? {
         Some(id) => Some(by_id(id).map_err(failed("bpf BPF_PROG_GET_FD_BY_ID"))?),
         None => None,
@@ -72,12 +76,20 @@ const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
 const BPF_F_REPLACE: u32 = 1 << 2;
 /// Shown by bpftool.
 const NAME: &[u8; 16] = b"orlop_devices\0\0\0";
+/// Of the verifier's log, and how much of its end is told.
+const LOG_SIZE: usize = 64 << 10;
+const LOG_LINES: usize = 5;
 /// Programs that a group can have (BPF_CGROUP_MAX_PROGS).
 const MAX_PROGRAMS: usize = 64;
 
-fn load(program: &[Instruction]) -> std::io::Result<OwnedFd> {
+/// `log` takes what the verifier has to say.
+fn load(program: &[Instruction], log: Option<&mut [u8]>) -> std::io::Result<OwnedFd> {
     let license = c"Apache-2.0";
+    let (log_size, log_buffer) = log.map_or((0, 0), |log| (log.len() as u32, log.as_mut_ptr() as u64));
     let mut attributes = Load {
+        log_level: u32::from(log_size > 0),
+        log_size,
+        log_buffer,
         program_type: BPF_PROG_TYPE_CGROUP_DEVICE,
         instruction_count: program.len() as u32,
         instructions: program.as_ptr() as u64,
@@ -86,6 +98,14 @@ fn load(program: &[Instruction]) -> std::io::Result<OwnedFd> {
         ..Load::default()
     };
     bpf(BPF_PROG_LOAD, &mut attributes).map(owned)
+}
+
+/// The error, with the end of the verifier's log: there it says why.
+fn with_log(error: std::io::Error, log: &[u8]) -> std::io::Error {
+    let log = String::from_utf8_lossy(log);
+    let lines: Vec<&str> = log.trim_end_matches('\0').lines().collect();
+    let end = lines[lines.len().saturating_sub(LOG_LINES)..].join("; ");
+    if end.is_empty() { error } else { std::io::Error::new(error.kind(), format!("{error}: {end}")) }
 }
 
 /// The id of the program that is attached to this very group.
