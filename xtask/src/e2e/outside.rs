@@ -65,17 +65,13 @@ fn run_check(check: &Check, plan: &Plan, guest: &mut Guest, report: &Report) -> 
             .any(|done| done.check == **needed && matches!(done.verdict, Verdict::Passed { .. }))
     };
     let started = Instant::now();
-    let mut skipped = Vec::new();
     let verdict = match check.needs.iter().find(|needed| !passed(needed)) {
         Some(needed) => Verdict::Skipped { reason: format!("it needs {needed}") },
         None => {
             println!("[{}] {name}", plan.kernel.name);
             let path = folder_of(plan, check).with_extension("log");
             let log = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-            let mut scene = Scene { plan, guest, log, skipped: Vec::new() };
-            let end = (check.run)(&mut scene);
-            skipped = scene.skipped;
-            match end {
+            match (check.run)(&mut Scene { plan, guest, log }) {
                 Ok(note) => Verdict::Passed { note },
                 Err(error) => Verdict::Failed { error: format!("{error:#}") },
             }
@@ -89,7 +85,7 @@ fn run_check(check: &Check, plan: &Plan, guest: &mut Guest, report: &Report) -> 
         Verdict::Skipped { reason } => format!("not run: {reason}"),
     };
     println!("[{}] {name}: {shown}", plan.kernel.name);
-    Ok(Outcome { check: name.to_owned(), seconds, verdict, skipped })
+    Ok(Outcome { check: name.to_owned(), seconds, verdict })
 }
 
 /// Where what is kept of a failed check lies, beside its log.

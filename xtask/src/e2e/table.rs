@@ -27,19 +27,12 @@ pub struct Outcome {
     pub check: String,
     pub seconds: u64,
     pub verdict: Verdict,
-    /// Why tests inside of the check skipped themselves, a reason each.
-    pub skipped: Vec<String>,
 }
 
 impl Outcome {
     /// That the stage itself failed, beside what it reported.
     pub fn of_stage(error: String) -> Self {
-        Self {
-            check: "stage".to_owned(),
-            seconds: 0,
-            verdict: Verdict::Failed { error },
-            skipped: Vec::new(),
-        }
+        Self { check: "stage".to_owned(), seconds: 0, verdict: Verdict::Failed { error } }
     }
 }
 
@@ -60,22 +53,15 @@ impl Report {
         self.outcomes.iter().any(|outcome| !matches!(outcome.verdict, Verdict::Passed { .. }))
     }
 
-    /// Adds each check as a test, and each test inside of one that skipped itself.
+    /// Adds each check as a test.
     pub fn count(&self, tally: &mut Tally) {
-        for Outcome { check, verdict, skipped, .. } in &self.outcomes {
-            let reason = match verdict {
-                Verdict::Passed { .. } => {
-                    tally.passed += 1;
-                    None
+        for Outcome { check, verdict, .. } in &self.outcomes {
+            match verdict {
+                Verdict::Passed { .. } => tally.passed += 1,
+                Verdict::Failed { .. } => tally.failed += 1,
+                Verdict::Skipped { reason } => {
+                    tally.skip(format!("kernel {}: {check}: {reason}", self.kernel));
                 }
-                Verdict::Failed { .. } => {
-                    tally.failed += 1;
-                    None
-                }
-                Verdict::Skipped { reason } => Some(reason),
-            };
-            for reason in reason.into_iter().chain(skipped) {
-                tally.skip(format!("kernel {}: {check}: {reason}", self.kernel));
             }
         }
     }

@@ -2,7 +2,7 @@ use super::{Outcome, Report, Verdict, print};
 use crate::test::Tally;
 
 fn outcome(check: &str, verdict: Verdict) -> Outcome {
-    Outcome { check: check.to_owned(), seconds: 7, verdict, skipped: Vec::new() }
+    Outcome { check: check.to_owned(), seconds: 7, verdict }
 }
 
 fn passed(note: &str) -> Verdict {
@@ -37,13 +37,11 @@ total      FAILED 21 s  ok 14 s
 }
 
 #[test]
-fn what_failed_did_not_run_or_skipped_itself_is_counted() {
-    let mut tests = outcome("host tests", passed("50 tests, 1 skipped"));
-    tests.skipped.push("no user namespaces".to_owned());
+fn what_failed_or_did_not_run_is_counted() {
     let report = Report {
         kernel: "6.1".to_owned(),
         outcomes: vec![
-            tests,
+            outcome("host tests", passed("50 tests")),
             outcome("ready", Verdict::Failed { error: "no".to_owned() }),
             outcome("demo", Verdict::Skipped { reason: "it needs ready".to_owned() }),
             Outcome::of_stage("killed".to_owned()),
@@ -51,6 +49,6 @@ fn what_failed_did_not_run_or_skipped_itself_is_counted() {
     };
     let mut tally = Tally::default();
     report.count(&mut tally);
-    let skipped = ["kernel 6.1: host tests: no user namespaces", "kernel 6.1: demo: it needs ready"];
+    let skipped = ["kernel 6.1: demo: it needs ready"];
     assert_eq!(tally, Tally { passed: 1, failed: 2, skipped: skipped.map(str::to_owned).to_vec() });
 }
