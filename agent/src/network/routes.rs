@@ -99,7 +99,10 @@ pub async fn run(context: Context) {
     let nodes: Api<Node> = Api::all(context.client.clone());
     let nodes = pin!(watched(watcher(nodes, watcher::Config::default())));
     let work = async {
-        let open = || Netlink::open().and_then(|netlink| Ok((netlink, LinkWatch::open()?)));
+        let open = || {
+            let netlink = Netlink::open()?;
+            Ok((netlink.clone(), LinkWatch::beside(&netlink)?))
+        };
         let (netlink, links) = opened(open, Backoff::default()).await;
         Routes::new(context, netlink).follow(nodes, links).await;
     };

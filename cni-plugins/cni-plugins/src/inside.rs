@@ -36,7 +36,17 @@ pub(crate) struct Inside<'a> {
 
 impl<'a> Inside<'a> {
     pub(crate) async fn open(netns: &'a Netns, ifname: &str) -> Result<Self, ErrorReply> {
-        let netlink = Netlink::open_in(netns).map_err(ErrorReply::internal)?;
+        Self::open_and_switch(netns, ifname, &[]).await
+    }
+
+    /// As [`Inside::open`], and sets switches, for which no thread has to enter the namespace once more.
+    pub(crate) async fn open_and_switch(
+        netns: &'a Netns,
+        ifname: &str,
+        switches: &[Switch],
+    ) -> Result<Self, ErrorReply> {
+        let opened = Netlink::open_in_and(netns, || set_switches(ifname, switches));
+        let (netlink, ()) = opened.map_err(ErrorReply::internal)?;
         let link = netlink.link(ifname).await.map_err(ErrorReply::internal)?;
         Ok(Self { netns, netlink, link })
     }
@@ -44,7 +54,9 @@ impl<'a> Inside<'a> {
     /// Sets the switches, gives the link the addresses, sets it up, and makes the routes.
     pub(crate) async fn configure(&self, result: &AddResult, switches: &[Switch]) -> Result<(), ErrorReply> {
         let has_ipv6 = result.ips.iter().any(|ip| ip.address.is_ipv6());
-        self.set_switches(switches, has_ipv6)?;
+        if has_ipv6 || !switches.is_empty() {
+            self.set_switches(switches, has_ipv6)?;
+        }
         for ip in &result.ips {
             let new = NewAddress::new(self.link.index, ip.address);
             self.netlink.add_address(&new).await.map_err(|error| {
@@ -53,7 +65,7 @@ impl<'a> Inside<'a> {
             })?;
         }
         let watch = if has_ipv6 {
-            Some(AddressWatch::open_in(self.netns).map_err(ErrorReply::internal)?)
+            Some(AddressWatch::open_in(self.netns, &self.netlink).map_err(ErrorReply::internal)?)
         } else {
             None
         };
@@ -90,9 +102,7 @@ impl<'a> Inside<'a> {
     fn set_switches(&self, switches: &[Switch], has_ipv6: bool) -> Result<(), ErrorReply> {
         let name = &self.link.name;
         let set = self.netns.run(|| {
-            for (family, switch, value) in switches {
-                sysctl::wish(&format!("{family}/conf/{name}/{switch}"), value);
-            }
+            set_switches(name, switches);
             if has_ipv6 { enable_ipv6(name) } else { Ok(()) }
         });
         set.map_err(ErrorReply::internal)?
@@ -171,6 +181,13 @@ pub(crate) fn interface(link: &Link, netns: Option<&Netns>) -> Interface {
 pub(crate) fn gateway_for(result: &AddResult, destination: IpNetwork) -> Option<IpAddr> {
     let mut gateways = result.ips.iter().filter_map(|ip| ip.gateway);
     gateways.find(|gateway| gateway.is_ipv4() == destination.is_ipv4())
+}
+
+/// In the namespace of the calling thread.
+fn set_switches(name: &str, switches: &[Switch]) {
+    for (family, switch, value) in switches {
+        sysctl::wish(&format!("{family}/conf/{name}/{switch}"), value);
+    }
 }
 
 /// Some runtimes switch IPv6 off in new namespaces. A kernel without IPv6 fails when the address is added. The addresses

@@ -8,11 +8,14 @@ use std::{collections::HashSet, fs::File, io::Read};
 
 use cni::ErrorReply;
 use linux::{
-    netlink::{Error, Link, LinkChange, MacAddress, Netlink, OWN_GROUPS, VethOptions, VethPeer},
+    netlink::{
+        BridgePortOptions, Error, Link, LinkChange, MacAddress, Netlink, OWN_GROUPS, VethOptions, VethPeer,
+    },
     netns::Netns,
 };
 
 use crate::{
+    delegate::DHCP,
     inside,
     plugin::{Request, Valid},
     sysctl,
@@ -138,16 +141,28 @@ pub(crate) async fn make(
     Err(ErrorReply::internal(format!("failed to find a unique veth name in {NAME_TRIES} tries")))
 }
 
-/// Gives the host's end its alias. Routes through it are the plugin's to make.
-pub(crate) async fn mark(host: &Netlink, port: &Link, alias: Alias<'_>) -> Result<(), Error> {
+/// What the host's end gets when it is there.
+pub(crate) struct Mark<'a> {
+    pub(crate) alias: Alias<'a>,
+    /// The IPAM plugin, if any.
+    pub(crate) ipam: Option<&'a str>,
+    /// For a port of a bridge.
+    pub(crate) bridge_port: Option<BridgePortOptions>,
+}
+
+/// Gives the host's end its alias, and its switches where it is a bridge's port. Routes through it are the plugin's to make.
+///
+/// It leaves the group of its birth, unless a DHCP server is to be told through the pair that the address is free: only a link in
+/// the default group is taken away together with others (see [`crate::bandwidth`]).
+pub(crate) async fn mark(host: &Netlink, port: &Link, mark: Mark<'_>) -> Result<(), Error> {
     sysctl::wish(&format!("ipv6/conf/{}/accept_ra", port.name), "0");
-    match alias.text() {
-        Some(alias) => {
-            let change = LinkChange { alias: Some(alias), group: Some(0), ..LinkChange::default() };
-            host.change_link(port.index, &change).await
-        }
-        None => Ok(()),
+    let Mark { alias, ipam, bridge_port } = mark;
+    let alias = alias.text();
+    if alias.is_none() && bridge_port.is_none() {
+        return Ok(());
     }
+    let group = alias.as_ref().filter(|_| ipam != Some(DHCP)).map(|_| 0);
+    host.change_link(port.index, &LinkChange { alias, group, bridge_port, ..LinkChange::default() }).await
 }
 
 /// DEL: deletes the pair by the container's end; where the namespace is gone or not told, by the host's end, which is

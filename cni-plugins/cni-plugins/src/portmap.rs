@@ -19,13 +19,13 @@ use std::net::IpAddr;
 use cni::{AddResult, ErrorReply};
 use linux::{
     conntrack::{Conntrack, Flows},
-    netlink::Netlink,
     nftables::{Family, Transport},
+    outgoing,
 };
 
 use self::{config::Config, rules::Publisher};
 use crate::{
-    plugin::{Plugin, Request, block_on},
+    plugin::{Plugin, Request},
     ruleset, sysctl,
 };
 
@@ -107,13 +107,7 @@ fn addresses(result: &AddResult, ifname: &str) -> Vec<IpAddr> {
 
 /// Lets packets with addresses of the loopback network go to the container, until they are masqueraded on the way out.
 fn route_loopback_addresses(container: IpAddr) -> Result<(), ErrorReply> {
-    let name = block_on(async {
-        let host = Netlink::open().map_err(ErrorReply::internal)?;
-        let found = host.link_towards(container).await.map_err(ErrorReply::internal)?;
-        let Some(index) = found else { return Ok(None) };
-        let link = host.find_link_by_index(index).await.map_err(ErrorReply::internal)?;
-        Ok(link.map(|link| link.name))
-    })?;
+    let name = outgoing::link_towards(container).map_err(ErrorReply::internal)?;
     let Some(name) = name else { return Ok(()) };
     sysctl::set(&format!("ipv4/conf/{name}/route_localnet"), "1")
         .map_err(|error| ErrorReply::internal(format!("unable to enable route_localnet: {error}")))

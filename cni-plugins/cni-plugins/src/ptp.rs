@@ -21,7 +21,7 @@ use crate::{
     inside::{Inside, interface},
     made::Made,
     masquerade::{self, Masquerade},
-    pair::{self, Alias, PairOptions},
+    pair::{self, Alias, Mark, PairOptions},
     plugin::{Plugin, Request, block_on, decoding},
     single, sysctl, verify,
 };
@@ -113,7 +113,8 @@ async fn attach<'a>(
     let options = PairOptions { mtu: config.mtu, ..PairOptions::default() };
     let port = pair::make(&host, request, netns, &options).await?;
     made.link(&host, port.index);
-    pair::mark(&host, &port, Alias::of(request)).await.map_err(ErrorReply::internal)?;
+    let mark = Mark { alias: Alias::of(request), ipam: Some(&config.ipam), bridge_port: None };
+    pair::mark(&host, &port, mark).await.map_err(ErrorReply::internal)?;
     let inside = Inside::open(netns, &request.ifname).await?;
     let mut result = made.addresses(&config.ipam, CONTAINER_INTERFACE).await?;
     let hops = result.ips.iter().map(Hop::of).collect::<Result<Vec<_>, _>>()?;

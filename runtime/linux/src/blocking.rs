@@ -132,7 +132,7 @@ impl Socket {
         request: &Request,
         mut take: impl FnMut(&Message<'_>) -> Option<Result<T, Error>>,
     ) -> Result<T, Error> {
-        let mut buffer = vec![0; RECEIVE_BUFFER];
+        let mut buffer = [0; RECEIVE_BUFFER];
         loop {
             let flags = MsgFlags::MSG_TRUNC;
             let length = match recv(self.socket.as_raw_fd(), &mut buffer, flags) {

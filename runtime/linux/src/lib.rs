@@ -18,6 +18,7 @@ pub mod mount;
 pub mod netlink;
 pub mod netns;
 pub mod nftables;
+pub mod outgoing;
 pub mod packet;
 pub mod passwd;
 pub mod process;

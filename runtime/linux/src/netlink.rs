@@ -123,15 +123,24 @@ impl Netlink {
     /// # Errors
     /// When the namespace cannot be entered, or the kernel refuses the socket.
     pub fn open_in(netns: &Netns) -> Result<Self, Error> {
+        Self::open_in_and(netns, || ()).map(|(netlink, ())| netlink)
+    }
+
+    /// As [`Netlink::open_in`], with something else to do for that thread, before the socket is opened.
+    ///
+    /// # Errors
+    /// As [`Netlink::open_in`].
+    pub fn open_in_and<R: Send>(netns: &Netns, work: impl FnOnce() -> R + Send) -> Result<(Self, R), Error> {
         let runtime = current_runtime()?;
         let opened = netns.run(|| {
+            let done = work();
             let _reactor = runtime.enter();
-            rtnetlink::new_connection()
+            rtnetlink::new_connection().map(|connection| (connection, done))
         });
-        let (connection, handle, _unsolicited) =
+        let ((connection, handle, _unsolicited), done) =
             opened.map_err(Error::Netns)?.map_err(|error| Error::Open { error })?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok((Self { handle }, done))
     }
 }
 

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use cni::{AddResult, ErrorReply};
 use linux::{
-    netlink::{Link, LinkWatch, Netlink, OperState},
+    netlink::{BridgePortOptions, Link, LinkWatch, Netlink, OperState},
     netns::Netns,
 };
 
 use super::{
     config::Config,
     gateway::{CONTAINER_INTERFACE, complete},
-    host::{dress_port, ensure_bridge, make_gateway},
+    host::{ensure_bridge, make_gateway},
     vlans::ensure_gateway,
 };
 use crate::{
     inside::{ARP_NOTIFY, Inside, NDISC_NOTIFY, Switch, interface},
     made::Made,
-    pair::{self, Alias, PairOptions},
+    pair::{self, Alias, Mark, PairOptions},
     plugin::Request,
 };
 
@@ -42,7 +42,8 @@ impl<'a> Attach<'a> {
         }
         let bridge = ensure_bridge(&self.host, config).await?;
         let port = self.connect(&bridge, made).await?;
-        let inside = Inside::open(self.netns, &self.request.ifname).await?;
+        let wishes = if config.ipam.is_some() { switches(config) } else { Vec::new() };
+        let inside = Inside::open_and_switch(self.netns, &self.request.ifname, &wishes).await?;
         if config.filters.are_any() {
             made.also(|| config.filters.tear_down(self.request));
         }
@@ -53,9 +54,10 @@ impl<'a> Attach<'a> {
         };
         let gateways = complete(&mut result, config);
         let mut of_vlan = None;
-        let mut watch = LinkWatch::open().map_err(ErrorReply::internal)?;
+        let mut watch = LinkWatch::beside(&self.host).map_err(ErrorReply::internal)?;
         if config.ipam.is_some() {
-            inside.configure(&result, &switches(config, &result)).await?;
+            let has_ipv6 = result.ips.iter().any(|ip| ip.address.is_ipv6());
+            inside.configure(&result, if has_ipv6 { &[NDISC_NOTIFY] } else { &[] }).await?;
             if !gateways.is_empty() {
                 of_vlan = ensure_gateway(&self.host, &bridge, &config.vlans).await?;
             }
@@ -86,8 +88,10 @@ impl<'a> Attach<'a> {
         let port = pair::make(host, request, netns, &options).await?;
         made.link(host, port.index);
         let dressed = async {
-            pair::mark(host, &port, Alias::of(request)).await?;
-            dress_port(host, &port, config).await
+            let bridge_port = Some(config.port).filter(|port| *port != BridgePortOptions::default());
+            let mark = Mark { alias: Alias::of(request), ipam: config.ipam.as_deref(), bridge_port };
+            pair::mark(host, &port, mark).await?;
+            config.vlans.dress_port(host, port.index).await
         };
         dressed
             .await
@@ -97,18 +101,10 @@ impl<'a> Attach<'a> {
 }
 
 /// Duplicate detection is off unless asked for: IPAM gives no address twice.
-fn switches(config: &Config, given: &AddResult) -> Vec<Switch> {
+fn switches(config: &Config) -> Vec<Switch> {
     let dad = if config.enable_dad { "1" } else { "0" };
-    let has_ipv6 = given.ips.iter().any(|ip| ip.address.is_ipv6());
-    [
-        config.enable_dad.then_some(("ipv6", "enhanced_dad", "1")),
-        Some(("ipv6", "accept_dad", dad)),
-        Some(ARP_NOTIFY),
-        has_ipv6.then_some(NDISC_NOTIFY),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    let enhanced = config.enable_dad.then_some(("ipv6", "enhanced_dad", "1"));
+    [enhanced, Some(("ipv6", "accept_dad", dad)), Some(ARP_NOTIFY)].into_iter().flatten().collect()
 }
 
 async fn port_up(watch: &mut LinkWatch, port: &Link) -> Result<Link, ErrorReply> {

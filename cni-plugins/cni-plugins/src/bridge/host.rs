@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use cni::ErrorReply;
 use ipnetwork::IpNetwork;
-use linux::netlink::{BridgeOptions, BridgePortOptions, Error, Link, LinkChange, Netlink, NewAddress};
+use linux::netlink::{BridgeOptions, Error, Link, LinkChange, Netlink, NewAddress};
 
 use super::config::Config;
 use crate::sysctl;
@@ -44,14 +44,6 @@ pub(super) async fn ensure_bridge(host: &Netlink, config: &Config) -> Result<Lin
         host.change_link(bridge.index, &change).await.map_err(failed)?;
     }
     Ok(bridge)
-}
-
-/// Sets the switches of the new port, and its VLANs.
-pub(super) async fn dress_port(host: &Netlink, port: &Link, config: &Config) -> Result<(), Error> {
-    if config.port != BridgePortOptions::default() {
-        host.set_bridge_port(port.index, config.port).await?;
-    }
-    config.vlans.dress_port(host, port.index).await
 }
 
 /// Makes the bridge, or the link of its VLAN, a gateway: its addresses, then forwarding for their families.

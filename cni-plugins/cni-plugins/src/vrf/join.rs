@@ -36,14 +36,14 @@ impl Join {
     /// Joins. A failure leaves the link outside, with what it had.
     pub(super) async fn run(&self, inside: &Inside<'_>, vrf: u32) -> Result<(), ErrorReply> {
         let name = &inside.link.name;
-        let watch = AddressWatch::open_in(inside.netns).map_err(ErrorReply::internal)?;
+        let watch = AddressWatch::open_in(inside.netns, &inside.netlink).map_err(ErrorReply::internal)?;
         let enter = LinkChange { master: Some(Some(vrf)), ..LinkChange::default() };
         inside.netlink.change_link(inside.link.index, &enter).await.map_err(|error| {
             ErrorReply::internal(format!("could not set the vrf as master of {name}: {error}"))
         })?;
         let Err(error) = self.restore(inside, watch, self.table).await else { return Ok(()) };
         let undone = async {
-            let watch = AddressWatch::open_in(inside.netns).map_err(ErrorReply::internal)?;
+            let watch = AddressWatch::open_in(inside.netns, &inside.netlink).map_err(ErrorReply::internal)?;
             let leave = LinkChange { master: Some(None), ..LinkChange::default() };
             inside.netlink.change_link(inside.link.index, &leave).await.map_err(ErrorReply::internal)?;
             self.restore(inside, watch, MAIN_TABLE).await

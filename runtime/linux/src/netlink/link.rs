@@ -143,6 +143,8 @@ pub struct LinkChange<'a> {
     pub master: Option<Option<u32>>,
     pub group: Option<u32>,
     pub alias: Option<String>,
+    /// Both switches of a bridge's port, which it must be.
+    pub bridge_port: Option<BridgePortOptions>,
     /// Moved before anything else is changed, which sets it down. Where its name is taken there, it arrives by `name`.
     pub netns: Option<BorrowedFd<'a>>,
 }
@@ -221,7 +223,8 @@ impl Netlink {
     /// Changes properties of the link, in one message.
     ///
     /// # Errors
-    /// `ENODEV` when it is gone; what the kernel says of the first property that it refuses.
+    /// `ENODEV` when it is gone; `EOPNOTSUPP` when it is no bridge's port and should be; what the kernel says of the first property that
+    /// it refuses.
     pub async fn change_link(&self, index: u32, change: &LinkChange<'_>) -> Result<(), Error> {
         let request = self.handle.link().change(change_message(index, change));
         answer("change link", format!("index {index}"), request.execute()).await
@@ -241,23 +244,6 @@ impl Netlink {
     /// As [`Netlink::change_link`].
     pub async fn set_link_down(&self, index: u32) -> Result<(), Error> {
         self.change_link(index, &LinkChange { up: Some(false), ..LinkChange::default() }).await
-    }
-
-    /// Sets both switches of a bridge port, which must be one already.
-    ///
-    /// # Errors
-    /// `EOPNOTSUPP` when the link is no bridge's port.
-    pub async fn set_bridge_port(&self, index: u32, port: BridgePortOptions) -> Result<(), Error> {
-        let message = LinkMessageBuilder::<LinkUnspec>::new()
-            .index(index)
-            .set_port_kind(InfoPortKind::Bridge)
-            .set_port_data(InfoPortData::BridgePort(vec![
-                InfoBridgePort::HairpinMode(port.hairpin),
-                InfoBridgePort::Isolated(port.isolated),
-            ]))
-            .build();
-        let request = self.handle.link().set_port(message);
-        answer("set bridge port", format!("index {index}"), request.execute()).await
     }
 
     /// Deletes all links of a group at once, which takes the kernel as long as deleting one. Groups below [`OWN_GROUPS`] are
@@ -361,6 +347,12 @@ fn change_message(index: u32, change: &LinkChange<'_>) -> LinkMessage {
     }
     if let Some(alias) = &change.alias {
         message = message.alias(alias.clone());
+    }
+    if let Some(port) = change.bridge_port {
+        message = message.set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(vec![
+            InfoBridgePort::HairpinMode(port.hairpin),
+            InfoBridgePort::Isolated(port.isolated),
+        ]));
     }
     if let Some(netns) = change.netns {
         message = message.setns_by_fd(netns.as_raw_fd());

@@ -83,26 +83,6 @@ impl Netlink {
         Ok(all)
     }
 
-    /// Index of the link that packets to an address leave by; none where there is no route.
-    ///
-    /// # Errors
-    /// When the kernel cannot say.
-    pub async fn link_towards(&self, address: IpAddr) -> Result<Option<u32>, Error> {
-        let question = message(&Route::to(address.into()));
-        let found = self.handle.route().get(question).execute().try_collect::<Vec<_>>();
-        let found = match answer("find route to", address.to_string(), found).await {
-            Err(error) if matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
-                return Ok(None);
-            }
-            found => found?,
-        };
-        let link = |attribute: &RouteAttribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        };
-        Ok(found.iter().flat_map(|route| &route.attributes).find_map(link))
-    }
-
     /// Adds a route.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Notifications: links that change, and addresses that finish duplicate detection.
 //!
-//! Owns: one multicast socket per watch, and beside it a socket for questions. The kernel drops notifications when the
+//! Owns: one multicast socket per watch. Beside it stands a socket for questions, often one that its user has anyway. The kernel drops notifications when the
 //! reader is slow and says so; a watch then tells its reader to look again ([`LinkEvent::Lost`]), or looks again itself.
 //! Nothing is queued but in the multicast socket's receive buffer, whose size is the limit. Questions never go through
 //! that socket: the kernel drops a reply that finds the buffer full, without a word to anybody.
@@ -45,14 +45,14 @@ pub struct LinkWatch {
 }
 
 impl LinkWatch {
-    /// Watches the calling thread's namespace, from now on.
+    /// Watches the calling thread's namespace, from now on. Questions go through `netlink`, which must be of the same namespace.
     ///
     /// # Errors
     /// When the kernel refuses the socket.
-    pub fn open() -> Result<Self, Error> {
+    pub fn beside(netlink: &Netlink) -> Result<Self, Error> {
         let notifications =
             Notifications::subscribe(MulticastGroup::Link).map_err(|error| Error::Open { error })?;
-        Ok(Self { netlink: Netlink::open()?, notifications })
+        Ok(Self { netlink: netlink.clone(), notifications })
     }
 
     /// Watches another namespace, from now on.
@@ -130,13 +130,13 @@ pub struct AddressWatch {
 }
 
 impl AddressWatch {
-    /// Watches another namespace, from now on.
+    /// Watches another namespace, from now on. Questions go through `netlink`, which must be of the same namespace.
     ///
     /// # Errors
     /// When the namespace cannot be entered, or the kernel refuses the socket.
-    pub fn open_in(netns: &Netns) -> Result<Self, Error> {
+    pub fn open_in(netns: &Netns, netlink: &Netlink) -> Result<Self, Error> {
         let notifications = Notifications::subscribe_in(netns, MulticastGroup::Ipv6Ifaddr)?;
-        Ok(Self { netlink: Netlink::open_in(netns)?, notifications })
+        Ok(Self { netlink: netlink.clone(), notifications })
     }
 
     /// Waits until no address of the link is tentative any more.

@@ -1,6 +1,9 @@
-//! Policy rules, and routes that stand beside each other.
+//! Policy rules, routes that stand beside each other, and where routes lead.
 
-use linux::netlink::{BridgeOptions, Netlink, NewAddress, Route, Rule};
+use linux::{
+    netlink::{BridgeOptions, Netlink, NewAddress, Route, Rule},
+    outgoing,
+};
 
 use super::links::{Place, block_on};
 
@@ -61,4 +64,26 @@ fn a_route_stands_beside_another_to_the_same_place() {
             .collect();
         assert_eq!(gateways, ["10.0.0.3", "10.0.0.2"]);
     });
+}
+
+#[test]
+fn routes_lead_to_a_link() {
+    let place = Place::new("place");
+    block_on(async {
+        let netlink = place.netlink();
+        let bridge = BridgeOptions { name: "br0".to_owned(), ..BridgeOptions::default() };
+        netlink.add_bridge(&bridge).await.expect("a bridge");
+        let bridge = netlink.link("br0").await.expect("it is there").index;
+        netlink.set_link_up(bridge).await.expect("it goes up");
+        for address in ["10.9.0.1/24", "fd09::1/64"] {
+            let new = NewAddress::new(bridge, address.parse().expect(address));
+            netlink.add_address(&new).await.expect("an address");
+        }
+    });
+    for (address, link) in
+        [("10.9.0.7", Some("br0")), ("fd09::7", Some("br0")), ("192.0.2.1", None), ("2001:db8::1", None)]
+    {
+        let asked = place.0.run(|| outgoing::link_towards(address.parse().expect(address)));
+        assert_eq!(asked.expect("a thread").expect(address).as_deref(), link, "{address}");
+    }
 }
