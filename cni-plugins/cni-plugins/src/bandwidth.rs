@@ -3,7 +3,7 @@
 //! Chained after a plugin that made a pair of links. What goes in is queued at the host's end of the pair; what comes out can
 //! only be queued where it leaves a link, so it is sent through an `ifb` of its own, which DEL removes: the rest goes with the
 //! pair. The kernel waits as long for the end of one link as for that of several, and the pair is to go next: so `ifb` and port
-//! share a link group, and DEL removes both at once. Inputs: rates and bursts in bits of `runtimeConfig.bandwidth`, or of the configuration itself;
+//! share a link group, unless the port has one already, and DEL removes both at once. Inputs: rates and bursts in bits of `runtimeConfig.bandwidth`, or of the configuration itself;
 //! output: the previous result, and the `ifb` if there is one.
 //!
 //! The `ifb` has the reference plugin's name, a hash of network and container, and like a port of `bridge` an alias that says
@@ -61,7 +61,7 @@ impl Plugin for Bandwidth {
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
         block_on(async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
-            delete_named(&host, &ifb_name(&request.network, &request.container_id)).await
+            delete_own(&host, request).await
         })
     }
 
@@ -153,8 +153,10 @@ impl Limiting<'_> {
             .await
             .map_err(failed("create ingress qdisc"))?;
         self.made.push(Made::Redirect);
-        let join = LinkChange { group: shared, ..LinkChange::default() };
-        self.host.change_link(self.port.index, &join).await.map_err(failed("adding link"))?;
+        if self.port.group == 0 {
+            let join = LinkChange { group: shared, ..LinkChange::default() };
+            self.host.change_link(self.port.index, &join).await.map_err(failed("adding link"))?;
+        }
         Ok(Interface { name, mac: ifb.mac.map(|mac| mac.to_string()), ..Interface::default() })
     }
 
@@ -233,8 +235,14 @@ fn shared_group(ifb: &Link) -> u32 {
     OWN_GROUPS | ifb.index
 }
 
-async fn delete_named(host: &Netlink, name: &str) -> Result<(), ErrorReply> {
-    match host.find_link(name).await.map_err(ErrorReply::internal)? {
+/// The name says the container; its other link may have the `ifb`, as the alias tells.
+async fn delete_own(host: &Netlink, request: &Request) -> Result<(), ErrorReply> {
+    let name = ifb_name(&request.network, &request.container_id);
+    let found = host.find_link(&name).await.map_err(ErrorReply::internal)?;
+    let is_own = |link: &Link| {
+        link.alias.as_deref().and_then(Alias::parse).is_none_or(|alias| alias == Alias::of(request))
+    };
+    match found.filter(is_own) {
         Some(link) => delete(host, &link).await,
         None => Ok(()),
     }

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
     time::{Duration, Instant},
 };
 
@@ -91,6 +92,68 @@ fn both_directions_are_limited_and_nothing_is_left() {
     assert_eq!(host_links().len(), before + 1);
     assert!(a.link("eth0").is_none());
     assert_eq!(Call::new("DEL", &bridge, &a).run("bridge"), Ok(Value::Null));
+}
+
+fn limits(made: &Value) -> Value {
+    let mut limits = config("1.0.0");
+    limits["runtimeConfig"] = json!({"bandwidth": {"egressRate": RATE, "egressBurst": BURST}});
+    limits["prevResult"] = made.clone();
+    limits
+}
+
+#[test]
+fn a_second_link_that_could_not_be_limited_takes_nothing_from_the_first() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let bridge = node.config("1.0.0");
+    let made = Call::new("ADD", &bridge, &a).run("bridge").expect("an attachment");
+    let first = limits(&made);
+    Call::new("ADD", &first, &a).run("bandwidth").expect("limits");
+    let call = |verb, config| Call { ifname: "eth1", ..Call::new(verb, config, &a) };
+    let second = limits(&call("ADD", &bridge).run("bridge").expect("another attachment"));
+    let error = call("ADD", &second).run("bandwidth").expect_err("the container has a link of this name");
+    assert!(error["msg"].as_str().is_some_and(|msg| msg.contains("exists")), "{error}");
+    assert_eq!(call("DEL", &second).run("bandwidth"), Ok(Value::Null));
+    assert_eq!(Call::new("CHECK", &first, &a).run("bandwidth"), Ok(Value::Null));
+    assert_eq!(Call::new("DEL", &first, &a).run("bandwidth"), Ok(Value::Null));
+    assert!(a.link("eth0").is_none() && a.link("eth1").is_some());
+    for config in [call("DEL", &bridge), Call::new("DEL", &bridge, &a)] {
+        assert_eq!(config.run("bridge"), Ok(Value::Null));
+    }
+}
+
+/// An IPAM plugin named `dhcp` writes down the verbs whose container still had its link.
+fn dhcp(node: &Node) -> String {
+    let folder = node.path("bin");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let file = folder.join("dhcp");
+    let answer = r#"{"cniVersion": "1.0.0", "ips": [{"address": "10.97.0.2/24"}]}"#;
+    let script = format!(
+        "#!/bin/sh\nnsenter --net=$CNI_NETNS ip link show $CNI_IFNAME > /dev/null && echo $CNI_COMMAND >> {}\n\
+         [ $CNI_COMMAND = DEL ] || echo '{answer}'\n",
+        node.path("calls").display()
+    );
+    std::fs::write(&file, script).expect("a script");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("it may run");
+    folder.to_str().expect("a path of letters").to_owned()
+}
+
+#[test]
+fn a_dhcp_server_is_still_told_through_the_link_that_the_address_is_free() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let path = dhcp(&node);
+    let mut bridge = node.config("1.0.0");
+    bridge["ipam"] = json!({"type": "dhcp"});
+    bridge["isDefaultGateway"] = json!(false);
+    let call = |verb, config| Call { path: &path, ..Call::new(verb, config, &a) };
+    let made = call("ADD", &bridge).run("bridge").expect("an attachment");
+    let limits = limits(&made);
+    call("ADD", &limits).run("bandwidth").expect("limits");
+    assert_eq!(call("DEL", &limits).run("bandwidth"), Ok(Value::Null));
+    assert!(!host_links().iter().any(|link| link.is_kind("ifb") && link.name.starts_with("bwp")));
+    assert_eq!(call("DEL", &bridge).run("bridge"), Ok(Value::Null));
+    assert_eq!(std::fs::read_to_string(node.path("calls")).expect("its calls"), "ADD\nDEL\n");
 }
 
 #[test]
