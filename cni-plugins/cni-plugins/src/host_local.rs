@@ -91,10 +91,8 @@ impl Plugin for HostLocal {
     /// range does no harm, and ADD says what is wrong with the next one.
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {
         let config = Config::read(request)?;
-        let store = Store::open_existing(&config.data_dir, &request.network);
-        let taken =
-            store.and_then(|store| store.map_or_else(|| Ok(Default::default()), |store| store.taken()));
-        taken.map(drop).map_err(|error| ErrorReply::new(code::PLUGIN_NOT_AVAILABLE, error.to_string()))
+        let opened = Store::open_existing(&config.data_dir, &request.network);
+        opened.map(drop).map_err(|error| ErrorReply::new(code::PLUGIN_NOT_AVAILABLE, error.to_string()))
     }
 }
 

@@ -79,6 +79,15 @@ impl Side {
         })?
     }
 
+    /// How long a DEL takes that finds nothing any more: runtimes call it twice.
+    fn detach_again(&self, chain: &Chain) -> Result<Duration> {
+        self.host.run(|| {
+            let begin = Instant::now();
+            chain.del(&self.implementation, &self.containers[0], 0, &serde_json::Value::Null)?;
+            Ok(begin.elapsed())
+        })?
+    }
+
     /// How long each of many ADDs takes that begin at once.
     fn burst(&self, chain: &Chain) -> Result<Vec<Duration>> {
         let start = Barrier::new(self.containers.len());
@@ -214,18 +223,21 @@ fn addresses(sides: &[Side; 2]) -> Result<()> {
     let mut rows = Vec::new();
     for leases in LEASES {
         let chain = Chain::ipam("/run/cni/bench");
-        let mut times = [Vec::new(), Vec::new()];
+        let (mut times, mut again) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for (index, side) in sides.iter().enumerate() {
             lease(Path::new("/run/cni/bench/net"), leases)?;
             for round in 0..=IPAM_ROUNDS {
                 let [add, _] = side.attach_and_detach(&chain)?;
+                let nothing = side.detach_again(&chain)?;
                 if round > 0 {
                     times[index].push(add);
+                    again[index].push(nothing);
                 }
             }
             fs::remove_dir_all("/run/cni/bench").context("remove the leases")?;
         }
         rows.push((format!("host-local: ADD, {leases} leases"), times));
+        rows.push((format!("host-local: DEL again, {leases} leases"), again));
     }
     print("An address of a /16", &rows);
     Ok(())

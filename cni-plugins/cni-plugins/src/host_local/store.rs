@@ -111,23 +111,30 @@ impl Store {
 
     /// The addresses that the owner has.
     pub(crate) fn owned(&self, owner: &Owner) -> Result<Vec<IpAddr>, StoreError> {
-        let legacy = owner.without_ifname();
-        if self.index.is_current(&self.dir)
-            && let (Some(mut addresses), Some(old)) = (self.index.lookup(owner), self.index.lookup(&legacy))
-        {
-            addresses.extend(old);
-            return Ok(addresses);
+        let [own, old] = self.look_up([owner, &owner.without_ifname()])?;
+        Ok([own, old].concat())
+    }
+
+    /// The addresses of each owner; the index is up to date afterwards.
+    fn look_up<const N: usize>(&self, owners: [&Owner; N]) -> Result<[Vec<IpAddr>; N], StoreError> {
+        if self.index.is_current(&self.dir) {
+            let known = owners.map(|owner| self.index.lookup(owner));
+            if known.iter().all(Option::is_some) {
+                return Ok(known.map(Option::unwrap_or_default));
+            }
         }
         let leases = self.scan()?;
         self.index.rebuild(&self.dir, &by_owner(&leases));
-        let theirs = leases.into_iter().filter(|(_, found)| found == owner || *found == legacy);
-        Ok(theirs.map(|(address, _)| address).collect())
+        Ok(owners.map(|owner| {
+            leases.iter().filter(|(_, found)| found == owner).map(|(address, _)| *address).collect()
+        }))
     }
 
     /// Begins to lease; the leases are the index's and the lock's concern when it is finished.
     pub(crate) fn lease(&self, owner: &Owner) -> Result<Leasing<'_>, StoreError> {
         let path = self.dir.join(PENDING);
         let indexed = self.index.is_current(&self.dir);
+        self.index.invalidate();
         // One that a crash left may be a lease under its other name: it must not be written to.
         remove(&path)?;
         let mut file = OpenOptions::new()
@@ -152,21 +159,11 @@ impl Store {
     /// Ends the owner's leases; none is success.
     pub(crate) fn release(&self, owner: &Owner) -> Result<(), StoreError> {
         let legacy = owner.without_ifname();
-        let mut known = Vec::new();
-        if self.index.is_current(&self.dir) {
-            known = self.index.lookup(owner).unwrap_or_default();
-        }
+        let [own, old] = self.look_up([owner, &legacy])?;
+        // What an old release wrote may be of any link of the container.
+        let known = if own.is_empty() { old } else { own };
         if known.is_empty() {
-            // Nothing that the index knows of: what it missed, or what an old release wrote, may still be there.
-            let leases = self.scan()?;
-            let of = |wanted: &Owner| -> Vec<IpAddr> {
-                leases.iter().filter(|(_, found)| found == wanted).map(|(address, _)| *address).collect()
-            };
-            known = of(owner);
-            if known.is_empty() {
-                known = of(&legacy);
-            }
-            self.index.rebuild(&self.dir, &by_owner(&leases));
+            return Ok(());
         }
         self.index.invalidate();
         for address in &known {
@@ -226,7 +223,7 @@ pub(crate) struct Leasing<'a> {
     store: &'a Store,
     owner: Owner,
     pending: PathBuf,
-    /// The index was up to date before, so it is again when this is added.
+    /// The index was up to date before, so it is again when this is added, or taken back.
     indexed: bool,
     taken: Vec<IpAddr>,
 }
@@ -235,9 +232,6 @@ impl Leasing<'_> {
     /// Leases the address for range set `set`, unless somebody has it.
     pub(crate) fn try_take(&mut self, address: IpAddr, set: usize) -> Result<bool, StoreError> {
         let path = self.store.dir.join(address.to_string());
-        if self.taken.is_empty() {
-            self.store.index.invalidate();
-        }
         match fs::hard_link(&self.pending, &path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             linked => linked.map_err(failed("create lease", &path))?,
@@ -252,7 +246,7 @@ impl Leasing<'_> {
     pub(crate) fn finish(mut self) -> Result<(), StoreError> {
         let taken = std::mem::take(&mut self.taken);
         remove(&self.pending)?;
-        if self.indexed {
+        if std::mem::take(&mut self.indexed) {
             self.store.index.replace_if_known(&self.owner, |addresses| addresses.extend(&taken));
             self.store.index.confirm(&self.store.dir);
         }
@@ -262,13 +256,17 @@ impl Leasing<'_> {
 
 impl Drop for Leasing<'_> {
     fn drop(&mut self) {
-        for address in &self.taken {
-            if let Err(error) = remove(&self.store.dir.join(address.to_string())) {
+        // The other name is gone already when the leases are kept; the next lease removes what stays.
+        let left = self.taken.iter().map(|address| self.store.dir.join(address.to_string()));
+        for path in left.chain([self.pending.clone()]) {
+            if let Err(error) = remove(&path) {
                 eprintln!("take back a lease: {error}");
+                self.indexed = false;
             }
         }
-        // Gone already when the leases are kept; the next lease removes what stays.
-        let _ = fs::remove_file(&self.pending);
+        if self.indexed {
+            self.store.index.confirm(&self.store.dir);
+        }
     }
 }
 

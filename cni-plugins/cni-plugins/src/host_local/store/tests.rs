@@ -100,6 +100,35 @@ fn collection_keeps_what_is_wanted_and_removes_what_has_no_owner() {
     assert!(open(dir.path()).owned(&Owner::new("drop", "eth0")).expect("a readable folder").is_empty());
 }
 
+/// Makes a lease unreadable without a trace in the folder: whoever reads every lease fails.
+fn spoil(dir: &Path, address: &str) {
+    let path = dir.join("pods").join(address);
+    let time = dir.join("pods").metadata().and_then(|folder| folder.modified()).expect("the folder's time");
+    fs::remove_file(&path).expect("a lease");
+    fs::create_dir(&path).expect("a folder in its place");
+    fs::File::open(dir.join("pods")).and_then(|folder| folder.set_modified(time)).expect("the time before");
+}
+
+#[test]
+fn what_is_not_there_is_released_and_what_failed_is_forgotten_without_reading_every_lease() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (a, b) = (Owner::new("a", "eth0"), Owner::new("b", "eth0"));
+    open(dir.path()).release(&a).expect("nothing to release");
+    assert!(lease(dir.path(), &a, "10.1.0.5"));
+    spoil(dir.path(), "10.1.0.5");
+    open(dir.path()).release(&b).expect("nothing to release");
+    open(dir.path()).release(&b).expect("still nothing");
+    // Taken by somebody, taken and given back, and refused before anything was taken.
+    assert!(!lease(dir.path(), &b, "10.1.0.5"));
+    let store = open(dir.path());
+    let mut leasing = store.lease(&b).expect("a pending lease");
+    assert!(leasing.try_take(ip("10.1.0.6"), 0).expect("a writable folder"));
+    drop(leasing);
+    drop(store.lease(&b).expect("a pending lease"));
+    drop(store);
+    assert_eq!(open(dir.path()).owned(&a).expect("a lease"), [ip("10.1.0.5")]);
+}
+
 #[test]
 fn an_index_that_is_broken_is_made_anew() {
     let dir = tempfile::tempdir().expect("a folder");
