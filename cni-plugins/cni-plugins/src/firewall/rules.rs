@@ -45,6 +45,7 @@ pub(super) struct Owner<'a> {
 struct Shared {
     chain: Chain<'static>,
     meaning: String,
+    comment: String,
     rule: Rule,
 }
 
@@ -93,12 +94,12 @@ impl<'a> Owner<'a> {
             return Ok(Some(CONTAINERS_COMMENT.to_owned()));
         }
         for shared in shared(config, bridge) {
-            if shared.present(nftables)?.is_empty() {
+            if !shared.may_be_present(nftables)? {
                 return Ok(Some(shared.meaning));
             }
         }
         let expected = addresses(result).flat_map(accept).count();
-        let found = nftables.rules(CONTAINERS)?.iter().filter(|rule| self.is_of(rule)).count();
+        let found = nftables.rules(CONTAINERS)?.iter().filter(|rule| self.may_be_of(rule)).count();
         Ok((found < expected).then(|| format!("of container {}", self.container_id)))
     }
 
@@ -106,7 +107,7 @@ impl<'a> Owner<'a> {
         rule.comment.as_deref() == Some(self.container_id) && rule.tag.as_deref() == Some(self.tag.bytes())
     }
 
-    /// Rules that were saved and restored as text have no tag any more: the container's other networks, whose they may be, are
+    /// Rules that were saved and restored as text have no tag any more: they may be of the container's other networks, which are then
     /// detached with this one.
     fn may_be_of(&self, rule: &ListedRule) -> bool {
         rule.comment.as_deref() == Some(self.container_id)
@@ -120,7 +121,8 @@ impl Shared {
     fn plan(&self, nftables: &Nftables, batch: &mut Batch) -> Result<(), Error> {
         let present = self.present(nftables)?;
         if present.is_empty() {
-            batch.insert_rule(self.chain, &self.rule.clone().tag(self.meaning.as_bytes()));
+            let rule = self.rule.clone().comment(&*self.comment).tag(self.meaning.as_bytes());
+            batch.insert_rule(self.chain, &rule);
         }
         for handle in present.into_iter().skip(1) {
             batch.delete_rule(self.chain, handle);
@@ -132,6 +134,15 @@ impl Shared {
         let rules = nftables.rules(self.chain)?;
         let same = rules.iter().filter(|rule| rule.tag.as_deref() == Some(self.meaning.as_bytes()));
         Ok(same.map(|rule| rule.handle).collect())
+    }
+
+    /// As [`Owner::may_be_of`].
+    fn may_be_present(&self, nftables: &Nftables) -> Result<bool, Error> {
+        let may_be = |rule: &ListedRule| match &rule.tag {
+            Some(tag) => tag == self.meaning.as_bytes(),
+            None => rule.comment.as_ref() == Some(&self.comment),
+        };
+        Ok(nftables.rules(self.chain)?.iter().any(may_be))
     }
 }
 
@@ -169,9 +180,9 @@ fn dispatch() -> [Rule; 2] {
 
 /// The administrator's chain comes before every container's rules.
 fn shared(config: &Config, bridge: Option<&IsolatedBridge>) -> Vec<Shared> {
-    let admin = Rule::new(TABLE.family).jump(&config.admin_chain).comment(ADMIN_COMMENT);
-    let meaning = format!("admin {}", config.admin_chain);
-    let mut all = vec![Shared { chain: CONTAINERS, meaning, rule: admin }];
+    let rule = Rule::new(TABLE.family).jump(&config.admin_chain);
+    let (meaning, comment) = (format!("admin {}", config.admin_chain), ADMIN_COMMENT.to_owned());
+    let mut all = vec![Shared { chain: CONTAINERS, meaning, comment, rule }];
     all.extend(bridge.into_iter().flat_map(isolate));
     all
 }
@@ -180,9 +191,12 @@ fn isolate(bridge: &IsolatedBridge) -> Vec<Shared> {
     let IsolatedBridge { name, within, .. } = bridge;
     let policy = if *within { "isolated" } else { "same-bridge" };
     let comment = format!("CNI firewall plugin rules (ingressPolicy: {policy})");
-    let from = || Rule::new(TABLE.family).input_link(Match::Is, name).comment(&*comment);
-    let to = Rule::new(TABLE.family).output_link(Match::Is, name).comment(&*comment);
-    let shared = |chain, meaning: &str, rule| Shared { chain, meaning: format!("{meaning} {name}"), rule };
+    let from = || Rule::new(TABLE.family).input_link(Match::Is, name);
+    let to = Rule::new(TABLE.family).output_link(Match::Is, name);
+    let shared = |chain, meaning: &str, rule| {
+        let meaning = format!("{meaning} {name}");
+        Shared { chain, meaning, comment: comment.clone(), rule }
+    };
     let mut all = vec![
         shared(FROM_BRIDGES, "from", from().output_link(Match::IsNot, name).jump(BETWEEN_BRIDGES.name)),
         shared(BETWEEN_BRIDGES, "to", to.drop()),
@@ -194,7 +208,7 @@ fn isolate(bridge: &IsolatedBridge) -> Vec<Shared> {
         for family in [Family::Ip, Family::Ip6] {
             let frame = Rule::new(BRIDGES.family).input_bridge(Match::Is, name).carries(family);
             let meaning = format!("within {family}");
-            all.push(shared(BRIDGES_FORWARD, &meaning, frame.drop().comment(&*comment)));
+            all.push(shared(BRIDGES_FORWARD, &meaning, frame.drop()));
         }
     }
     all

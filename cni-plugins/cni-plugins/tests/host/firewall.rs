@@ -116,6 +116,8 @@ fn each_policy_lets_its_packets_pass() {
         let of_d = Guarded::new(&node, &d, 3, json!({}));
         assert!(of_d.hears(&a, policy), "{policy}: to an open bridge");
         for guarded in [of_a, of_b, of_c, of_d] {
+            // The rules have been saved and restored as text, and are still known by their comments.
+            assert_eq!(run("firewall", "CHECK", &guarded.firewall, guarded.container), Value::Null);
             guarded.detach();
         }
         nft(&["flush", "ruleset"]);
@@ -149,9 +151,9 @@ fn neighbours_are_apart_without_the_bridges_help() {
             format!("meta ibrname \"cni1\" meta protocol {family} drop comment \"CNI firewall plugin rules");
         assert_eq!(text.matches(&rule).count(), 1, "{text}");
     }
-    assert_eq!(run("firewall", "CHECK", &isolated, &a), Value::Null);
     other.is_known_to(&a);
     assert!(!other.hears(&a, "isolated"));
+    assert_eq!(run("firewall", "CHECK", &isolated, &a), Value::Null);
     // The rules have been saved and restored as text, and are still known by their comments.
     other.detach();
     open.detach();
