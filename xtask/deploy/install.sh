@@ -84,11 +84,8 @@ install_agent() {
     for program in orlop-agent orlop-shim orlopctl; do
         put 755 "$here/bin/$program" "/usr/local/bin/$program"
     done
-    # All network plugins are one executable.
-    put 755 "$here/cni/bridge" /opt/cni/bin/bridge
     for plugin in "$here"/cni/*; do
-        name=/opt/cni/bin/$(basename "$plugin")
-        [ "$name" -ef /opt/cni/bin/bridge ] || { ln -f /opt/cni/bin/bridge "$name.new" && mv "$name.new" "$name"; }
+        put 755 "$plugin" "/opt/cni/bin/$(basename "$plugin")"
     done
     put 644 "$here/deploy/orlop-agent.service" /etc/systemd/system/orlop-agent.service
     mkdir -p -m 700 /etc/orlop/credentials

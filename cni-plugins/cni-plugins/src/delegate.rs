@@ -1,10 +1,16 @@
 //! Delegation to another plugin, by execution, as the specification says: in the same environment. An IPAM plugin gets the
 //! same configuration, any other one that was made for it.
 //!
-//! Where the file that is found is this executable under another name, `host-local` and `static` are called within the process:
-//! with the same variables and through the same checks, but without a process's start.
+//! Where the file that is found is this executable too, `host-local` and `static` are called within the process: with the same
+//! variables and through the same checks, but without a process's start.
 
-use std::{ffi::OsString, fs, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::Read,
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
 
 use cni::{
     AddResult, ErrorReply, code,
@@ -20,6 +26,10 @@ use crate::{
 
 /// The IPAM plugin that needs the link to give an address back.
 pub(crate) const DHCP: &str = "dhcp";
+
+const PAGE: u64 = 4096;
+/// How the note with a build id begins: the lengths of name and content, the kind (`NT_GNU_BUILD_ID`), the name.
+const BUILD_ID_NOTE: &[u8] = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0";
 
 /// The plugin that `ipam.type` names; none for a network without addresses.
 pub(crate) fn ipam_type(request: &Request) -> Result<Option<String>, ErrorReply> {
@@ -115,10 +125,33 @@ pub(crate) async fn call_with(
     call.run().await.map_err(reply)
 }
 
+/// Whether a file is this executable, under another name or as a copy of it.
 fn is_this_executable(path: &Path) -> bool {
-    let file = |path: &Path| fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
-    let own = file(Path::new("/proc/self/exe"));
-    own.is_some() && own == file(path)
+    let own = Path::new("/proc/self/exe");
+    let place = |path: &Path| fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    let Some(own_place) = place(own) else { return false };
+    if place(path) == Some(own_place) {
+        return true;
+    }
+    let identity = Identity::of(own);
+    identity.is_some() && identity == Identity::of(path)
+}
+
+/// Length and beginning of an executable. The linker puts its hash of all that it linked there, the build id: two with the same differ in
+/// nothing but what was done to them afterwards.
+#[derive(PartialEq, Eq)]
+struct Identity(u64, Vec<u8>);
+
+impl Identity {
+    /// None of what has no build id.
+    fn of(path: &Path) -> Option<Self> {
+        let file = File::open(path).ok()?;
+        let length = file.metadata().ok()?.len();
+        let mut beginning = Vec::new();
+        file.take(PAGE).read_to_end(&mut beginning).ok()?;
+        let has_build_id = beginning.windows(BUILD_ID_NOTE.len()).any(|bytes| bytes == BUILD_ID_NOTE);
+        has_build_id.then_some(Self(length, beginning))
+    }
 }
 
 /// What the other plugin said is what the caller gets to read.

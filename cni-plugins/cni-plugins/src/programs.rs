@@ -1,8 +1,8 @@
 //! One executable for all plugins: the name that it is called by says which one it is.
 //!
-//! Owns the list of names. The file is installed under each of them (hard links), so that the plugins share its pages, and one
-//! that delegates to another finds itself there (see `delegate`). It refuses to run under any other name, but for
-//! `cni-plugins list`, which prints the names for who installs it.
+//! Owns the list of names. A copy of the file is installed under each of them, and one that delegates to another knows it again
+//! there (see `delegate`). It refuses to run under any other name, but for `cni-plugins list`, which prints the names for who
+//! installs it.
 
 use std::{env, path::Path, process::ExitCode};
 

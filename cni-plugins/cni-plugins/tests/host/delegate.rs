@@ -1,5 +1,5 @@
 //! IPAM plugins that misbehave, under `ptp`: what was made is gone, and what could not be undone is told. And our own, which are
-//! called within the process where they are the same executable.
+//! called within the process where they are the same executable, or a copy of it.
 
 use std::{
     fs,
@@ -72,19 +72,19 @@ fn what_could_not_be_undone_is_told() {
     assert_eq!(add(&node, &a, &path), json!([["ADD", "DEL"], 999, message, "undo: stuck"]));
 }
 
-/// Our executable under a name that it cannot be started by: whoever calls it all the same does so within the process.
+/// An executable under a name that it cannot be started by: whoever calls it all the same does so within the process.
 struct Unstartable(PathBuf);
 
 impl Unstartable {
-    fn new(path: PathBuf) -> Self {
+    fn new(executable: &Path, path: PathBuf) -> Self {
         fs::write(&path, "").expect("a file");
-        let mount = |arguments: &[&str]| {
+        let mount = |arguments: &[&Path]| {
             let status =
                 Command::new("mount").arg("-n").args(arguments).arg(&path).status().expect("mount starts");
             assert!(status.success(), "mount {arguments:?}");
         };
-        mount(&["--bind", EXECUTABLE]);
-        mount(&["-o", "remount,bind,noexec"]);
+        mount(&[Path::new("--bind"), executable]);
+        mount(&[Path::new("-o"), Path::new("remount,bind,noexec")]);
         Self(path)
     }
 }
@@ -133,22 +133,45 @@ fn answers(node: &Node, container: &Container, path: &Path) -> Vec<Value> {
 fn ours_answer_within_the_process_as_by_execution() {
     let node = Node::new();
     let a = Container::new("a");
-    let [within, apart] = ["within", "apart"].map(|name| {
+    let [linked, copied, rebuilt, apart] = ["linked", "copied", "rebuilt", "apart"].map(|name| {
         let folder = node.path(name);
         fs::create_dir(&folder).expect("a folder");
         folder
     });
-    let _names = ["host-local", "static"].map(|name| Unstartable::new(within.join(name)));
-    // Another file with the same content is started.
-    fs::copy(EXECUTABLE, apart.join("host-local")).expect("a copy");
-    fs::hard_link(apart.join("host-local"), apart.join("static")).expect("a link");
+    let copy = node.path("copy");
+    fs::copy(EXECUTABLE, &copy).expect("a copy");
+    let other = node.path("other");
+    fs::write(&other, with_another_build_id(fs::read(EXECUTABLE).expect("an executable"))).expect("a file");
+    let _names: Vec<_> = [(Path::new(EXECUTABLE), &linked), (&copy, &copied), (&other, &rebuilt)]
+        .into_iter()
+        .flat_map(|(executable, folder)| {
+            ["host-local", "static"].map(|name| Unstartable::new(executable, folder.join(name)))
+        })
+        .collect();
+    for name in ["host-local", "static"] {
+        let started = node.path(&format!("started-{name}"));
+        fs::create_dir(&started).expect("a folder");
+        let started = started.join(name);
+        fs::copy(EXECUTABLE, &started).expect("a copy");
+        let script = apart.join(name);
+        fs::write(&script, format!("#!/bin/sh\nexec {}\n", started.display())).expect("a script");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it may run");
+    }
     let expected = answers(&node, &a, &apart);
-    assert_eq!(answers(&node, &a, &within), expected);
+    assert_eq!(answers(&node, &a, &linked), expected);
+    assert_eq!(answers(&node, &a, &copied), expected);
     let errors = expected.iter().filter(|answer| answer["code"].is_number()).count();
     assert!(errors > 15 && errors < expected.len(), "{expected:#?}");
 
-    fs::set_permissions(apart.join("static"), fs::Permissions::from_mode(0o644)).expect("it may not run");
-    let refused = &answers(&node, &a, &apart)[0];
+    let refused = &answers(&node, &a, &rebuilt)[0];
     let message = refused["msg"].as_str().unwrap_or_default();
     assert!(message.starts_with("start STATUS of ") && message.contains("Permission denied"), "{refused}");
+}
+
+/// The executable as if something else had been linked, of the same length.
+fn with_another_build_id(mut executable: Vec<u8>) -> Vec<u8> {
+    let note = b"\x14\0\0\0\x03\0\0\0GNU\0";
+    let at = executable.windows(note.len()).position(|bytes| bytes == note).expect("a build id");
+    executable[at + note.len()] ^= 1;
+    executable
 }
