@@ -10,10 +10,12 @@ mod chain;
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use serde_json::{Map, Value};
+use tokio::sync::RwLock;
 
 use self::chain::{Chain, Subject};
 use crate::{
@@ -98,17 +100,20 @@ pub enum Error {
     Several(Vec<Error>),
 }
 
-/// Attaches containers to the network of a configuration folder.
+/// Attaches containers to the network of a configuration folder. Its clones work together.
 #[derive(Debug, Clone)]
 pub struct Client {
     options: Options,
     cache: Cache,
+    /// As the specification wants it: no other call is under way during a GC, which would take an attachment that is being made for
+    /// one that is left over.
+    calls: Arc<RwLock<()>>,
 }
 
 impl Client {
     pub fn new(options: Options) -> Self {
         let cache = Cache::new(&options.cache_dir);
-        Self { options, cache }
+        Self { options, cache, calls: Arc::default() }
     }
 
     /// The network that attachments go to: the first good file by name. Broken files are logged; they are an error
@@ -142,6 +147,7 @@ impl Client {
         if attachment.netns.is_none() {
             return Err(Error::NoNetns { container_id: attachment.container_id.clone() });
         }
+        let _call = self.calls.read().await;
         let network = self.network()?;
         let mut entry = new_entry(&network, attachment);
         self.cache.store(&entry)?;
@@ -173,6 +179,7 @@ impl Client {
     pub async fn del(&self, attachment: &Attachment) -> Result<(), Error> {
         validate::container_id(&attachment.container_id)?;
         validate::interface_name(&attachment.ifname)?;
+        let _call = self.calls.read().await;
         let cached = self.cache.find(&attachment.container_id, &attachment.ifname)?;
         if !cached.is_empty() {
             let mut errors = Vec::new();
@@ -211,6 +218,7 @@ impl Client {
             container_id: attachment.container_id.clone(),
             ifname: attachment.ifname.clone(),
         };
+        let _call = self.calls.read().await;
         let cached = self.cache.find(&attachment.container_id, &attachment.ifname)?;
         let entry = cached.into_iter().next().ok_or_else(not_attached)?;
         let network = cached_network(&entry)?;
@@ -226,7 +234,7 @@ impl Client {
     }
 
     /// Detaches what is attached to the network and not in `valid`, then lets the plugins remove what they find left
-    /// over (from version 1.1).
+    /// over (from version 1.1). Waits for the calls under way, and holds up others.
     ///
     /// # Errors
     /// All that went wrong, after everything was tried.
@@ -235,6 +243,7 @@ impl Client {
         if network.disable_gc {
             return Ok(());
         }
+        let _alone = self.calls.write().await;
         let keep: HashSet<(&str, &str)> =
             valid.iter().map(|kept| (kept.container_id.as_str(), kept.ifname.as_str())).collect();
         let mut errors = Vec::new();

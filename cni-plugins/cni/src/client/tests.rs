@@ -183,6 +183,26 @@ async fn gc_detaches_what_is_not_valid_and_tells_the_plugins_what_is() {
 }
 
 #[tokio::test]
+async fn gc_leaves_an_attachment_alone_that_is_being_made() {
+    let node = Node::new("1.1.0");
+    let client = node.client();
+    let gate = node.path("gate");
+    assert!(std::process::Command::new("mkfifo").arg(&gate).status().expect("mkfifo starts").success());
+    node.plugin("two", &format!("[ $CNI_COMMAND = ADD ] && cat {} > /dev/null", gate.display()));
+    let attachment = attachment();
+    let (added, collected, ()) = tokio::join!(client.add(&attachment), client.gc(&[]), async {
+        // Opened when the plugin reads it: the ADD is half made, and GC has been asked for.
+        let open = move || fs::write(gate, "");
+        tokio::task::spawn_blocking(open).await.expect("a thread").expect("the gate opens");
+    });
+    added.expect("all plugins succeed");
+    collected.expect("all plugins succeed");
+    let order = node.order();
+    assert_eq!(order[..3], ["ADD one", "ADD two", "ADD three"], "{order:?}");
+    assert_eq!(node.cached(), 0, "it is collected once it is made");
+}
+
+#[tokio::test]
 async fn names_that_are_no_file_names_are_refused_before_anything_runs() {
     let node = Node::new("1.0.0");
     for (id, ifname) in [("", "eth0"), ("../x", "eth0"), ("a", ""), ("a", "a/b"), ("a", "sixteen-bytes-xx")] {
