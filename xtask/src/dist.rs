@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{build_ebpf, process};
+use crate::{build_ebpf, process, setup};
 
 /// Executables of `dist/bin`, with the package that builds each.
 const BIN: &[(&str, &str)] =
@@ -21,6 +21,9 @@ const SHIM: (&str, &str) = ("shim", "orlop-shim");
 
 /// All CNI plugins: the file of `dist/cni` has their names, which it knows itself.
 const PLUGINS: (&str, &str) = ("cni-plugins", "cni-plugins");
+
+/// The cargo profile of what runs for milliseconds.
+const SHORT_LIVED: &str = "short-lived";
 
 /// Files of `dist/deploy`, from `xtask/deploy`: systemd units and the script that installs everything.
 const DEPLOY: &[&str] = &["install.sh", "orlop-agent.service", "orlop-server.service"];
@@ -67,7 +70,8 @@ pub fn run(options: &Options) -> Result<PathBuf> {
     for (_, binary) in BIN {
         install(&built.join(binary), &bin.join(binary))?;
     }
-    install_plugins(&built.join(PLUGINS.1), &make_folder(&dist, "cni")?)?;
+    let plugins = if profile == Profile::Release { build_plugins()? } else { built.join(PLUGINS.1) };
+    install_plugins(&plugins, &make_folder(&dist, "cni")?)?;
     let deploy = make_folder(&dist, "deploy")?;
     for name in DEPLOY {
         install(&process::root().join("xtask/deploy").join(name), &deploy.join(name))?;
@@ -83,32 +87,45 @@ fn make_folder(dist: &Path, name: &str) -> Result<PathBuf> {
 }
 
 fn build(profile: Profile) -> Result<()> {
-    let is_static =
-        |executable: &&(&str, &str)| profile == Profile::Release && [PLUGINS, SHIM].contains(*executable);
     let mut build = process::cargo();
     build.args(["build", "--quiet", "--locked"]);
-    for (package, binary) in BIN.iter().chain([&PLUGINS]).filter(|executable| !is_static(executable)) {
+    let apart: &[_] = if profile == Profile::Release { &[SHIM] } else { &[] };
+    let plugins = (profile == Profile::Debug).then_some(&PLUGINS);
+    for (package, binary) in BIN.iter().filter(|executable| !apart.contains(executable)).chain(plugins) {
         build.args(["--package", package, "--bin", binary]);
     }
     if profile == Profile::Release {
         build.arg("--release");
     }
     process::run_quietly("building the executables", &mut build)?;
-    BIN.iter()
-        .chain([&PLUGINS])
-        .filter(is_static)
-        .try_for_each(|(package, binary)| build_static(package, binary))
+    if profile == Profile::Release { build_shim() } else { Ok(()) }
 }
 
-fn build_static(package: &str, binary: &str) -> Result<()> {
+fn build_shim() -> Result<()> {
+    let mut build = rustc(SHIM, "release");
+    build.args(STATIC);
+    // Without these it would silently stay dynamic.
+    build.env("LIBSECCOMP_LINK_TYPE", "static").env("LIBSECCOMP_LIB_PATH", libseccomp()?);
+    process::run_quietly("building the shim", &mut build).map(drop)
+}
+
+/// With musl, where the toolchain has it: at the start of every process glibc asks the processor what it can, eighty times, which takes
+/// half a millisecond where a hypervisor answers.
+fn build_plugins() -> Result<PathBuf> {
+    let mut build = rustc(PLUGINS, SHORT_LIVED);
+    let musl = setup::musl();
+    build.args(musl.iter().flat_map(|target| ["--target", target])).args(STATIC);
+    process::run_quietly("building the plugins", &mut build)?;
+    Ok(process::target().join(musl.unwrap_or_default()).join(SHORT_LIVED).join(PLUGINS.1))
+}
+
+/// What makes an executable static, at fixed addresses.
+const STATIC: [&str; 5] = ["--", "-C", "target-feature=+crt-static", "-C", "relocation-model=static"];
+
+fn rustc((package, binary): (&str, &str), profile: &str) -> Command {
     let mut build = process::cargo();
-    build.args(["rustc", "--quiet", "--locked", "--release", "--package", package, "--bin", binary]);
-    build.args(["--", "-C", "target-feature=+crt-static", "-C", "relocation-model=static"]);
-    if package == SHIM.0 {
-        // Without these it would silently stay dynamic.
-        build.env("LIBSECCOMP_LINK_TYPE", "static").env("LIBSECCOMP_LIB_PATH", libseccomp()?);
-    }
-    process::run_quietly(&format!("building {binary}"), &mut build).map(drop)
+    build.args(["rustc", "--quiet", "--locked", "--profile", profile, "--package", package, "--bin", binary]);
+    build
 }
 
 /// The folder of the static libseccomp.
@@ -123,7 +140,8 @@ fn libseccomp() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// One file under the names of all plugins.
+/// One file under the names of all plugins, to be small. On a node each has a copy: some installers of network plugins write into what
+/// is there under a name, flannel's among them.
 fn install_plugins(executable: &Path, folder: &Path) -> Result<()> {
     let names = process::run_quietly("listing the plugins", Command::new(executable).arg("list"))?;
     let (file, link) = (folder.join(".plugins"), folder.join(".link"));

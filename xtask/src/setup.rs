@@ -40,6 +40,7 @@ pub fn run() -> Result<()> {
     cargo_tool("cargo-nextest", "0.9.143", &["cargo-nextest", "--version"])?;
     cargo_tool("cargo-deny", "0.20.2", &["cargo-deny", "--version"])?;
     rust_src()?;
+    add_musl();
     kubectl()?;
     Ok(())
 }
@@ -124,6 +125,27 @@ fn rust_src() -> Result<()> {
         bail!("rust-src has no {}: install the component rust-src of this toolchain by hand", core.display());
     }
     Ok(())
+}
+
+/// Nothing depends on it but how fast plugins start.
+fn add_musl() {
+    let mut rustup = Command::new("rustup");
+    rustup.args(["target", "add", &musl_target()]).current_dir(process::root());
+    if musl().is_none() && process::probe(&mut rustup).is_none() {
+        println!("setup: rustup could not add {}: plugins will be linked with glibc", musl_target());
+    }
+}
+
+/// The target for static executables with musl, where the toolchain has the standard library for it.
+pub fn musl() -> Option<String> {
+    let target = musl_target();
+    let mut question = Command::new("rustc");
+    question.args(["--print", "target-libdir", "--target", &target]).current_dir(process::root());
+    Path::new(&process::probe(&mut question)?).is_dir().then_some(target)
+}
+
+fn musl_target() -> String {
+    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
 }
 
 /// Puts the library's sources into the toolchain; a link would break when `target/` is removed.
