@@ -8,7 +8,7 @@ use std::{ffi::OsString, fs, os::unix::fs::MetadataExt, path::Path};
 
 use cni::{
     AddResult, ErrorReply, code,
-    exec::{Call, DEFAULT_TIME_LIMIT, ExecError, Verb, find_plugin},
+    exec::{Call, DEFAULT_TIME_LIMIT, ExecError, Group, Verb, find_plugin},
 };
 use serde_json::{Map, Value};
 
@@ -111,6 +111,7 @@ pub(crate) async fn call_with(
         ],
         config,
         time_limit: DEFAULT_TIME_LIMIT,
+        group: Group::Callers,
     };
     call.run().await.map_err(reply)
 }
