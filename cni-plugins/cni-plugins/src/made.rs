@@ -14,7 +14,7 @@ pub(crate) struct Made<'a> {
     link: Option<(Netlink, u32)>,
     /// Takes away what else must go before the addresses do.
     also: Option<Box<dyn FnOnce() -> Result<(), ErrorReply> + 'a>>,
-    /// The IPAM plugin that gave addresses.
+    /// The IPAM plugin that gave addresses, or may have.
     ipam: Option<&'a str>,
 }
 
@@ -39,8 +39,12 @@ impl<'a> Made<'a> {
         ipam: &'a str,
         position: usize,
     ) -> Result<AddResult, ErrorReply> {
-        let document = delegate::add(self.request, ipam).await?;
-        self.ipam = Some(ipam);
+        let answer = delegate::add(self.request, ipam).await;
+        // One that refused gave nothing: a DEL would take a lease of an earlier attachment.
+        if answer.as_ref().map_or_else(|failed| failed.is_cut_off, |_| true) {
+            self.ipam = Some(ipam);
+        }
+        let document = answer.map_err(|failed| failed.reply)?;
         let mut given = delegate::result(ipam, document)?;
         if given.ips.is_empty() {
             return Err(ErrorReply::internal("IPAM plugin returned missing IP config"));

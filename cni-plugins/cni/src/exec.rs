@@ -115,6 +115,20 @@ impl ExecError {
             _ => None,
         }
     }
+
+    /// Whether the plugin may have done a part of its work, and so needs an undo: it began, and did not say no.
+    pub fn is_cut_off(&self) -> bool {
+        match self {
+            Self::InvalidName { .. } | Self::NotFound { .. } | Self::Start { .. } | Self::Refused { .. } => {
+                false
+            }
+            Self::Pipe { .. }
+            | Self::TimedOut { .. }
+            | Self::TooMuchOutput { .. }
+            | Self::Failed { .. }
+            | Self::Output { .. } => true,
+        }
+    }
 }
 
 /// Looks for an executable of this name in the folders, in their order.

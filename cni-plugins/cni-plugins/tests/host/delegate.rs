@@ -63,6 +63,22 @@ fn a_plugin_that_gave_nothing_is_asked_to_release_nothing() {
 }
 
 #[test]
+fn a_plugin_that_dies_half_way_is_asked_to_release() {
+    let node = Node::new();
+    let a = Container::new("a");
+    for (end, message) in [
+        ("exit 3", "exit status: 3 without an error document"),
+        ("kill -9 $$", "signal: 9 (SIGKILL) without an error document"),
+        ("echo hello", "output: not JSON: expected value at line 1 column 1"),
+        ("exec cat /dev/zero", "more than 1048576 bytes on standard output, killed"),
+    ] {
+        let path = ipam(&node, &format!("[ $CNI_COMMAND = ADD ] || exit 0; {end}"));
+        let expected = format!("ADD of {path}/fake: {message}");
+        assert_eq!(add(&node, &a, &path), json!([["ADD", "DEL"], 999, expected, null]), "{end}");
+    }
+}
+
+#[test]
 fn what_could_not_be_undone_is_told() {
     let node = Node::new();
     let a = Container::new("a");
