@@ -106,10 +106,7 @@ fn delegate_type(made: &Map<String, Value>) -> Result<&str, ErrorReply> {
 /// The other plugin may have been killed half way.
 async fn undo(request: &Request, kept: &Kept, made: Map<String, Value>, error: ErrorReply) -> ErrorReply {
     let undone = run(request, Verb::Del, made).await.map(|_| ()).and_then(|()| kept.remove());
-    match undone {
-        Ok(()) => error,
-        Err(left) => error.with_details(format!("undo: {left}")),
-    }
+    error.with_undo(undone.err())
 }
 
 /// The configuration that an attachment was made with, on disk.

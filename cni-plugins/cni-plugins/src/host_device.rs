@@ -48,10 +48,7 @@ async fn lend<'a>(
     };
     match attached.await {
         Ok(result) => Ok(result),
-        Err(error) => Err(match loan.end(&host, netns).await {
-            Ok(()) => error,
-            Err(left) => error.with_details(format!("undo: {left}")),
-        }),
+        Err(error) => Err(error.with_undo(loan.end(&host, netns).await.err())),
     }
 }
 

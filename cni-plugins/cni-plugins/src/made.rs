@@ -58,15 +58,7 @@ impl<'a> Made<'a> {
     /// Passes on what came of the ADD. After a failure, what was made is gone, or the details say what is left.
     pub(crate) async fn keep_or_undo<T>(mut self, done: Result<T, ErrorReply>) -> Result<T, ErrorReply> {
         let Err(error) = done else { return done };
-        let left = self.undo().await;
-        if left.is_empty() {
-            return Err(error);
-        }
-        let mut details = vec![format!("undo: {}", left.join("; "))];
-        if !error.details.is_empty() {
-            details.insert(0, error.details.clone());
-        }
-        Err(error.with_details(details.join("; ")))
+        Err(error.with_undo(self.undo().await))
     }
 
     /// What could not be undone.

@@ -112,12 +112,8 @@ async fn add(inside: &Inside<'_>, config: &Config) -> Result<(), ErrorReply> {
         Err(error) => Err(error),
     };
     let Err(error) = joined else { return Ok(()) };
-    if domain.is_new
-        && let Err(left) = netlink.del_link(domain.index).await
-    {
-        return Err(error.with_details(format!("undo: {left}")));
-    }
-    Err(error)
+    let undone = if domain.is_new { netlink.del_link(domain.index).await } else { Ok(()) };
+    Err(error.with_undo(undone.err()))
 }
 
 /// Takes the link out; the last one takes the VRF along.
