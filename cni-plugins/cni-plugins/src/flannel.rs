@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cni::{AddResult, ErrorReply, code, exec::Verb, json};
+use cni::{AddResult, ErrorReply, code, exec::Verb, json, read_limited};
 use serde_json::{Map, Value};
 
 use self::{config::Config, subnet_env::SubnetEnv};
@@ -145,7 +145,7 @@ impl Kept {
 
     /// None when there is none, and when it cannot be read as a configuration, with which nothing could be undone.
     fn read(&self) -> Result<Option<Map<String, Value>>, ErrorReply> {
-        let bytes = match fs::read(&self.path) {
+        let bytes = match read_limited(&self.path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.failed("read", &error)),

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     args::CniArgs,
     json::{JsonError, Object, as_object, parse_object},
+    read_limited,
 };
 
 const KIND: &str = "cniCacheV1";
@@ -103,11 +104,14 @@ impl Cache {
                 continue;
             };
             let path = self.dir.join(name);
-            match fs::read(&path) {
+            match read_limited(&path) {
                 Ok(bytes) => match Entry::from_json(&bytes) {
                     Ok(entry) => entries.push(entry),
                     Err(error) => tracing::warn!(path = %path.display(), %error, "not a cached attachment"),
                 },
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                    tracing::warn!(path = %path.display(), %error, "not a cached attachment");
+                }
                 // Another process finished with it in between.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed(&path, error)),

@@ -14,6 +14,7 @@ use std::{
 use cni::{
     ErrorReply, code,
     json::{Object, parse_object},
+    read_limited,
 };
 use serde_json::{Value, json};
 
@@ -57,7 +58,7 @@ impl<'a> Backup<'a> {
 
     /// None when there is nothing to restore.
     pub(super) fn read(&self) -> Option<Properties> {
-        let document = parse_object(&fs::read(&self.path).ok()?).ok()?;
+        let document = parse_object(&read_limited(&self.path).ok()?).ok()?;
         Properties::read(&Object::root(&document)).ok()
     }
 
@@ -83,7 +84,7 @@ pub(super) fn collect(folder: &Path, network: &str, keep: &Valid) -> Result<(), 
 
 /// None where the file does not say.
 fn is_unwanted(path: &Path, network: &str, keep: &Valid) -> Option<bool> {
-    let document = parse_object(&fs::read(path).ok()?).ok()?;
+    let document = parse_object(&read_limited(path).ok()?).ok()?;
     let text = |key: &str| Some(document.get(key)?.as_str()?.to_owned());
     let attachment = (text("containerID")?, text("ifname")?);
     Some(text("network")? == network && !keep.contains(&attachment))
