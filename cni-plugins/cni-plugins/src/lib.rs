@@ -20,6 +20,7 @@ pub mod host_device;
 pub mod host_local;
 mod inside;
 pub mod ipvlan;
+mod kept_file;
 pub mod loopback;
 pub mod macvlan;
 mod made;

@@ -108,12 +108,12 @@ async fn tune_link(request: &Request, config: &Config, netlink: &Netlink) -> Res
     let link = netlink.link(&request.ifname).await.map_err(failed)?;
     let before = config.properties.same_of(&link);
     let backup = Backup::of(request, &config.data_dir);
-    backup.write(&before)?;
+    let earlier = backup.write(&before)?;
     for (what, change) in config.properties.changes() {
         if let Err(error) = netlink.change_link(link.index, &change).await {
             let error = ErrorReply::internal(format!("failed to set {what} of {:?}: {error}", link.name));
-            let left = restore(netlink, &link, &before).await.and_then(|()| backup.remove());
-            return Err(error.with_undo(left.err()));
+            let undone = restore(netlink, &link, &before).await.and_then(|()| backup.put_back(earlier));
+            return Err(error.with_undo(undone.err()));
         }
     }
     Ok(())
