@@ -71,11 +71,7 @@ impl Plugin for Bridge {
 
     fn gc(&self, request: &Request) -> Result<(), ErrorReply> {
         let ipam = delegate::ipam_type(request)?;
-        block_on(async {
-            pair::collect(request).await?;
-            let unfiltered = filters::collect(request).await;
-            delegate::run_if_any(request, ipam.as_deref(), Verb::Gc).await.and(unfiltered)
-        })
+        block_on(pair::gc(request, ipam.as_deref(), filters::collect(request)))
     }
 
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {

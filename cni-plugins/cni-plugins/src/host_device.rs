@@ -126,11 +126,14 @@ impl Plugin for HostDevice {
 
     fn gc(&self, request: &Request) -> Result<(), ErrorReply> {
         let config = Config::read(request)?;
-        single::gc(request)?;
-        block_on(async {
+        // Without the list nothing is collected.
+        request.valid_attachments()?;
+        let released = single::gc(request);
+        let rescued = block_on(async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
             rescue(&host, &config.selector).await
-        })
+        });
+        ErrorReply::first_of([released, rescued])
     }
 
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {

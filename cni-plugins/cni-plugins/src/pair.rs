@@ -6,14 +6,14 @@
 
 use std::{collections::HashSet, fs::File, io::Read};
 
-use cni::ErrorReply;
+use cni::{ErrorReply, exec::Verb};
 use linux::{
     netlink::{Error, Link, LinkChange, MacAddress, Netlink, OWN_GROUPS, VethOptions, VethPeer},
     netns::Netns,
 };
 
 use crate::{
-    inside,
+    delegate, inside,
     plugin::{Request, Valid},
     sysctl,
 };
@@ -157,28 +157,46 @@ pub(crate) async fn detach(request: &Request) -> Result<(), ErrorReply> {
         Some(netns) => inside::delete(&netns, &request.ifname).await,
         None => {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
-            delete_port(&host, Alias::of(request)).await.map_err(ErrorReply::internal)
+            delete_port(&host, Alias::of(request)).await
         }
     }
 }
 
-/// GC: deletes the host's ends of the network's attachments that are not to be kept, and of those never finished.
-pub(crate) async fn collect(request: &Request) -> Result<(), ErrorReply> {
+/// GC: links, rules and leases of the network's attachments that are not to be kept. It goes on after an error, but for the
+/// leases: while a link may stand that was to go, nobody else may get its address.
+pub(crate) async fn gc(
+    request: &Request,
+    ipam: Option<&str>,
+    collect_rules: impl Future<Output = Result<(), ErrorReply>>,
+) -> Result<(), ErrorReply> {
     let valid = request.valid_attachments()?;
+    let unlinked = collect(request, &valid).await;
+    let unfiltered = collect_rules.await;
+    let released = match unlinked {
+        Ok(()) => delegate::run_if_any(request, ipam, Verb::Gc).await,
+        Err(_) => Ok(()),
+    };
+    ErrorReply::first_of([unlinked, unfiltered, released])
+}
+
+/// Deletes the host's ends of the network's attachments that are not to be kept, and of those never finished.
+async fn collect(request: &Request, valid: &Valid) -> Result<(), ErrorReply> {
     let host = Netlink::open().map_err(ErrorReply::internal)?;
-    delete_leftovers(&host, &request.network, &valid).await.map_err(ErrorReply::internal)
+    delete_leftovers(&host, &request.network, valid).await
 }
 
 /// Deletes the host's end of an attachment whose namespace cannot be entered. None is success.
-async fn delete_port(host: &Netlink, alias: Alias<'_>) -> Result<(), Error> {
-    match host.find_link(&alias.port_name()).await? {
-        Some(link) if alias.is_of(&link) => inside::delete_found(host, &link).await,
+async fn delete_port(host: &Netlink, alias: Alias<'_>) -> Result<(), ErrorReply> {
+    match host.find_link(&alias.port_name()).await.map_err(ErrorReply::internal)? {
+        Some(link) if alias.is_of(&link) => {
+            inside::delete_found(host, &link).await.map_err(ErrorReply::internal)
+        }
         // It could not have its usual name, or is gone: its alias tells.
         _ => delete_ports(host, |link| alias.is_of(link)).await,
     }
 }
 
-async fn delete_leftovers(host: &Netlink, network: &str, keep: &Valid) -> Result<(), Error> {
+async fn delete_leftovers(host: &Netlink, network: &str, keep: &Valid) -> Result<(), ErrorReply> {
     let names: HashSet<String> = keep.iter().map(|(id, ifname)| port_name(network, id, ifname)).collect();
     let is_leftover = |link: &Link| match link.alias.as_deref().and_then(Alias::parse) {
         Some(alias) => {
@@ -191,11 +209,13 @@ async fn delete_leftovers(host: &Netlink, network: &str, keep: &Valid) -> Result
 }
 
 /// Proportional to the number of links: not for the usual path.
-async fn delete_ports(host: &Netlink, unwanted: impl Fn(&Link) -> bool) -> Result<(), Error> {
-    for link in host.links().await?.iter().filter(|link| link.is_kind("veth") && unwanted(link)) {
-        inside::delete_found(host, link).await?;
+async fn delete_ports(host: &Netlink, unwanted: impl Fn(&Link) -> bool) -> Result<(), ErrorReply> {
+    let links = host.links().await.map_err(ErrorReply::internal)?;
+    let mut deleted = Vec::new();
+    for link in links.iter().filter(|link| link.is_kind("veth") && unwanted(link)) {
+        deleted.push(inside::delete_found(host, link).await.map_err(ErrorReply::internal));
     }
-    Ok(())
+    ErrorReply::first_of(deleted)
 }
 
 /// `veth` and eight hexadecimal digits.

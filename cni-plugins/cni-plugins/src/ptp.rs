@@ -219,11 +219,7 @@ impl Plugin for Ptp {
 
     fn gc(&self, request: &Request) -> Result<(), ErrorReply> {
         let ipam = delegate::ipam_type(request)?;
-        block_on(async {
-            pair::collect(request).await?;
-            let unfiltered = masquerade::collect_of(request);
-            delegate::run_if_any(request, ipam.as_deref(), Verb::Gc).await.and(unfiltered)
-        })
+        block_on(pair::gc(request, ipam.as_deref(), async { masquerade::collect_of(request) }))
     }
 
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {
