@@ -3,7 +3,7 @@
 //! The link goes first, as at DEL (see [`delegate::detach`]).
 
 use cni::{AddResult, ErrorReply, exec::Verb};
-use linux::netlink::Netlink;
+use linux::netlink::{Error, Link, Netlink};
 
 use crate::{delegate, plugin::Request};
 
@@ -83,6 +83,21 @@ impl<'a> Made<'a> {
         if let Some(ipam) = self.ipam.take() {
             let released = delegate::run(self.request, ipam, Verb::Del).await;
             left.extend(released.err().map(|error| error.to_string()));
+        }
+    }
+}
+
+/// Looks up a link that was just made, to register it by its index. One that cannot be looked up is deleted by its name.
+pub(crate) async fn find(
+    netlink: &Netlink,
+    name: &str,
+    failed: impl Fn(Error) -> ErrorReply,
+) -> Result<Link, ErrorReply> {
+    match netlink.link(name).await {
+        Ok(link) => Ok(link),
+        Err(error) => {
+            let undone = netlink.del_link_named(name).await;
+            Err(failed(error).with_undo(undone.err().filter(|left| !left.is_gone())))
         }
     }
 }

@@ -13,7 +13,7 @@ use linux::{
 };
 
 use crate::{
-    delegate, inside,
+    delegate, inside, made,
     plugin::{Request, Valid},
     sysctl,
 };
@@ -124,7 +124,7 @@ pub(crate) async fn make(
             },
         };
         match host.add_veth(&options).await {
-            Ok(()) => return host.link(&name).await.map_err(failed),
+            Ok(()) => return made::find(host, &name, failed).await,
             Err(error) if error.is_exists() => {
                 let container = Netlink::open_in(netns).map_err(failed)?;
                 if container.find_link(&request.ifname).await.map_err(failed)?.is_some() {
