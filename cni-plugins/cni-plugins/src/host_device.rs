@@ -3,7 +3,8 @@
 //! Inputs: the reference plugin's keys, which name the link by its name, its hardware address or its place in sysfs;
 //! outputs: the link inside under the container's name for it. Its name on the host is its alias meanwhile. A device
 //! that a userspace driver (DPDK) has is no link: only IPAM is asked for it. DEL gives the link back, down, under its
-//! old name; where the namespace is gone, the kernel gave it back under another name, and DEL and GC restore that.
+//! old name; where the namespace is gone, the kernel gave it back, maybe under another name. DEL and GC restore the old one
+//! where the configuration names the link by it (`device`); by any other key the link is found whatever its name is.
 
 pub(crate) mod config;
 mod find;
