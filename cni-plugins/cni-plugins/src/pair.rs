@@ -170,12 +170,18 @@ pub(crate) async fn gc(
     collect_rules: impl Future<Output = Result<(), ErrorReply>>,
 ) -> Result<(), ErrorReply> {
     let valid = request.valid_attachments()?;
-    let unlinked = collect(request, &valid).await;
-    let unfiltered = collect_rules.await;
-    let released = match unlinked {
-        Ok(()) => delegate::run_if_any(request, ipam, Verb::Gc).await,
-        Err(_) => Ok(()),
-    };
+    let links = collect(request, &valid);
+    in_order(links, collect_rules, delegate::run_if_any(request, ipam, Verb::Gc)).await
+}
+
+async fn in_order(
+    links: impl Future<Output = Result<(), ErrorReply>>,
+    rules: impl Future<Output = Result<(), ErrorReply>>,
+    leases: impl Future<Output = Result<(), ErrorReply>>,
+) -> Result<(), ErrorReply> {
+    let unlinked = links.await;
+    let unfiltered = rules.await;
+    let released = if unlinked.is_ok() { leases.await } else { Ok(()) };
     ErrorReply::first_of([unlinked, unfiltered, released])
 }
 

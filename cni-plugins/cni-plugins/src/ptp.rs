@@ -192,8 +192,8 @@ impl Plugin for Ptp {
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
         let (ipam, masquerade) = (delegate::ipam_type(request)?, Masquerade::read(request)?);
         let remove_link = async {
-            pair::detach(request).await?;
-            masquerade.tear_down(request)
+            let unlinked = pair::detach(request).await;
+            ErrorReply::first_of([unlinked, masquerade.tear_down(request)])
         };
         block_on(delegate::detach(request, ipam.as_deref(), remove_link))
     }
