@@ -91,12 +91,13 @@ impl Plugin for Bandwidth {
         block_on(async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
             let links = host.links().await.map_err(ErrorReply::internal)?;
+            let mut deleted = Vec::new();
             for link in
                 links.iter().filter(|link| is_of(link, &request.network) && !kept.contains(&link.name))
             {
-                delete(&host, link).await?;
+                deleted.push(delete(&host, link).await);
             }
-            Ok(())
+            ErrorReply::first_of(deleted)
         })
     }
 

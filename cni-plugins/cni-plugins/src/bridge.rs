@@ -51,8 +51,11 @@ impl Plugin for Bridge {
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
         let (ipam, filters) = (delegate::ipam_type(request)?, Filters::read(request)?);
         let remove_link = async {
-            pair::detach(request).await?;
-            filters.tear_down(request)
+            match pair::detach(request).await {
+                Ok(()) => filters.tear_down(request),
+                // A link that stands keeps its guard.
+                Err(error) => ErrorReply::first_of([Err(error), filters.masquerade.tear_down(request)]),
+            }
         };
         block_on(delegate::detach(request, ipam.as_deref(), remove_link))
     }
@@ -71,11 +74,7 @@ impl Plugin for Bridge {
 
     fn gc(&self, request: &Request) -> Result<(), ErrorReply> {
         let ipam = delegate::ipam_type(request)?;
-        block_on(async {
-            pair::collect(request).await?;
-            let unfiltered = filters::collect(request).await;
-            delegate::run_if_any(request, ipam.as_deref(), Verb::Gc).await.and(unfiltered)
-        })
+        block_on(pair::gc(request, ipam.as_deref(), filters::collect(request)))
     }
 
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {

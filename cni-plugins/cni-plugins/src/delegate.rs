@@ -14,7 +14,7 @@ use std::{
 
 use cni::{
     AddResult, ErrorReply, code,
-    exec::{Call, DEFAULT_TIME_LIMIT, ExecError, Verb, find_plugin},
+    exec::{Call, DEFAULT_TIME_LIMIT, ExecError, Group, Verb, find_plugin},
 };
 use serde_json::{Map, Value};
 
@@ -44,9 +44,16 @@ pub(crate) fn required_ipam(request: &Request) -> Result<String, ErrorReply> {
     named.ok_or_else(|| ErrorReply::config("key \"ipam.type\": missing, expected the name of an IPAM plugin"))
 }
 
+/// A call that failed.
+pub(crate) struct Failed {
+    pub(crate) reply: ErrorReply,
+    /// The plugin neither answered nor refused, and may have done a part of its work.
+    pub(crate) is_cut_off: bool,
+}
+
 /// Asks the IPAM plugin for addresses; see [`result`].
-pub(crate) async fn add(request: &Request, ipam: &str) -> Result<Option<Map<String, Value>>, ErrorReply> {
-    call(request, ipam, Verb::Add).await
+pub(crate) async fn add(request: &Request, ipam: &str) -> Result<Option<Map<String, Value>>, Failed> {
+    attempt(request, ipam, Verb::Add, request.stdin.clone()).await
 }
 
 /// Reads what the other plugin answered.
@@ -101,12 +108,24 @@ pub(crate) async fn call_with(
     verb: Verb,
     config: Vec<u8>,
 ) -> Result<Option<Map<String, Value>>, ErrorReply> {
-    let path = find_plugin(plugin, &request.path).map_err(reply)?;
+    attempt(request, plugin, verb, config).await.map_err(|failed| failed.reply)
+}
+
+async fn attempt(
+    request: &Request,
+    plugin: &str,
+    verb: Verb,
+    config: Vec<u8>,
+) -> Result<Option<Map<String, Value>>, Failed> {
+    let path = find_plugin(plugin, &request.path).map_err(failed)?;
     if is_this_executable(&path) {
-        match plugin {
-            HostLocal::NAME => return plugin::call_here(&HostLocal, request, verb, &config),
-            Static::NAME => return plugin::call_here(&Static, request, verb, &config),
-            _ => {}
+        let here = match plugin {
+            HostLocal::NAME => Some(plugin::call_here(&HostLocal, request, verb, &config)),
+            Static::NAME => Some(plugin::call_here(&Static, request, verb, &config)),
+            _ => None,
+        };
+        if let Some(answer) = here {
+            return answer.map_err(|reply| Failed { reply, is_cut_off: false });
         }
     }
     let netns = request.netns.clone().map(OsString::from).unwrap_or_default();
@@ -121,8 +140,9 @@ pub(crate) async fn call_with(
         ],
         config,
         time_limit: DEFAULT_TIME_LIMIT,
+        group: Group::Callers,
     };
-    call.run().await.map_err(reply)
+    call.run().await.map_err(failed)
 }
 
 /// Whether a file is this executable, under another name or as a copy of it.
@@ -155,9 +175,8 @@ impl Identity {
 }
 
 /// What the other plugin said is what the caller gets to read.
-fn reply(error: ExecError) -> ErrorReply {
-    match error.reply() {
-        Some(reply) => reply.clone(),
-        None => ErrorReply::internal(error),
-    }
+fn failed(error: ExecError) -> Failed {
+    let is_cut_off = error.is_cut_off();
+    let reply = error.reply().cloned().unwrap_or_else(|| ErrorReply::internal(error));
+    Failed { reply, is_cut_off }
 }

@@ -11,7 +11,7 @@ use linux::{
 use crate::{
     delegate,
     inside::Inside,
-    made::Made,
+    made::{self, Made},
     plugin::{Plugin, Request, block_on},
     single,
     verify::different,
@@ -35,7 +35,7 @@ async fn make<'n>(
     let new = NewLink::new(&request.ifname, LinkKind::Dummy);
     let failed = |error| ErrorReply::internal(format!("failed to create dummy: {error}"));
     netlink.add_link(&new).await.map_err(failed)?;
-    let link = netlink.link(&request.ifname).await.map_err(failed)?;
+    let link = made::find(&netlink, &request.ifname, failed).await?;
     made.link(&netlink, link.index);
     Ok(Inside { netns, netlink, link })
 }

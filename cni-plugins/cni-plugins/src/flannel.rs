@@ -9,18 +9,16 @@ pub(crate) mod config;
 mod subnet_env;
 
 use std::{
-    fs, io,
-    io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    io,
     path::{Path, PathBuf},
 };
 
-use cni::{AddResult, ErrorReply, code, exec::Verb, json};
+use cni::{AddResult, ErrorReply, code, exec::Verb, json, read_limited};
 use serde_json::{Map, Value};
 
 use self::{config::Config, subnet_env::SubnetEnv};
 use crate::{
-    delegate,
+    delegate, kept_file,
     plugin::{Plugin, Request, Valid, block_on},
 };
 
@@ -106,10 +104,7 @@ fn delegate_type(made: &Map<String, Value>) -> Result<&str, ErrorReply> {
 /// The other plugin may have been killed half way.
 async fn undo(request: &Request, kept: &Kept, made: Map<String, Value>, error: ErrorReply) -> ErrorReply {
     let undone = run(request, Verb::Del, made).await.map(|_| ()).and_then(|()| kept.remove());
-    match undone {
-        Ok(()) => error,
-        Err(left) => error.with_details(format!("undo: {left}")),
-    }
+    error.with_undo(undone.err())
 }
 
 /// The configuration that an attachment was made with, on disk.
@@ -122,33 +117,19 @@ impl Kept {
         Self { path: data_dir.join(container_id) }
     }
 
-    /// Where a killed ADD may have left a part of it.
-    fn unfinished(&self) -> PathBuf {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        self.path.with_file_name(format!(".{name}"))
-    }
-
     fn failed(&self, operation: &str, error: &io::Error) -> ErrorReply {
         ErrorReply::new(code::IO_FAILURE, format!("{operation} {}: {error}", self.path.display()))
     }
 
     /// Whole and on the disk before the other plugin makes anything.
     fn write(&self, made: &Map<String, Value>) -> Result<(), ErrorReply> {
-        let failed = |error: io::Error| self.failed("write", &error);
-        let dir = self.path.parent().unwrap_or_else(|| Path::new("/"));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        let unfinished = self.unfinished();
-        let mut options = fs::OpenOptions::new();
-        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
-        let mut file = file.map_err(failed)?;
-        file.write_all(Value::Object(made.clone()).to_string().as_bytes()).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
-        fs::rename(&unfinished, &self.path).map_err(failed)
+        let text = Value::Object(made.clone()).to_string();
+        kept_file::write(&self.path, text.as_bytes()).map_err(|error| self.failed("write", &error))
     }
 
     /// None when there is none, and when it cannot be read as a configuration, with which nothing could be undone.
     fn read(&self) -> Result<Option<Map<String, Value>>, ErrorReply> {
-        let bytes = match fs::read(&self.path) {
+        let bytes = match read_limited(&self.path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.failed("read", &error)),
@@ -163,38 +144,27 @@ impl Kept {
     }
 
     fn remove(&self) -> Result<(), ErrorReply> {
-        for path in [self.unfinished(), self.path.clone()] {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(self.failed("remove", &error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        kept_file::remove(&self.path).map_err(|error| self.failed("remove", &error))
     }
 }
 
-/// Removes the configurations of the network's attachments that are not to be kept.
+/// Removes the configurations of the network's attachments that are not to be kept. One that cannot be read says nothing of
+/// its network, but nothing can be detached by it either: that of a container which is not to be kept goes.
 fn collect(data_dir: &Path, network: &str, valid: &Valid) -> Result<(), ErrorReply> {
-    let failed =
-        |error: io::Error| ErrorReply::new(code::IO_FAILURE, format!("read {}: {error}", data_dir.display()));
-    let entries = match fs::read_dir(data_dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
+    let names = kept_file::names(data_dir).map_err(|error| {
+        ErrorReply::new(code::IO_FAILURE, format!("read {}: {error}", data_dir.display()))
+    })?;
+    let is_lost = |name: &String| {
+        cni::container_id(name).is_ok() && !valid.iter().any(|(container_id, _)| container_id == name)
     };
-    for entry in entries {
-        let name = entry.map_err(failed)?.file_name();
-        let id = name.to_string_lossy();
-        let kept = Kept::of(data_dir, &id);
-        let is_kept = valid.iter().any(|(container_id, _)| *container_id == *id);
-        let made = if is_kept { None } else { kept.read()? };
-        if made.is_some_and(|made| made.get("name").and_then(Value::as_str) == Some(network)) {
-            kept.remove()?;
+    let collect = |name: String| {
+        let kept = Kept::of(data_dir, &name);
+        match kept.read()? {
+            Some(made) if made.get("name").and_then(Value::as_str) != Some(network) => Ok(()),
+            _ => kept.remove(),
         }
-    }
-    Ok(())
+    };
+    ErrorReply::first_of(names.into_iter().filter(is_lost).map(collect))
 }
 
 /// See [`crate::fuzz`].

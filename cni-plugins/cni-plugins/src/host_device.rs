@@ -3,7 +3,8 @@
 //! Inputs: the reference plugin's keys, which name the link by its name, its hardware address or its place in sysfs;
 //! outputs: the link inside under the container's name for it. Its name on the host is its alias meanwhile. A device
 //! that a userspace driver (DPDK) has is no link: only IPAM is asked for it. DEL gives the link back, down, under its
-//! old name; where the namespace is gone, the kernel gave it back under another name, and DEL and GC restore that.
+//! old name; where the namespace is gone, the kernel gave it back, maybe under another name. DEL and GC restore the old one
+//! where the configuration names the link by it (`device`); by any other key the link is found whatever its name is.
 
 pub(crate) mod config;
 mod find;
@@ -48,10 +49,7 @@ async fn lend<'a>(
     };
     match attached.await {
         Ok(result) => Ok(result),
-        Err(error) => Err(match loan.end(&host, netns).await {
-            Ok(()) => error,
-            Err(left) => error.with_details(format!("undo: {left}")),
-        }),
+        Err(error) => Err(error.with_undo(loan.end(&host, netns).await.err())),
     }
 }
 
@@ -129,11 +127,14 @@ impl Plugin for HostDevice {
 
     fn gc(&self, request: &Request) -> Result<(), ErrorReply> {
         let config = Config::read(request)?;
-        single::gc(request)?;
-        block_on(async {
+        // Without the list nothing is collected.
+        request.valid_attachments()?;
+        let released = single::gc(request);
+        let rescued = block_on(async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
             rescue(&host, &config.selector).await
-        })
+        });
+        ErrorReply::first_of([released, rescued])
     }
 
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {

@@ -3,7 +3,9 @@
 //! Owns: the plugin's side of the CNI protocol ([`plugin`]), what plugins share (the pair, the link inside, IPAM
 //! delegation, CHECK), and the plugins, with the configuration keys, results and on-disk formats of the reference
 //! plugins. All of them are one executable ([`programs`]). It refuses to start other processes than the plugins
-//! that it delegates to, and to keep state anywhere but in the kernel and in the files that the reference plugins keep.
+//! that it delegates to, and to keep state anywhere but in the kernel and in files: those that the reference plugins keep,
+//! an index beside the leases of `host-local` (`.NETWORK.owners`), which may be deleted at any time, and the leases that
+//! `dhcp daemon` holds (`dhcp/*.json` beside its socket), which the next daemon renews.
 
 pub mod bandwidth;
 pub mod bridge;
@@ -20,6 +22,7 @@ pub mod host_device;
 pub mod host_local;
 mod inside;
 pub mod ipvlan;
+mod kept_file;
 pub mod loopback;
 pub mod macvlan;
 mod made;

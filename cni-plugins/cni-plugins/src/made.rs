@@ -3,7 +3,7 @@
 //! The link goes first, as at DEL (see [`delegate::detach`]).
 
 use cni::{AddResult, ErrorReply, exec::Verb};
-use linux::netlink::Netlink;
+use linux::netlink::{Error, Link, Netlink};
 
 use crate::{delegate, plugin::Request};
 
@@ -14,7 +14,7 @@ pub(crate) struct Made<'a> {
     link: Option<(Netlink, u32)>,
     /// Takes away what else must go before the addresses do.
     also: Option<Box<dyn FnOnce() -> Result<(), ErrorReply> + 'a>>,
-    /// The IPAM plugin that gave addresses.
+    /// The IPAM plugin that gave addresses, or may have.
     ipam: Option<&'a str>,
 }
 
@@ -39,8 +39,12 @@ impl<'a> Made<'a> {
         ipam: &'a str,
         position: usize,
     ) -> Result<AddResult, ErrorReply> {
-        let document = delegate::add(self.request, ipam).await?;
-        self.ipam = Some(ipam);
+        let answer = delegate::add(self.request, ipam).await;
+        // One that refused gave nothing: a DEL would take a lease of an earlier attachment.
+        if answer.as_ref().map_or_else(|failed| failed.is_cut_off, |_| true) {
+            self.ipam = Some(ipam);
+        }
+        let document = answer.map_err(|failed| failed.reply)?;
         let mut given = delegate::result(ipam, document)?;
         if given.ips.is_empty() {
             return Err(ErrorReply::internal("IPAM plugin returned missing IP config"));
@@ -54,15 +58,7 @@ impl<'a> Made<'a> {
     /// Passes on what came of the ADD. After a failure, what was made is gone, or the details say what is left.
     pub(crate) async fn keep_or_undo<T>(mut self, done: Result<T, ErrorReply>) -> Result<T, ErrorReply> {
         let Err(error) = done else { return done };
-        let left = self.undo().await;
-        if left.is_empty() {
-            return Err(error);
-        }
-        let mut details = vec![format!("undo: {}", left.join("; "))];
-        if !error.details.is_empty() {
-            details.insert(0, error.details.clone());
-        }
-        Err(error.with_details(details.join("; ")))
+        Err(error.with_undo(self.undo().await))
     }
 
     /// What could not be undone.
@@ -87,6 +83,21 @@ impl<'a> Made<'a> {
         if let Some(ipam) = self.ipam.take() {
             let released = delegate::run(self.request, ipam, Verb::Del).await;
             left.extend(released.err().map(|error| error.to_string()));
+        }
+    }
+}
+
+/// Looks up a link that was just made, to register it by its index. One that cannot be looked up is deleted by its name.
+pub(crate) async fn find(
+    netlink: &Netlink,
+    name: &str,
+    failed: impl Fn(Error) -> ErrorReply,
+) -> Result<Link, ErrorReply> {
+    match netlink.link(name).await {
+        Ok(link) => Ok(link),
+        Err(error) => {
+            let undone = netlink.del_link_named(name).await;
+            Err(failed(error).with_undo(undone.err().filter(|left| !left.is_gone())))
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{collections::HashSet, fs::File, io::Read};
 
-use cni::ErrorReply;
+use cni::{ErrorReply, exec::Verb};
 use linux::{
     netlink::{
         BridgePortOptions, Error, Link, LinkChange, MacAddress, Netlink, OWN_GROUPS, VethOptions, VethPeer,
@@ -15,8 +15,8 @@ use linux::{
 };
 
 use crate::{
-    delegate::DHCP,
-    inside,
+    delegate::{self, DHCP},
+    inside, made,
     plugin::{Request, Valid},
     sysctl,
 };
@@ -127,7 +127,7 @@ pub(crate) async fn make(
             },
         };
         match host.add_veth(&options).await {
-            Ok(()) => return host.link(&name).await.map_err(failed),
+            Ok(()) => return made::find(host, &name, failed).await,
             Err(error) if error.is_exists() => {
                 let container = Netlink::open_in(netns).map_err(failed)?;
                 if container.find_link(&request.ifname).await.map_err(failed)?.is_some() {
@@ -172,28 +172,52 @@ pub(crate) async fn detach(request: &Request) -> Result<(), ErrorReply> {
         Some(netns) => inside::delete(&netns, &request.ifname).await,
         None => {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
-            delete_port(&host, Alias::of(request)).await.map_err(ErrorReply::internal)
+            delete_port(&host, Alias::of(request)).await
         }
     }
 }
 
-/// GC: deletes the host's ends of the network's attachments that are not to be kept, and of those never finished.
-pub(crate) async fn collect(request: &Request) -> Result<(), ErrorReply> {
+/// GC: links, rules and leases of the network's attachments that are not to be kept. It goes on after an error, but for the
+/// leases: while a link may stand that was to go, nobody else may get its address.
+pub(crate) async fn gc(
+    request: &Request,
+    ipam: Option<&str>,
+    collect_rules: impl Future<Output = Result<(), ErrorReply>>,
+) -> Result<(), ErrorReply> {
     let valid = request.valid_attachments()?;
+    let links = collect(request, &valid);
+    in_order(links, collect_rules, delegate::run_if_any(request, ipam, Verb::Gc)).await
+}
+
+async fn in_order(
+    links: impl Future<Output = Result<(), ErrorReply>>,
+    rules: impl Future<Output = Result<(), ErrorReply>>,
+    leases: impl Future<Output = Result<(), ErrorReply>>,
+) -> Result<(), ErrorReply> {
+    let unlinked = links.await;
+    let unfiltered = rules.await;
+    let released = if unlinked.is_ok() { leases.await } else { Ok(()) };
+    ErrorReply::first_of([unlinked, unfiltered, released])
+}
+
+/// Deletes the host's ends of the network's attachments that are not to be kept, and of those never finished.
+async fn collect(request: &Request, valid: &Valid) -> Result<(), ErrorReply> {
     let host = Netlink::open().map_err(ErrorReply::internal)?;
-    delete_leftovers(&host, &request.network, &valid).await.map_err(ErrorReply::internal)
+    delete_leftovers(&host, &request.network, valid).await
 }
 
 /// Deletes the host's end of an attachment whose namespace cannot be entered. None is success.
-async fn delete_port(host: &Netlink, alias: Alias<'_>) -> Result<(), Error> {
-    match host.find_link(&alias.port_name()).await? {
-        Some(link) if alias.is_of(&link) => inside::delete_found(host, &link).await,
+async fn delete_port(host: &Netlink, alias: Alias<'_>) -> Result<(), ErrorReply> {
+    match host.find_link(&alias.port_name()).await.map_err(ErrorReply::internal)? {
+        Some(link) if alias.is_of(&link) => {
+            inside::delete_found(host, &link).await.map_err(ErrorReply::internal)
+        }
         // It could not have its usual name, or is gone: its alias tells.
         _ => delete_ports(host, |link| alias.is_of(link)).await,
     }
 }
 
-async fn delete_leftovers(host: &Netlink, network: &str, keep: &Valid) -> Result<(), Error> {
+async fn delete_leftovers(host: &Netlink, network: &str, keep: &Valid) -> Result<(), ErrorReply> {
     let names: HashSet<String> = keep.iter().map(|(id, ifname)| port_name(network, id, ifname)).collect();
     let is_leftover = |link: &Link| match link.alias.as_deref().and_then(Alias::parse) {
         Some(alias) => {
@@ -206,11 +230,13 @@ async fn delete_leftovers(host: &Netlink, network: &str, keep: &Valid) -> Result
 }
 
 /// Proportional to the number of links: not for the usual path.
-async fn delete_ports(host: &Netlink, unwanted: impl Fn(&Link) -> bool) -> Result<(), Error> {
-    for link in host.links().await?.iter().filter(|link| link.is_kind("veth") && unwanted(link)) {
-        inside::delete_found(host, link).await?;
+async fn delete_ports(host: &Netlink, unwanted: impl Fn(&Link) -> bool) -> Result<(), ErrorReply> {
+    let links = host.links().await.map_err(ErrorReply::internal)?;
+    let mut deleted = Vec::new();
+    for link in links.iter().filter(|link| link.is_kind("veth") && unwanted(link)) {
+        deleted.push(inside::delete_found(host, link).await.map_err(ErrorReply::internal));
     }
-    Ok(())
+    ErrorReply::first_of(deleted)
 }
 
 /// `veth` and eight hexadecimal digits.

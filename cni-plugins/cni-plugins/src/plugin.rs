@@ -286,10 +286,7 @@ fn dispatch<P: Plugin>(plugin: &P, request: &Request) -> Result<Option<Value>, E
                     // Nobody would learn what was made, so it must not stay.
                     let undone = plugin.del(request);
                     let reply = ErrorReply::new(code::INCOMPATIBLE_VERSION, error.to_string());
-                    Err(match undone {
-                        Ok(()) => reply,
-                        Err(left) => reply.with_details(format!("undo: {left}")),
-                    })
+                    Err(reply.with_undo(undone.err()))
                 }
             };
         }

@@ -193,8 +193,8 @@ impl Plugin for Ptp {
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
         let (ipam, masquerade) = (delegate::ipam_type(request)?, Masquerade::read(request)?);
         let remove_link = async {
-            pair::detach(request).await?;
-            masquerade.tear_down(request)
+            let unlinked = pair::detach(request).await;
+            ErrorReply::first_of([unlinked, masquerade.tear_down(request)])
         };
         block_on(delegate::detach(request, ipam.as_deref(), remove_link))
     }
@@ -220,11 +220,7 @@ impl Plugin for Ptp {
 
     fn gc(&self, request: &Request) -> Result<(), ErrorReply> {
         let ipam = delegate::ipam_type(request)?;
-        block_on(async {
-            pair::collect(request).await?;
-            let unfiltered = masquerade::collect_of(request);
-            delegate::run_if_any(request, ipam.as_deref(), Verb::Gc).await.and(unfiltered)
-        })
+        block_on(pair::gc(request, ipam.as_deref(), async { masquerade::collect_of(request) }))
     }
 
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {

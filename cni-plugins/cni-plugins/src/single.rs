@@ -56,12 +56,9 @@ pub(crate) async fn adopt(
 pub(crate) fn del(request: &Request) -> Result<(), ErrorReply> {
     let ipam = delegate::ipam_type(request)?;
     let remove_link = async {
-        if let Some(netns) = request.existing_netns()? {
-            for name in [request.ifname.clone(), interim_name(request)] {
-                inside::delete(&netns, &name).await?;
-            }
-        }
-        Ok(())
+        let Some(netns) = request.existing_netns()? else { return Ok(()) };
+        let named = inside::delete(&netns, &request.ifname).await;
+        ErrorReply::first_of([named, inside::delete(&netns, &interim_name(request)).await])
     };
     block_on(delegate::detach(request, ipam.as_deref(), remove_link))
 }

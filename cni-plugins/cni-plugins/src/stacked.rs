@@ -13,7 +13,7 @@ use linux::{
 
 use crate::{
     inside::Inside,
-    made::Made,
+    made::{self, Made},
     pair,
     plugin::{Request, decoding},
 };
@@ -84,7 +84,7 @@ impl Stack {
             mac: upper.mac,
             ..NewLink::new(&request.ifname, upper.kind)
         };
-        let failed = |error| {
+        let failed = |error: Error| {
             ErrorReply::internal(format!("failed to create link on master {:?}: {error}", master.name))
         };
         let link = match netlink.add_link(&new).await {
@@ -92,11 +92,11 @@ impl Stack {
                 if netlink.find_link(&new.name).await.map_err(failed)?.is_some() {
                     return Err(failed(error));
                 }
-                make_elsewhere_first(&netlink, &new, request, made).await.map_err(failed)?
+                make_elsewhere_first(&netlink, &new, request, made, failed).await?
             }
             added => {
                 added.map_err(failed)?;
-                let link = netlink.link(&new.name).await.map_err(failed)?;
+                let link = made::find(&netlink, &new.name, failed).await?;
                 made.link(&netlink, link.index);
                 link
             }
@@ -140,14 +140,15 @@ async fn make_elsewhere_first(
     new: &NewLink,
     request: &Request,
     made: &mut Made<'_>,
-) -> Result<Link, Error> {
+    failed: impl Fn(Error) -> ErrorReply + Copy,
+) -> Result<Link, ErrorReply> {
     let interim = NewLink { name: interim_name(request), ..new.clone() };
-    netlink.add_link(&interim).await?;
-    let link = netlink.link(&interim.name).await?;
+    netlink.add_link(&interim).await.map_err(failed)?;
+    let link = made::find(netlink, &interim.name, failed).await?;
     made.link(netlink, link.index);
     let rename = LinkChange { name: Some(new.name.clone()), ..LinkChange::default() };
-    netlink.change_link(link.index, &rename).await?;
-    netlink.link(&new.name).await
+    netlink.change_link(link.index, &rename).await.map_err(failed)?;
+    netlink.link(&new.name).await.map_err(failed)
 }
 
 /// The name that a link of the attachment may have before it has its own.

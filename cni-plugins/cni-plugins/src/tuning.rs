@@ -44,8 +44,8 @@ impl Plugin for Tuning {
             })
         });
         if let Err(error) = tuned {
-            let left = netns.run(|| changed.restore()).map_err(ErrorReply::internal)?;
-            return Err(with_left(error, left));
+            let left = netns.run(|| changed.restore()).unwrap_or_else(|error| vec![error.to_string()]);
+            return Err(error.with_undo(left));
         }
         if let Some(mac) = config.properties.mac {
             let of_link = result.interfaces.iter_mut().filter(|interface| interface.name == request.ifname);
@@ -108,12 +108,12 @@ async fn tune_link(request: &Request, config: &Config, netlink: &Netlink) -> Res
     let link = netlink.link(&request.ifname).await.map_err(failed)?;
     let before = config.properties.same_of(&link);
     let backup = Backup::of(request, &config.data_dir);
-    backup.write(&before)?;
+    let earlier = backup.write(&before)?;
     for (what, change) in config.properties.changes() {
         if let Err(error) = netlink.change_link(link.index, &change).await {
             let error = ErrorReply::internal(format!("failed to set {what} of {:?}: {error}", link.name));
-            let left = restore(netlink, &link, &before).await.and_then(|()| backup.remove());
-            return Err(with_left(error, left.err().map(|left| left.to_string()).into_iter().collect()));
+            let undone = restore(netlink, &link, &before).await.and_then(|()| backup.put_back(earlier));
+            return Err(error.with_undo(undone.err()));
         }
     }
     Ok(())
@@ -129,8 +129,4 @@ async fn restore(netlink: &Netlink, link: &Link, before: &Properties) -> Result<
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(ErrorReply::internal(errors.join("; "))) }
-}
-
-fn with_left(error: ErrorReply, left: Vec<String>) -> ErrorReply {
-    if left.is_empty() { error } else { error.with_details(format!("undo: {}", left.join("; "))) }
 }

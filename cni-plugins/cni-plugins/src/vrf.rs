@@ -13,6 +13,7 @@ use linux::netlink::{Error, Link, LinkChange, LinkKind, Netlink, NewLink};
 use self::join::Join;
 use crate::{
     inside::Inside,
+    made,
     netns_lock::NetnsLock,
     plugin::{Plugin, Request, block_on, decoding},
     verify::different,
@@ -88,7 +89,7 @@ async fn find_or_make(netlink: &Netlink, config: &Config) -> Result<Domain, Erro
     let new = NewLink { up: true, ..NewLink::new(name, LinkKind::Vrf { table }) };
     let failed = |error| ErrorReply::internal(format!("could not add VRF {name}: {error}"));
     netlink.add_link(&new).await.map_err(failed)?;
-    let made = netlink.link(name).await.map_err(failed)?;
+    let made = made::find(netlink, name, failed).await?;
     Ok(Domain { index: made.index, table, is_new: true })
 }
 
@@ -112,12 +113,8 @@ async fn add(inside: &Inside<'_>, config: &Config) -> Result<(), ErrorReply> {
         Err(error) => Err(error),
     };
     let Err(error) = joined else { return Ok(()) };
-    if domain.is_new
-        && let Err(left) = netlink.del_link(domain.index).await
-    {
-        return Err(error.with_details(format!("undo: {left}")));
-    }
-    Err(error)
+    let undone = if domain.is_new { netlink.del_link(domain.index).await } else { Ok(()) };
+    Err(error.with_undo(undone.err()))
 }
 
 /// Takes the link out; the last one takes the VRF along.

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     args::CniArgs,
     json::{JsonError, Object, as_object, parse_object},
+    read_limited,
 };
 
 const KIND: &str = "cniCacheV1";
@@ -58,20 +59,22 @@ impl Cache {
         let path = self.path(entry);
         let failed = |error| CacheError { operation: "write", path: path.clone(), error };
         fs::create_dir_all(&self.dir).map_err(failed)?;
-        // A dot keeps the unfinished file from being read as an entry; the name is as unique as the entry's.
-        let unfinished = self.dir.join(format!(".{}", file_name(entry)));
+        let unfinished = self.unfinished(entry);
         fs::write(&unfinished, entry.to_json().to_string()).map_err(failed)?;
         fs::rename(&unfinished, &path).map_err(failed)
     }
 
+    /// Removes the entry, and before it what a killed process left of one.
     pub(crate) fn forget(&self, entry: &Entry) -> Result<(), CacheError> {
-        let path = self.path(entry);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(CacheError { operation: "remove", path, error })
+        for path in [self.unfinished(entry), self.path(entry)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(CacheError { operation: "remove", path, error });
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// The entries of one attachment, whatever their network.
@@ -103,11 +106,14 @@ impl Cache {
                 continue;
             };
             let path = self.dir.join(name);
-            match fs::read(&path) {
+            match read_limited(&path) {
                 Ok(bytes) => match Entry::from_json(&bytes) {
                     Ok(entry) => entries.push(entry),
                     Err(error) => tracing::warn!(path = %path.display(), %error, "not a cached attachment"),
                 },
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                    tracing::warn!(path = %path.display(), %error, "not a cached attachment");
+                }
                 // Another process finished with it in between.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed(&path, error)),
@@ -118,6 +124,11 @@ impl Cache {
 
     fn path(&self, entry: &Entry) -> PathBuf {
         self.dir.join(file_name(entry))
+    }
+
+    /// A dot keeps the unfinished file from being read as an entry; the name is as unique as the entry's.
+    fn unfinished(&self, entry: &Entry) -> PathBuf {
+        self.dir.join(format!(".{}", file_name(entry)))
     }
 }
 

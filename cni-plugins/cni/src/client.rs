@@ -194,7 +194,8 @@ impl Client {
             Err(error) => return Err(error),
         };
         let entry = new_entry(&network, attachment);
-        self.chain(&network, &entry).del(None).await
+        self.chain(&network, &entry).del(None).await?;
+        Ok(self.cache.forget(&entry)?)
     }
 
     async fn del_cached(&self, mut entry: Entry, netns: Option<&Path>) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{ConfigError, NetworkList, PluginConfig, json};
+use crate::{ConfigError, NetworkList, PluginConfig, json, read_limited};
 
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 /// Files of one folder.
@@ -96,13 +96,7 @@ fn files(dir: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, FileError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    use std::io::Read;
-    let failed = |error| FileError::Read { path: path.to_owned(), error };
-    let mut bytes = Vec::new();
-    // One byte more than allowed, so that the parser sees that it is too large.
-    let limit = json::DOCUMENT_LIMIT as u64 + 1;
-    fs::File::open(path).map_err(failed)?.take(limit).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
+    read_limited(path).map_err(|error| FileError::Read { path: path.to_owned(), error })
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Running one plugin: find the executable, give it environment and configuration, read its one document.
 //!
 //! Owns the process: its three pipes with their limits, its time limit, and its end. The child is killed when the
-//! future is dropped or the limit is reached. It refuses output that is not one JSON object, and turns an error
-//! document into [`ExecError::Refused`].
+//! future is dropped or the limit is reached, with what it started in its process group if that is its own. It refuses
+//! output that is not one JSON object, and turns an error document into [`ExecError::Refused`].
 
 use std::{
     ffi::OsString,
@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Map, Value};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -69,6 +70,16 @@ pub struct Call {
     /// Standard input.
     pub config: Vec<u8>,
     pub time_limit: Duration,
+    pub group: Group,
+}
+
+/// Which process group a plugin runs in: what a kill of it takes along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// One of its own, killed whole: a plugin that it delegates to, or a shell's child, does not go on after it.
+    Own,
+    /// The caller's, for a plugin that delegates: who kills that one's group kills this one too.
+    Callers,
 }
 
 /// A call that did not succeed.
@@ -104,6 +115,20 @@ impl ExecError {
             _ => None,
         }
     }
+
+    /// Whether the plugin may have done a part of its work, and so needs an undo: it began, and did not say no.
+    pub fn is_cut_off(&self) -> bool {
+        match self {
+            Self::InvalidName { .. } | Self::NotFound { .. } | Self::Start { .. } | Self::Refused { .. } => {
+                false
+            }
+            Self::Pipe { .. }
+            | Self::TimedOut { .. }
+            | Self::TooMuchOutput { .. }
+            | Self::Failed { .. }
+            | Self::Output { .. } => true,
+        }
+    }
 }
 
 /// Looks for an executable of this name in the folders, in their order.
@@ -126,11 +151,10 @@ impl Call {
     /// # Errors
     /// See [`ExecError`].
     pub async fn run(&self) -> Result<Option<Map<String, Value>>, ExecError> {
-        let mut child = self.start()?;
-        let finished = tokio::time::timeout(self.time_limit, self.converse(&mut child)).await;
+        let mut running = self.start()?;
+        let finished = tokio::time::timeout(self.time_limit, self.converse(&mut running)).await;
         let Ok(finished) = finished else {
-            // The error that matters is the missed deadline; the child is ours, so it can be killed and reaped.
-            let _ = child.kill().await;
+            running.kill().await;
             let seconds = self.time_limit.as_secs();
             return Err(ExecError::TimedOut { verb: self.verb, plugin: self.plugin.clone(), seconds });
         };
@@ -138,21 +162,26 @@ impl Call {
         self.judge(status, &stdout, stderr)
     }
 
-    fn start(&self) -> Result<Child, ExecError> {
+    fn start(&self) -> Result<Running, ExecError> {
         let mut process = Process::new(&self.plugin);
         process.env("CNI_COMMAND", self.verb.as_str());
         for (name, value) in &self.env {
             process.env(name, value);
         }
         process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        process.spawn().map_err(|error| ExecError::Start {
+        if self.group == Group::Own {
+            process.process_group(0);
+        }
+        let child = process.spawn().map_err(|error| ExecError::Start {
             verb: self.verb,
             plugin: self.plugin.clone(),
             error,
-        })
+        })?;
+        Ok(Running { child, group: self.group })
     }
 
-    async fn converse(&self, child: &mut Child) -> Result<Output, ExecError> {
+    async fn converse(&self, running: &mut Running) -> Result<Output, ExecError> {
+        let child = &mut running.child;
         let failed = |error| ExecError::Pipe { verb: self.verb, plugin: self.plugin.clone(), error };
         let stdin = child.stdin.take();
         let stdout = child.stdout.take();
@@ -170,7 +199,7 @@ impl Call {
         let stdout = stdout.map_err(failed)?;
         let stderr = stderr.map_err(failed)?;
         if stdout.len() > DOCUMENT_LIMIT {
-            let _ = child.kill().await;
+            running.kill().await;
             return Err(ExecError::TooMuchOutput { verb: self.verb, plugin: self.plugin.clone() });
         }
         let status = child.wait().await.map_err(failed)?;
@@ -195,6 +224,35 @@ impl Call {
         }
         let document = parse_object(stdout);
         document.map(Some).map_err(|error| ExecError::Output { verb, plugin, error, stderr })
+    }
+}
+
+/// A started plugin; one that is dropped before its end was awaited is killed.
+struct Running {
+    child: Child,
+    group: Group,
+}
+
+impl Running {
+    /// The error that matters is why; the child is ours, so it can be killed and reaped.
+    async fn kill(&mut self) {
+        self.kill_group();
+        let _ = self.child.kill().await;
+    }
+
+    /// Until the child's end was awaited, no other group has its number. The kernel lets no fork escape such a kill.
+    fn kill_group(&self) {
+        let id = self.child.id().filter(|_| self.group == Group::Own);
+        if let Some(group) = id.and_then(|id| Pid::from_raw(id.cast_signed())) {
+            // One that is gone needs no kill.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill_group();
     }
 }
 

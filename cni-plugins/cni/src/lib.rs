@@ -16,6 +16,7 @@ pub mod exec;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod json;
+mod read;
 mod reply;
 mod result;
 mod validate;
@@ -25,6 +26,7 @@ pub use cache::CacheError;
 pub use client::{Attachment, Client, Error, Options, ValidAttachment};
 pub use conf_dir::{ConfDir, FileError, load_conf_dir};
 pub use config::{ConfigError, NetworkList, PluginConfig};
+pub use read::{read_limited, read_text_limited};
 pub use reply::{ErrorReply, code};
 pub use result::{AddResult, Dns, Interface, IpConfig, ResultError, Route};
 pub use validate::{NameError, container_id, interface_name, network_name};

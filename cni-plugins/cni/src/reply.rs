@@ -49,6 +49,34 @@ impl ErrorReply {
         Self::new(code::INVALID_NETWORK_CONFIG, error.to_string())
     }
 
+    /// The first error, with the others in its details: for what goes on after an error.
+    ///
+    /// # Errors
+    /// When there is any.
+    pub fn first_of(done: impl IntoIterator<Item = Result<(), Self>>) -> Result<(), Self> {
+        let mut errors = done.into_iter().filter_map(Result::err);
+        match errors.next() {
+            Some(first) => Err(errors.fold(first, |first, also| first.with_more(&format!("also: {also}")))),
+            None => Ok(()),
+        }
+    }
+
+    /// Says what an undo could not take back, beside the details that are there; nothing for nothing.
+    #[must_use]
+    pub fn with_undo(self, left: impl IntoIterator<Item = impl fmt::Display>) -> Self {
+        let left: Vec<String> = left.into_iter().map(|left| left.to_string()).collect();
+        if left.is_empty() { self } else { self.with_more(&format!("undo: {}", left.join("; "))) }
+    }
+
+    fn with_more(mut self, more: &str) -> Self {
+        if !self.details.is_empty() {
+            self.details.push_str("; ");
+        }
+        self.details.push_str(more);
+        self
+    }
+
+    /// In place of details that are there.
     #[must_use]
     pub fn with_details(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();
@@ -67,3 +95,6 @@ impl fmt::Display for ErrorReply {
 }
 
 impl std::error::Error for ErrorReply {}
+
+#[cfg(test)]
+mod tests;

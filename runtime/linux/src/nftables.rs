@@ -35,7 +35,7 @@ use crate::{
 
 /// How often a transaction that the kernel gave up for another's sake is sent again.
 const COMMIT_TRIES: usize = 8;
-/// How often a listing is begun again because the rules may have changed under it. The last is taken as it is.
+/// How often a listing is begun because the rules may have changed under the one before.
 const LIST_TRIES: usize = 64;
 /// `NFT_NAME_MAXLEN`, without the terminating zero.
 const NAME_LIMIT: usize = 255;
@@ -222,17 +222,18 @@ impl Nftables {
     /// waits for the transaction under way, and lies between two equal numbers.
     ///
     /// # Errors
-    /// When the listing fails.
+    /// When the listing fails, and when the rules changed under every try: a rule could be missing.
     pub fn rules(&self, chain: Chain<'_>) -> Result<Vec<ListedRule>, Error> {
-        for _ in 1..LIST_TRIES {
-            let before = self.generation()?;
+        let list = || {
             self.wait_for_transaction()?;
-            let listed = self.list_rules(chain)?;
-            if self.generation()? == before {
-                return Ok(listed);
-            }
-        }
-        self.list_rules(chain)
+            self.list_rules(chain)
+        };
+        let listed = list_unchanged(|| self.generation(), list)?;
+        listed.ok_or_else(|| Error::Protocol {
+            operation: "list rules of",
+            object: chain.to_string(),
+            detail: format!("the rules changed under each of {LIST_TRIES} listings; try again"),
+        })
     }
 
     /// An empty transaction: it waits for its turn, changes nothing, and is not counted.
@@ -288,6 +289,21 @@ impl Nftables {
             Err(error) => Err(error),
         }
     }
+}
+
+/// A listing between two equal numbers of the rule set; none where every try saw two.
+fn list_unchanged<T>(
+    mut generation: impl FnMut() -> Result<u32, Error>,
+    mut list: impl FnMut() -> Result<T, Error>,
+) -> Result<Option<T>, Error> {
+    for _ in 0..LIST_TRIES {
+        let before = generation()?;
+        let listed = list()?;
+        if generation()? == before {
+            return Ok(Some(listed));
+        }
+    }
+    Ok(None)
 }
 
 fn read_rule(message: &Message<'_>, rule: &wire::IterableRuleAttrs<'_>) -> Result<ListedRule, String> {

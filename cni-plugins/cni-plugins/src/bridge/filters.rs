@@ -58,19 +58,21 @@ impl Filters {
         let Some(ruleset) = ruleset else { return Ok(()) };
         let unmasqueraded = self.masquerade.tear_down_by(&ruleset, request);
         let unguarded = if self.guard { Guard::of(request).tear_down(&ruleset) } else { Ok(()) };
-        let errors = [unmasqueraded, unguarded].map(|done| done.err().map(|error| error.to_string()));
-        let errors: Vec<String> = errors.into_iter().flatten().collect();
-        if errors.is_empty() { Ok(()) } else { Err(ErrorReply::internal(errors.join("; "))) }
+        ErrorReply::first_of([unmasqueraded, unguarded].map(|done| done.map_err(ErrorReply::internal)))
     }
 }
 
 /// Deletes the rules of the network's attachments that are not valid, whatever the configuration says now.
 pub(super) async fn collect(request: &Request) -> Result<(), ErrorReply> {
+    let unguarded = collect_guards(request).await;
+    ErrorReply::first_of([unguarded, masquerade::collect_of(request)])
+}
+
+async fn collect_guards(request: &Request) -> Result<(), ErrorReply> {
     let valid = request.valid_attachments()?;
     let Some(nftables) = ruleset::open_to_remove()? else { return Ok(()) };
     let host = Netlink::open().map_err(ErrorReply::internal)?;
     let links = host.links().await.map_err(ErrorReply::internal)?;
     let names: Vec<String> = links.into_iter().map(|link| link.name).collect();
-    let unguarded = spoof::collect(&nftables, &valid, &names).map_err(ErrorReply::internal);
-    unguarded.and(masquerade::collect_of(request))
+    spoof::collect(&nftables, &valid, &names).map_err(ErrorReply::internal)
 }

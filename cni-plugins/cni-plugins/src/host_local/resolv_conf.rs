@@ -1,12 +1,12 @@
 //! Reading a `resolv.conf` into the DNS part of a result.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
-use cni::Dns;
+use cni::{Dns, read_text_limited};
 
 /// Reads the file.
 pub(super) fn read(path: &Path) -> io::Result<Dns> {
-    Ok(parse(&fs::read_to_string(path)?))
+    Ok(parse(&read_text_limited(path)?))
 }
 
 /// Lines of other keywords, comments and empty lines are passed over; the last `domain` wins.

@@ -1,6 +1,11 @@
-//! Tables for aliases and names.
+//! Tables for aliases and names, and the order of GC.
 
-use super::{Alias, Link, port_name, random_name, unfinished_group};
+use std::cell::RefCell;
+
+use cni::ErrorReply;
+
+use super::{Alias, Link, in_order, port_name, random_name, unfinished_group};
+use crate::plugin::block_on;
 
 #[test]
 fn aliases_read_back_and_foreign_ones_do_not() {
@@ -50,4 +55,24 @@ fn names_are_links_names() {
     let name = random_name().expect("a random name");
     assert_eq!(name.len(), 12);
     assert!(cni::interface_name(&name).is_ok() && name.starts_with("veth"));
+}
+
+#[test]
+fn gc_goes_on_after_an_error_but_keeps_leases_of_links_that_may_stand() {
+    for (errors, expected, told) in [
+        (["", "", ""], "links rules leases", "no error"),
+        (["", "stuck rule", ""], "links rules leases", "stuck rule"),
+        (["stuck link", "", ""], "links rules", "stuck link"),
+        (["stuck link", "stuck rule", "no"], "links rules", "stuck link; also: stuck rule"),
+    ] {
+        let collected = RefCell::new(Vec::new());
+        let collect = async |what, error: &str| {
+            collected.borrow_mut().push(what);
+            if error.is_empty() { Ok(()) } else { Err(ErrorReply::internal(error)) }
+        };
+        let [link, rule, lease] = errors;
+        let done = in_order(collect("links", link), collect("rules", rule), collect("leases", lease));
+        let error = block_on(done).map_or_else(|error| error.to_string(), |()| "no error".to_owned());
+        assert_eq!((collected.borrow().join(" ").as_str(), error.as_str()), (expected, told), "{errors:?}");
+    }
 }

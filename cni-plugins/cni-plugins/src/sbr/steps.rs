@@ -12,15 +12,11 @@ pub(super) async fn take(netlink: &Netlink, steps: &[Step]) -> Result<(), ErrorR
         let mut left = Vec::new();
         for done in steps[..index].iter().rev() {
             match undo_one(netlink, done).await {
-                Err(error) if !error.is_gone() && !error.is_exists() => left.push(error.to_string()),
+                Err(error) if !error.is_gone() && !error.is_exists() => left.push(error),
                 _ => {}
             }
         }
-        return Err(if left.is_empty() {
-            error
-        } else {
-            error.with_details(format!("undo: {}", left.join("; ")))
-        });
+        return Err(error.with_undo(left));
     }
     Ok(())
 }

@@ -1,15 +1,15 @@
 //! Which sysctls may be set: what the machine's administrator wrote down, if anything.
 
-use std::{collections::BTreeMap, fs, io};
+use std::{collections::BTreeMap, io, path::Path};
 
-use cni::{ErrorReply, code};
+use cni::{ErrorReply, code, read_text_limited};
 use regex_lite::Regex;
 
 /// One regular expression a line, each for any part of a sysctl's name. Without the file everything is allowed.
 const FILE: &str = "/etc/cni/tuning/allowlist.conf";
 
 pub(super) fn check(sysctls: &BTreeMap<String, String>) -> Result<(), ErrorReply> {
-    match fs::read_to_string(FILE) {
+    match read_text_limited(Path::new(FILE)) {
         Ok(text) => check_with(&text, sysctls),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(ErrorReply::new(code::IO_FAILURE, format!("read {FILE}: {error}"))),

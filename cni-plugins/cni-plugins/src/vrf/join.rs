@@ -48,10 +48,7 @@ impl Join {
             inside.netlink.change_link(inside.link.index, &leave).await.map_err(ErrorReply::internal)?;
             self.restore(inside, watch, MAIN_TABLE).await
         };
-        Err(match undone.await {
-            Ok(()) => error,
-            Err(left) => error.with_details(format!("undo: {left}")),
-        })
+        Err(error.with_undo(undone.await.err()))
     }
 
     async fn restore(&self, inside: &Inside<'_>, watch: AddressWatch, table: u32) -> Result<(), ErrorReply> {

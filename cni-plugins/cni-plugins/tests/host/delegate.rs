@@ -63,6 +63,22 @@ fn a_plugin_that_gave_nothing_is_asked_to_release_nothing() {
 }
 
 #[test]
+fn a_plugin_that_dies_half_way_is_asked_to_release() {
+    let node = Node::new();
+    let a = Container::new("a");
+    for (end, message) in [
+        ("exit 3", "exit status: 3 without an error document"),
+        ("kill -9 $$", "signal: 9 (SIGKILL) without an error document"),
+        ("echo hello", "output: not JSON: expected value at line 1 column 1"),
+        ("exec cat /dev/zero", "more than 1048576 bytes on standard output, killed"),
+    ] {
+        let path = ipam(&node, &format!("[ $CNI_COMMAND = ADD ] || exit 0; {end}"));
+        let expected = format!("ADD of {path}/fake: {message}");
+        assert_eq!(add(&node, &a, &path), json!([["ADD", "DEL"], 999, expected, null]), "{end}");
+    }
+}
+
+#[test]
 fn what_could_not_be_undone_is_told() {
     let node = Node::new();
     let a = Container::new("a");
@@ -70,6 +86,29 @@ fn what_could_not_be_undone_is_told() {
     let path = ipam(&node, &format!("[ $CNI_COMMAND = ADD ] && echo '{{}}' && exit 0; {refusal}"));
     let message = "IPAM plugin returned missing IP config";
     assert_eq!(add(&node, &a, &path), json!([["ADD", "DEL"], 999, message, "undo: stuck"]));
+}
+
+#[test]
+fn what_could_not_be_undone_is_told_beside_the_others_details() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let refusal = |message: &str| {
+        format!("echo '{{\"code\": 11, \"msg\": \"{message}\", \"details\": \"soon\"}}'; exit 1")
+    };
+    let path = ipam(
+        &node,
+        &format!("if [ $CNI_COMMAND = ADD ]; then {}; fi; {}", refusal("busy"), refusal("stuck")),
+    );
+    let subnet =
+        "FLANNEL_NETWORK=10.96.0.0/12\nFLANNEL_SUBNET=10.97.1.1/24\nFLANNEL_MTU=1400\nFLANNEL_IPMASQ=true\n";
+    fs::write(node.path("subnet.env"), subnet).expect("a file");
+    let config = json!({
+        "cniVersion": "1.1.0", "name": "pods", "type": "flannel", "delegate": {"type": "fake"},
+        "subnetFile": node.path("subnet.env"), "dataDir": node.path("kept"),
+    });
+    let call = Call { path: &path, ..Call::new("ADD", &config, &a) };
+    let error = call.run("flannel").expect_err("a failure");
+    assert_eq!((&error["msg"], &error["details"]), (&json!("busy"), &json!("soon; undo: stuck; soon")));
 }
 
 /// An executable under a name that it cannot be started by: whoever calls it all the same does so within the process.

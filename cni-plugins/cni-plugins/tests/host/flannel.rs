@@ -78,8 +78,14 @@ fn gc_removes_attachments_and_what_was_kept_of_them() {
         Call::new("ADD", &config, container).run("flannel").expect("an attachment");
     }
     fs::write(node.path("kept/foreign"), r#"{"name": "another", "type": "bridge"}"#).expect("a file");
+    // What cannot be read belongs to whom its name says; a killed ADD may leave a part beside its name.
+    let unreadable = [".killed", "cut-short", ".keep"];
+    for name in unreadable {
+        fs::write(node.path("kept").join(name), r#"{"name": "po"#).expect("a file");
+    }
     config["cni.dev/valid-attachments"] = json!([{"containerID": "keep", "ifname": "eth0"}]);
     assert_eq!(Call::new("GC", &config, &keep).run("flannel"), Ok(Value::Null));
+    assert_eq!(unreadable.map(|name| node.path("kept").join(name).exists()), [false, false, true]);
     assert!(lost.link("eth0").is_none() && keep.link("eth0").is_some());
     let kept = |name: &str| node.path("kept").join(name).exists();
     assert_eq!([kept("keep"), kept("lost"), kept("foreign")], [true, false, true]);

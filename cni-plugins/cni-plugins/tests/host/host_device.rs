@@ -208,6 +208,31 @@ fn a_link_that_cannot_come_back_stays_until_it_can() {
 }
 
 #[test]
+fn gc_looks_for_the_link_after_ipam_refused() {
+    let node = Node::new();
+    let _wire = Wire::new();
+    let a = Container::new("a");
+    let mut config = config(&node);
+    config["cni.dev/valid-attachments"] = json!([]);
+    config["ipam"] = json!({"type": "none-such"});
+    lose();
+    let error = run("GC", &config, &a).expect_err("there is no such plugin");
+    assert!(error["msg"].as_str().is_some_and(|text| text.contains("\"none-such\"")), "{error}");
+    assert!(on_host(Wire::MASTER).is_some());
+}
+
+/// The link comes back from a namespace that ended, under another name.
+fn lose() {
+    change(Wire::MASTER, &LinkChange { up: Some(false), ..LinkChange::default() });
+    let lost = LinkChange {
+        name: Some("eth7".to_owned()),
+        alias: Some(Wire::MASTER.to_owned()),
+        ..LinkChange::default()
+    };
+    change(Wire::MASTER, &lost);
+}
+
+#[test]
 fn a_link_that_the_kernel_brought_back_gets_its_name_again() {
     let node = Node::new();
     let _wire = Wire::new();
@@ -217,13 +242,7 @@ fn a_link_that_the_kernel_brought_back_gets_its_name_again() {
     let unnamed = Call { netns: "/run/netns/none", ..Call::new("DEL", &config, &a) };
     let calls = [unnamed, Call::new("GC", &config, &a), Call { netns: "", ..unnamed }];
     for call in calls {
-        change(Wire::MASTER, &LinkChange { up: Some(false), ..LinkChange::default() });
-        let lost = LinkChange {
-            name: Some("eth7".to_owned()),
-            alias: Some(Wire::MASTER.to_owned()),
-            ..LinkChange::default()
-        };
-        change(Wire::MASTER, &lost);
+        lose();
         assert_eq!(call.run("host-device"), Ok(Value::Null));
         assert_eq!(on_host(Wire::MASTER).expect("the link").alias, None);
     }

@@ -111,6 +111,32 @@ fn gc_deletes_the_rules_of_lost_attachments_of_its_network() {
 }
 
 #[test]
+fn rules_go_though_the_link_cannot() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let mut config = node.config("1.1.0");
+    config["ipMasq"] = json!(true);
+    config["macspoofchk"] = json!(true);
+    run("ADD", &config, &a);
+    for plugin in ["bridge", "ptp"] {
+        // A namespace, but of another kind.
+        let call = Call { netns: "/proc/self/ns/mnt", ..Call::new("DEL", &config, &a) };
+        let error = call.run(plugin).expect_err("nobody can look there for the link");
+        assert!(
+            error["msg"].as_str().is_some_and(|text| text.contains("enter network namespace")),
+            "{error}"
+        );
+        assert_eq!((rules().len(), node.leases().len()), (0, 2));
+        // It may still send: its guard and its addresses stay.
+        assert!(nft(&["list", "ruleset"]).contains("macspoofchk"));
+        assert!(a.link("eth0").is_some());
+    }
+    run("DEL", &config, &a);
+    assert!(!nft(&["list", "ruleset"]).contains("macspoofchk"));
+    assert_eq!(node.leases(), Vec::<String>::new());
+}
+
+#[test]
 fn check_misses_a_rule_where_the_backend_is_certain() {
     let node = Node::new();
     let a = Container::new("a");

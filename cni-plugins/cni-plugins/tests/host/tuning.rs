@@ -218,8 +218,50 @@ fn what_is_lost_is_found_by_its_file() {
     assert_eq!(chain.run("GC"), Ok(Value::Null));
     assert!(chain.backup().is_none());
     assert_eq!(fs::read_dir(chain.node.path("tuning")).expect("a folder").count(), 2);
+    // What cannot be read belongs to whom its name says; a killed ADD may leave a part beside its name.
+    let names = ["a_eth0.json", "d_eth0.json", "e_e_eth0.json", ".f_eth0.json", "notes.json"];
+    for name in names {
+        fs::write(chain.node.path("tuning").join(name), "{\"mtu\":").expect("a file");
+    }
+    chain.config["cni.dev/valid-attachments"] = json!([{"containerID": "a", "ifname": "eth0"}]);
+    assert_eq!(chain.run("GC"), Ok(Value::Null));
+    let is_there = names.map(|name| chain.node.path("tuning").join(name).exists());
+    assert_eq!(is_there, [true, false, false, false, true]);
     chain.run("ADD").expect("a result");
+    fs::write(chain.node.path("tuning/.a_eth0.json"), "").expect("a file");
     let unnamed = Call { netns: "", ..Call::new("DEL", &chain.config, &chain.container) };
     assert_eq!(unnamed.run("tuning"), Ok(Value::Null));
-    assert!(chain.backup().is_none());
+    assert!(chain.backup().is_none() && !chain.node.path("tuning/.a_eth0.json").exists());
+}
+
+#[test]
+fn a_second_plugin_that_fails_leaves_what_the_first_kept() {
+    let mut chain = Chain::new();
+    let before = chain.link();
+    chain.config["mtu"] = json!(1400);
+    chain.run("ADD").expect("a result");
+    let kept = chain.backup();
+    chain.config["allmulti"] = json!(true);
+    chain.config["mtu"] = json!(10_000_000);
+    chain.run("ADD").expect_err("no link takes so much");
+    assert_eq!((chain.link().mtu, chain.backup()), (1400, kept));
+    assert_eq!(chain.run("DEL"), Ok(Value::Null));
+    assert_eq!(chain.link(), before);
+}
+
+#[test]
+fn values_are_never_half_written() {
+    let mut chain = Chain::new();
+    chain.config["mtu"] = json!(1400);
+    chain.run("ADD").expect("a result");
+    // Whoever has the old file open sees it whole after it was replaced.
+    let mut old = fs::File::open(chain.node.path("tuning/a_eth0.json")).expect("the file");
+    chain.config["allmulti"] = json!(true);
+    chain.run("ADD").expect("a result");
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut old, &mut text).expect("text");
+    let old: Value = serde_json::from_str(&text).expect("a document");
+    assert_eq!((&old["mtu"], old.get("allmulti")), (&json!(1500), None));
+    assert_eq!(chain.backup().map(|new| new["allmulti"].clone()), Some(json!(false)));
+    assert_eq!(chain.run("DEL"), Ok(Value::Null));
 }

@@ -8,7 +8,7 @@ use super::{Error, Options, ValidAttachment, several};
 use crate::{
     AddResult, NetworkList, PluginConfig,
     cache::Entry,
-    exec::{Call, Verb, find_plugin},
+    exec::{Call, Group, Verb, find_plugin},
     json::Object,
 };
 
@@ -155,6 +155,7 @@ impl Chain<'_> {
             env: self.environment(),
             config: Value::Object(self.configuration(plugin, extra)).to_string().into_bytes(),
             time_limit: self.options.time_limit,
+            group: Group::Own,
         });
         let answer = match call {
             Ok(call) => call.run().await,

@@ -128,6 +128,19 @@ async fn add_passes_results_along_and_del_goes_in_reverse() {
 }
 
 #[tokio::test]
+async fn what_a_killed_process_left_of_an_entry_goes_with_the_attachment() {
+    let node = Node::new("1.0.0");
+    for added in [true, false] {
+        if added {
+            node.client().add(&attachment()).await.expect("all plugins succeed");
+        }
+        fs::write(node.path("cache/results/.pods-abc-eth0"), "{").expect("a file");
+        node.client().del(&attachment()).await.expect("all plugins succeed");
+        assert_eq!(node.cached(), 0, "{added}");
+    }
+}
+
+#[tokio::test]
 async fn a_failed_add_is_undone_in_reverse() {
     let node = Node::new("1.0.0");
     node.plugin("two", "[ $CNI_COMMAND = ADD ] && echo '{\"code\": 100, \"msg\": \"no\"}' && exit 1");

@@ -1,8 +1,13 @@
 //! Running executables that behave well and badly: shell scripts in a temporary folder.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
-use super::{Call, ExecError, Verb, find_plugin};
+use super::{Call, ExecError, Group, Verb, find_plugin};
 
 struct Plugin {
     dir: tempfile::TempDir,
@@ -24,6 +29,7 @@ impl Plugin {
             env: vec![("CNI_IFNAME", "eth0".into())],
             config: br#"{"name": "x"}"#.to_vec(),
             time_limit: Duration::from_secs(20),
+            group: Group::Own,
         }
     }
 }
@@ -78,6 +84,77 @@ async fn a_stuck_plugin_is_killed() {
     let call = Call { time_limit: Duration::from_millis(200), ..plugin.call() };
     let error = call.run().await.expect_err("it never answers");
     assert!(matches!(error, ExecError::TimedOut { .. }), "{error}");
+}
+
+/// Starts a child that would go on after it, and waits for that.
+const PARENT: &str = "sh -c 'echo $$ > \"$1\".new; mv \"$1\".new \"$1\"; exec tail -f /dev/null > /dev/null 2> /dev/null' sh \"$0.child\" & wait";
+
+impl Plugin {
+    /// The id of the child that [`PARENT`] started, once it is there.
+    fn child(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.dir.path().join("plugin.child")).ok()?;
+        Some(text.trim().parse().expect("a number"))
+    }
+}
+
+/// A zombie has ended, too: whoever is to reap it may take its time.
+fn is_running(process: u32) -> bool {
+    let stat = fs::read_to_string(Path::new("/proc").join(process.to_string()).join("stat"));
+    stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|state| !state.starts_with('Z')))
+}
+
+async fn ends(process: u32) {
+    let begin = Instant::now();
+    while is_running(process) {
+        assert!(begin.elapsed() < Duration::from_secs(20), "process {process} goes on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stuck_plugin_is_killed_with_what_it_started() {
+    let plugin = Plugin::new(PARENT);
+    // A busy machine may take long to start it.
+    for limit in [1, 5, 25].map(Duration::from_secs) {
+        let call = Call { time_limit: limit, ..plugin.call() };
+        let error = call.run().await.expect_err("it never answers");
+        assert!(matches!(error, ExecError::TimedOut { .. }), "{error}");
+        if let Some(child) = plugin.child() {
+            return ends(child).await;
+        }
+    }
+    panic!("it never started its child");
+}
+
+#[tokio::test]
+async fn a_plugin_that_nobody_waits_for_is_killed_with_what_it_started() {
+    let plugin = Plugin::new(PARENT);
+    let call = plugin.call();
+    let started = async {
+        loop {
+            match plugin.child() {
+                Some(child) => return child,
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    let child = tokio::select! {
+        answer = call.run() => panic!("it never answers: {answer:?}"),
+        child = started => child,
+    };
+    ends(child).await;
+}
+
+#[tokio::test]
+async fn what_a_plugin_leaves_behind_goes_on() {
+    let plugin = Plugin::new(
+        "sh -c 'exec tail -f /dev/null' < /dev/null > /dev/null 2> /dev/null & echo $! > \"$0.child\"",
+    );
+    assert!(matches!(plugin.call().run().await, Ok(None)));
+    let child = plugin.child().expect("its child");
+    assert!(is_running(child));
+    let child = rustix::process::Pid::from_raw(child.cast_signed()).expect("a process");
+    rustix::process::kill_process(child, rustix::process::Signal::KILL).expect("it is there");
 }
 
 #[test]

@@ -269,6 +269,16 @@ impl Netlink {
         let request = self.handle.link().del(index);
         answer("delete link", format!("index {index}"), request.execute()).await
     }
+
+    /// As [`Netlink::del_link`], of a link whose index is not known.
+    ///
+    /// # Errors
+    /// `ENODEV` when there is none of this name: see [`Error::is_gone`].
+    pub async fn del_link_named(&self, name: &str) -> Result<(), Error> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().name(name.to_owned()).build();
+        let deleted = self.acknowledged(RouteNetlinkMessage::DelLink(message), 0);
+        answer("delete link", format!("{name:?}"), deleted).await
+    }
 }
 
 async fn single(request: rtnetlink::LinkGetRequest, object: String) -> Result<Option<Link>, Error> {

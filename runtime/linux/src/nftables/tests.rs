@@ -1,6 +1,8 @@
-//! The formats that need no kernel.
+//! The formats and decisions that need no kernel.
 
-use super::{COMMENT_LIMIT, comment};
+use std::cell::Cell;
+
+use super::{COMMENT_LIMIT, LIST_TRIES, comment, list_unchanged};
 
 #[test]
 fn comments_read_back() {
@@ -27,4 +29,19 @@ fn a_tag_stands_beside_a_comment() {
     assert_eq!(comment::read(&data).as_deref(), Some("hi"));
     assert_eq!(comment::read_tag(&data), Some(vec![7, 0, 9]));
     assert_eq!(comment::read_tag(&comment::write("hi")), None);
+}
+
+#[test]
+fn a_listing_counts_only_where_nothing_changed_under_it() {
+    for (changes, is_listed) in [(0, true), (LIST_TRIES - 1, true), (LIST_TRIES, false)] {
+        // Each of the first listings has a transaction under it.
+        let lists = Cell::new(0);
+        let generation = || Ok(u32::try_from(lists.get().min(changes)).expect("a small number"));
+        let list = || {
+            lists.set(lists.get() + 1);
+            Ok(lists.get())
+        };
+        let listed = list_unchanged(generation, list).expect("nothing fails");
+        assert_eq!(listed, is_listed.then_some(changes + 1), "{changes} changes");
+    }
 }

@@ -167,3 +167,18 @@ fn a_link_changes_its_flags_queue_name_and_namespace() {
         assert_eq!(moved.alias.as_deref(), Some("lower0"));
     });
 }
+
+#[test]
+fn a_link_goes_by_its_name() {
+    let place = Place::new("named");
+    block_on(async {
+        let inside = place.netlink();
+        parent(&inside).await;
+        inside.del_link_named("parent0").await.expect("it goes");
+        assert_eq!(inside.find_link("parent0").await.expect("an answer"), None);
+        let error = inside.del_link_named("parent0").await.expect_err("it is gone");
+        assert!(error.is_gone(), "{error}");
+        assert!(error.to_string().starts_with("delete link \"parent0\": "), "{error}");
+        assert!(inside.find_link("lo").await.expect("an answer").is_some());
+    });
+}

@@ -1,8 +1,10 @@
 //! A table for `resolv.conf`.
 
+use std::path::Path;
+
 use cni::Dns;
 
-use super::parse;
+use super::{parse, read};
 
 #[test]
 fn keywords_are_read_and_the_rest_is_passed_over() {
@@ -17,4 +19,12 @@ fn keywords_are_read_and_the_rest_is_passed_over() {
     };
     assert_eq!(parse(text), expected);
     assert_eq!(parse(""), Dns::default());
+}
+
+#[test]
+fn a_file_without_an_end_is_refused() {
+    assert_eq!(
+        read(Path::new("/dev/zero")).expect_err("it never ends").to_string(),
+        "more than 1048576 bytes"
+    );
 }
