@@ -101,6 +101,16 @@ impl Lease {
         }
     }
 
+    /// Seconds until it is over.
+    pub(super) fn left(&self, now: u64) -> u64 {
+        self.expire_at.saturating_sub(now)
+    }
+
+    /// Makes it one that is over.
+    pub(super) fn end(&mut self) {
+        (self.renew_at, self.rebind_at, self.expire_at) = (0, 0, 0);
+    }
+
     /// What the plugin answers.
     pub(super) fn result(&self, priority: Option<u32>) -> AddResult {
         let network = |ip: Ipv4Addr, prefix| {
