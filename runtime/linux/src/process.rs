@@ -1,4 +1,4 @@
-//! Processes: forking into a control group, pidfds, signals, and what /proc says about them.
+//! Processes: forking into a control group, pidfds, signals, the limit of open files, and what /proc says about them.
 //!
 //! Refuses to fork from a process with more than one thread: the child of such a fork may only do what is safe in a signal handler, and callers
 //! here run ordinary code.
@@ -197,6 +197,18 @@ pub fn set_oom_score_adj(value: i32) -> Result<(), Error> {
 /// Reads the caller's oom_score_adj.
 pub fn oom_score_adj() -> Option<i32> {
     fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
+}
+
+/// Lets the process open as many files as its hard limit says (`RLIMIT_NOFILE`), and gives that.
+///
+/// # Errors
+/// The kernel's.
+pub fn raise_file_limit() -> Result<u64, Error> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .map_err(|errno| Error::new("setrlimit", "RLIMIT_NOFILE", errno))?;
+    Ok(maximum.unwrap_or(u64::MAX))
 }
 
 /// A process as /proc shows it.

@@ -2,8 +2,10 @@
 //!
 //! Inputs: questions of plugins; outputs: their answers, messages to DHCP servers, and [`Keep`]'s files. Owns the table of leases,
 //! with one task for each. Between two exchanges a lease is but an entry and a timer: no thread, no socket, so that no namespace
-//! outlives its container. At its end the daemon releases nothing: the next one goes on.
+//! outlives its container. How many exchanges there are at a time fits the files that the daemon may open ([`Shares`]). At its end
+//! the daemon releases nothing: the next one goes on.
 
+mod shares;
 mod table;
 
 use std::{
@@ -12,19 +14,20 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use self::table::Table;
+use self::{shares::Shares, table::Table};
 use super::{flags::Flags, keep::Keep, talk};
 
-/// Questions at a time; further ones wait in the kernel's queue.
-const CONNECTION_LIMIT: usize = 512;
+/// How long to wait after a connection that could not be taken: that there are no files will not change at once.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The daemon's whole life.
 pub(super) fn main(arguments: &[String]) -> ExitCode {
@@ -47,14 +50,17 @@ async fn run(flags: Flags) -> Result<(), String> {
         let (what, path) = (what.to_owned(), path.display().to_string());
         move |error: io::Error| format!("{what} {path}: {error}")
     };
+    let files = linux::process::raise_file_limit().map_err(|error| error.to_string())?;
+    let shares = Shares::of(files);
     let keep = Keep::beside(&socket).map_err(failed("make a folder beside", &socket))?;
     let listener = listen(&socket).map_err(failed("listen at", &socket))?;
     if let Some(path) = &flags.pid_file {
         fs::write(path, std::process::id().to_string()).map_err(failed("write", path))?;
     }
     let pid_file = flags.pid_file.clone();
-    let table = Table::adopt(flags, keep).map_err(|error| format!("read the leases: {error}"))?;
-    let served = serve(listener, table).await;
+    let table = Table::adopt(flags, keep, shares.renewals);
+    let table = table.map_err(|error| format!("read the leases: {error}"))?;
+    let served = serve(listener, table, shares.questions).await;
     for path in [Some(socket), pid_file].into_iter().flatten() {
         if let Err(error) = fs::remove_file(&path) {
             eprintln!("remove {}: {error}", path.display());
@@ -78,19 +84,15 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
 }
 
 /// Until the daemon is told to end. Both arms are cancel-safe: a signal stays noted, a connection stays in the queue.
-async fn serve(listener: UnixListener, table: Arc<Table>) -> io::Result<()> {
+async fn serve(listener: UnixListener, table: Arc<Table>, questions: usize) -> io::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let places = Arc::new(Semaphore::new(CONNECTION_LIMIT));
+    let places = Arc::new(Semaphore::new(questions));
     loop {
-        let accept = async {
-            let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-            Ok::<_, io::Error>((listener.accept().await?.0, place))
-        };
         tokio::select! {
             _ = terminated.recv() => return Ok(()),
             _ = interrupted.recv() => return Ok(()),
-            accepted = accept => {
+            accepted = accept(&listener, &places) => {
                 let (stream, place) = accepted?;
                 let table = table.clone();
                 tokio::spawn(async move {
@@ -99,6 +101,21 @@ async fn serve(listener: UnixListener, table: Arc<Table>) -> io::Result<()> {
                 });
             }
         }
+    }
+}
+
+/// The next connection, with its place; without a place it waits in the kernel's queue. Fails only when `places` is closed.
+async fn accept(
+    listener: &UnixListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return Ok((stream, place)),
+            Err(error) => eprintln!("dhcp daemon: accept a connection: {error}"),
+        }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 

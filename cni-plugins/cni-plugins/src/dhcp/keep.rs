@@ -4,11 +4,13 @@
 //! that cannot be read is left alone and told.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
+use cni::json::DOCUMENT_LIMIT;
 use serde::{Deserialize, Serialize};
 
 use super::{config::Options, lease::Lease};
@@ -16,6 +18,9 @@ use crate::hash;
 
 /// Characters of a file's name.
 const NAME_LENGTH: usize = 32;
+
+/// Bytes of one file: a question's options, which are of a document, and the routes of a packet.
+const FILE_LIMIT: usize = 2 * DOCUMENT_LIMIT;
 
 const WHOLE: &str = "json";
 const UNFINISHED: &str = "new";
@@ -66,7 +71,7 @@ impl Keep {
     pub(super) fn store(&self, held: &Held) -> io::Result<()> {
         let path = self.path(&held.owner);
         let unfinished = path.with_extension(UNFINISHED);
-        fs::write(&unfinished, serde_json::to_vec(held)?)?;
+        fs::write(&unfinished, bounded(serde_json::to_vec(held)?)?)?;
         fs::rename(unfinished, path)
     }
 
@@ -90,7 +95,7 @@ impl Keep {
                 }
                 _ => continue,
             }
-            match fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)) {
+            match read(&path) {
                 Ok(held) => all.push(held),
                 Err(error) => eprintln!("{}: {error}: its lease is not renewed", path.display()),
             }
@@ -102,3 +107,20 @@ impl Keep {
         self.dir.join(hash::name(NAME_LENGTH, "", &owner.client_id())).with_extension(WHOLE)
     }
 }
+
+fn read(path: &Path) -> io::Result<Held> {
+    let mut bytes = Vec::new();
+    // One byte more than allowed, so that one sees that it is too large.
+    fs::File::open(path)?.take(FILE_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bounded(bytes)?)?)
+}
+
+fn bounded(bytes: Vec<u8>) -> io::Result<Vec<u8>> {
+    if bytes.len() > FILE_LIMIT {
+        return Err(io::Error::other(format!("a larger file: expected at most {FILE_LIMIT} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;

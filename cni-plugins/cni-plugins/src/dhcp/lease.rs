@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 /// Of a server that names none.
 const DEFAULT_LIFETIME: u64 = 60 * 60;
+/// Of shorter times a server would make its client spin, or take an address away as soon as it gave it.
+const SHORTEST_LEASE: u64 = 10;
+const SHORTEST_RENEWAL: u64 = 5;
 /// `RT_SCOPE_LINK`.
 const SCOPE_LINK: u8 = 253;
 /// The shortest pause between two tries to extend a lease (RFC 2131, 4.4.5).
@@ -66,8 +69,12 @@ impl Lease {
             _ => None,
         };
         let lifetime = seconds(OptionCode::AddressLeaseTime).unwrap_or(DEFAULT_LIFETIME);
-        let rebind = seconds(OptionCode::Rebinding).unwrap_or(lifetime * 85 / 100).min(lifetime);
-        let renew = seconds(OptionCode::Renewal).unwrap_or(lifetime / 2).min(rebind);
+        if lifetime < SHORTEST_LEASE {
+            return Err(format!("a lease of {lifetime} s: expected at least {SHORTEST_LEASE} s"));
+        }
+        let rebind = seconds(OptionCode::Rebinding).unwrap_or(lifetime * 85 / 100);
+        let rebind = rebind.clamp(SHORTEST_RENEWAL, lifetime);
+        let renew = seconds(OptionCode::Renewal).unwrap_or(lifetime / 2).clamp(SHORTEST_RENEWAL, rebind);
         let gateway = gateway(ack);
         Ok(Self {
             address: ack.yiaddr(),
@@ -92,6 +99,16 @@ impl Lease {
         } else {
             Next::Over
         }
+    }
+
+    /// Seconds until it is over.
+    pub(super) fn left(&self, now: u64) -> u64 {
+        self.expire_at.saturating_sub(now)
+    }
+
+    /// Makes it one that is over.
+    pub(super) fn end(&mut self) {
+        (self.renew_at, self.rebind_at, self.expire_at) = (0, 0, 0);
     }
 
     /// What the plugin answers.

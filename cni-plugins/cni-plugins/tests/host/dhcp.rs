@@ -1,5 +1,7 @@
 //! `dhcp` and its daemon, against busybox's server: the address, renewals across a killed daemon, release.
 
+mod trouble;
+
 use std::{
     fs,
     os::unix::net::UnixStream,
@@ -53,6 +55,12 @@ impl Drop for Process {
 
 /// A bridge with a server on it, whose leases take an hour and are to be renewed after so many seconds.
 fn serve(node: &Node, renewal: u32) -> Process {
+    lan();
+    server(node, &format!("option subnet 255.255.255.0\n{}", times(3600, renewal)))
+}
+
+/// A bridge where nobody serves yet.
+fn lan() {
     block_on(async {
         let netlink = Netlink::open().expect("a socket");
         netlink
@@ -64,12 +72,20 @@ fn serve(node: &Node, renewal: u32) -> Process {
         netlink.add_address(&NewAddress::new(bridge.index, address)).await.expect("an address");
         netlink.set_link_up(bridge.index).await.expect("it goes up");
     });
+}
+
+/// The server's options for a lease of so many seconds, to be renewed after so many.
+fn times(lease: u32, renewal: u32) -> String {
+    format!("option lease {lease}\noption 0x{RENEWAL:x} {renewal:08x}\n")
+}
+
+/// A server on the bridge that gives routers and these options.
+fn server(node: &Node, options: &str) -> Process {
     let (leases, config) = (node.path("udhcpd.leases"), node.path("udhcpd.conf"));
     fs::write(&leases, "").expect("a file");
     let text = format!(
-        "interface cni0\nstart 10.55.0.20\nend 10.55.0.30\nlease_file {}\npidfile {}\nmin_lease 1\n\
-         option subnet 255.255.255.0\noption router 10.55.0.1\noption lease 3600\n\
-         option 0x{RENEWAL:x} {renewal:08x}\n",
+        "interface cni0\nstart 10.55.0.20\nend 10.55.0.29\nlease_file {}\npidfile {}\nmin_lease 1\n\
+         option router 10.55.0.1\n{options}",
         leases.display(),
         node.path("udhcpd.pid").display()
     );
@@ -117,7 +133,11 @@ fn socket(node: &Node) -> PathBuf {
 }
 
 fn daemon(node: &Node) -> Process {
-    let mut command = Command::new(bin_dir().join("dhcp"));
+    start(node, &mut Command::new(bin_dir().join("dhcp")))
+}
+
+/// Starts the daemon by a command that ends in its executable.
+fn start(node: &Node, command: &mut Command) -> Process {
     let daemon =
         Process::start(command.arg("daemon").arg("-socketpath").arg(socket(node)).args(["-timeout", "2s"]));
     harness::wait::until("the daemon", LIMIT, || {
@@ -140,7 +160,7 @@ fn kept(node: &Node) -> usize {
 #[test]
 fn a_lease_is_taken_renewed_and_given_back() {
     let node = Node::new();
-    let _server = serve(&node, 3);
+    let _server = serve(&node, 5);
     let messages = messages();
     let a = Container::new("a");
     let config = config(&node);

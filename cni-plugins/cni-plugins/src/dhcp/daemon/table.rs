@@ -10,10 +10,14 @@ use std::{
 
 use cni::{AddResult, ErrorReply};
 use linux::{
-    netlink::{Link, MacAddress, Netlink},
-    netns::Netns,
+    netlink::{self, Link, MacAddress, Netlink},
+    netns::{self, Netns},
 };
-use tokio::{sync::Mutex as AsyncMutex, task::AbortHandle};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit},
+    task::AbortHandle,
+    time::timeout,
+};
 
 use crate::dhcp::{
     config::Options,
@@ -26,15 +30,23 @@ use crate::dhcp::{
 
 /// Leases of one node.
 const LEASE_LIMIT: usize = 8192;
+/// Leases that are over, and whose links go down, at a time.
+const END_LIMIT: usize = 4;
+/// Seconds until what this host could not do is tried again.
+const TROUBLE_PAUSE: u64 = 10;
 
 /// See the module.
 pub(super) struct Table {
     flags: Flags,
     keep: Keep,
     entries: Mutex<HashMap<Owner, Arc<Entry>>>,
+    /// Leases that are extended at a time; the others wait.
+    renewals: Semaphore,
+    ends: Semaphore,
 }
 
-/// One owner's place. Whoever holds the lock of `held` is the one who speaks to servers for it.
+/// One owner's place. Whoever holds the lock of `held` is the one who speaks to servers for it, and who takes it out of the table when it
+/// is empty; so whoever waited for the lock looks whether it is still there.
 #[derive(Default)]
 struct Entry {
     held: AsyncMutex<Option<Held>>,
@@ -53,10 +65,11 @@ impl Entry {
 }
 
 impl Table {
-    /// Goes on with what an earlier daemon held.
-    pub(super) fn adopt(flags: Flags, keep: Keep) -> io::Result<Arc<Self>> {
+    /// Goes on with what an earlier daemon held, with so many renewals at a time.
+    pub(super) fn adopt(flags: Flags, keep: Keep, renewals: usize) -> io::Result<Arc<Self>> {
         let all = keep.all()?;
-        let table = Arc::new(Self { flags, keep, entries: Mutex::default() });
+        let (renewals, ends) = (Semaphore::new(renewals), Semaphore::new(END_LIMIT));
+        let table = Arc::new(Self { flags, keep, entries: Mutex::default(), renewals, ends });
         for held in all {
             let owner = held.owner.clone();
             let entry = Arc::new(Entry { held: AsyncMutex::new(Some(held)), ..Entry::default() });
@@ -87,29 +100,41 @@ impl Table {
         }
     }
 
-    /// The lease that the owner has for this link, or a new one.
     async fn add(self: &Arc<Self>, owner: Owner, question: &Question) -> Result<AddResult, ErrorReply> {
-        let entry = self.entry(&owner)?;
-        let mut held = entry.held.lock().await;
+        loop {
+            let entry = self.entry(&owner)?;
+            let mut held = entry.held.lock().await;
+            if !self.has(&owner, &entry) {
+                continue;
+            }
+            let added = self.add_to(&entry, &mut held, &owner, question).await;
+            if held.is_none() {
+                self.remove(&owner, &entry);
+            }
+            return added;
+        }
+    }
+
+    /// The lease that the owner has for this link, or a new one.
+    async fn add_to(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        held: &mut Option<Held>,
+        owner: &Owner,
+        question: &Question,
+    ) -> Result<AddResult, ErrorReply> {
         let place = Place::find(&self.flags, question).await?;
-        if let Some(held) = held.as_ref().filter(|held| held.mac == place.mac) {
+        let is_good = |held: &&mut Held| held.mac == place.mac && held.lease.next(now()) != Next::Over;
+        if let Some(held) = held.as_mut().filter(is_good) {
             return Ok(held.lease.result(question.priority));
         }
         // A lease of a link that was replaced is nobody's any more.
         entry.set_task(None);
-        let acquired = self.acquire(&owner, question, place).await;
-        let new = match acquired {
-            Ok(new) => new,
-            Err(error) => {
-                *held = None;
-                drop(held);
-                self.remove(&owner, &entry);
-                return Err(error);
-            }
-        };
+        *held = None;
+        let new = self.acquire(owner, question, place).await?;
         let result = new.lease.result(question.priority);
         *held = Some(new);
-        self.start(owner, &entry);
+        self.start(owner.clone(), entry);
         Ok(result)
     }
 
@@ -151,22 +176,31 @@ impl Table {
         }
     }
 
-    /// Gives the lease back. None is success, and so is a namespace that is gone: the server's clock then frees the address.
+    /// Gives the lease back. None is success, and so is one whose server cannot be told: that server's clock then frees the address.
     async fn release(&self, owner: &Owner) {
         let Some(entry) = self.entries().get(owner).cloned() else { return };
+        // What waits for a server is not waited for.
         entry.set_task(None);
-        let held = entry.held.lock().await.take();
-        if let Some(held) = held {
-            if let Err(error) = self.give_back(&held).await {
-                eprintln!("{}: release {}: {error}", owner.client_id(), held.lease.address);
-            }
-            self.forget(owner);
+        let mut held = entry.held.lock().await;
+        if !self.has(owner, &entry) {
+            return;
+        }
+        // That of an ADD which had the lock.
+        entry.set_task(None);
+        if let Some(held) = held.take()
+            && let Err(error) = self.give_back(&held).await
+        {
+            eprintln!(
+                "{}: the server is not told that {} is free, and holds it until the lease is over: {error}",
+                owner.client_id(),
+                held.lease.address
+            );
         }
         self.remove(owner, &entry);
     }
 
     async fn give_back(&self, held: &Held) -> Result<(), String> {
-        let Ok(place) = Place::of(&self.flags, held).await else { return Ok(()) };
+        let place = Place::of(&self.flags, held).await.map_err(|error| error.to_string())?;
         let client_id = held.owner.client_id();
         let client = self.client(&place, &client_id, &held.options).map_err(|error| error.to_string())?;
         client.release(&held.lease).await.map_err(|error| error.to_string())
@@ -190,65 +224,96 @@ impl Table {
 
     /// The task of one lease.
     async fn extend(self: Arc<Self>, owner: Owner, entry: Arc<Entry>) {
-        while let Some(pause) = self.step(&entry).await {
+        loop {
+            let left = entry.held.lock().await.as_ref().map_or(0, |held| held.lease.left(now()));
+            let turn = self.turn(left).await;
+            let mut held = entry.held.lock().await;
+            let Some(pause) = self.step(&mut held).await else {
+                self.remove(&owner, &entry);
+                return;
+            };
+            drop((held, turn));
             tokio::time::sleep(Duration::from_secs(pause)).await;
-        }
-        if self.remove(&owner, &entry) {
-            self.forget(&owner);
         }
     }
 
-    /// Seconds until the next step; none when the lease is over.
-    async fn step(&self, entry: &Entry) -> Option<u64> {
-        let mut held = entry.held.lock().await;
+    /// Waits until a lease is one of those that may have a socket; but no longer than the seconds that it lasts, since one that is over asks
+    /// no server.
+    async fn turn(&self, left: u64) -> Option<SemaphorePermit<'_>> {
+        // Neither is ever closed, so there is always a permit in the end.
+        match timeout(Duration::from_secs(left), self.renewals.acquire()).await {
+            Ok(renewal) => renewal.ok(),
+            Err(_elapsed) => self.ends.acquire().await.ok(),
+        }
+    }
+
+    /// Does what is due. Seconds until the next step; none when there is no lease any more.
+    async fn step(&self, held: &mut Option<Held>) -> Option<u64> {
         let current = held.as_mut()?;
         let (of_all, pause) = match current.lease.next(now()) {
             Next::Wait(seconds) => return Some(seconds),
             Next::Renew { pause } => (false, pause),
             Next::Rebind { pause } => (true, pause),
-            Next::Over => {
-                self.end(held.take()?, "is over").await;
-                return None;
+            Next::Over => return self.end(held).await,
+        };
+        let (client_id, address) = (current.owner.client_id(), current.lease.address);
+        match self.ask(current, of_all).await {
+            Ok(Extended::NoAnswer) => Some(pause),
+            Ok(Extended::Refused) => {
+                eprintln!("{client_id}: the lease of {address} was refused");
+                current.lease.end();
+                self.end(held).await
             }
-        };
-        // Its container is gone, and nobody said so: then there is nothing to extend.
-        let Ok(place) = Place::of(&self.flags, current).await else {
-            held.take();
-            return None;
-        };
-        let client_id = current.owner.client_id();
-        let client = self.client(&place, &client_id, &current.options).ok()?;
-        match client.extend(&current.lease, of_all).await {
-            Extended::NoAnswer => Some(pause),
-            Extended::Refused => {
-                self.end(held.take()?, "was refused").await;
+            Ok(Extended::Acknowledged(ack)) => match Lease::of(&ack, now()) {
+                Ok(lease) => {
+                    current.lease = lease;
+                    if let Err(error) = self.keep.store(current) {
+                        eprintln!("{client_id}: keep the lease: {error}");
+                    }
+                    Some(0)
+                }
+                Err(error) => {
+                    eprintln!("{client_id}: the lease of {address} is not extended: {error}");
+                    Some(pause)
+                }
+            },
+            // Its container is gone, and nobody said so: then there is nothing to extend.
+            Err(PlaceError::Gone(why)) => {
+                eprintln!("{client_id}: the lease of {address} is given up: {why}");
+                *held = None;
                 None
             }
-            Extended::Acknowledged(ack) => {
-                match Lease::of(&ack, now()) {
-                    Ok(lease) => current.lease = lease,
-                    Err(error) => eprintln!("{client_id}: {error}"),
-                }
-                if let Err(error) = self.keep.store(current) {
-                    eprintln!("{client_id}: keep the lease: {error}");
-                }
-                Some(0)
+            Err(PlaceError::Trouble(error)) => {
+                eprintln!("{client_id}: extend the lease of {address}: {error}");
+                Some(pause.min(TROUBLE_PAUSE))
             }
         }
     }
 
-    /// An address that is somebody else's by now must not be used.
-    async fn end(&self, held: Held, why: &str) {
-        eprintln!(
-            "{}: the lease of {} {why}: its link goes down",
-            held.owner.client_id(),
-            held.lease.address
-        );
-        if let Ok(place) = Place::of(&self.flags, &held).await
-            && let Err(error) = place.netlink.set_link_down(place.link.index).await
-        {
-            eprintln!("{error}");
+    async fn ask(&self, held: &Held, of_all: bool) -> Result<Extended, PlaceError> {
+        let place = Place::of(&self.flags, held).await?;
+        let client_id = held.owner.client_id();
+        let client = self.client(&place, &client_id, &held.options);
+        let client = client.map_err(|error| PlaceError::Trouble(error.to_string()))?;
+        Ok(client.extend(&held.lease, of_all).await)
+    }
+
+    /// An address that is somebody else's by now must not be used. Seconds until that is tried again; none when it is done.
+    async fn end(&self, held: &mut Option<Held>) -> Option<u64> {
+        let current = held.as_ref()?;
+        let client_id = current.owner.client_id();
+        eprintln!("{client_id}: the lease of {} is over: its link goes down", current.lease.address);
+        if let Err(PlaceError::Trouble(error)) = self.take_down(current).await {
+            eprintln!("{client_id}: {error}");
+            return Some(TROUBLE_PAUSE);
         }
+        *held = None;
+        None
+    }
+
+    async fn take_down(&self, held: &Held) -> Result<(), PlaceError> {
+        let place = Place::of(&self.flags, held).await?;
+        place.netlink.set_link_down(place.link.index).await.map_err(PlaceError::of_netlink)
     }
 
     fn client<'a>(
@@ -278,17 +343,43 @@ impl Table {
         Ok(entries.entry(owner.clone()).or_default().clone())
     }
 
-    /// Takes the owner's place out, unless it is another one by now.
-    fn remove(&self, owner: &Owner, entry: &Arc<Entry>) -> bool {
-        let mut entries = self.entries();
-        let is_this = entries.get(owner).is_some_and(|present| Arc::ptr_eq(present, entry));
-        is_this && entries.remove(owner).is_some()
+    /// Whether this is the owner's place, and not another one by now.
+    fn has(&self, owner: &Owner, entry: &Arc<Entry>) -> bool {
+        self.entries().get(owner).is_some_and(|present| Arc::ptr_eq(present, entry))
     }
 
-    fn forget(&self, owner: &Owner) {
+    /// Takes the owner's place out, with its file. Only for who has its lock.
+    fn remove(&self, owner: &Owner, entry: &Arc<Entry>) {
+        if !self.has(owner, entry) {
+            return;
+        }
+        self.entries().remove(owner);
         if let Err(error) = self.keep.forget(owner) {
             eprintln!("{}: {error}", owner.client_id());
         }
+    }
+}
+
+/// Why a place was not reached.
+#[derive(Debug, thiserror::Error)]
+enum PlaceError {
+    /// The namespace is no more, or the link: nobody uses the address.
+    #[error("{0}")]
+    Gone(String),
+    /// This host's, at this time (no files, no memory): it says nothing about the container.
+    #[error("{0}")]
+    Trouble(String),
+}
+
+impl PlaceError {
+    fn of_netns(error: netns::Error) -> Self {
+        let text = error.to_string();
+        if error.is_gone() { Self::Gone(text) } else { Self::Trouble(text) }
+    }
+
+    fn of_netlink(error: netlink::Error) -> Self {
+        let text = error.to_string();
+        if error.is_gone() { Self::Gone(text) } else { Self::Trouble(text) }
     }
 }
 
@@ -308,17 +399,23 @@ impl Place {
         Self::look(flags, path, &question.ifname).await.map_err(ErrorReply::internal)
     }
 
-    /// Where a lease was given; an error when that is not there any more.
-    async fn of(flags: &Flags, held: &Held) -> Result<Self, String> {
+    /// Where a lease was given.
+    async fn of(flags: &Flags, held: &Held) -> Result<Self, PlaceError> {
         let place = Self::look(flags, &held.netns, &held.owner.ifname).await?;
-        if place.mac == held.mac { Ok(place) } else { Err("another link has the name".to_owned()) }
+        if place.mac == held.mac {
+            Ok(place)
+        } else {
+            Err(PlaceError::Gone("another link has the name".to_owned()))
+        }
     }
 
-    async fn look(flags: &Flags, netns: &Path, ifname: &str) -> Result<Self, String> {
-        let netns = Netns::open(flags.on_host(netns)).map_err(|error| error.to_string())?;
-        let netlink = Netlink::open_in(&netns).map_err(|error| error.to_string())?;
-        let link = netlink.link(ifname).await.map_err(|error| error.to_string())?;
-        let mac = link.mac.ok_or_else(|| format!("link {ifname:?} has no hardware address"))?.0;
+    async fn look(flags: &Flags, netns: &Path, ifname: &str) -> Result<Self, PlaceError> {
+        let netns = Netns::open(flags.on_host(netns)).map_err(PlaceError::of_netns)?;
+        let netlink = Netlink::open_in(&netns).map_err(PlaceError::of_netlink)?;
+        let link = netlink.link(ifname).await.map_err(PlaceError::of_netlink)?;
+        let Some(MacAddress(mac)) = link.mac else {
+            return Err(PlaceError::Gone(format!("link {ifname:?} has no hardware address")));
+        };
         Ok(Self { netns, netlink, link, mac })
     }
 
@@ -333,3 +430,6 @@ impl Place {
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+mod tests;

@@ -72,3 +72,23 @@ fn an_acknowledgement_without_a_mask_is_none() {
     message.opts_mut().insert(DhcpOption::SubnetMask([255, 0, 255, 0].into()));
     assert_eq!(Lease::of(&message, 0).expect_err("a bad mask"), "invalid subnet mask 255.0.255.0");
 }
+
+#[test]
+fn a_server_cannot_make_its_client_spin() {
+    let times = |lease: u32, renewal: u32, rebinding: u32| {
+        let options = vec![
+            DhcpOption::AddressLeaseTime(lease),
+            DhcpOption::Renewal(renewal),
+            DhcpOption::Rebinding(rebinding),
+        ];
+        Lease::of(&ack(options), 0)
+    };
+    let hour = times(3600, 0, 0).expect("a lease");
+    assert_eq!((hour.next(0), hour.next(5)), (Next::Wait(5), Next::Rebind { pause: 1797 }));
+    let shortest = times(10, 0, 10).expect("a lease");
+    assert_eq!((shortest.next(0), shortest.next(5)), (Next::Wait(5), Next::Renew { pause: 5 }));
+    for lease in [0, 9] {
+        let error = times(lease, 0, 0).expect_err("too short");
+        assert_eq!(error, format!("a lease of {lease} s: expected at least 10 s"));
+    }
+}

@@ -1,0 +1,47 @@
+//! What calls leave in the table, and who waits for whom.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::json;
+
+use super::{END_LIMIT, Table};
+use crate::dhcp::{flags::Flags, keep::Keep};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// With one renewal at a time.
+fn table(folder: &tempfile::TempDir) -> Arc<Table> {
+    let keep = Keep::beside(&folder.path().join("dhcp.sock")).expect("its folder");
+    Table::adopt(Flags::parse(&[]).expect("no flags"), keep, 1).expect("a table")
+}
+
+#[tokio::test]
+async fn an_add_without_its_link_leaves_no_entry() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let table = table(&folder);
+    let question = json!({
+        "protocol": 1, "verb": "ADD", "network": "lan", "container_id": "a", "ifname": "eth0",
+        "netns": folder.path().join("gone"), "options": {"provided": [], "requested": []},
+        "priority": null, "valid": [],
+    });
+    let question = serde_json::from_value(question).expect("a question");
+    let error = table.answer(question).await.expect_err("no namespace");
+    assert!(error.to_string().contains("gone"), "{error}");
+    assert_eq!(table.entries().len(), 0);
+}
+
+#[tokio::test]
+async fn a_lease_waits_for_those_before_it_until_it_is_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let table = table(&folder);
+    let first = table.turn(3600).await.expect("the one turn");
+    tokio::select! {
+        biased;
+        _ = table.turn(3600) => panic!("a second turn"),
+        () = tokio::task::yield_now() => {}
+    }
+    let over = tokio::time::timeout(LIMIT, table.turn(0)).await.expect("a turn of one that is over");
+    assert_eq!(table.ends.available_permits(), END_LIMIT - 1);
+    drop((first, over));
+    drop(table.turn(3600).await.expect("the turn that was given back"));
+}

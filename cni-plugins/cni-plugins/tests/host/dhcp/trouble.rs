@@ -1,0 +1,207 @@
+//! The daemon while it cannot open files, while servers answer nonsense, and while calls overtake each other.
+
+use std::{
+    fs::{self, File},
+    os::unix::net::UnixStream,
+    process::Command,
+    thread,
+};
+
+use linux::netlink::Netlink;
+use serde_json::Value;
+
+use super::{
+    DISCOVER, LIMIT, Process, REQUEST, config, kept, lan, messages, serve, server, socket, start, times,
+    wait_for,
+};
+use crate::host::node::{Call, Container, Node, bin_dir, block_on};
+
+/// A limit of open files below what any daemon has open.
+const NONE: u32 = 3;
+const ENOUGH: u32 = 1024;
+
+/// A daemon whose words are kept in a file, and which is started with few files and may have more.
+fn told(node: &Node) -> Process {
+    let mut command = Command::new("prlimit");
+    command.arg(format!("--nofile=256:{ENOUGH}")).arg(bin_dir().join("dhcp"));
+    start(node, command.stderr(File::create(node.path("told")).expect("a file")))
+}
+
+/// How often the daemon said this.
+fn times_told(node: &Node, text: &str) -> usize {
+    fs::read_to_string(node.path("told")).expect("the daemon's words").matches(text).count()
+}
+
+fn wait_until_told(node: &Node, text: &str) {
+    harness::wait::until(text, LIMIT, || match times_told(node, text) {
+        0 => Err("not told".to_owned()),
+        _ => Ok(()),
+    });
+}
+
+/// What the running daemon may open.
+fn limit_files(daemon: &Process, files: u32) {
+    let pid = daemon.0.id().to_string();
+    let status = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={files}:")]).status();
+    assert!(status.expect("prlimit starts").success());
+}
+
+fn open_files(daemon: &Process) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", daemon.0.id())).expect("the daemon's files").count()
+}
+
+#[test]
+fn a_dhcp_daemon_that_can_open_nothing_keeps_the_lease() {
+    let node = Node::new();
+    let _server = serve(&node, 5);
+    let messages = messages();
+    let daemon = told(&node);
+    let a = Container::new("a");
+    let config = config(&node);
+    Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
+    wait_for(&messages, DISCOVER);
+    wait_for(&messages, REQUEST);
+
+    limit_files(&daemon, NONE);
+    wait_until_told(&node, "Too many open files");
+    limit_files(&daemon, ENOUGH);
+    assert_eq!(kept(&node), 1);
+    wait_for(&messages, REQUEST);
+    assert_eq!(Call::new("CHECK", &config, &a).run("dhcp"), Ok(Value::Null));
+    assert_eq!(Call::new("DEL", &config, &a).run("bridge"), Ok(Value::Null));
+    assert_eq!(kept(&node), 0);
+}
+
+#[test]
+fn a_dhcp_lease_that_is_over_takes_its_link_down_as_soon_as_that_can_be_done() {
+    let node = Node::new();
+    lan();
+    let server = server(&node, &format!("option subnet 255.255.255.0\n{}", times(10, 5)));
+    let daemon = told(&node);
+    let a = Container::new("a");
+    let config = config(&node);
+    Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
+    server.kill();
+
+    limit_files(&daemon, NONE);
+    wait_until_told(&node, "is over");
+    assert!(a.link("eth0").expect("the link").up);
+    limit_files(&daemon, ENOUGH);
+    harness::wait::until("the link goes down", LIMIT, || match a.link("eth0").expect("the link").up {
+        true => Err("it is up".to_owned()),
+        false => Ok(()),
+    });
+    assert_eq!(Call::new("DEL", &config, &a).run("bridge"), Ok(Value::Null));
+    assert_eq!(kept(&node), 0);
+}
+
+#[test]
+fn a_dhcp_daemon_that_cannot_accept_goes_on() {
+    let node = Node::new();
+    let daemon = told(&node);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.0.id())).expect("its limits");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("the limit of files");
+    assert_eq!(files.split_whitespace().filter(|word| *word == ENOUGH.to_string()).count(), 2, "{files}");
+
+    limit_files(&daemon, NONE);
+    let connection = UnixStream::connect(socket(&node)).expect("a place in the kernel's queue");
+    wait_until_told(&node, "Too many open files");
+    limit_files(&daemon, ENOUGH);
+    drop(connection);
+    let a = Container::new("a");
+    assert_eq!(Call::new("STATUS", &config(&node), &a).run("dhcp"), Ok(Value::Null));
+}
+
+#[test]
+fn a_dhcp_lease_of_an_add_behind_a_del_is_found() {
+    let node = Node::new();
+    lan();
+    let messages = messages();
+    let daemon = told(&node);
+    let a = Container::new("a");
+    let config = config(&node);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| Call::new("ADD", &config, &a).run("bridge"));
+        wait_for(&messages, DISCOVER);
+        // The first call waits for a server, each further one for the call before it.
+        let before = open_files(&daemon);
+        let wait_for_calls = |count: usize| {
+            harness::wait::until("the daemon takes the call", LIMIT, || match open_files(&daemon) {
+                files if files >= before + count => Ok(()),
+                files => Err(format!("{files} files, after {before}")),
+            });
+        };
+        let deleted = scope.spawn(|| Call::new("DEL", &config, &a).run("dhcp"));
+        wait_for_calls(1);
+        let second = scope.spawn(|| Call::new("ADD", &config, &a).run("dhcp"));
+        wait_for_calls(2);
+        let _server = server(&node, &format!("option subnet 255.255.255.0\n{}", times(3600, 1800)));
+        first.join().expect("its thread").expect("an attachment");
+        assert_eq!(deleted.join().expect("its thread"), Ok(Value::Null));
+        second.join().expect("its thread").expect("a lease");
+    });
+    assert_eq!(Call::new("CHECK", &config, &a).run("dhcp"), Ok(Value::Null));
+    assert_eq!(kept(&node), 1);
+    assert_eq!(Call::new("DEL", &config, &a).run("bridge"), Ok(Value::Null));
+    assert_eq!(kept(&node), 0);
+}
+
+#[test]
+fn a_dhcp_server_whose_acknowledgements_are_no_leases_is_not_asked_at_once_again() {
+    let node = Node::new();
+    let server_of_leases = serve(&node, 5);
+    let _daemon = told(&node);
+    let a = Container::new("a");
+    let config = config(&node);
+    let result = Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
+    server_of_leases.kill();
+    let mac = a.link("eth0").and_then(|link| link.mac).expect("its hardware address");
+    let address = result["ips"][0]["address"].as_str().expect("an address");
+    let address = address.split('/').next().expect("an address");
+    let _server = server(&node, &format!("static_lease {mac} {address}\n{}", times(3600, 5)));
+
+    wait_until_told(&node, "Subnet Mask not found");
+    for _ in 0..5 {
+        assert_eq!(Call::new("CHECK", &config, &a).run("dhcp"), Ok(Value::Null));
+    }
+    assert_eq!(times_told(&node, "Subnet Mask not found"), 1);
+    assert_eq!(Call::new("DEL", &config, &a).run("bridge"), Ok(Value::Null));
+}
+
+fn delete_link(container: &Container) {
+    block_on(async {
+        let netlink = Netlink::open_in(&container.netns).expect("a socket");
+        let link = netlink.link("eth0").await.expect("the link");
+        netlink.del_link(link.index).await.expect("it goes");
+    });
+}
+
+#[test]
+fn a_dhcp_del_without_the_link_says_that_the_server_is_not_told() {
+    let node = Node::new();
+    let _server = serve(&node, 1800);
+    let _daemon = told(&node);
+    let a = Container::new("a");
+    let config = config(&node);
+    Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
+    delete_link(&a);
+    assert_eq!(Call::new("DEL", &config, &a).run("dhcp"), Ok(Value::Null));
+    assert_eq!(kept(&node), 0);
+    assert_eq!(times_told(&node, "the server is not told"), 1);
+}
+
+#[test]
+fn a_dhcp_lease_of_a_link_that_is_gone_is_given_up() {
+    let node = Node::new();
+    let _server = serve(&node, 5);
+    let _daemon = told(&node);
+    let a = Container::new("a");
+    let config = config(&node);
+    Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
+    delete_link(&a);
+    wait_until_told(&node, "is given up");
+    harness::wait::until("the lease is forgotten", LIMIT, || match kept(&node) {
+        0 => Ok(()),
+        count => Err(format!("{count} files")),
+    });
+}
