@@ -12,6 +12,7 @@ use std::time::Duration;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 
@@ -76,6 +77,14 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
         old_program: 0,
     };
     bpf(BPF_LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// Ends an attachment at once, whoever else has the link open. One whose target is gone is ended already.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    match bpf(BPF_LINK_DETACH, &mut [link.as_raw_fd() as u32]) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// How long [`wait_for_readers`] waits where the kernel offers no grace period to user space. Programs run for microseconds

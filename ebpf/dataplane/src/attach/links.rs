@@ -45,6 +45,7 @@ pub fn adopt(target: &Target<'_>, program: BorrowedFd<'_>, wanted: &Identity) ->
     let info = sys::link_info(link.as_fd()).map_err(failed("read"))?;
     if info.target != target.id && info.target & 0xffff_ffff != target.id {
         tracing::info!(program = target.program, target = target.shown, "the pinned link is stale");
+        sys::link_detach(link.as_fd()).map_err(failed("detach"))?;
         fs::remove_file(&target.pin).map_err(failed("unpin"))?;
         return Ok(false);
     }
@@ -64,13 +65,22 @@ pub fn pin_new(link: FdLink, target: &Target<'_>) -> Result<(), OpenError> {
     })
 }
 
-/// Unpins, and so detaches, every link but the wanted ones.
+/// Detaches and unpins every link but the wanted ones. Of a link that is only unpinned the kernel ends the attachment later, in the
+/// background: a connection that begins meanwhile is translated halfway.
 pub fn remove_stale(pins: &Path, wanted: &HashSet<PathBuf>) -> Result<(), OpenError> {
     let failed = |operation, path: &Path, source| OpenError::File { operation, path: path.into(), source };
+    let of_link = |operation, path: &Path, source| OpenError::Link { operation, path: path.into(), source };
     for entry in fs::read_dir(pins).map_err(|source| failed("read", pins, source))? {
         let path = entry.map_err(|source| failed("read", pins, source))?.path();
         let is_link = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
         if is_link && !wanted.contains(&path) {
+            match sys::object_get(&path) {
+                Err(source) if source.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(of_link("open", &path, source)),
+                Ok(link) => {
+                    sys::link_detach(link.as_fd()).map_err(|source| of_link("detach", &path, source))?;
+                }
+            }
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(failed("remove", &path, source));
