@@ -2,7 +2,8 @@
 //! address among many leases. The release executables, each implementation on a host of its own in one private host.
 //!
 //! Calls alternate between both, so that what the machine does besides meets both. A network namespace is made once and used
-//! again: its end is not what is measured. The floor of a DEL, the kernel's own deletion of one pair, is measured in between.
+//! again: its end is not what is measured. The floors are measured in the same run: executables that do nothing, and the
+//! kernel's own creation and deletion of the links.
 
 mod call;
 
@@ -86,6 +87,13 @@ impl Side {
             chain.del(&self.implementation, &self.containers[0], 0, &serde_json::Value::Null)?;
             Ok(begin.elapsed())
         })?
+    }
+
+    /// How long the chain's executables take to do nothing.
+    fn versions(&self, chain: &Chain) -> Result<Duration> {
+        let begin = Instant::now();
+        chain.versions(&self.implementation, &self.containers[0])?;
+        Ok(begin.elapsed())
     }
 
     /// How long each of many ADDs takes that begin at once.
@@ -177,33 +185,50 @@ fn one_by_one(sides: &[Side; 2]) -> Result<()> {
         rows.push((format!("{}: ADD", chain.name), added));
         rows.push((format!("{}: DEL", chain.name), deleted));
     }
-    let floor = (0..ROUNDS).map(|_| deletion_of_a_pair(&sides[0])).collect::<Result<Vec<_>>>()?;
-    rows.push(("floor: the kernel's deletion of one pair".to_owned(), [floor, Vec::new()]));
+    let whole = Chain::whole();
+    let (mut idle, mut created, mut deleted) = ([Vec::new(), Vec::new()], Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for (index, side) in sides.iter().enumerate() {
+            idle[index].push(side.versions(&whole)?);
+        }
+        let [create, delete] = links_of_the_kernel(&sides[0])?;
+        created.push(create);
+        deleted.push(delete);
+    }
+    rows.push(("floor: VERSION of the chain's three plugins".to_owned(), idle));
+    rows.push(("floor: the kernel's creation of one pair and one ifb".to_owned(), [created, Vec::new()]));
+    rows.push(("floor: the kernel's deletion of one pair".to_owned(), [deleted, Vec::new()]));
     print(&format!("One after the other, {ROUNDS} rounds"), &rows);
     Ok(())
 }
 
-fn deletion_of_a_pair(side: &Side) -> Result<Duration> {
+/// How long the kernel takes to create the links that the whole chain makes, and to delete the pair.
+fn links_of_the_kernel(side: &Side) -> Result<[Duration; 2]> {
     use std::os::fd::AsFd;
     let container = &side.containers[0];
     netns::in_netns_async(side.host.as_fd(), || async {
         let host = Netlink::open()?;
         let peer = VethPeer { name: "eth0".to_owned(), mtu: None, mac: None, netns: Some(container.as_fd()) };
-        let name = "floor0".to_owned();
-        host.add_veth(&VethOptions {
-            name: name.clone(),
+        let [pair, ifb] = ["floor0", "floor1"];
+        let options = VethOptions {
+            name: pair.to_owned(),
             mtu: None,
             mac: None,
-            master: None,
+            master: Some(host.link("cni0").await?.index),
             group: None,
             up: true,
             peer,
-        })
-        .await?;
-        let link = host.link(&name).await?;
+        };
+        let begin = Instant::now();
+        host.add_veth(&options).await?;
+        host.add_ifb(ifb, 1500, 0).await?;
+        let created = begin.elapsed();
+        let link = host.link(pair).await?;
         let begin = Instant::now();
         host.del_link(link.index).await?;
-        Ok(begin.elapsed())
+        let deleted = begin.elapsed();
+        host.del_link_named(ifb).await?;
+        Ok([created, deleted])
     })?
 }
 

@@ -65,6 +65,13 @@ impl Chain {
         }
         Ok(())
     }
+
+    /// Asks each plugin only what it speaks.
+    pub fn versions(&self, by: &Implementation, container: &Netns) -> Result<()> {
+        self.plugins
+            .iter()
+            .try_for_each(|plugin| by.call("VERSION", plugin, &Value::Null, container, 0).map(drop))
+    }
 }
 
 fn bridge() -> Value {
