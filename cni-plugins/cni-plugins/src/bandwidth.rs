@@ -182,11 +182,11 @@ async fn host_end(
     request: &Request,
     netns: &Netns,
 ) -> Result<Link, ErrorReply> {
+    use std::os::fd::AsFd;
     if result.interfaces.is_empty() {
         return Err(ErrorReply::internal("no interfaces provided"));
     }
-    let container = Netlink::open_in(netns).map_err(ErrorReply::internal)?;
-    let inside = container.find_link(&request.ifname).await.map_err(ErrorReply::internal)?;
+    let inside = host.find_link_in(netns.as_fd(), &request.ifname).await.map_err(ErrorReply::internal)?;
     let peer = inside.filter(|link| link.is_kind("veth")).and_then(|link| link.peer);
     let peer = peer.ok_or_else(|| {
         ErrorReply::internal(format!("container interface {} has no veth peer", request.ifname))

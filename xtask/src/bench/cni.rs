@@ -191,6 +191,8 @@ fn one_by_one(sides: &[Side; 2]) -> Result<()> {
         for (index, side) in sides.iter().enumerate() {
             idle[index].push(side.versions(&whole)?);
         }
+    }
+    for _ in 0..ROUNDS {
         let [create, delete] = links_of_the_kernel(&sides[0])?;
         created.push(create);
         deleted.push(delete);

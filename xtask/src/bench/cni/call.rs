@@ -1,6 +1,6 @@
 //! Calls of a chain's plugins, as a container runtime makes them.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -110,8 +110,13 @@ impl Implementation {
             .spawn()
             .with_context(|| format!("start {name} of {}", self.name))?;
         let mut stdin = child.stdin.take().context("standard input")?;
-        stdin.write_all(config.to_string().as_bytes()).context("write the configuration")?;
-        drop(stdin);
+        match stdin.write_all(config.to_string().as_bytes()) {
+            // VERSION is answered without it.
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                return Err(error).context("write the configuration");
+            }
+            _ => drop(stdin),
+        }
         let output = child.wait_with_output().context("wait for a plugin")?;
         if !output.status.success() {
             bail!("{} {name} {verb}: {}", self.name, String::from_utf8_lossy(&output.stdout));
