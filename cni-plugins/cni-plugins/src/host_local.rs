@@ -46,7 +46,7 @@ impl Plugin for HostLocal {
     }
 
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
-        let config = Config::read_without_runtime(request)?;
+        let config = Config::read(request)?;
         match Store::open_existing(&config.data_dir, &request.network).map_err(io_failure)? {
             Some(store) => store.release(&owner(request)).map_err(io_failure),
             None => Ok(()),

@@ -25,7 +25,7 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// For ADD, which needs ranges.
+    /// For ADD, which needs ranges, and for DEL, which is told the same.
     pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let config = Self::read_without_runtime(request)?;
         if config.sets.is_empty() {
