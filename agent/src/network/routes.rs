@@ -44,6 +44,8 @@ pub use plan::{Way, pods};
 
 /// `rtm_protocol` of our routes: no routing daemon that iproute2 knows has it.
 pub const PROTOCOL: u8 = 79;
+/// The priority of a route of IPv6 that has none (`IP6_RT_PRIO_USER`).
+const IP6_RT_PRIO_USER: u32 = 1024;
 /// How long what the kernel refused waits.
 const RETRY: Duration = Duration::from_secs(10);
 /// Changes of Nodes that are taken in before a pass.
@@ -87,6 +89,8 @@ struct Routes {
 struct Kernel {
     /// Networks that this node is on, and by which link.
     networks: Vec<(u32, IpNetwork)>,
+    /// Where others' routes lead that ours would replace.
+    foreign: BTreeSet<IpNetwork>,
     state: State,
 }
 
@@ -265,13 +269,16 @@ impl Routes {
             peers: &self.peers,
             cluster: &self.context.cluster,
             networks: &kernel.networks,
+            foreign: &kernel.foreign,
             state: &kernel.state,
         });
+        let is_blocked =
+            planned.problems.iter().any(|problem| matches!(problem, Problem::ForeignRoute { .. }));
         self.tell(planned.problems);
         // What one node says may be refused; the others' pods are to be reached all the same.
         let mut refused = Vec::new();
         for action in planned.actions {
-            match self.execute(&action).await {
+            match self.execute(&action, &kernel.state).await {
                 Ok(()) => {
                     tracing::info!(%action, "to other nodes");
                     kernel.state.note(&action);
@@ -280,6 +287,8 @@ impl Routes {
             }
         }
         match refused.first() {
+            // Whether the route is still there is only known when it is looked for.
+            None if is_blocked => self.schedule_retry(),
             None => self.kernel = Some(kernel),
             Some((action, error)) => {
                 let (error, count) = (chain(error), refused.len());
@@ -291,7 +300,7 @@ impl Routes {
         Ok(())
     }
 
-    async fn execute(&self, action: &Action) -> Result<(), netlink::Error> {
+    async fn execute(&self, action: &Action, found: &State) -> Result<(), netlink::Error> {
         let (item, set) = match action {
             Action::Set(item) => (item, true),
             Action::Remove(item) => (item, false),
@@ -299,7 +308,11 @@ impl Routes {
         let netlink = &self.netlink;
         let link = self.way().overlay().unwrap_or_default();
         let done = match item {
-            Item::Route(pods, hop) if set => netlink.replace_route(&route(*pods, *hop)).await,
+            Item::Route(pods, hop) if set && found.routes.contains_key(pods) => {
+                netlink.replace_route(&route(*pods, *hop)).await
+            }
+            // One that came since is not ours to replace: the next pass tells of it.
+            Item::Route(pods, hop) if set => return netlink.add_route(&route(*pods, *hop)).await,
             Item::Route(pods, hop) => netlink.del_route(&route(*pods, *hop)).await,
             Item::Address(network) if set => {
                 // Nobody else on this link could have it.
@@ -392,9 +405,12 @@ impl Kernel {
         let addresses = netlink.addresses(None).await?.into_iter();
         let networks = addresses.map(|address| (address.link, address.network));
         let networks = networks.filter(|(link, _)| !on_overlay(*link)).collect();
-        let ours = netlink.routes().await?.into_iter().filter(|route| route.protocol == PROTOCOL);
-        state.routes = ours.filter_map(|route| known(&route)).collect();
-        Ok(Some(Self { networks, state }))
+        let (ours, others): (Vec<_>, Vec<_>) =
+            netlink.routes().await?.into_iter().partition(|route| route.protocol == PROTOCOL);
+        state.routes = ours.iter().filter_map(known).collect();
+        let foreign = others.iter().filter(|route| route.table == MAIN_TABLE && has_our_priority(route));
+        let foreign = foreign.map(|route| route.destination).collect();
+        Ok(Some(Self { networks, foreign, state }))
     }
 }
 
@@ -423,6 +439,12 @@ async fn read_overlay(netlink: &Netlink, overlay: &Overlay) -> Result<State, net
 fn known(route: &Route) -> Option<(IpNetwork, Hop)> {
     let link = route.link.filter(|_| route.table == MAIN_TABLE)?;
     Some((route.destination, Hop { gateway: route.gateway, link, onlink: route.onlink }))
+}
+
+/// The kernel keeps routes to the same place apart by their priority.
+fn has_our_priority(route: &Route) -> bool {
+    let own = if route.destination.is_ipv4() { 0 } else { IP6_RT_PRIO_USER };
+    route.priority.unwrap_or_default() == own
 }
 
 fn route(pods: IpNetwork, hop: Hop) -> Route {

@@ -19,7 +19,7 @@ use linux::{
 
 use self::config::{Config, Limit};
 use crate::{
-    hash,
+    hash, made,
     pair::{Alias, unfinished_group},
     plugin::{Plugin, Request, block_on},
 };
@@ -141,7 +141,7 @@ impl Limiting<'_> {
         let failed =
             |what: &'static str| move |error: NetlinkError| ErrorReply::internal(format!("{what}: {error}"));
         self.host.add_ifb(&name, self.port.mtu, group).await.map_err(failed("adding link"))?;
-        let ifb = self.host.link(&name).await.map_err(failed("adding link"))?;
+        let ifb = made::find(&self.host, &name, failed("adding link")).await?;
         self.made.push(Made::Ifb(ifb.index));
         // The bucket first: nothing passes without a limit.
         self.host.add_token_bucket(ifb.index, &limit.bucket()).await.map_err(failed("create ifb qdisc"))?;
@@ -171,7 +171,7 @@ impl Limiting<'_> {
             };
             left.extend(undone.err().filter(|error| !error.is_gone()).map(|error| error.to_string()));
         }
-        if left.is_empty() { error } else { error.with_details(format!("undo: {}", left.join("; "))) }
+        error.with_undo(left)
     }
 }
 
@@ -182,11 +182,11 @@ async fn host_end(
     request: &Request,
     netns: &Netns,
 ) -> Result<Link, ErrorReply> {
+    use std::os::fd::AsFd;
     if result.interfaces.is_empty() {
         return Err(ErrorReply::internal("no interfaces provided"));
     }
-    let container = Netlink::open_in(netns).map_err(ErrorReply::internal)?;
-    let inside = container.find_link(&request.ifname).await.map_err(ErrorReply::internal)?;
+    let inside = host.find_link_in(netns.as_fd(), &request.ifname).await.map_err(ErrorReply::internal)?;
     let peer = inside.filter(|link| link.is_kind("veth")).and_then(|link| link.peer);
     let peer = peer.ok_or_else(|| {
         ErrorReply::internal(format!("container interface {} has no veth peer", request.ifname))

@@ -7,8 +7,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::Read,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
 };
 
@@ -27,7 +26,7 @@ use crate::{
 /// The IPAM plugin that needs the link to give an address back.
 pub(crate) const DHCP: &str = "dhcp";
 
-const PAGE: u64 = 4096;
+const PAGE: usize = 4096;
 /// How the note with a build id begins: the lengths of name and content, the kind (`NT_GNU_BUILD_ID`), the name.
 const BUILD_ID_NOTE: &[u8] = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0";
 
@@ -167,8 +166,9 @@ impl Identity {
     fn of(path: &Path) -> Option<Self> {
         let file = File::open(path).ok()?;
         let length = file.metadata().ok()?.len();
-        let mut beginning = Vec::new();
-        file.take(PAGE).read_to_end(&mut beginning).ok()?;
+        let mut beginning = vec![0; PAGE];
+        let read = file.read_at(&mut beginning, 0).ok()?;
+        beginning.truncate(read);
         let has_build_id = beginning.windows(BUILD_ID_NOTE.len()).any(|bytes| bytes == BUILD_ID_NOTE);
         has_build_id.then_some(Self(length, beginning))
     }

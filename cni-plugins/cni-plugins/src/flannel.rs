@@ -13,8 +13,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cni::{AddResult, ErrorReply, code, exec::Verb, json, read_limited};
-use serde_json::{Map, Value};
+use cni::{AddResult, ErrorReply, VALID_ATTACHMENTS, code, exec::Verb, json, read_limited};
+use serde_json::{Map, Value, json};
 
 use self::{config::Config, subnet_env::SubnetEnv};
 use crate::{
@@ -35,8 +35,9 @@ impl Plugin for Flannel {
         let kept = Kept::of(&config.data_dir, &request.container_id);
         kept.write(&made)?;
         block_on(async {
-            match run(request, Verb::Add, made.clone()).await {
-                Ok(document) => delegate::result(delegate_type(&made)?, document),
+            let answer = run(request, Verb::Add, made.clone()).await;
+            match answer.and_then(|document| delegate::result(delegate_type(&made)?, document)) {
+                Ok(result) => Ok(result),
                 Err(error) => Err(undo(request, &kept, made, error).await),
             }
         })
@@ -68,10 +69,9 @@ impl Plugin for Flannel {
         let config = Config::read(request)?;
         let valid = request.valid_attachments()?;
         let mut made = config.delegate(request, &SubnetEnv::load(&config.subnet_file)?)?;
-        for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
-            if let Some(attachments) = request.root().value(key) {
-                made.insert(key.to_owned(), attachments.clone());
-            }
+        let root = request.root();
+        for key in VALID_ATTACHMENTS.into_iter().filter(|key| root.has(key)) {
+            made.insert(key.to_owned(), root.value(key).cloned().unwrap_or_else(|| json!([])));
         }
         block_on(run(request, Verb::Gc, made))?;
         collect(&config.data_dir, &request.network, &valid)

@@ -1,6 +1,6 @@
 //! Where the hardware address that the container's link is to have is asked for.
 
-use cni::{ErrorReply, json::JsonError};
+use cni::ErrorReply;
 use linux::netlink::MacAddress;
 
 use crate::plugin::{Request, decoding};
@@ -35,17 +35,10 @@ fn found(request: &Request, source: Source) -> Result<Option<String>, ErrorReply
             return Ok(args.get("MAC").filter(|mac| !mac.is_empty()).map(str::to_owned));
         }
         Source::Config => Some(root),
-        Source::Args => root.object("args").and_then(cni_of).map_err(decoding)?,
+        Source::Args => root.cni_args().map_err(decoding)?,
         Source::Runtime => root.object("runtimeConfig").map_err(decoding)?,
     };
     let Some(parent) = parent else { return Ok(None) };
     let mac = parent.string("mac").map_err(decoding)?;
     Ok(mac.filter(|mac| !mac.is_empty()).map(str::to_owned))
-}
-
-fn cni_of(args: Option<cni::json::Object<'_>>) -> Result<Option<cni::json::Object<'_>>, JsonError> {
-    match args {
-        Some(args) => args.object("cni"),
-        None => Ok(None),
-    }
 }

@@ -39,7 +39,7 @@ async fn lend<'a>(
     made: &mut Made<'a>,
 ) -> Result<AddResult, ErrorReply> {
     let host = Netlink::open().map_err(ErrorReply::internal)?;
-    let device = find::device(&host, &config.selector)
+    let device = find::device(&host, config.selector()?)
         .await
         .map_err(|error| ErrorReply::internal(format!("failed to find host device: {error}")))?;
     let loan = Loan::of(&device, &request.ifname);
@@ -49,7 +49,11 @@ async fn lend<'a>(
     };
     match attached.await {
         Ok(result) => Ok(result),
-        Err(error) => Err(error.with_undo(loan.end(&host, netns).await.err())),
+        Err(error) => {
+            let mut left = made.release_through_link().await;
+            left.extend(loan.end(&host, netns).await.err().map(|error| error.to_string()));
+            Err(error.with_undo(left))
+        }
     }
 }
 
@@ -77,7 +81,7 @@ impl Plugin for HostDevice {
 
     fn add(&self, request: &Request) -> Result<AddResult, ErrorReply> {
         let config = Config::read(request)?;
-        let has_userspace_driver = find::has_userspace_driver(&config.selector)
+        let has_userspace_driver = find::has_userspace_driver(config.selector()?)
             .map_err(|error| ErrorReply::internal(format!("error with host device: {error}")))?;
         let netns = request.open_netns()?;
         block_on(async {
@@ -98,13 +102,15 @@ impl Plugin for HostDevice {
     fn del(&self, request: &Request) -> Result<(), ErrorReply> {
         let config = Config::read(request)?;
         // A device that is gone is no reason to keep the addresses.
-        let has_userspace_driver = find::has_userspace_driver(&config.selector).unwrap_or(false);
+        let selector = config.selector().ok();
+        let has_userspace_driver =
+            selector.is_some_and(|selector| find::has_userspace_driver(selector).unwrap_or(false));
         let give_back = async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
             match request.existing_netns()? {
                 Some(netns) if !has_userspace_driver => loan::take_back(&host, &netns, &request.ifname).await,
                 Some(_) => Ok(()),
-                None => rescue(&host, &config.selector).await,
+                None => rescue(&host, selector).await,
             }
         };
         block_on(delegate::detach(request, config.ipam.as_deref(), give_back))
@@ -113,7 +119,7 @@ impl Plugin for HostDevice {
     fn check(&self, request: &Request) -> Result<(), ErrorReply> {
         let config = Config::read(request)?;
         let no_prev_result = "Required prevResult missing";
-        let has_userspace_driver = find::has_userspace_driver(&config.selector)
+        let has_userspace_driver = find::has_userspace_driver(config.selector()?)
             .map_err(|error| ErrorReply::internal(format!("error with host device: {error}")))?;
         block_on(async {
             if has_userspace_driver {
@@ -132,7 +138,7 @@ impl Plugin for HostDevice {
         let released = single::gc(request);
         let rescued = block_on(async {
             let host = Netlink::open().map_err(ErrorReply::internal)?;
-            rescue(&host, &config.selector).await
+            rescue(&host, config.selector().ok()).await
         });
         ErrorReply::first_of([released, rescued])
     }
@@ -144,9 +150,9 @@ impl Plugin for HostDevice {
 }
 
 /// A device that is looked for by other means than its name is found under any.
-async fn rescue(host: &Netlink, selector: &Selector) -> Result<(), ErrorReply> {
+async fn rescue(host: &Netlink, selector: Option<&Selector>) -> Result<(), ErrorReply> {
     match selector {
-        Selector::Name(name) => loan::restore_name(host, name).await,
+        Some(Selector::Name(name)) => loan::restore_name(host, name).await,
         _ => Ok(()),
     }
 }

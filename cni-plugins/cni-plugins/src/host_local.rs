@@ -54,7 +54,7 @@ impl Plugin for HostLocal {
     }
 
     fn check(&self, request: &Request) -> Result<(), ErrorReply> {
-        let config = Config::read(request)?;
+        let config = Config::read_without_runtime(request)?;
         let store = Store::open_existing(&config.data_dir, &request.network).map_err(io_failure)?;
         let owned = match store {
             Some(store) => store.owned(&owner(request)).map_err(io_failure)?,
@@ -69,7 +69,7 @@ impl Plugin for HostLocal {
     }
 
     fn gc(&self, request: &Request) -> Result<(), ErrorReply> {
-        let config = Config::read(request)?;
+        let config = Config::read_without_runtime(request)?;
         let valid = request.valid_attachments()?;
         let Some(store) = Store::open_existing(&config.data_dir, &request.network).map_err(io_failure)?
         else {
@@ -90,7 +90,7 @@ impl Plugin for HostLocal {
     /// A range without a free address does not count: runtimes take this for the state of the whole node, whose pods a full
     /// range does no harm, and ADD says what is wrong with the next one.
     fn status(&self, request: &Request) -> Result<(), ErrorReply> {
-        let config = Config::read(request)?;
+        let config = Config::read_without_runtime(request)?;
         let opened = Store::open_existing(&config.data_dir, &request.network);
         opened.map(drop).map_err(|error| ErrorReply::new(code::PLUGIN_NOT_AVAILABLE, error.to_string()))
     }

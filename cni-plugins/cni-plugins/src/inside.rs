@@ -88,8 +88,13 @@ impl<'a> Inside<'a> {
 
     /// Tells the neighbours which hardware address has the addresses now. The kernel sends gratuitous ARP and
     /// unsolicited neighbour advertisements (`arp_notify`, `ndisc_notify`) when the hardware address is set, also to
-    /// what it is; it did so when the link came up, but the bridge's port may not have been forwarding then.
+    /// what it is. It would do so when the link comes up, but the bridge's port may not be forwarding then: so
+    /// `arp_notify` is set here, and each of the bridge's other ports hears it once.
     pub(crate) async fn announce(&self) -> Result<(), ErrorReply> {
+        let notify = LinkChange { arp_notify: Some(true), ..LinkChange::default() };
+        if let Err(error) = self.netlink.change_link(self.link.index, &notify).await {
+            eprintln!("set arp_notify of {}: {error}", self.link.name);
+        }
         let change = LinkChange { mac: self.link.mac, ..LinkChange::default() };
         self.netlink.change_link(self.link.index, &change).await.map_err(ErrorReply::internal)
     }

@@ -63,10 +63,7 @@ impl<'a> Made<'a> {
 
     /// What could not be undone.
     async fn undo(&mut self) -> Vec<String> {
-        let mut left = Vec::new();
-        if self.ipam == Some(delegate::DHCP) {
-            self.release(&mut left).await;
-        }
+        let mut left = self.release_through_link().await;
         if let Some((netlink, index)) = self.link.take() {
             match netlink.del_link(index).await {
                 Err(error) if !error.is_gone() => left.push(error.to_string()),
@@ -76,6 +73,15 @@ impl<'a> Made<'a> {
         let also = self.also.take().map_or(Ok(()), |undo| undo());
         left.extend(also.err().map(|error| error.to_string()));
         self.release(&mut left).await;
+        left
+    }
+
+    /// A DHCP server is told through the link that its addresses are free; of other plugins' nothing is done yet.
+    pub(crate) async fn release_through_link(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
+        if self.ipam == Some(delegate::DHCP) {
+            self.release(&mut left).await;
+        }
         left
     }
 

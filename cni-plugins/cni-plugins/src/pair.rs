@@ -186,7 +186,13 @@ pub(crate) async fn gc(
 ) -> Result<(), ErrorReply> {
     let valid = request.valid_attachments()?;
     let links = collect(request, &valid);
-    in_order(links, collect_rules, delegate::run_if_any(request, ipam, Verb::Gc)).await
+    let leases = delegate::run_if_any(request, ipam, Verb::Gc);
+    if ipam == Some(DHCP) {
+        // Its server is told through the links.
+        let released = leases.await;
+        return ErrorReply::first_of([released, in_order(links, collect_rules, async { Ok(()) }).await]);
+    }
+    in_order(links, collect_rules, leases).await
 }
 
 async fn in_order(

@@ -13,7 +13,7 @@ use std::{
 };
 
 use cni::{
-    AddResult, ErrorReply, ResultError, Version,
+    AddResult, ErrorReply, ResultError, VALID_ATTACHMENTS, Version,
     args::CniArgs,
     code,
     exec::Verb,
@@ -174,16 +174,14 @@ impl Request {
         }
     }
 
-    /// What GC must keep.
+    /// What GC must keep. `null`, as libcni writes an empty list, is none.
     ///
     /// # Errors
     /// When the list is malformed, or absent: without it, everything would be removed.
     pub fn valid_attachments(&self) -> Result<Valid, ErrorReply> {
         let root = self.root();
-        let key = ["cni.dev/valid-attachments", "cni.dev/attachments"]
-            .into_iter()
-            .find(|key| root.value(key).is_some())
-            .ok_or_else(|| decoding(JsonError::key("cni.dev/valid-attachments", "missing")))?;
+        let key = VALID_ATTACHMENTS.into_iter().find(|key| root.has(key));
+        let key = key.ok_or_else(|| decoding(JsonError::key(VALID_ATTACHMENTS[0], "missing")))?;
         let read = |(place, value): (String, &Value)| -> Result<(String, String), JsonError> {
             let kept = Object::of(value, place)?;
             let text = |key: &str| -> Result<String, JsonError> {

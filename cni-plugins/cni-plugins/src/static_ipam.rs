@@ -85,12 +85,8 @@ fn of_environment(request: &Request) -> Result<Vec<IpConfig>, ErrorReply> {
 
 /// What the runtime wants instead, most urgent last.
 fn asked_for(root: &Object<'_>) -> Result<Vec<IpConfig>, JsonError> {
-    let args = match root.object("args")? {
-        Some(args) => args.object("cni")?,
-        None => None,
-    };
     let mut wanted = Vec::new();
-    for parent in [args, root.object("runtimeConfig")?].iter().flatten() {
+    for parent in [root.cni_args()?, root.object("runtimeConfig")?].iter().flatten() {
         let mut these = Vec::new();
         for (index, text) in parent.strings("ips")?.iter().enumerate() {
             let place = format!("{}[{index}]", parent.place_of("ips"));

@@ -1,21 +1,39 @@
 //! Switches under `/proc/sys/net`, in the network namespace of the calling thread.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+};
 
 use ipnetwork::IpNetwork;
 
+/// The kernel gives no value that is longer.
+const VALUE_LIMIT: usize = 4096;
+
 /// Sets a switch, unless it has the value already (the file may be read-only then).
 pub(crate) fn set(name: &str, value: &str) -> io::Result<()> {
-    let path = path(name);
-    if fs::read_to_string(&path)?.trim() == value {
-        return Ok(());
+    // Opened once: the kernel looks for the name among those of all namespaces.
+    match OpenOptions::new().read(true).write(true).open(path(name)) {
+        Ok(file) if read(&file)? == value => Ok(()),
+        Ok(file) => file.write_all_at(value.as_bytes(), 0),
+        Err(error) => match get(name) {
+            Ok(present) if present == value => Ok(()),
+            _ => Err(error),
+        },
     }
-    fs::write(&path, value)
 }
 
 /// Reads a switch.
 pub(crate) fn get(name: &str) -> io::Result<String> {
-    Ok(fs::read_to_string(path(name))?.trim().to_owned())
+    read(&File::open(path(name))?)
+}
+
+fn read(file: &File) -> io::Result<String> {
+    let mut value = [0; VALUE_LIMIT];
+    let length = file.read_at(&mut value, 0)?;
+    Ok(String::from_utf8_lossy(&value[..length]).trim().to_owned())
 }
 
 /// Sets a switch that is a wish: a kernel without IPv6 does not have it, and a container's may be read-only.

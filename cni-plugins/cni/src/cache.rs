@@ -5,7 +5,9 @@
 //! the attachment was begun. It refuses nothing that libcni wrote, and ignores files that are no entries.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -58,9 +60,17 @@ impl Cache {
     pub(crate) fn store(&self, entry: &Entry) -> Result<(), CacheError> {
         let path = self.path(entry);
         let failed = |error| CacheError { operation: "write", path: path.clone(), error };
-        fs::create_dir_all(&self.dir).map_err(failed)?;
+        // Configurations and arguments may have secrets in them.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
         let unfinished = self.unfinished(entry);
-        fs::write(&unfinished, entry.to_json().to_string()).map_err(failed)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&unfinished)
+            .map_err(failed)?;
+        file.write_all(entry.to_json().to_string().as_bytes()).map_err(failed)?;
         fs::rename(&unfinished, &path).map_err(failed)
     }
 

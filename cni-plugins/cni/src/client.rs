@@ -151,23 +151,33 @@ impl Client {
         let network = self.network()?;
         let mut entry = new_entry(&network, attachment);
         self.cache.store(&entry)?;
-        let chain = self.chain(&network, &entry);
-        match chain.add().await {
+        match self.chain(&network, &entry).add().await {
             Ok(added) => {
                 entry.result = Some(added.document);
-                self.cache.store(&entry)?;
+                if let Err(error) = self.cache.store(&entry) {
+                    self.undo(&network, &entry, network.plugins.len(), entry.result.as_ref()).await;
+                    return Err(error.into());
+                }
                 Ok(added.result)
             }
             Err(failed) => {
-                match chain.undo(failed.ran, failed.prev_result.as_ref()).await {
-                    Ok(()) => self.cache.forget(&entry)?,
-                    // The entry stays, so that a later DEL or GC tries again.
-                    Err(error) => {
-                        tracing::warn!(%error, container = entry.container_id, "undo of a failed ADD")
-                    }
-                }
+                self.undo(&network, &entry, failed.ran, failed.prev_result.as_ref()).await;
                 Err(failed.error)
             }
+        }
+    }
+
+    /// Undoes the first `count` plugins of a failed ADD. Where that fails the entry stays, so that a later DEL or GC tries again.
+    async fn undo(
+        &self,
+        network: &NetworkList,
+        entry: &Entry,
+        count: usize,
+        prev_result: Option<&Map<String, Value>>,
+    ) {
+        let undone = self.chain(network, entry).undo(count, prev_result).await;
+        if let Err(error) = undone.and_then(|()| Ok(self.cache.forget(entry)?)) {
+            tracing::warn!(%error, container = entry.container_id, "undo of a failed ADD");
         }
     }
 

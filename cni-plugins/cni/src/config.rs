@@ -150,12 +150,16 @@ impl NetworkList {
     }
 }
 
-/// `cniVersion`, or the newest known of `cniVersions`, which a list of 1.1 may have as well.
+/// The newest known of `cniVersion` and `cniVersions`, which a list of 1.1 may have as well; an unknown one is an error where
+/// no other is known.
 fn version(root: &Object<'_>) -> Result<Version, ConfigError> {
-    let one: Version = root.string("cniVersion")?.unwrap_or_default().parse()?;
+    let one = root.string("cniVersion")?.unwrap_or_default().parse::<Version>();
     let offered = root.strings("cniVersions")?;
-    let newest = offered.iter().filter_map(|text| text.parse::<Version>().ok()).max();
-    Ok(newest.map_or(one, |newest| newest.max(one)))
+    let known = offered.iter().filter_map(|text| text.parse().ok()).chain(one.as_ref().ok().copied());
+    match known.max() {
+        Some(newest) => Ok(newest),
+        None => Ok(one?),
+    }
 }
 
 /// A boolean; the reference library also takes the words as strings.

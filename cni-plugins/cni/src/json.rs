@@ -80,6 +80,11 @@ impl<'a> Object<'a> {
         self.map.get(key).or_else(in_other_capitals).filter(|value| !value.is_null())
     }
 
+    /// Whether the key is present, be it `null`.
+    pub fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
     /// The keys that are present.
     pub fn keys(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         self.map.keys().map(String::as_str)
@@ -114,6 +119,17 @@ impl<'a> Object<'a> {
     /// When the value is no object.
     pub fn object(&self, key: &str) -> Result<Option<Object<'a>>, JsonError> {
         self.value(key).map(|value| Object::of(value, self.place_of(key))).transpose()
+    }
+
+    /// `args.cni` of a configuration: what the runtime's user asks all plugins for.
+    ///
+    /// # Errors
+    /// When `args` or `args.cni` is no object.
+    pub fn cni_args(&self) -> Result<Option<Object<'a>>, JsonError> {
+        match self.object("args")? {
+            Some(args) => args.object("cni"),
+            None => Ok(None),
+        }
     }
 
     /// The elements of an array, each with its place.

@@ -22,6 +22,9 @@ mod result;
 mod validate;
 mod version;
 
+/// Keys of the specification under which GC names what must stay; the second is the older spelling.
+pub const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+
 pub use cache::CacheError;
 pub use client::{Attachment, Client, Error, Options, ValidAttachment};
 pub use conf_dir::{ConfDir, FileError, load_conf_dir};

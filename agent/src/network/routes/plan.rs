@@ -103,6 +103,8 @@ pub struct View<'a> {
     pub cluster: &'a [IpNetwork],
     /// This node's addresses with their prefixes, by link.
     pub networks: &'a [(u32, IpNetwork)],
+    /// Where routes lead that are not ours and that ours would replace.
+    pub foreign: &'a BTreeSet<IpNetwork>,
     pub state: &'a State,
 }
 
@@ -186,6 +188,8 @@ pub enum Problem {
     NoEnd { node: String, backend: &'static str },
     /// It claims addresses that are not pods'.
     Outside { node: String, pods: IpNetwork, cluster: IpNetwork },
+    /// A route that somebody else made leads there.
+    ForeignRoute { node: String, pods: IpNetwork },
     /// Another node has them already.
     Taken { node: String, pods: IpNetwork, other: String },
     /// Its hardware address or key is another node's.
@@ -203,6 +207,7 @@ impl Problem {
             | Self::OtherBackend { node, .. }
             | Self::NoEnd { node, .. }
             | Self::Outside { node, .. }
+            | Self::ForeignRoute { node, .. }
             | Self::Taken { node, .. }
             | Self::EndTaken { node, .. } => node,
         }
@@ -231,6 +236,12 @@ impl fmt::Display for Problem {
             }
             Self::Outside { pods, cluster, .. } => {
                 write!(f, "podCIDR {pods} is not within the cluster's {cluster}")
+            }
+            Self::ForeignRoute { pods, .. } => {
+                write!(
+                    f,
+                    "podCIDR {pods} has a route that is not this agent's: see `ip route show {pods}`, and delete it"
+                )
             }
             Self::Taken { pods, other, .. } => write!(f, "podCIDR {pods} overlaps with that of node {other}"),
             Self::EndTaken { other, .. } => {
@@ -402,6 +413,9 @@ impl<'a> Wanted<'a> {
             cluster.is_empty() && self.view.networks.iter().any(|(_, network)| pods.contains(network.ip()));
         if is_here || self.view.own.iter().any(|own| overlap(*own, pods)) {
             return Some(Problem::Taken { node, pods, other: self.view.node.to_owned() });
+        }
+        if self.view.foreign.contains(&pods) {
+            return Some(Problem::ForeignRoute { node, pods });
         }
         // Those accepted so far do not overlap each other, so only the neighbours in their order can overlap this one.
         let neighbours =

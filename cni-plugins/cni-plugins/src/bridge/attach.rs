@@ -15,7 +15,7 @@ use super::{
     vlans::ensure_gateway,
 };
 use crate::{
-    inside::{ARP_NOTIFY, Inside, NDISC_NOTIFY, Switch, interface},
+    inside::{Inside, NDISC_NOTIFY, Switch, interface},
     made::Made,
     pair::{self, Alias, Mark, PairOptions},
     plugin::Request,
@@ -54,7 +54,6 @@ impl<'a> Attach<'a> {
         };
         let gateways = complete(&mut result, config);
         let mut of_vlan = None;
-        let mut watch = LinkWatch::beside(&self.host).map_err(ErrorReply::internal)?;
         if config.ipam.is_some() {
             let has_ipv6 = result.ips.iter().any(|ip| ip.address.is_ipv6());
             inside.configure(&result, if has_ipv6 { &[NDISC_NOTIFY] } else { &[] }).await?;
@@ -66,7 +65,7 @@ impl<'a> Attach<'a> {
         } else if !config.disable_container_interface {
             inside.set_up().await?;
         }
-        let port = if config.disable_container_interface { port } else { port_up(&mut watch, &port).await? };
+        let port = if config.disable_container_interface { port } else { port_up(&self.host, &port).await? };
         if config.ipam.is_some() {
             inside.announce().await?;
         }
@@ -104,11 +103,16 @@ impl<'a> Attach<'a> {
 fn switches(config: &Config) -> Vec<Switch> {
     let dad = if config.enable_dad { "1" } else { "0" };
     let enhanced = config.enable_dad.then_some(("ipv6", "enhanced_dad", "1"));
-    [enhanced, Some(("ipv6", "accept_dad", dad)), Some(ARP_NOTIFY)].into_iter().flatten().collect()
+    enhanced.into_iter().chain([("ipv6", "accept_dad", dad)]).collect()
 }
 
-async fn port_up(watch: &mut LinkWatch, port: &Link) -> Result<Link, ErrorReply> {
+async fn port_up(host: &Netlink, port: &Link) -> Result<Link, ErrorReply> {
+    let failed = |error| ErrorReply::internal(format!("bridge port in error state: {error}"));
     let is_up = |link: &Link| link.oper_state == OperState::Up;
-    let up = watch.wait_until(port.index, PORT_UP_LIMIT, "bring bridge port up", is_up).await;
-    up.map_err(|error| ErrorReply::internal(format!("bridge port in error state: {error}")))
+    // Most are by now, and a watch is told of every link of the host.
+    if let Some(link) = host.find_link_by_index(port.index).await.map_err(failed)?.filter(is_up) {
+        return Ok(link);
+    }
+    let mut watch = LinkWatch::beside(host).map_err(failed)?;
+    watch.wait_until(port.index, PORT_UP_LIMIT, "bring bridge port up", is_up).await.map_err(failed)
 }

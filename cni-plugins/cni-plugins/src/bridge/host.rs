@@ -76,19 +76,19 @@ async fn ensure_address(host: &Netlink, bridge: &Link, wanted: IpNetwork, force:
             _ => {}
         }
     }
-    match host.add_address(&NewAddress::new(bridge.index, wanted)).await {
-        Err(error) if !error.is_exists() => return Err(error.to_string()),
-        _ => {}
-    }
     // A bridge without an address of its own choice takes the lowest of its ports', and changes it as ports come and go. One
-    // that had lost all its ports had none before the new one.
+    // that had lost all its ports had none before the new one. First, for who finds the gateway's address looks no further.
     let had = bridge.mac.filter(|mac| mac.0 != [0; 6]);
     let mac = match had {
         None => host.link(&bridge.name).await.map_err(|error| error.to_string())?.mac,
         had => had,
     };
     let change = LinkChange { mac, ..LinkChange::default() };
-    host.change_link(bridge.index, &change).await.map_err(|error| error.to_string())
+    host.change_link(bridge.index, &change).await.map_err(|error| error.to_string())?;
+    match host.add_address(&NewAddress::new(bridge.index, wanted)).await {
+        Err(error) if !error.is_exists() => Err(error.to_string()),
+        _ => Ok(()),
+    }
 }
 
 /// A bridge has one IPv4 address, and IPv6 addresses of networks that lie apart.

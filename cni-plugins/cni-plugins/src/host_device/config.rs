@@ -16,7 +16,9 @@ const DEVICES: &str = "/sys/devices/";
 /// What to lend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
-    pub(super) selector: Selector,
+    /// An error where nothing, or nothing that is there, is named. Only ADD and CHECK need it: GC and STATUS are not told
+    /// `runtimeConfig`, and a DEL may come after the device has gone.
+    selector: Result<Selector, ErrorReply>,
     pub(super) dns: Dns,
     pub(super) ipam: Option<String>,
 }
@@ -40,10 +42,14 @@ impl Config {
     pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         Ok(Self {
-            selector: selector(&root)?,
+            selector: selector(&root),
             dns: Dns::read(&root).map_err(decoding)?,
             ipam: delegate::ipam_type(request)?,
         })
+    }
+
+    pub(super) fn selector(&self) -> Result<&Selector, ErrorReply> {
+        self.selector.as_ref().map_err(Clone::clone)
     }
 }
 

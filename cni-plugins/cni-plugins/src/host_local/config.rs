@@ -25,7 +25,17 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// For ADD, which needs ranges, and for DEL, which is told the same.
     pub(crate) fn read(request: &Request) -> Result<Self, ErrorReply> {
+        let config = Self::read_without_runtime(request)?;
+        if config.sets.is_empty() {
+            return Err(ErrorReply::config("no IP ranges specified"));
+        }
+        Ok(config)
+    }
+
+    /// For the verbs that need none: the ranges may be the runtime's (`ipRanges`), which GC and STATUS are not told.
+    pub(crate) fn read_without_runtime(request: &Request) -> Result<Self, ErrorReply> {
         let root = request.root();
         let ipam = root.object("ipam").map_err(decoding)?;
         let ipam = ipam.ok_or_else(|| ErrorReply::config("IPAM config missing 'ipam' key"))?;
@@ -73,9 +83,6 @@ fn read_sets(parent: &Object<'_>, key: &str) -> Result<Vec<Vec<RawRange>>, JsonE
 }
 
 fn checked_sets(raw: &[Vec<RawRange>], version: Version) -> Result<Vec<RangeSet>, ErrorReply> {
-    if raw.is_empty() {
-        return Err(ErrorReply::config("no IP ranges specified"));
-    }
     let mut sets: Vec<RangeSet> = Vec::new();
     for (index, ranges) in raw.iter().enumerate() {
         let set = RangeSet::new(ranges)
@@ -99,11 +106,7 @@ fn requested(request: &Request, root: &Object<'_>) -> Result<Vec<IpAddr>, ErrorR
     if let Some(text) = request.args(&["IP"])?.get("IP").filter(|text| !text.is_empty()) {
         addresses.push(address(text).map_err(invalid)?);
     }
-    let cni_args = root.object("args").and_then(|args| match args {
-        Some(args) => args.object("cni"),
-        None => Ok(None),
-    });
-    let parents = [cni_args.map_err(decoding)?, root.object("runtimeConfig").map_err(decoding)?];
+    let parents = [root.cni_args().map_err(decoding)?, root.object("runtimeConfig").map_err(decoding)?];
     for parent in parents.iter().flatten() {
         for (index, text) in parent.strings("ips").map_err(decoding)?.iter().enumerate() {
             let place = format!("{}[{index}]", parent.place_of("ips"));

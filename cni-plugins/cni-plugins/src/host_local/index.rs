@@ -1,10 +1,10 @@
 //! Which addresses an owner has, without reading every lease.
 //!
 //! `<dataDir>/.<network>.owners/` has a symbolic link for each owner, `<container id>:<link>`, whose target lists the
-//! addresses. It lies beside the leases, where the reference plugin never looks. The link `@seen` tells the state of the
-//! leases' folder (inode and modification time) that the index describes; that time is set into the past, so that any
-//! change of a lease, by whomever and however soon, makes it another. The index is then rebuilt. Our own changes remove
-//! `@seen` first, so that a crash in between does too.
+//! addresses. It lies beside the leases, where the reference plugin never looks. The folder's modification time tells that of
+//! the leases' folder that the index describes, by a constant of years: no change in either folder gives it such a time. The
+//! leases' is set into the past too, so that any change of a lease, by whomever and however soon, makes it another. The index is
+//! then rebuilt. Our own changes set the index's time to zero first, so that a crash in between does too.
 //!
 //! Owns that folder. It is a cache: a failure to read or write it makes it unusable until the next rebuild, and is
 //! never an error.
@@ -14,16 +14,17 @@ use std::{
     fs::{self, File},
     io,
     net::IpAddr,
-    os::unix::fs::{MetadataExt, symlink},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::store::Owner;
 
-const SEEN: &str = "@seen";
-/// How far in the past the folder's time is set: further than the coarsest grain of a file system's clock.
+/// How far in the past the time of the leases' folder is set: further than the coarsest grain of a file system's clock.
 const INTO_THE_PAST: Duration = Duration::from_secs(10);
+/// How much older than that the index's folder is that describes it: about eight years.
+const OLDER: Duration = Duration::from_secs(1 << 28);
 /// Bytes of a file name that every file system takes.
 const NAME_LIMIT: usize = 240;
 
@@ -40,8 +41,7 @@ impl Index {
 
     /// True when it describes the leases as they are.
     pub(super) fn is_current(&self, leases: &Path) -> bool {
-        let seen = fs::read_link(self.dir.join(SEEN)).ok();
-        seen.is_some() && seen == state_of(leases).ok().map(PathBuf::from)
+        modified(leases).is_ok_and(|time| modified(&self.dir).ok() == time.checked_sub(OLDER))
     }
 
     /// The owner's addresses, possibly none; `None` when the index cannot tell.
@@ -55,7 +55,7 @@ impl Index {
 
     /// To be called before a lease changes; [`Index::confirm`] ends it.
     pub(super) fn invalidate(&self) {
-        if let Err(error) = fs::remove_file(self.dir.join(SEEN))
+        if let Err(error) = set_modified(&self.dir, UNIX_EPOCH)
             && error.kind() != io::ErrorKind::NotFound
         {
             // It must not be believed; without its folder it cannot be.
@@ -89,9 +89,7 @@ impl Index {
     /// Says that it describes the leases as they are now.
     pub(super) fn confirm(&self, leases: &Path) {
         // Without a folder there is no index to confirm: the next question rebuilds it.
-        if let Ok(state) = mark(leases) {
-            let _ = symlink(state, self.dir.join(SEEN));
-        }
+        let _ = mark(leases).and_then(|time| set_modified(&self.dir, time - OLDER));
     }
 
     /// Makes it anew.
@@ -114,13 +112,16 @@ impl Index {
     }
 }
 
-/// Gives the folder a time that no change can give it, and tells its state.
-fn mark(leases: &Path) -> io::Result<String> {
-    File::open(leases)?.set_modified(SystemTime::now() - INTO_THE_PAST)?;
-    state_of(leases)
+/// Gives the folder a time that no change can give it, and tells it as the file system keeps it.
+fn mark(leases: &Path) -> io::Result<SystemTime> {
+    set_modified(leases, SystemTime::now() - INTO_THE_PAST)?;
+    modified(leases)
 }
 
-fn state_of(leases: &Path) -> io::Result<String> {
-    let metadata = fs::metadata(leases)?;
-    Ok(format!("{}.{}.{}", metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
+fn modified(folder: &Path) -> io::Result<SystemTime> {
+    fs::metadata(folder)?.modified()
+}
+
+fn set_modified(folder: &Path, time: SystemTime) -> io::Result<()> {
+    File::open(folder)?.set_modified(time)
 }

@@ -244,8 +244,8 @@ impl Leasing<'_> {
 
     /// Keeps the leases.
     pub(crate) fn finish(mut self) -> Result<(), StoreError> {
-        let taken = std::mem::take(&mut self.taken);
         remove(&self.pending)?;
+        let taken = std::mem::take(&mut self.taken);
         if std::mem::take(&mut self.indexed) {
             self.store.index.replace_if_known(&self.owner, |addresses| addresses.extend(&taken));
             self.store.index.confirm(&self.store.dir);

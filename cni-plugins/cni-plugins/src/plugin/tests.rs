@@ -119,6 +119,18 @@ fn a_result_that_the_version_cannot_carry_is_undone() {
 }
 
 #[test]
+fn gc_keeps_nothing_where_the_list_is_null_and_refuses_to_guess_where_it_is_absent() {
+    let plugin = Recorder::default();
+    let mut config = config("1.1.0");
+    config["cni.dev/valid-attachments"] = Value::Null;
+    call(&plugin, &environment("GC"), &config).expect("an empty list of libcni");
+    assert_eq!(*plugin.calls.borrow(), ["GC 0"]);
+    config.as_object_mut().expect("an object").remove("cni.dev/valid-attachments");
+    let reply = call(&plugin, &environment("GC"), &config).expect_err("everything would go");
+    assert_eq!((reply.code, reply.msg.as_str()), (6, "key \"cni.dev/valid-attachments\": missing"));
+}
+
+#[test]
 fn wrong_calls_have_the_codes_of_the_specification() {
     type Change = fn(&mut Environment, &mut Value);
     let table: [(&str, Change, u32, &str); 12] = [

@@ -58,11 +58,7 @@ impl Config {
 fn settings(root: &Object<'_>) -> Result<(BTreeMap<String, String>, Properties), JsonError> {
     let mut sysctls = sysctls(root)?;
     let own = properties(root)?;
-    let args = match root.object("args")? {
-        Some(args) => args.object("cni")?,
-        None => None,
-    };
-    let Some(args) = args else { return Ok((sysctls, own)) };
+    let Some(args) = root.cni_args()? else { return Ok((sysctls, own)) };
     sysctls.extend(self::sysctls(&args)?);
     Ok((sysctls, properties(&args)?.or(own)))
 }

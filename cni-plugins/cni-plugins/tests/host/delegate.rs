@@ -12,11 +12,16 @@ use serde_json::{Value, json};
 
 use super::node::{Call, Container, EXECUTABLE, Node, host_state};
 
-/// An IPAM plugin that writes its verbs down, and does for each what this shell script says.
+/// A plugin `fake` that writes its verbs down, and does for each what this shell script says.
 fn ipam(node: &Node, script: &str) -> String {
+    plugin(node, "fake", script)
+}
+
+/// As [`ipam`], under another name. The folder that it is in.
+pub fn plugin(node: &Node, name: &str, script: &str) -> String {
     let folder = node.path("bin");
     fs::create_dir_all(&folder).expect("a folder");
-    let file = folder.join("fake");
+    let file = folder.join(name);
     let calls = node.path("calls");
     let text = format!("#!/bin/sh\necho $CNI_COMMAND >> {}\ncat > /dev/null\n{script}\n", calls.display());
     fs::write(&file, text).expect("a script");

@@ -4,7 +4,10 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::node::{Call, Container, Node, host_links};
+use super::{
+    delegate::plugin,
+    node::{Call, Container, Node, host_links},
+};
 
 const SUBNET: &str =
     "FLANNEL_NETWORK=10.96.0.0/12\nFLANNEL_SUBNET=10.97.1.1/24\nFLANNEL_MTU=1400\nFLANNEL_IPMASQ=true\n";
@@ -66,6 +69,26 @@ fn a_failed_add_leaves_nothing() {
     config["delegate"]["mtu"] = json!("wide");
     assert!(Call::new("ADD", &config, &a).run("flannel").is_err());
     assert!(!node.path("kept/a").exists());
+}
+
+#[test]
+fn a_delegate_whose_result_cannot_be_read_is_undone() {
+    let node = Node::new();
+    let a = Container::new("a");
+    fs::write(node.path("subnet.env"), SUBNET).expect("a file");
+    let mut config = config(&node);
+    config["delegate"] = json!({"type": "fake"});
+    for (answer, message) in
+        [("echo '{\"cniVersion\": \"1.0.0\", \"ips\": 7}'", "key \"ips\""), ("true", "printed no result")]
+    {
+        let path = plugin(&node, "fake", &format!("[ $CNI_COMMAND = DEL ] || {answer}"));
+        let error = Call { path: &path, ..Call::new("ADD", &config, &a) }.run("flannel").expect_err(message);
+        assert!(error["msg"].as_str().is_some_and(|msg| msg.contains(message)), "{error}");
+        let calls = fs::read_to_string(node.path("calls")).expect("its calls");
+        fs::remove_file(node.path("calls")).expect("its calls");
+        assert_eq!(calls, "ADD\nDEL\n");
+        assert!(!node.path("kept/a").exists());
+    }
 }
 
 #[test]

@@ -207,6 +207,26 @@ fn a_link_that_cannot_come_back_stays_until_it_can() {
     assert!(on_host(Wire::MASTER).is_some());
 }
 
+/// GC and STATUS are not told which device the runtime chose, and a DEL may come when it has left its bus.
+#[test]
+fn a_device_that_only_the_runtime_names_is_needed_by_add_alone() {
+    let node = Node::new();
+    let _wire = Wire::new();
+    let a = Container::new("a");
+    run("ADD", &config(&node), &a).expect("an attachment");
+    let mut config = config(&node);
+    config.as_object_mut().expect("an object").remove("device");
+    config["cni.dev/valid-attachments"] = json!([{"containerID": "a", "ifname": "eth0"}]);
+    for verb in ["STATUS", "GC"] {
+        assert_eq!(run(verb, &config, &a), Ok(Value::Null), "{verb}");
+    }
+    config["runtimeConfig"] = json!({"deviceID": "0000:99:00.1"});
+    let error = run("ADD", &config, &Container::new("b")).expect_err("no such device");
+    assert_eq!(error["msg"], "runtime config DeviceID 0000:99:00.1 not found or unsupported");
+    assert_eq!(run("DEL", &config, &a), Ok(Value::Null));
+    assert!(on_host(Wire::MASTER).is_some() && node.leases().is_empty());
+}
+
 #[test]
 fn gc_looks_for_the_link_after_ipam_refused() {
     let node = Node::new();

@@ -7,7 +7,10 @@ use linux::{
 };
 use serde_json::{Value, json};
 
-use super::node::{Call, Container, Node, block_on, host_links};
+use super::{
+    delegate::plugin,
+    node::{Call, Container, Node, block_on, host_links},
+};
 
 fn ports() -> Vec<String> {
     let links = host_links().into_iter().filter(|link| link.is_kind("veth"));
@@ -52,6 +55,25 @@ fn gc_keeps_valid_attachments_only() {
     assert!(lost.link("eth0").is_none());
     assert_eq!(Call::new("STATUS", &config, &keep).run("bridge"), Ok(Value::Null));
     assert_eq!(Call::new("DEL", &config, &keep).run("bridge"), Ok(Value::Null));
+}
+
+/// A DHCP server is told through the link; nobody else may get an address while a link carries it.
+#[test]
+fn gc_asks_dhcp_before_the_link_goes_and_others_after() {
+    let node = Node::new();
+    let a = Container::new("a");
+    for (ipam, links) in [("dhcp", 1), ("fake", 0)] {
+        let config = json!({"cniVersion": "1.1.0", "name": "pods", "type": "bridge"});
+        Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
+        let mut config = config;
+        config["ipam"] = json!({"type": ipam});
+        config["cni.dev/valid-attachments"] = json!([]);
+        let seen = node.path("seen");
+        let path = plugin(&node, ipam, &format!("ip -o link show type veth | wc -l > {}", seen.display()));
+        assert_eq!(Call { path: &path, ..Call::new("GC", &config, &a) }.run("bridge"), Ok(Value::Null));
+        let seen = std::fs::read_to_string(seen).expect("it was asked");
+        assert_eq!((seen.trim(), ports()), (links.to_string().as_str(), Vec::new()), "{ipam}");
+    }
 }
 
 #[test]

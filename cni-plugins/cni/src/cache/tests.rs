@@ -1,6 +1,6 @@
 //! The cache on disk.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use serde_json::{Map, json};
 
@@ -28,6 +28,10 @@ fn entries_read_back_and_are_found_by_attachment_and_by_network() {
     let begun = entry("pods", "a");
     cache.store(&begun).expect("a write");
     assert_eq!(cache.find("a", "eth0").expect("a read"), std::slice::from_ref(&begun));
+    // Arguments and configurations are nobody else's business.
+    let modes = ["results", "results/pods-a-eth0"]
+        .map(|name| fs::metadata(dir.path().join(name)).expect("it is there").permissions().mode() & 0o777);
+    assert_eq!(modes, [0o700, 0o600]);
     let finished =
         Entry { result: Some(Map::from_iter([("cniVersion".to_owned(), json!("1.0.0"))])), ..begun };
     cache.store(&finished).expect("a write");

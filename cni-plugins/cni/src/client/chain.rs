@@ -6,14 +6,11 @@ use serde_json::{Map, Value, json};
 
 use super::{Error, Options, ValidAttachment, several};
 use crate::{
-    AddResult, NetworkList, PluginConfig,
+    AddResult, NetworkList, PluginConfig, VALID_ATTACHMENTS,
     cache::Entry,
     exec::{Call, Group, Verb, find_plugin},
     json::Object,
 };
-
-/// Keys of the specification under which GC names what must stay; the second is the older spelling.
-const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 pub(super) struct Chain<'a> {
     pub(super) options: &'a Options,

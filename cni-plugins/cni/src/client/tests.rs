@@ -151,6 +151,18 @@ async fn a_failed_add_is_undone_in_reverse() {
 }
 
 #[tokio::test]
+async fn an_add_that_cannot_be_remembered_is_undone() {
+    let node = Node::new("1.0.0");
+    let results = node.path("cache/results");
+    let lose = format!("[ $CNI_COMMAND = ADD ] && rm -r {0} && touch {0}", results.display());
+    node.plugin("three", &lose);
+    let error = node.client().add(&attachment()).await.expect_err("no place for the result");
+    assert!(matches!(error, Error::Cache(_)), "{error}");
+    assert_eq!(node.order(), ["ADD one", "ADD two", "ADD three", "DEL three", "DEL two", "DEL one"]);
+    assert_eq!(node.told("DEL-one")["prevResult"]["interfaces"][0]["name"], "three");
+}
+
+#[tokio::test]
 async fn an_undo_that_fails_leaves_the_attachment_to_del() {
     let node = Node::new("1.0.0");
     node.plugin("one", "[ $CNI_COMMAND = DEL ] && exit 1");

@@ -29,6 +29,18 @@ fn a_list_is_read_with_all_its_switches() {
 }
 
 #[test]
+fn a_newer_version_counts_for_nothing_where_another_is_offered() {
+    let version = |versions: serde_json::Value| {
+        let list = json!({"cniVersion": "9.9.9", "cniVersions": versions, "name": "a", "type": "x"});
+        parse(&list).map(|list| list.version).map_err(|error| error.to_string())
+    };
+    assert_eq!(version(json!(["1.0.0", "9.9.9"])), Ok(Version::V1_0_0));
+    assert!(
+        version(json!(["9.9.9"])).is_err_and(|error| error.contains(r#"unsupported CNI version "9.9.9""#))
+    );
+}
+
+#[test]
 fn a_single_plugin_makes_a_list_of_one() {
     let list = parse(&json!({"cniVersion": "0.2.0", "name": "lo", "type": "loopback"})).expect("a list");
     assert_eq!((list.plugins.len(), list.version), (1, Version::V0_2_0));

@@ -11,10 +11,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use futures::TryStreamExt;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth,
+    packet_core::{DefaultNla, Emitable},
     packet_route::{
         RouteNetlinkMessage,
         link::{
-            InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkMessage,
+            AfSpecUnspec, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+            InfoVeth, LinkAttribute, LinkMessage,
         },
     },
 };
@@ -22,6 +24,10 @@ use rtnetlink::{
 pub use self::kind::{IpVlanMode, LinkKind, MacVlanMode, NewLink, Parent, Vxlan};
 pub(super) use self::read::parse;
 use super::{Error, MacAddress, Netlink, answer};
+
+/// `linux/if_link.h`, `linux/ip.h`.
+const IFLA_INET_CONF: u16 = 1;
+const IPV4_DEVCONF_ARP_NOTIFY: u16 = 22;
 
 /// Operational state by RFC 2863.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -143,6 +149,8 @@ pub struct LinkChange<'a> {
     pub master: Option<Option<u32>>,
     pub group: Option<u32>,
     pub alias: Option<String>,
+    /// Announces IPv4 addresses when the link comes up, or is given its hardware address; after the other changes.
+    pub arp_notify: Option<bool>,
     /// Both switches of a bridge's port, which it must be.
     pub bridge_port: Option<BridgePortOptions>,
     /// Moved before anything else is changed, which sets it down. Where its name is taken there, it arrives by `name`.
@@ -171,6 +179,17 @@ impl Netlink {
     /// When the kernel refuses the question.
     pub async fn find_link(&self, name: &str) -> Result<Option<Link>, Error> {
         let request = self.handle.link().get().match_name(name);
+        single(request, format!("{name:?}")).await
+    }
+
+    /// Looks a link up by its name in another namespace, without entering it.
+    ///
+    /// # Errors
+    /// When the namespace may not be named, or the kernel refuses the question (`CAP_NET_ADMIN` there).
+    pub async fn find_link_in(&self, netns: BorrowedFd<'_>, name: &str) -> Result<Option<Link>, Error> {
+        let netns = self.netns_id(netns).await?;
+        let mut request = self.handle.link().get().match_name(name);
+        request.message_mut().attributes.push(LinkAttribute::IfNetnsId(netns));
         single(request, format!("{name:?}")).await
     }
 
@@ -364,8 +383,26 @@ fn change_message(index: u32, change: &LinkChange<'_>) -> LinkMessage {
             InfoBridgePort::Isolated(port.isolated),
         ]));
     }
+    if let Some(notify) = change.arp_notify {
+        let switch = ipv4_switch(IPV4_DEVCONF_ARP_NOTIFY, notify.into());
+        message = message.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![switch]));
+    }
     if let Some(netns) = change.netns {
         message = message.setns_by_fd(netns.as_raw_fd());
     }
     message.build()
+}
+
+/// A switch of `/proc/sys/net/ipv4/conf`. It is set as an attribute of its own number, unlike the array that is read, which is
+/// all that the crate knows.
+fn ipv4_switch(number: u16, value: u32) -> AfSpecUnspec {
+    let switch = DefaultNla::new(number, value.to_ne_bytes().to_vec());
+    let conf = DefaultNla::new(IFLA_INET_CONF, emitted(&switch));
+    AfSpecUnspec::Other(DefaultNla::new(libc::AF_INET as u16, emitted(&conf)))
+}
+
+fn emitted(attribute: &DefaultNla) -> Vec<u8> {
+    let mut bytes = vec![0; attribute.buffer_len()];
+    attribute.emit(&mut bytes);
+    bytes
 }

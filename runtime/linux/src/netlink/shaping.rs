@@ -17,7 +17,7 @@ use rtnetlink::{
 use super::{Error, Netlink, answer};
 
 const TBF: &str = "tbf";
-/// Where [`Netlink::set_token_bucket`] puts its queue: `1:`.
+/// Where [`Netlink::add_token_bucket`] puts its queue: `1:`.
 const BUCKET: TcHandle = TcHandle { major: 1, minor: 0 };
 /// Where the ingress qdisc always is: `ffff:`.
 const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };

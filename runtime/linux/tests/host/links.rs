@@ -60,6 +60,9 @@ async fn made(host: &Place, child: &Place, new: NewLink) -> Option<Link> {
     }
     assert_eq!(host.0.find_link(&name).await.expect("an answer"), None, "it was never on the host");
     let link = inside.link(&name).await.expect("it is there");
+    let seen = host.0.find_link_in(child.0.as_fd(), &name).await.expect("an answer");
+    assert_eq!(seen.map(|seen| (seen.index, seen.peer)), Some((link.index, link.peer)));
+    assert_eq!(host.0.find_link_in(child.0.as_fd(), "other").await.expect("an answer"), None);
     assert_eq!((link.peer, link.peer_netns), (Some(on.index), netns));
     Some(link)
 }

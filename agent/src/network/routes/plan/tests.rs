@@ -38,6 +38,7 @@ struct Case {
     own: Vec<IpNetwork>,
     peers: BTreeMap<String, Peer>,
     networks: Vec<(u32, IpNetwork)>,
+    foreign: BTreeSet<IpNetwork>,
     state: State,
 }
 
@@ -62,6 +63,7 @@ impl Case {
             own: vec![net("10.244.0.0/24")],
             peers,
             networks: vec![(1, net("127.0.0.1/8")), (2, net("10.85.0.11/24")), (3, net("10.244.0.1/24"))],
+            foreign: BTreeSet::new(),
             state: State::default(),
         }
     }
@@ -86,6 +88,7 @@ impl Case {
             peers: &self.peers,
             cluster: &self.cluster,
             networks: &self.networks,
+            foreign: &self.foreign,
             state: &self.state,
         })
     }
@@ -272,6 +275,18 @@ fn a_node_cannot_claim_what_is_not_its_own() {
         ];
         assert_eq!(problems, expected);
         assert_eq!(case.settle().state.routes.len(), 2);
+    }
+}
+
+#[test]
+fn a_route_that_is_not_ours_stays_and_is_told() {
+    for way in [Way::Plain, VXLAN, WIREGUARD] {
+        let mut case = Case::new(way);
+        case.foreign = BTreeSet::from([net("10.244.1.0/24")]);
+        let told = "node-2: podCIDR 10.244.1.0/24 has a route that is not this agent's: see `ip route show \
+                    10.244.1.0/24`, and delete it";
+        assert_eq!(case.lines().last().map(String::as_str), Some(told));
+        assert_eq!(case.settle().state.routes.keys().copied().collect::<Vec<_>>(), [net("10.244.2.0/24")]);
     }
 }
 

@@ -87,3 +87,11 @@ fn broken_configurations_name_the_key() {
         assert!(error.msg.contains(message), "{error}");
     }
 }
+
+#[test]
+fn what_needs_no_ranges_does_without_those_of_the_runtime() {
+    let config = json!({"ipam": {"dataDir": "/leases"}});
+    let config =
+        Config::read_without_runtime(&request(Version::V1_0_0, "", config)).expect("a configuration");
+    assert_eq!((config.sets.len(), config.data_dir), (0, "/leases".into()));
+}
