@@ -7,6 +7,7 @@
 mod blocking;
 mod error;
 
+pub mod activation;
 pub mod cgroup;
 pub mod conntrack;
 pub mod fds;

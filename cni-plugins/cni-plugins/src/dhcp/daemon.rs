@@ -1,7 +1,7 @@
 //! `dhcp daemon`: holds the leases of all containers of the node.
 //!
 //! Inputs: questions of plugins; outputs: their answers, messages to DHCP servers, and [`Keep`]'s files. Owns the table of leases,
-//! with one task for each. Between two exchanges a lease is but an entry and a timer: no thread, no socket, so that no namespace
+//! with one task for each. It listens at a socket of its own, or at the one that systemd hands over (sd_listen_fds(3)). Between two exchanges a lease is but an entry and a timer: no thread, no socket, so that no namespace
 //! outlives its container. How many exchanges there are at a time fits the files that the daemon may open ([`Shares`]). At its end
 //! the daemon releases nothing: the next one goes on.
 
@@ -10,13 +10,17 @@ mod table;
 
 use std::{
     fs, io,
-    os::unix::{fs::PermissionsExt, net::UnixStream as BlockingStream},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener as BlockingListener, UnixStream as BlockingStream},
+    },
     path::Path,
     process::ExitCode,
     sync::Arc,
     time::Duration,
 };
 
+use linux::{activation, process::SingleThreaded};
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -31,11 +35,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The daemon's whole life.
 pub(super) fn main(arguments: &[String]) -> ExitCode {
-    let done = Flags::parse(arguments).and_then(|flags| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(|error| format!("start the asynchronous runtime: {error}"))?.block_on(run(flags))
-    });
-    match done {
+    match start(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dhcp daemon: {error}");
@@ -44,7 +44,16 @@ pub(super) fn main(arguments: &[String]) -> ExitCode {
     }
 }
 
-async fn run(flags: Flags) -> Result<(), String> {
+fn start(arguments: &[String]) -> Result<(), String> {
+    let flags = Flags::parse(arguments)?;
+    // Before anything opens a file, so that descriptor 3 can only be what was handed over.
+    let handed = SingleThreaded::verify().and_then(activation::take_listener);
+    let handed = handed.map_err(|error| error.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| format!("start the asynchronous runtime: {error}"))?.block_on(run(flags, handed))
+}
+
+async fn run(flags: Flags, handed: Option<BlockingListener>) -> Result<(), String> {
     let socket = flags.on_host(&flags.socket);
     let failed = |what: &str, path: &Path| {
         let (what, path) = (what.to_owned(), path.display().to_string());
@@ -53,7 +62,10 @@ async fn run(flags: Flags) -> Result<(), String> {
     let files = linux::process::raise_file_limit().map_err(|error| error.to_string())?;
     let shares = Shares::of(files);
     let keep = Keep::beside(&socket).map_err(failed("make a folder beside", &socket))?;
-    let listener = listen(&socket).map_err(failed("listen at", &socket))?;
+    let (listener, own_socket) = match handed {
+        Some(listener) => (adopt(listener).map_err(|error| format!("listen for systemd: {error}"))?, None),
+        None => (listen(&socket).map_err(failed("listen at", &socket))?, Some(socket)),
+    };
     if let Some(path) = &flags.pid_file {
         fs::write(path, std::process::id().to_string()).map_err(failed("write", path))?;
     }
@@ -61,12 +73,18 @@ async fn run(flags: Flags) -> Result<(), String> {
     let table = Table::adopt(flags, keep, shares.renewals);
     let table = table.map_err(|error| format!("read the leases: {error}"))?;
     let served = serve(listener, table, shares.questions).await;
-    for path in [Some(socket), pid_file].into_iter().flatten() {
+    for path in [own_socket, pid_file].into_iter().flatten() {
         if let Err(error) = fs::remove_file(&path) {
             eprintln!("remove {}: {error}", path.display());
         }
     }
     served.map_err(|error| format!("serve: {error}"))
+}
+
+/// The file of systemd's socket is systemd's, from before the daemon until after it.
+fn adopt(listener: BlockingListener) -> io::Result<UnixListener> {
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 /// A socket whose daemon was killed is in the way, and is replaced; one that answers is not.

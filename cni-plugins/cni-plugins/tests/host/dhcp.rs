@@ -1,5 +1,6 @@
 //! `dhcp` and its daemon, against busybox's server: the address, renewals across a killed daemon, release.
 
+mod activation;
 mod trouble;
 
 use std::{
