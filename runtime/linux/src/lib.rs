@@ -9,6 +9,7 @@ mod error;
 
 pub mod activation;
 pub mod cgroup;
+pub mod clock;
 pub mod conntrack;
 pub mod fds;
 pub mod files;

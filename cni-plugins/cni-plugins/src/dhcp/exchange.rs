@@ -79,7 +79,7 @@ impl Client<'_> {
         let mut last = "no DHCP server answered".to_owned();
         while Instant::now() < deadline {
             let until = (Instant::now() + wait).min(deadline);
-            match timeout_at(until, self.attempt(wait)).await {
+            match timeout_at(until, self.attempt(wait, None)).await {
                 Ok(Ok(ack)) => return Ok(ack),
                 Ok(Err(error)) => {
                     last = error;
@@ -93,9 +93,17 @@ impl Client<'_> {
         Err(format!("{last} within {:?}", self.limits.acquire))
     }
 
-    async fn attempt(&self, wait: Duration) -> Result<Message, String> {
+    /// Takes any offer, or only one of this address.
+    async fn attempt(&self, wait: Duration, address: Option<Ipv4Addr>) -> Result<Message, String> {
         let mut discover = self.message(MessageType::Discover, Ipv4Addr::UNSPECIFIED);
-        let offer = self.ask(&mut discover, Ipv4Addr::BROADCAST, |reply| reply == MessageType::Offer);
+        if let Some(address) = address {
+            discover.opts_mut().insert(DhcpOption::RequestedIpAddress(address));
+        }
+        let is_wanted = |reply: &Message| {
+            reply.opts().has_msg_type(MessageType::Offer)
+                && address.is_none_or(|address| reply.yiaddr() == address)
+        };
+        let offer = self.ask(&mut discover, Ipv4Addr::BROADCAST, is_wanted);
         let offer = offer.await.map_err(|error| error.to_string())?;
         let server = lease::server(&offer).ok_or("a DHCP server that does not say which it is")?;
         let mut request = self.message(MessageType::Request, Ipv4Addr::UNSPECIFIED);
@@ -120,6 +128,20 @@ impl Client<'_> {
             Ok(Ok(answer)) if answer.yiaddr() != lease.address => Extended::Refused,
             Ok(Ok(answer)) => Extended::Acknowledged(Box::new(answer)),
             Ok(Err(_)) | Err(_) => Extended::NoAnswer,
+        }
+    }
+
+    /// The last try for a lease that has expired: more time of any server, or else the same address anew. Another one is never asked
+    /// for, so it leaves nothing when it is aborted.
+    pub(super) async fn regain(&self, lease: &Lease) -> Extended {
+        let extended = self.extend(lease, true).await;
+        if !matches!(extended, Extended::NoAnswer) {
+            return extended;
+        }
+        let wait = self.limits.wait;
+        match timeout(wait, self.attempt(wait, Some(lease.address))).await {
+            Ok(Ok(ack)) if ack.yiaddr() == lease.address => Extended::Acknowledged(Box::new(ack)),
+            Ok(Ok(_) | Err(_)) | Err(_) => Extended::NoAnswer,
         }
     }
 
@@ -157,7 +179,7 @@ impl Client<'_> {
         &self,
         question: &mut Message,
         server: Ipv4Addr,
-        wanted: impl Fn(MessageType) -> bool,
+        wanted: impl Fn(&Message) -> bool,
     ) -> io::Result<Message> {
         self.send(question, server).await?;
         let mut buffer = vec![0; PACKET_LIMIT];
@@ -165,7 +187,7 @@ impl Client<'_> {
             let length = self.socket.receive(&mut buffer).await?;
             let answer = datagram::unwrap(&buffer[..length])
                 .and_then(|(_, payload)| decode(payload, question.xid(), self.mac))
-                .filter(|answer| answer.opts().msg_type().is_some_and(&wanted));
+                .filter(&wanted);
             if let Some(answer) = answer {
                 return Ok(answer);
             }
@@ -181,8 +203,8 @@ impl Client<'_> {
     }
 }
 
-fn is_decision(kind: MessageType) -> bool {
-    matches!(kind, MessageType::Ack | MessageType::Nak)
+fn is_decision(answer: &Message) -> bool {
+    matches!(answer.opts().msg_type(), Some(MessageType::Ack | MessageType::Nak))
 }
 
 /// Reads a reply to a question. The library asserts that options have their lengths, and must not take the daemon along.

@@ -1,6 +1,7 @@
 //! Leases on disk, so that a daemon that was killed finds what it has to renew: `<folder of the socket>/dhcp/<hash>.json`.
 //!
-//! The folder is volatile, as containers are: after a reboot there is nothing to renew. A file is replaced by a rename, and one
+//! The folder is volatile, as containers are: after a reboot there is nothing to renew. Where it is not, the times in a file of another boot
+//! mean nothing, so its lease counts as expired. A file is replaced by a rename, and one
 //! that cannot be read is left alone and told.
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
 };
 
 use cni::json::DOCUMENT_LIMIT;
+use linux::clock;
 use serde::{Deserialize, Serialize};
 
 use super::{config::Options, lease::Lease};
@@ -55,23 +57,42 @@ pub(super) struct Held {
     pub(super) lease: Lease,
 }
 
+/// A file's contents.
+#[derive(Serialize)]
+struct Writing<'a> {
+    /// In which the times are meant.
+    boot: &'a str,
+    #[serde(flatten)]
+    held: &'a Held,
+}
+
+/// The same when it is read; daemons before this one wrote no boot, and other times.
+#[derive(Deserialize)]
+struct Reading {
+    #[serde(default)]
+    boot: String,
+    #[serde(flatten)]
+    held: Held,
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub(super) struct Keep {
     dir: PathBuf,
+    boot: String,
 }
 
 impl Keep {
     pub(super) fn beside(socket: &Path) -> io::Result<Self> {
         let dir = socket.parent().unwrap_or_else(|| Path::new("/")).join("dhcp");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        Ok(Self { dir })
+        Ok(Self { dir, boot: clock::boot_id().map_err(io::Error::other)? })
     }
 
     pub(super) fn store(&self, held: &Held) -> io::Result<()> {
         let path = self.path(&held.owner);
         let unfinished = path.with_extension(UNFINISHED);
-        fs::write(&unfinished, bounded(serde_json::to_vec(held)?)?)?;
+        fs::write(&unfinished, bounded(serde_json::to_vec(&Writing { boot: &self.boot, held })?)?)?;
         fs::rename(unfinished, path)
     }
 
@@ -96,7 +117,12 @@ impl Keep {
                 _ => continue,
             }
             match read(&path) {
-                Ok(held) => all.push(held),
+                Ok(Reading { boot, mut held }) => {
+                    if boot != self.boot {
+                        held.lease.expire();
+                    }
+                    all.push(held);
+                }
                 Err(error) => eprintln!("{}: {error}: its lease is not renewed", path.display()),
             }
         }
@@ -108,7 +134,7 @@ impl Keep {
     }
 }
 
-fn read(path: &Path) -> io::Result<Held> {
+fn read(path: &Path) -> io::Result<Reading> {
     let mut bytes = Vec::new();
     // One byte more than allowed, so that one sees that it is too large.
     fs::File::open(path)?.take(FILE_LIMIT as u64 + 1).read_to_end(&mut bytes)?;

@@ -1,9 +1,9 @@
-//! A lease: what the server gave, until when, and what has to be done next. Pure; times are seconds since the epoch.
+//! A lease: what the server gave, until when, and what has to be done next. Pure; times are seconds since the boot.
 //!
 //! ```text
-//! bound ── T1 ──▶ renewing (ask its server) ── T2 ──▶ rebinding (ask any server) ── expiry ──▶ over: the link goes down
-//!   ▲                   │ an answer                     │ an answer
-//!   └───────────────────┴───────────────────────────────┘          a refusal at any time: over, too
+//! bound ── T1 ──▶ renewing (ask its server) ── T2 ──▶ rebinding (ask any server) ── expiry ──▶ expired (ask once more) ──▶ over: the link goes down
+//!   ▲                   │ an answer                     │ an answer                      │ an answer
+//!   └───────────────────┴───────────────────────────────┴────────────────────────────────┘     a refusal at any time: over, too
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -35,6 +35,9 @@ pub(super) struct Lease {
     renew_at: u64,
     rebind_at: u64,
     expire_at: u64,
+    /// Refused, or not given once more.
+    #[serde(skip)]
+    is_over: bool,
 }
 
 /// What is to be done with a lease at a time.
@@ -50,6 +53,8 @@ pub(super) enum Next {
     Rebind {
         pause: u64,
     },
+    /// Ask once more: who slept through its end, or was down, has not been refused yet.
+    LastTry,
     Over,
 }
 
@@ -85,30 +90,39 @@ impl Lease {
             renew_at: now + renew,
             rebind_at: now + rebind,
             expire_at: now + lifetime,
+            is_over: false,
         })
     }
 
     pub(super) fn next(&self, now: u64) -> Next {
         let pause = |until: u64| ((until - now) / 2).max(SHORTEST_PAUSE.min(until - now)).max(1);
-        if now < self.renew_at {
+        if self.is_over {
+            Next::Over
+        } else if now < self.renew_at {
             Next::Wait(self.renew_at - now)
         } else if now < self.rebind_at {
             Next::Renew { pause: pause(self.rebind_at) }
         } else if now < self.expire_at {
             Next::Rebind { pause: pause(self.expire_at) }
         } else {
-            Next::Over
+            Next::LastTry
         }
     }
 
-    /// Seconds until it is over.
+    /// Seconds until it expires.
     pub(super) fn left(&self, now: u64) -> u64 {
         self.expire_at.saturating_sub(now)
     }
 
+    /// Makes it one that has expired.
+    pub(super) fn expire(&mut self) {
+        (self.renew_at, self.rebind_at, self.expire_at) = (0, 0, 0);
+    }
+
     /// Makes it one that is over.
     pub(super) fn end(&mut self) {
-        (self.renew_at, self.rebind_at, self.expire_at) = (0, 0, 0);
+        self.expire();
+        self.is_over = true;
     }
 
     /// What the plugin answers.

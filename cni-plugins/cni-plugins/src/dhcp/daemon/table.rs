@@ -5,11 +5,12 @@ use std::{
     io,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use cni::{AddResult, ErrorReply};
 use linux::{
+    clock,
     netlink::{self, Link, MacAddress, Netlink},
     netns::{self, Netns},
 };
@@ -34,6 +35,8 @@ const LEASE_LIMIT: usize = 8192;
 const END_LIMIT: usize = 4;
 /// Seconds until what this host could not do is tried again.
 const TROUBLE_PAUSE: u64 = 10;
+/// Seconds until a lease is looked at again at the latest: the runtime's timers do not count those in which the host is suspended.
+const LONGEST_PAUSE: u64 = 60;
 
 /// See the module.
 pub(super) struct Table {
@@ -124,7 +127,7 @@ impl Table {
         question: &Question,
     ) -> Result<AddResult, ErrorReply> {
         let place = Place::find(&self.flags, question).await?;
-        let is_good = |held: &&mut Held| held.mac == place.mac && held.lease.next(now()) != Next::Over;
+        let is_good = |held: &&mut Held| held.mac == place.mac && held.lease.left(now()) > 0;
         if let Some(held) = held.as_mut().filter(is_good) {
             return Ok(held.lease.result(question.priority));
         }
@@ -233,31 +236,40 @@ impl Table {
                 return;
             };
             drop((held, turn));
-            tokio::time::sleep(Duration::from_secs(pause)).await;
+            tokio::time::sleep(Duration::from_secs(pause.min(LONGEST_PAUSE))).await;
         }
     }
 
-    /// Waits until a lease is one of those that may have a socket; but no longer than the seconds that it lasts, since one that is over asks
-    /// no server.
+    /// Waits until a lease is one of those that may have a socket. After the seconds that it lasts it may have one of the places of those
+    /// that are over, too.
     async fn turn(&self, left: u64) -> Option<SemaphorePermit<'_>> {
         // Neither is ever closed, so there is always a permit in the end.
         match timeout(Duration::from_secs(left), self.renewals.acquire()).await {
             Ok(renewal) => renewal.ok(),
-            Err(_elapsed) => self.ends.acquire().await.ok(),
+            Err(_elapsed) => tokio::select! {
+                renewal = self.renewals.acquire() => renewal.ok(),
+                end = self.ends.acquire() => end.ok(),
+            },
         }
     }
 
     /// Does what is due. Seconds until the next step; none when there is no lease any more.
     async fn step(&self, held: &mut Option<Held>) -> Option<u64> {
         let current = held.as_mut()?;
-        let (of_all, pause) = match current.lease.next(now()) {
+        let next = current.lease.next(now());
+        let pause = match next {
             Next::Wait(seconds) => return Some(seconds),
-            Next::Renew { pause } => (false, pause),
-            Next::Rebind { pause } => (true, pause),
+            Next::Renew { pause } | Next::Rebind { pause } => pause,
+            Next::LastTry => 0,
             Next::Over => return self.end(held).await,
         };
         let (client_id, address) = (current.owner.client_id(), current.lease.address);
-        match self.ask(current, of_all).await {
+        let asked = self.ask(current, next).await;
+        match asked {
+            Ok(Extended::NoAnswer) if next == Next::LastTry => {
+                current.lease.end();
+                self.end(held).await
+            }
             Ok(Extended::NoAnswer) => Some(pause),
             Ok(Extended::Refused) => {
                 eprintln!("{client_id}: the lease of {address} was refused");
@@ -274,6 +286,10 @@ impl Table {
                 }
                 Err(error) => {
                     eprintln!("{client_id}: the lease of {address} is not extended: {error}");
+                    if next == Next::LastTry {
+                        current.lease.end();
+                        return self.end(held).await;
+                    }
                     Some(pause)
                 }
             },
@@ -285,17 +301,23 @@ impl Table {
             }
             Err(PlaceError::Trouble(error)) => {
                 eprintln!("{client_id}: extend the lease of {address}: {error}");
+                if next == Next::LastTry {
+                    return self.end(held).await;
+                }
                 Some(pause.min(TROUBLE_PAUSE))
             }
         }
     }
 
-    async fn ask(&self, held: &Held, of_all: bool) -> Result<Extended, PlaceError> {
+    async fn ask(&self, held: &Held, next: Next) -> Result<Extended, PlaceError> {
         let place = Place::of(&self.flags, held).await?;
         let client_id = held.owner.client_id();
         let client = self.client(&place, &client_id, &held.options);
         let client = client.map_err(|error| PlaceError::Trouble(error.to_string()))?;
-        Ok(client.extend(&held.lease, of_all).await)
+        Ok(match next {
+            Next::LastTry => client.regain(&held.lease).await,
+            next => client.extend(&held.lease, matches!(next, Next::Rebind { .. })).await,
+        })
     }
 
     /// An address that is somebody else's by now must not be used. Seconds until that is tried again; none when it is done.
@@ -427,8 +449,9 @@ impl Place {
     }
 }
 
+/// Of no clock that somebody sets: a step of the wall's would end a lease, or renew it late.
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    clock::since_boot()
 }
 
 #[cfg(test)]

@@ -39,3 +39,15 @@ fn a_file_is_read_up_to_a_limit() {
     let error = keep.store(&Held { options, ..held }).expect_err("what is not read is not written");
     assert!(error.to_string().contains("expected at most"), "{error}");
 }
+
+#[test]
+fn times_of_another_boot_are_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let keep = Keep::beside(&folder.path().join("dhcp.sock")).expect("its folder");
+    let held = held();
+    for text in [json!(held), json!(super::Writing { boot: "another", held: &held })] {
+        fs::write(keep.path(&held.owner), text.to_string()).expect("a file");
+        let found = keep.all().expect("the leases").pop().expect("the lease");
+        assert_eq!((found.owner, found.lease.left(0)), (held.owner.clone(), 0));
+    }
+}

@@ -24,11 +24,16 @@ fn times_are_the_servers_or_shares_of_the_lifetime() {
     assert_eq!(lease.next(949), Next::Renew { pause: 1 });
     assert_eq!(lease.next(950), Next::Rebind { pause: 75 });
     assert_eq!(lease.next(1099), Next::Rebind { pause: 1 });
-    assert_eq!(lease.next(1100), Next::Over);
+    assert_eq!((lease.next(1100), lease.left(1100)), (Next::LastTry, 0));
     let named = vec![DhcpOption::AddressLeaseTime(100), DhcpOption::Renewal(10), DhcpOption::Rebinding(500)];
     let lease = Lease::of(&ack(named), 0).expect("a lease");
     assert_eq!((lease.next(9), lease.next(10)), (Next::Wait(1), Next::Renew { pause: 60 }));
-    assert_eq!(lease.next(100), Next::Over);
+    assert_eq!(lease.next(100), Next::LastTry);
+    let mut lease = lease;
+    lease.expire();
+    assert_eq!(lease.next(0), Next::LastTry);
+    lease.end();
+    assert_eq!((lease.next(0), lease.left(0)), (Next::Over, 0));
     assert_eq!(Lease::of(&ack(Vec::new()), 0).expect("a lease").next(0), Next::Wait(1800));
 }
 

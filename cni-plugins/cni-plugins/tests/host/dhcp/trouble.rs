@@ -96,6 +96,40 @@ fn a_dhcp_lease_that_is_over_takes_its_link_down_as_soon_as_that_can_be_done() {
 }
 
 #[test]
+fn a_dhcp_lease_that_expired_is_asked_for_once_more() {
+    let node = Node::new();
+    let forgetful = serve(&node, 1800);
+    let daemon = told(&node);
+    let a = Container::new("a");
+    let config = config(&node);
+    Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
+    daemon.kill();
+    forgetful.kill();
+    let file =
+        fs::read_dir(node.path("dhcp")).expect("the leases").next().expect("one").expect("a file").path();
+    let read = || serde_json::from_slice::<Value>(&fs::read(&file).expect("the file")).expect("a lease");
+    let mut held = read();
+    for time in ["renew_at", "rebind_at", "expire_at"] {
+        held["lease"][time] = 1.into();
+    }
+    fs::write(&file, held.to_string()).expect("the file");
+
+    // It does not know the lease any more, so that the address is asked for anew.
+    let _server = server(&node, &format!("option subnet 255.255.255.0\n{}", times(3600, 1800)));
+    let _daemon = told(&node);
+    harness::wait::until("the lease lasts again", LIMIT, || {
+        if fs::exists(&file).expect("a look") && read()["lease"]["expire_at"] != 1 {
+            return Ok(());
+        }
+        Err(fs::read_to_string(node.path("told")).expect("the daemon's words"))
+    });
+    assert!(a.link("eth0").expect("the link").up);
+    assert_eq!(read()["lease"]["address"], held["lease"]["address"]);
+    assert_eq!(Call::new("DEL", &config, &a).run("bridge"), Ok(Value::Null));
+    assert_eq!(kept(&node), 0);
+}
+
+#[test]
 fn a_dhcp_daemon_that_cannot_accept_goes_on() {
     let node = Node::new();
     let daemon = told(&node);

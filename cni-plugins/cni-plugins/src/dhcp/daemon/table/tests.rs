@@ -45,3 +45,11 @@ async fn a_lease_waits_for_those_before_it_until_it_is_over() {
     drop((first, over));
     drop(table.turn(3600).await.expect("the turn that was given back"));
 }
+
+#[test]
+fn leases_are_counted_from_the_boot() {
+    let uptime = std::fs::read_to_string("/proc/uptime").expect("the uptime");
+    let uptime: u64 = uptime.split('.').next().and_then(|seconds| seconds.parse().ok()).expect("seconds");
+    let now = super::now();
+    assert!((uptime..=uptime + 60).contains(&now), "{now}, after {uptime}");
+}
