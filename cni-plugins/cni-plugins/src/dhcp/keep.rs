@@ -96,11 +96,11 @@ impl Keep {
         fs::rename(unfinished, path)
     }
 
+    /// Takes away the file, and what was left of one that could not be stored.
     pub(super) fn forget(&self, owner: &Owner) -> io::Result<()> {
-        match fs::remove_file(self.path(owner)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        let path = self.path(owner);
+        let unfinished = remove(&path.with_extension(UNFINISHED));
+        remove(&path).and(unfinished)
     }
 
     /// What an earlier daemon held. There must be no other one any more.
@@ -129,7 +129,7 @@ impl Keep {
         Ok(all)
     }
 
-    fn path(&self, owner: &Owner) -> PathBuf {
+    pub(super) fn path(&self, owner: &Owner) -> PathBuf {
         self.dir.join(hash::name(NAME_LENGTH, "", &owner.client_id())).with_extension(WHOLE)
     }
 }
@@ -139,6 +139,13 @@ fn read(path: &Path) -> io::Result<Reading> {
     // One byte more than allowed, so that one sees that it is too large.
     fs::File::open(path)?.take(FILE_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
     Ok(serde_json::from_slice(&bounded(bytes)?)?)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn bounded(bytes: Vec<u8>) -> io::Result<Vec<u8>> {

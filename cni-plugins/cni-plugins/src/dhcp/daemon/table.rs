@@ -181,7 +181,16 @@ impl Table {
 
     /// Gives the lease back. None is success, and so is one whose server cannot be told: that server's clock then frees the address.
     async fn release(&self, owner: &Owner) {
-        let Some(entry) = self.entries().get(owner).cloned() else { return };
+        let found = {
+            let entries = self.entries();
+            let found = entries.get(owner).cloned();
+            if found.is_none() {
+                // A file that could not be read has no entry. The lock is held, so that no ADD stores one meanwhile.
+                self.forget(owner);
+            }
+            found
+        };
+        let Some(entry) = found else { return };
         // What waits for a server is not waited for.
         entry.set_task(None);
         let mut held = entry.held.lock().await;
@@ -376,8 +385,12 @@ impl Table {
             return;
         }
         self.entries().remove(owner);
+        self.forget(owner);
+    }
+
+    fn forget(&self, owner: &Owner) {
         if let Err(error) = self.keep.forget(owner) {
-            eprintln!("{}: {error}", owner.client_id());
+            eprintln!("{}: forget the lease: {error}", owner.client_id());
         }
     }
 }

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use serde_json::json;
 
 use super::{END_LIMIT, Table};
-use crate::dhcp::{flags::Flags, keep::Keep};
+use crate::dhcp::{
+    flags::Flags,
+    keep::{Keep, Owner},
+};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -52,4 +55,20 @@ fn leases_are_counted_from_the_boot() {
     let uptime: u64 = uptime.split('.').next().and_then(|seconds| seconds.parse().ok()).expect("seconds");
     let now = super::now();
     assert!((uptime..=uptime + 60).contains(&now), "{now}, after {uptime}");
+}
+
+#[tokio::test]
+async fn a_del_takes_files_along_that_are_no_leases() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let leases = folder.path().join("dhcp");
+    let count = || std::fs::read_dir(&leases).expect("the folder").count();
+    let owner = Owner { network: "lan".to_owned(), container_id: "a".to_owned(), ifname: "eth0".to_owned() };
+    let keep = Keep::beside(&folder.path().join("dhcp.sock")).expect("its folder");
+    let unreadable = keep.path(&owner);
+    std::fs::write(&unreadable, "{").expect("a file");
+    let table = table(&folder);
+    assert_eq!((table.entries().len(), count()), (0, 1));
+    std::fs::write(unreadable.with_extension("new"), "{").expect("what a failed store leaves");
+    table.release(&owner).await;
+    assert_eq!(count(), 0);
 }
