@@ -41,14 +41,20 @@ impl Config {
         let ipam = root.object("ipam").map_err(decoding)?;
         let ipam = ipam.ok_or_else(|| ErrorReply::config("IPAM config missing 'ipam' key"))?;
         let socket = ipam.string("daemonSocketPath").map_err(decoding)?.filter(|path| !path.is_empty());
-        // Arguments for other plugins of the chain are none of its business.
-        let args = CniArgs::parse(&request.raw_args).map_err(ErrorReply::internal)?;
+        let args = args(&request.raw_args);
         Ok(Self {
             socket: PathBuf::from(socket.unwrap_or(DEFAULT_SOCKET)),
             options: Options { provided: provided(&ipam, &args)?, requested: requested(&ipam)? },
             priority: ipam.number::<u32>("priority").map_err(decoding)?.filter(|priority| *priority != 0),
         })
     }
+}
+
+/// Arguments for other plugins of the chain are none of its business: what can be read is taken, as by the reference, and a value may have
+/// further `=`.
+fn args(text: &str) -> CniArgs {
+    let pairs = text.split(';').filter_map(|pair| pair.split_once('=')).filter(|(key, _)| !key.is_empty());
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
 fn provided(ipam: &Object<'_>, args: &CniArgs) -> Result<Vec<(u8, String)>, ErrorReply> {

@@ -36,6 +36,13 @@ fn options_are_sent_and_asked_for() {
 }
 
 #[test]
+fn arguments_that_are_no_pairs_are_left_out() {
+    let ipam = json!({"provide": [{"option": "12", "fromArg": "a"}, {"option": "60", "fromArg": "name"}]});
+    let config = read(";word;=x;a=b=c;name=web-0;", ipam).expect("a configuration");
+    assert_eq!(config.options.provided, [(12, "b=c".to_owned()), (60, "web-0".to_owned())]);
+}
+
+#[test]
 fn unknown_options_are_named() {
     for (ipam, message) in [
         (
