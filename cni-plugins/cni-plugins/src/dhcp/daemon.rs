@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use cni::{ErrorReply, code};
 use linux::{activation, process::SingleThreaded};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -70,9 +71,9 @@ async fn run(flags: Flags, handed: Option<BlockingListener>) -> Result<(), Strin
         fs::write(path, std::process::id().to_string()).map_err(failed("write", path))?;
     }
     let pid_file = flags.pid_file.clone();
-    let table = Table::adopt(flags, keep, shares.renewals);
+    let table = Table::adopt(flags, keep, shares);
     let table = table.map_err(|error| format!("read the leases: {error}"))?;
-    let served = serve(listener, table, shares.questions).await;
+    let served = serve(listener, table, shares).await;
     for path in [own_socket, pid_file].into_iter().flatten() {
         if let Err(error) = fs::remove_file(&path) {
             eprintln!("remove {}: {error}", path.display());
@@ -102,23 +103,49 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
 }
 
 /// Until the daemon is told to end. Both arms are cancel-safe: a signal stays noted, a connection stays in the queue.
-async fn serve(listener: UnixListener, table: Arc<Table>, questions: usize) -> io::Result<()> {
+async fn serve(listener: UnixListener, table: Arc<Table>, shares: Shares) -> io::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let places = Arc::new(Semaphore::new(questions));
+    let places = Arc::new(Places::of(shares));
     loop {
         tokio::select! {
             _ = terminated.recv() => return Ok(()),
             _ = interrupted.recv() => return Ok(()),
-            accepted = accept(&listener, &places) => {
-                let (stream, place) = accepted?;
-                let table = table.clone();
-                tokio::spawn(async move {
-                    answer(stream, &table).await;
-                    drop(place);
-                });
+            accepted = accept(&listener, &places.readings) => {
+                let (stream, reading) = accepted?;
+                let (table, places) = (table.clone(), places.clone());
+                tokio::spawn(async move { answer(stream, reading, &places, &table).await });
             }
         }
+    }
+}
+
+/// Of connections. One has a place among those that are read, which does not take long, and then one of its kind: so ADDs, which wait for
+/// servers, are in the way of nobody else.
+struct Places {
+    readings: Arc<Semaphore>,
+    adds: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+}
+
+impl Places {
+    fn of(shares: Shares) -> Self {
+        let share = |count| Arc::new(Semaphore::new(count));
+        Self {
+            readings: share(shares.readings),
+            adds: share(shares.open_adds),
+            others: share(shares.open_others),
+        }
+    }
+
+    /// For a question of this verb. An ADD is not waited for, since its place among those that are read is then not free either.
+    async fn enter(&self, verb: &str) -> Result<OwnedSemaphorePermit, ErrorReply> {
+        if verb != "ADD" {
+            return self.others.clone().acquire_owned().await.map_err(ErrorReply::internal);
+        }
+        self.adds.clone().try_acquire_owned().map_err(|_| {
+            ErrorReply::new(code::TRY_AGAIN_LATER, "too many ADDs wait for DHCP servers: try again later")
+        })
     }
 }
 
@@ -137,8 +164,16 @@ async fn accept(
     }
 }
 
-async fn answer(stream: UnixStream, table: &Arc<Table>) {
-    if let Err(error) = talk::serve(stream, |question| table.answer(question)).await {
+async fn answer(stream: UnixStream, reading: OwnedSemaphorePermit, places: &Places, table: &Arc<Table>) {
+    // Held until the answer is written and the connection closed.
+    let mut place = None;
+    let kept = &mut place;
+    let served = talk::serve(stream, |question| async move {
+        *kept = Some(places.enter(&question.verb).await?);
+        drop(reading);
+        table.answer(question).await
+    });
+    if let Err(error) = served.await {
         eprintln!("dhcp daemon: a question: {error}");
     }
 }

@@ -21,7 +21,7 @@ use crate::plugin::{Request, Valid, block_on};
 
 /// How long a plugin waits for the daemon, which itself waits for servers.
 const ANSWER_LIMIT: Duration = Duration::from_secs(300);
-/// How long the daemon waits for the rest of a question.
+/// How long the daemon waits for the rest of a question, and until an answer is taken.
 const QUESTION_LIMIT: Duration = Duration::from_secs(10);
 const PROTOCOL: u32 = 1;
 
@@ -111,7 +111,8 @@ pub(super) async fn serve<F: Future<Output = Result<AddResult, ErrorReply>>>(
         Ok(_) => Answer::Result(Map::new()),
         Err(reply) => Answer::Error(reply),
     };
-    stream.write_all(&serde_json::to_vec(&answer)?).await?;
+    let answer = serde_json::to_vec(&answer)?;
+    tokio::time::timeout(QUESTION_LIMIT, stream.write_all(&answer)).await??;
     stream.shutdown().await
 }
 

@@ -139,8 +139,11 @@ fn daemon(node: &Node) -> Process {
 
 /// Starts the daemon by a command that ends in its executable.
 fn start(node: &Node, command: &mut Command) -> Process {
-    let daemon =
-        Process::start(command.arg("daemon").arg("-socketpath").arg(socket(node)).args(["-timeout", "2s"]));
+    start_with(node, command, &["-timeout", "2s"])
+}
+
+fn start_with(node: &Node, command: &mut Command, flags: &[&str]) -> Process {
+    let daemon = Process::start(command.arg("daemon").arg("-socketpath").arg(socket(node)).args(flags));
     harness::wait::until("the daemon", LIMIT, || {
         UnixStream::connect(socket(node)).map_err(|error| error.to_string())
     });

@@ -20,6 +20,7 @@ use tokio::{
     time::timeout,
 };
 
+use super::shares::Shares;
 use crate::dhcp::{
     config::Options,
     exchange::{self, Client, Extended},
@@ -43,6 +44,9 @@ pub(super) struct Table {
     flags: Flags,
     keep: Keep,
     entries: Mutex<HashMap<Owner, Arc<Entry>>>,
+    /// ADDs that may have sockets at a time, and leases that are given back: taken last, so that who waits for an entry has none.
+    adds: Semaphore,
+    releases: Semaphore,
     /// Leases that are extended at a time; the others wait.
     renewals: Semaphore,
     ends: Semaphore,
@@ -68,11 +72,18 @@ impl Entry {
 }
 
 impl Table {
-    /// Goes on with what an earlier daemon held, with so many renewals at a time.
-    pub(super) fn adopt(flags: Flags, keep: Keep, renewals: usize) -> io::Result<Arc<Self>> {
+    /// Goes on with what an earlier daemon held, with so much at a time.
+    pub(super) fn adopt(flags: Flags, keep: Keep, shares: Shares) -> io::Result<Arc<Self>> {
         let all = keep.all()?;
-        let (renewals, ends) = (Semaphore::new(renewals), Semaphore::new(END_LIMIT));
-        let table = Arc::new(Self { flags, keep, entries: Mutex::default(), renewals, ends });
+        let table = Arc::new(Self {
+            flags,
+            keep,
+            entries: Mutex::default(),
+            adds: Semaphore::new(shares.adds),
+            releases: Semaphore::new(shares.releases),
+            renewals: Semaphore::new(shares.renewals),
+            ends: Semaphore::new(END_LIMIT),
+        });
         for held in all {
             let owner = held.owner.clone();
             let entry = Arc::new(Entry { held: AsyncMutex::new(Some(held)), ..Entry::default() });
@@ -126,6 +137,7 @@ impl Table {
         owner: &Owner,
         question: &Question,
     ) -> Result<AddResult, ErrorReply> {
+        let _turn = self.adds.acquire().await.map_err(ErrorReply::internal)?;
         let place = Place::find(&self.flags, question).await?;
         let is_good = |held: &&mut Held| held.mac == place.mac && held.lease.left(now()) > 0;
         if let Some(held) = held.as_mut().filter(is_good) {
@@ -212,6 +224,7 @@ impl Table {
     }
 
     async fn give_back(&self, held: &Held) -> Result<(), String> {
+        let _turn = self.releases.acquire().await.map_err(|error| error.to_string())?;
         let place = Place::of(&self.flags, held).await.map_err(|error| error.to_string())?;
         let client_id = held.owner.client_id();
         let client = self.client(&place, &client_id, &held.options).map_err(|error| error.to_string())?;

@@ -4,15 +4,17 @@ use std::{
     fs::{self, File},
     os::unix::net::UnixStream,
     process::Command,
+    sync::mpsc::channel,
     thread,
+    time::{Duration, Instant},
 };
 
 use linux::netlink::Netlink;
 use serde_json::Value;
 
 use super::{
-    DISCOVER, LIMIT, Process, REQUEST, config, kept, lan, messages, serve, server, socket, start, times,
-    wait_for,
+    DISCOVER, LIMIT, Process, REQUEST, config, kept, lan, messages, serve, server, socket, start, start_with,
+    times, wait_for,
 };
 use crate::host::node::{Call, Container, Node, bin_dir, block_on};
 
@@ -200,6 +202,40 @@ fn a_dhcp_server_whose_acknowledgements_are_no_leases_is_not_asked_at_once_again
     }
     assert_eq!(times_told(&node, "Subnet Mask not found"), 1);
     assert_eq!(Call::new("DEL", &config, &a).run("bridge"), Ok(Value::Null));
+}
+
+#[test]
+fn dhcp_adds_that_wait_for_a_server_are_in_nobody_elses_way() {
+    const ADDS: usize = 8;
+    const SEARCH: Duration = Duration::from_secs(12);
+    let node = Node::new();
+    lan();
+    let mut command = Command::new("prlimit");
+    command.arg("--nofile=64:64").arg(bin_dir().join("dhcp"));
+    let _daemon =
+        start_with(&node, &mut command, &["-timeout=1s", &format!("-resendtimeout={}s", SEARCH.as_secs())]);
+    let messages = messages();
+    let containers: Vec<Container> = (0..ADDS).map(|index| Container::new(&format!("a{index}"))).collect();
+    let other = Container::new("other");
+    let config = config(&node);
+    let (send, answers) = channel();
+    thread::scope(|scope| {
+        for container in &containers {
+            let (send, config) = (send.clone(), &config);
+            scope.spawn(move || send.send(Call::new("ADD", config, container).run("bridge")));
+        }
+        wait_for(&messages, DISCOVER);
+        // One looks for a server and one waits for it: with so few files the others are told to come again.
+        for _ in 2..ADDS {
+            let refused = answers.recv_timeout(LIMIT).expect("an answer").expect_err("no place");
+            assert_eq!(refused["code"], 11, "{refused}");
+        }
+        let begin = Instant::now();
+        for verb in ["DEL", "STATUS"] {
+            assert_eq!(Call::new(verb, &config, &other).run("dhcp"), Ok(Value::Null));
+        }
+        assert!(begin.elapsed() < SEARCH / 3, "{:?}", begin.elapsed());
+    });
 }
 
 fn delete_link(container: &Container) {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 
-use super::{END_LIMIT, Table};
+use super::{END_LIMIT, Shares, Table};
 use crate::dhcp::{
     flags::Flags,
     keep::{Keep, Owner},
@@ -12,10 +12,10 @@ use crate::dhcp::{
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// With one renewal at a time.
+/// With one of each at a time.
 fn table(folder: &tempfile::TempDir) -> Arc<Table> {
     let keep = Keep::beside(&folder.path().join("dhcp.sock")).expect("its folder");
-    Table::adopt(Flags::parse(&[]).expect("no flags"), keep, 1).expect("a table")
+    Table::adopt(Flags::parse(&[]).expect("no flags"), keep, Shares::of(0)).expect("a table")
 }
 
 #[tokio::test]
