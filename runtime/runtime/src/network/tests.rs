@@ -1,6 +1,7 @@
 //! Which plugins of an earlier process are ended, with processes that stand for them.
 
-use std::process::{Child, Command};
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
 
 use super::*;
 
@@ -9,7 +10,13 @@ struct Plugin(Child);
 
 impl Plugin {
     fn start(sandbox: &str) -> Plugin {
-        Plugin(Command::new("sleep").arg("1000").env(CONTAINER_VARIABLE, sandbox).spawn().unwrap())
+        let mut cat = Command::new("cat");
+        cat.stdin(Stdio::piped()).stdout(Stdio::piped()).env(CONTAINER_VARIABLE, sandbox);
+        let mut plugin = Plugin(cat.spawn().unwrap());
+        // A process has no environment to read until the kernel has loaded its program, which `spawn` does not wait for.
+        plugin.0.stdin.as_mut().unwrap().write_all(b"1").unwrap();
+        plugin.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        plugin
     }
 
     fn runs(&mut self) -> bool {
