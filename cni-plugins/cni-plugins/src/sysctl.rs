@@ -43,6 +43,12 @@ pub(crate) fn wish(name: &str, value: &str) {
     }
 }
 
+/// Lets a link of the host use its IPv6 addresses at once. The search for duplicates takes up to two seconds after a link's first
+/// carrier, in which a gateway answers nobody, and without a link-local address finds no container that has not spoken yet.
+pub(crate) fn skip_duplicate_detection(link: &str) {
+    wish(&format!("ipv6/conf/{link}/accept_dad"), "0");
+}
+
 /// Lets the host forward packets of the families of these addresses. The error names the switch.
 pub(crate) fn forward(addresses: &[IpNetwork]) -> Result<(), String> {
     for (is_ipv4, switch) in [(true, "ipv4/ip_forward"), (false, "ipv6/conf/all/forwarding")] {

@@ -25,7 +25,10 @@ pub(super) async fn ensure_bridge(host: &Netlink, config: &Config) -> Result<Lin
             match host.add_bridge(&options).await {
                 // Another ADD made it in between.
                 Err(error) if error.is_exists() => {}
-                made => made.map_err(failed)?,
+                made => {
+                    made.map_err(failed)?;
+                    sysctl::skip_duplicate_detection(name);
+                }
             }
             host.link(name).await.map_err(failed)?
         }

@@ -122,6 +122,7 @@ pub(super) async fn ensure_gateway(
     if let Some(port) = link.peer.filter(|_| !link.up && link.is_kind("veth")) {
         let alone = Vlans { trunk: None, ..vlans.clone() };
         alone.dress_port(host, port).await.map_err(failed)?;
+        sysctl::skip_duplicate_detection(&name);
         host.set_link_up(link.index).await.map_err(failed)?;
     }
     Ok(Some(link))

@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use linux::netlink::{LinkChange, Netlink};
 use serde_json::{Value, json};
 
-use super::node::{Call, Container, Node, block_on, host_links, host_state};
+use super::node::{Call, Container, Node, block_on, host_links, host_state, tentative_addresses};
 
 fn add(config: &Value, container: &Container) -> Value {
     Call::new("ADD", config, container).run("bridge").expect("an attachment")
@@ -28,6 +28,7 @@ fn containers_reach_each_other_and_the_host() {
     let before = (a.state(), b.state());
     let (of_a, of_b) = (add(&config, &a), add(&config, &b));
 
+    assert_eq!(tentative_addresses("cni0"), []);
     let names: Vec<_> =
         (0..3).map(|index| of_a["interfaces"][index]["name"].as_str().unwrap_or("")).collect();
     assert_eq!((names[0], names[2]), ("cni0", "eth0"));

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use ipnetwork::IpNetwork;
 use linux::{
     netlink::{
         AddressFlags, BridgeOptions, Link, LinkKind, MacAddress, Netlink, NewAddress, NewLink, Parent,
@@ -348,6 +349,16 @@ pub fn host_state() -> Vec<String> {
 
 pub fn host_links() -> Vec<Link> {
     block_on(async { Netlink::open().expect("a socket").links().await.expect("the links") })
+}
+
+/// Those of a link of the host that the kernel still looks for duplicates of, and does not use until then.
+pub fn tentative_addresses(link: &str) -> Vec<IpNetwork> {
+    block_on(async {
+        let host = Netlink::open().expect("a socket");
+        let index = host.link(link).await.expect("the link").index;
+        let all = host.addresses(Some(index)).await.expect("the addresses");
+        all.iter().filter(|address| address.is_tentative()).map(|address| address.network).collect()
+    })
 }
 
 /// Link-local and multicast, which the kernel adds in its own time.
