@@ -290,9 +290,7 @@ impl<'a> Pass<'a> {
         }
         match observed.current(name) {
             Some(record) if record.is_running() => self.watch_over(container, record),
-            Some(record) if record.is_live() => self
-                .actions
-                .push(Action::RemoveContainer { container: name.into(), id: record.status.id.clone() }),
+            Some(record) if record.is_live() => self.remove(record),
             Some(record) if record.removed && !record.is_over() => self.start(container, sandbox, None),
             Some(record) if restarts(policy, record) => self.restart(container, sandbox, record),
             Some(_) => {}
@@ -476,12 +474,21 @@ impl<'a> Pass<'a> {
             Some(Operation::Remove) => return,
             _ => {}
         }
+        if !record.is_running() {
+            // It was made and never started: a stop would end nothing.
+            return self.remove(record);
+        }
         self.actions.push(Action::StopContainer {
             container: record.name().to_owned(),
             id: record.status.id.clone(),
             grace,
             cause: StopCause::PodEnds,
         });
+    }
+
+    fn remove(&mut self, record: &Record) {
+        let (container, id) = (record.name().to_owned(), record.status.id.clone());
+        self.cleanup(Action::RemoveContainer { container, id });
     }
 
     /// Removes what is left of a pod whose end has come, and the pod's object last.
@@ -523,10 +530,7 @@ impl<'a> Pass<'a> {
         }
         for record in &observed.records {
             if self.is_superseded(record) && !observed.removing.contains(record.status.id.as_str()) {
-                self.cleanup(Action::RemoveContainer {
-                    container: record.name().to_owned(),
-                    id: record.status.id.clone(),
-                });
+                self.remove(record);
             }
         }
         let newest = observed.sandboxes.len().saturating_sub(1);

@@ -84,6 +84,26 @@ fn a_created_container_that_never_ran_is_made_again() {
 }
 
 #[test]
+fn a_created_container_of_a_pod_that_ends_is_removed() {
+    let created = |observed: Observed| {
+        let mut observed = observed.ready("s").container("a", "1", 0, None).left_services();
+        observed.records[0].status.state = runtime::ContainerState::Created;
+        observed.records[0].status.started_at = 0;
+        observed
+    };
+    let mut observed = deleting(created(fresh(one())), 30);
+    check(&observed, 9, &["remove a 1"]);
+    observed.busy.insert("a".into(), Operation::Remove);
+    check(&observed, 9, &[]);
+    observed.busy.clear();
+    observed.cleanup_retry_at = Some(at(12));
+    assert_eq!(check(&observed, 9, &[]).wake_at, Some(at(12)));
+    // An agent that dies between making a container and starting it finds it like this, and the pod gone.
+    let gone = Observed { gone: true, ..created(fresh(one())) };
+    check(&gone, 9, &["remove a 1"]);
+}
+
+#[test]
 fn restart_policies() {
     let over = |name: &str, code| {
         let over = fresh(policy(name)).ready("s").container("a", "1", 0, Some((5, code)));
