@@ -168,16 +168,6 @@ pub async fn run(mut context: Context) {
     }
 }
 
-/// Whether the pod network has a plugin for hostPorts (capability `portMappings`). The runtime takes the first configuration of the folder.
-pub fn maps_ports(conf_dir: &Path) -> bool {
-    let is_configuration = |path: &PathBuf| {
-        path.extension().is_some_and(|end| end == "conf" || end == "conflist" || end == "json")
-    };
-    let entries = fs::read_dir(conf_dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let first = entries.filter(is_configuration).min();
-    first.and_then(|path| fs::read_to_string(path).ok()).is_some_and(|text| conflist::maps_ports(&text))
-}
-
 fn apply(context: &Context, pods: &[IpNetwork]) -> Result<(), Error> {
     let settings = &context.settings;
     let ipv4 = pods.iter().find_map(|pods| match pods {

@@ -21,13 +21,6 @@ pub struct Options {
     pub data_dir: PathBuf,
 }
 
-/// Whether a configuration, or a list of them, has a plugin that takes port mappings.
-pub fn maps_ports(text: &str) -> bool {
-    let configuration: Value = serde_json::from_str(text).unwrap_or_default();
-    let takes = |plugin: &Value| plugin["capabilities"]["portMappings"] == true;
-    takes(&configuration) || configuration["plugins"].as_array().into_iter().flatten().any(takes)
-}
-
 /// The list as JSON text.
 pub fn render(options: &Options) -> String {
     let range = |pods: &IpNetwork| json!([{"subnet": pods.to_string()}]);

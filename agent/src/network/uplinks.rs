@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use linux::netlink::{self, Netlink};
+use linux::netlink::{self, MAIN_TABLE, Netlink, Route};
 
 use crate::settings::Settings;
 
@@ -62,13 +62,17 @@ pub async fn discover(settings: &Settings) -> Result<Uplinks, Error> {
                 IpAddr::V6(_) => None,
             })
             .collect(),
-        default_routes: routes
-            .into_iter()
-            .filter(|route| route.destination.is_ipv4() && route.destination.prefix() == 0)
-            .filter_map(|route| route.link)
-            .collect(),
+        default_routes: default_routes(&routes),
     };
     choose(&settings.uplinks, settings.node_ip, &facts)
+}
+
+/// Those of other tables are for packets that a rule chooses, as of a VPN: the world does not come in there.
+fn default_routes(routes: &[Route]) -> BTreeSet<u32> {
+    let is_default = |route: &&Route| {
+        route.table == MAIN_TABLE && route.destination.is_ipv4() && route.destination.prefix() == 0
+    };
+    routes.iter().filter(is_default).filter_map(|route| route.link).collect()
 }
 
 fn choose(configured: &[String], node_ip: Ipv4Addr, facts: &Facts) -> Result<Uplinks, Error> {

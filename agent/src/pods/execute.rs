@@ -91,7 +91,7 @@ pub async fn run_sandbox(site: Arc<Site>, pod: Arc<Pod>, attempt: u32) -> Result
         site.pod_event(&pod, EventType::Warning, "MissingClusterDNS", message);
     }
     let config = sandbox::config(&pod, inputs);
-    if sandbox::needs_port_mapping(&config) && !maps_ports(&site).await {
+    if sandbox::needs_port_mapping(&config) && !site.runtime.maps_ports() {
         let message = "Pod requests hostPorts, but the pod network has no plugin that maps ports. \
                        They will not be reachable on the node.";
         site.pod_event(&pod, EventType::Warning, "HostPortNotSupported", message);
@@ -104,11 +104,6 @@ pub async fn run_sandbox(site: Arc<Site>, pod: Arc<Pod>, attempt: u32) -> Result
         let text = format!("Failed to create pod sandbox: {message}");
         site.pod_event(&pod, EventType::Warning, "FailedCreatePodSandBox", text);
     })
-}
-
-async fn maps_ports(site: &Site) -> bool {
-    let folder = site.cni_conf_dir.clone();
-    blocking(move || Ok(crate::network::maps_ports(&folder))).await.unwrap_or(false)
 }
 
 async fn prepare_sandbox(

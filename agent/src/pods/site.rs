@@ -50,8 +50,6 @@ pub struct Site {
     pub log_root: PathBuf,
     /// The control group that pods live below.
     pub cgroup_parent: String,
-    /// Where the runtime finds the pod network's configuration.
-    pub cni_conf_dir: PathBuf,
     /// The control group hierarchies.
     pub cgroups: linux::cgroup::Layout,
     /// A container that is out of memory ends as a whole.
@@ -92,7 +90,6 @@ impl Site {
             root: settings.pods_dir(),
             log_root: settings.log_dir.clone(),
             cgroup_parent: settings.cgroup_parent.clone(),
-            cni_conf_dir: settings.cni_conf_dir.clone(),
             cgroups,
             group_oom_kill: false,
             allocatable: RwLock::default(),

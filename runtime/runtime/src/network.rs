@@ -22,6 +22,8 @@ mod tests;
 const INTERFACE: &str = "eth0";
 /// The variable by which a plugin, and what it calls in turn, knows the sandbox.
 const CONTAINER_VARIABLE: &str = "CNI_CONTAINERID";
+/// The capability of a plugin that maps ports of the node to pods.
+const PORT_MAPPINGS: &str = "portMappings";
 /// How often plugins of an earlier process are looked for: each may start one more before it is killed.
 const MAX_LOOKS: usize = 8;
 
@@ -49,6 +51,11 @@ impl PodNetwork {
         self.client.network().map_err(|error| Error::CniNotInitialized { reason: error.to_string() })?;
         let status = self.durations.time("status", self.client.status()).await;
         status.map_err(|error| Error::CniNotInitialized { reason: error.to_string() })
+    }
+
+    /// Whether a plugin of the network maps ports of the node.
+    pub fn maps_ports(&self) -> bool {
+        maps_ports(&self.client)
     }
 
     /// Connects a sandbox; its addresses, the primary one first.
@@ -122,6 +129,11 @@ fn end_calls_once(
     Ok(any)
 }
 
+fn maps_ports(client: &Client) -> bool {
+    let mut plugins = client.network().into_iter().flat_map(|network| network.plugins);
+    plugins.any(|plugin| plugin.capabilities.iter().any(|capability| capability == PORT_MAPPINGS))
+}
+
 fn network_error(id: &str, error: &cni::Error) -> Error {
     Error::Network { sandbox: id.into(), reason: error.to_string() }
 }
@@ -148,7 +160,7 @@ fn attachment(id: &str, config: &SandboxConfig, netns: Option<&Path>) -> Result<
         })
         .collect();
     if !mappings.is_empty() {
-        capability_args.insert("portMappings".into(), mappings.into());
+        capability_args.insert(PORT_MAPPINGS.into(), mappings.into());
     }
     if let Some(dns) = &config.dns {
         capability_args.insert(

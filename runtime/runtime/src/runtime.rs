@@ -203,6 +203,11 @@ impl Runtime {
         self.0.network.status().await
     }
 
+    /// Whether the pod network has a plugin that maps ports of the node to pods.
+    pub fn maps_ports(&self) -> bool {
+        self.0.network.maps_ports()
+    }
+
     /// Everything that exists.
     pub fn list(&self) -> Snapshot {
         let tables = self.0.tables();

@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
 
-use super::{Facts, choose};
+use linux::netlink::Route;
+
+use super::{Facts, choose, default_routes};
 
 fn facts() -> Facts {
     Facts {
@@ -43,4 +45,12 @@ fn a_machine_without_any_says_what_to_do() {
     let facts = Facts { default_routes: BTreeSet::new(), ..facts() };
     let error = choose(&[], [192, 0, 2, 1].into(), &facts).expect_err("nothing fits");
     assert!(error.to_string().ends_with("name one with --uplink"), "{error}");
+}
+
+#[test]
+fn default_routes_are_the_main_tables() {
+    let route = |to: &str, link| Route { link: Some(link), ..Route::to(to.parse().expect("a network")) };
+    let of_vpn = Route { table: 51820, ..route("0.0.0.0/0", 5) };
+    let routes = [route("0.0.0.0/0", 2), route("10.0.0.0/8", 3), route("::/0", 4), of_vpn];
+    assert_eq!(default_routes(&routes), BTreeSet::from([2]));
 }

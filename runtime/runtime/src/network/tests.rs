@@ -1,4 +1,4 @@
-//! Which plugins of an earlier process are ended, with processes that stand for them.
+//! Which plugins of an earlier process are ended, with processes that stand for them; what the configuration says of ports.
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -41,4 +41,23 @@ fn who_was_given_up_ends_nothing_more() {
     assert!(plugins.iter_mut().all(Plugin::runs));
     end_calls(|id| id == wanted, &CancellationToken::new());
     assert_eq!(plugins.each_mut().map(Plugin::runs), [false, true]);
+}
+
+#[test]
+fn the_network_says_whether_ports_are_mapped() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = Client::new(Options { conf_dir: folder.path().into(), ..Options::default() });
+    let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let without = r#"{"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "bridge"}]}"#;
+    let with =
+        r#"{"cniVersion": "1.0.0", "name": "b", "type": "portmap", "capabilities": {"portMappings": true}}"#;
+    assert!(!maps_ports(&client));
+    put("10-a.conflist", without);
+    put("20-b.conf", with);
+    assert!(!maps_ports(&client));
+    put("05-b.conf", with);
+    assert!(maps_ports(&client));
+    // Passed over, as pods are attached by the first good one.
+    put("00-garbage.json", "{");
+    assert!(maps_ports(&client));
 }
