@@ -56,11 +56,15 @@ pub(crate) async fn add(request: &Request, ipam: &str) -> Result<Option<Map<Stri
 }
 
 /// Reads what the other plugin answered.
-pub(crate) fn result(plugin: &str, document: Option<Map<String, Value>>) -> Result<AddResult, ErrorReply> {
-    let document = document.ok_or_else(|| {
+pub(crate) fn result(
+    request: &Request,
+    plugin: &str,
+    document: Option<Map<String, Value>>,
+) -> Result<AddResult, ErrorReply> {
+    let mut document = document.ok_or_else(|| {
         ErrorReply::new(code::DECODING_FAILURE, format!("plugin {plugin:?} printed no result"))
     })?;
-    AddResult::from_json(&document).map_err(|error| {
+    AddResult::from_answer(&mut document, request.version).map_err(|error| {
         ErrorReply::new(code::DECODING_FAILURE, format!("result of plugin {plugin:?}: {error}"))
     })
 }

@@ -36,7 +36,7 @@ impl Plugin for Flannel {
         kept.write(&made)?;
         block_on(async {
             let answer = run(request, Verb::Add, made.clone()).await;
-            match answer.and_then(|document| delegate::result(delegate_type(&made)?, document)) {
+            match answer.and_then(|document| delegate::result(request, delegate_type(&made)?, document)) {
                 Ok(result) => Ok(result),
                 Err(error) => Err(undo(request, &kept, made, error).await),
             }

@@ -45,7 +45,7 @@ impl<'a> Made<'a> {
             self.ipam = Some(ipam);
         }
         let document = answer.map_err(|failed| failed.reply)?;
-        let mut given = delegate::result(ipam, document)?;
+        let mut given = delegate::result(self.request, ipam, document)?;
         if given.ips.is_empty() {
             return Err(ErrorReply::internal("IPAM plugin returned missing IP config"));
         }

@@ -59,6 +59,19 @@ fn addresses_that_cannot_be_read_or_used_are_released() {
 }
 
 #[test]
+fn addresses_in_a_result_that_names_no_version_are_used() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let given = r#"{"ips": [{"address": "10.97.0.2/24", "gateway": "10.97.0.1"}]}"#;
+    let path = ipam(&node, &format!("[ $CNI_COMMAND = DEL ] || echo '{given}'"));
+    let config = json!({"cniVersion": "1.1.0", "name": "pods", "type": "ptp", "ipam": {"type": "fake"}});
+    let call = |verb| Call { path: &path, ..Call::new(verb, &config, &a) }.run("ptp");
+    assert_eq!(call("ADD").expect("an attachment")["ips"][0]["address"], "10.97.0.2/24");
+    assert!(a.state().contains(&"address 10.97.0.2/24 on eth0".to_owned()));
+    assert_eq!(call("DEL"), Ok(Value::Null));
+}
+
+#[test]
 fn a_plugin_that_gave_nothing_is_asked_to_release_nothing() {
     let node = Node::new();
     let a = Container::new("a");

@@ -141,6 +141,24 @@ async fn what_a_killed_process_left_of_an_entry_goes_with_the_attachment() {
 }
 
 #[tokio::test]
+async fn a_result_that_names_no_version_has_the_configurations() {
+    let node = Node::new("1.0.0");
+    for (plugin, result) in [
+        ("two", r#"{"cniVersion": "", "ips": [{"address": "10.0.0.4/24"}]}"#),
+        ("three", r#"{"ips": [{"address": "10.0.0.5/24"}]}"#),
+    ] {
+        node.plugin(plugin, &format!("[ $CNI_COMMAND = ADD ] && echo '{result}' && exit 0"));
+    }
+    let result = node.client().add(&attachment()).await.expect("all plugins succeed");
+    assert_eq!(result.ips[0].address.to_string(), "10.0.0.5/24");
+    node.client().check(&attachment()).await.expect("a check");
+    // Passed on, and cached.
+    for call in ["ADD-three", "CHECK-one"] {
+        assert_eq!(node.told(call)["prevResult"]["cniVersion"], "1.0.0", "{call}");
+    }
+}
+
+#[tokio::test]
 async fn a_failed_add_is_undone_in_reverse() {
     let node = Node::new("1.0.0");
     node.plugin("two", "[ $CNI_COMMAND = ADD ] && echo '{\"code\": 100, \"msg\": \"no\"}' && exit 1");
