@@ -39,13 +39,12 @@ impl<'a> Made<'a> {
         ipam: &'a str,
         position: usize,
     ) -> Result<AddResult, ErrorReply> {
-        let answer = delegate::add(self.request, ipam).await;
+        let answer = delegate::add(self.request, ipam, self.request.stdin.clone()).await;
         // One that refused gave nothing: a DEL would take a lease of an earlier attachment.
-        if answer.as_ref().map_or_else(|failed| failed.is_cut_off, |_| true) {
+        if answer.as_ref().map_or_else(|failed| failed.needs_undo, |_| true) {
             self.ipam = Some(ipam);
         }
-        let document = answer.map_err(|failed| failed.reply)?;
-        let mut given = delegate::result(self.request, ipam, document)?;
+        let mut given = answer.map_err(|failed| failed.reply)?;
         if given.ips.is_empty() {
             return Err(ErrorReply::internal("IPAM plugin returned missing IP config"));
         }
