@@ -60,12 +60,15 @@ impl<'a> Made<'a> {
         Err(error.with_undo(self.undo().await))
     }
 
-    /// What could not be undone.
+    /// What could not be undone. A link that stands keeps its guard and its addresses, until DEL.
     async fn undo(&mut self) -> Vec<String> {
         let mut left = self.release_through_link().await;
         if let Some((netlink, index)) = self.link.take() {
             match netlink.del_link(index).await {
-                Err(error) if !error.is_gone() => left.push(error.to_string()),
+                Err(error) if !error.is_gone() => {
+                    left.push(error.to_string());
+                    return left;
+                }
                 _ => {}
             }
         }
@@ -82,6 +85,11 @@ impl<'a> Made<'a> {
             self.release(&mut left).await;
         }
         left
+    }
+
+    /// Leaves the addresses to DEL, with a link that stands.
+    pub(crate) fn keep_addresses(&mut self) {
+        self.ipam = None;
     }
 
     async fn release(&mut self, left: &mut Vec<String>) {
@@ -106,3 +114,6 @@ pub(crate) async fn find(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
