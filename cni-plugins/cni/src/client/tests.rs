@@ -254,3 +254,13 @@ async fn names_that_are_no_file_names_are_refused_before_anything_runs() {
     }
     assert_eq!(node.order(), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn what_could_not_be_read_back_is_refused_before_anything_runs() {
+    let node = Node::new("1.0.0");
+    let large = Map::from_iter([("ips".to_owned(), json!("x".repeat(1 << 20)))]);
+    let attachment = Attachment { capability_args: large, ..attachment() };
+    let error = node.client().add(&attachment).await.expect_err("too large").to_string();
+    assert!(error.contains("pods-abc-eth0") && error.ends_with("expected at most 1048576"), "{error}");
+    assert_eq!((node.order().len(), node.cached()), (0, 0));
+}
