@@ -141,7 +141,7 @@ impl Kept {
         ErrorReply::new(code::IO_FAILURE, format!("{operation} {}: {error}", self.path.display()))
     }
 
-    /// Whole and on the disk before the other plugin makes anything.
+    /// Whole before the other plugin makes anything.
     fn write(&self, made: &Map<String, Value>) -> Result<(), ErrorReply> {
         let text = Value::Object(made.clone()).to_string();
         kept_file::write(&self.path, text.as_bytes()).map_err(|error| self.failed("write", &error))
