@@ -118,7 +118,7 @@ struct Limiting<'a> {
 enum Made {
     Bucket,
     Ifb(u32),
-    Redirect,
+    Ingress,
 }
 
 impl Limiting<'_> {
@@ -149,11 +149,10 @@ impl Limiting<'_> {
         let alias = Alias::of(self.request).text();
         let finish = LinkChange { alias, group: shared, up: Some(true), ..LinkChange::default() };
         self.host.change_link(ifb.index, &finish).await.map_err(failed("adding link"))?;
-        self.host
-            .redirect_ingress(self.port.index, ifb.index)
-            .await
-            .map_err(failed("create ingress qdisc"))?;
-        self.made.push(Made::Redirect);
+        let port = self.port.index;
+        self.host.add_ingress(port).await.map_err(failed("create ingress qdisc"))?;
+        self.made.push(Made::Ingress);
+        self.host.redirect_ingress(port, ifb.index).await.map_err(failed("create ingress filter"))?;
         if self.port.group == 0 {
             let join = LinkChange { group: shared, ..LinkChange::default() };
             self.host.change_link(self.port.index, &join).await.map_err(failed("adding link"))?;
@@ -167,7 +166,7 @@ impl Limiting<'_> {
             let undone = match made {
                 Made::Bucket => self.host.del_token_bucket(self.port.index).await,
                 Made::Ifb(index) => self.host.del_link(*index).await,
-                Made::Redirect => self.host.stop_redirect(self.port.index).await,
+                Made::Ingress => self.host.del_ingress(self.port.index).await,
             };
             left.extend(undone.err().filter(|error| !error.is_gone()).map(|error| error.to_string()));
         }

@@ -46,21 +46,26 @@ pub(crate) fn required_ipam(request: &Request) -> Result<String, ErrorReply> {
 /// A call that failed.
 pub(crate) struct Failed {
     pub(crate) reply: ErrorReply,
-    /// The plugin neither answered nor refused, and may have done a part of its work.
-    pub(crate) is_cut_off: bool,
+    /// The plugin did not refuse: it may have done its work, or a part of it. After a refusal a DEL would take what an earlier
+    /// ADD made.
+    pub(crate) needs_undo: bool,
 }
 
-/// Asks the IPAM plugin for addresses; see [`result`].
-pub(crate) async fn add(request: &Request, ipam: &str) -> Result<Option<Map<String, Value>>, Failed> {
-    attempt(request, ipam, Verb::Add, request.stdin.clone()).await
+/// ADD by another plugin, with this configuration.
+pub(crate) async fn add(request: &Request, plugin: &str, config: Vec<u8>) -> Result<AddResult, Failed> {
+    let document = attempt(request, plugin, Verb::Add, config).await?;
+    result(request, plugin, document).map_err(|reply| Failed { reply, needs_undo: true })
 }
 
-/// Reads what the other plugin answered.
-pub(crate) fn result(plugin: &str, document: Option<Map<String, Value>>) -> Result<AddResult, ErrorReply> {
-    let document = document.ok_or_else(|| {
+fn result(
+    request: &Request,
+    plugin: &str,
+    document: Option<Map<String, Value>>,
+) -> Result<AddResult, ErrorReply> {
+    let mut document = document.ok_or_else(|| {
         ErrorReply::new(code::DECODING_FAILURE, format!("plugin {plugin:?} printed no result"))
     })?;
-    AddResult::from_json(&document).map_err(|error| {
+    AddResult::from_answer(&mut document, request.version).map_err(|error| {
         ErrorReply::new(code::DECODING_FAILURE, format!("result of plugin {plugin:?}: {error}"))
     })
 }
@@ -124,7 +129,7 @@ async fn attempt(
             _ => None,
         };
         if let Some(answer) = here {
-            return answer.map_err(|reply| Failed { reply, is_cut_off: false });
+            return answer.map_err(|reply| Failed { reply, needs_undo: false });
         }
     }
     let netns = request.netns.clone().map(OsString::from).unwrap_or_default();
@@ -176,7 +181,7 @@ impl Identity {
 
 /// What the other plugin said is what the caller gets to read.
 fn failed(error: ExecError) -> Failed {
-    let is_cut_off = error.is_cut_off();
+    let needs_undo = error.is_cut_off();
     let reply = error.reply().cloned().unwrap_or_else(|| ErrorReply::internal(error));
-    Failed { reply, is_cut_off }
+    Failed { reply, needs_undo }
 }

@@ -33,12 +33,16 @@ impl Plugin for Flannel {
         let config = Config::read(request)?;
         let made = config.delegate(request, &SubnetEnv::load(&config.subnet_file)?)?;
         let kept = Kept::of(&config.data_dir, &request.container_id);
+        let plugin = delegate_type(&made)?;
+        let earlier = kept.read()?;
         kept.write(&made)?;
         block_on(async {
-            let answer = run(request, Verb::Add, made.clone()).await;
-            match answer.and_then(|document| delegate::result(delegate_type(&made)?, document)) {
+            match delegate::add(request, plugin, bytes(&made)).await {
                 Ok(result) => Ok(result),
-                Err(error) => Err(undo(request, &kept, made, error).await),
+                Err(failed) => {
+                    let undone = undo(request, &kept, &made, earlier.as_ref(), failed.needs_undo).await;
+                    Err(failed.reply.with_undo(undone.err()))
+                }
             }
         })
     }
@@ -48,7 +52,7 @@ impl Plugin for Flannel {
         let kept = Kept::of(&config.data_dir, &request.container_id);
         // Nothing was made before the file was whole.
         let Some(made) = kept.read()? else { return kept.remove() };
-        block_on(run(request, Verb::Del, made))?;
+        block_on(run(request, Verb::Del, &made))?;
         kept.remove()
     }
 
@@ -61,7 +65,7 @@ impl Plugin for Flannel {
         if let Some(result) = request.root().value("prevResult") {
             made.insert("prevResult".to_owned(), result.clone());
         }
-        block_on(run(request, Verb::Check, made)).map(|_| ())
+        block_on(run(request, Verb::Check, &made)).map(|_| ())
     }
 
     /// The other plugin collects what it made, and then the configurations kept for it go.
@@ -73,7 +77,7 @@ impl Plugin for Flannel {
         for key in VALID_ATTACHMENTS.into_iter().filter(|key| root.has(key)) {
             made.insert(key.to_owned(), root.value(key).cloned().unwrap_or_else(|| json!([])));
         }
-        block_on(run(request, Verb::Gc, made))?;
+        block_on(run(request, Verb::Gc, &made))?;
         collect(&config.data_dir, &request.network, &valid)
     }
 
@@ -81,17 +85,20 @@ impl Plugin for Flannel {
         let config = Config::read(request)?;
         let subnet = SubnetEnv::load(&config.subnet_file);
         let subnet = subnet.map_err(|error| ErrorReply { code: code::PLUGIN_NOT_AVAILABLE, ..error })?;
-        block_on(run(request, Verb::Status, config.delegate(request, &subnet)?)).map(|_| ())
+        block_on(run(request, Verb::Status, &config.delegate(request, &subnet)?)).map(|_| ())
     }
 }
 
 async fn run(
     request: &Request,
     verb: Verb,
-    made: Map<String, Value>,
+    made: &Map<String, Value>,
 ) -> Result<Option<Map<String, Value>>, ErrorReply> {
-    let plugin = delegate_type(&made)?.to_owned();
-    delegate::call_with(request, &plugin, verb, Value::Object(made).to_string().into_bytes()).await
+    delegate::call_with(request, delegate_type(made)?, verb, bytes(made)).await
+}
+
+fn bytes(made: &Map<String, Value>) -> Vec<u8> {
+    Value::Object(made.clone()).to_string().into_bytes()
 }
 
 fn delegate_type(made: &Map<String, Value>) -> Result<&str, ErrorReply> {
@@ -101,10 +108,23 @@ fn delegate_type(made: &Map<String, Value>) -> Result<&str, ErrorReply> {
     })
 }
 
-/// The other plugin may have been killed half way.
-async fn undo(request: &Request, kept: &Kept, made: Map<String, Value>, error: ErrorReply) -> ErrorReply {
-    let undone = run(request, Verb::Del, made).await.map(|_| ()).and_then(|()| kept.remove());
-    error.with_undo(undone.err())
+/// What was kept before is kept again: of this link, which is attached already, or of another one of the container. After a
+/// refusal without such, the new configuration stays for DEL: not every plugin takes back what it had made when it refused.
+async fn undo(
+    request: &Request,
+    kept: &Kept,
+    made: &Map<String, Value>,
+    earlier: Option<&Map<String, Value>>,
+    was_cut_off: bool,
+) -> Result<(), ErrorReply> {
+    if was_cut_off {
+        run(request, Verb::Del, made).await?;
+    }
+    match earlier {
+        Some(earlier) => kept.write(earlier),
+        None if was_cut_off => kept.remove(),
+        None => Ok(()),
+    }
 }
 
 /// The configuration that an attachment was made with, on disk.
@@ -121,7 +141,7 @@ impl Kept {
         ErrorReply::new(code::IO_FAILURE, format!("{operation} {}: {error}", self.path.display()))
     }
 
-    /// Whole and on the disk before the other plugin makes anything.
+    /// Whole before the other plugin makes anything.
     fn write(&self, made: &Map<String, Value>) -> Result<(), ErrorReply> {
         let text = Value::Object(made.clone()).to_string();
         kept_file::write(&self.path, text.as_bytes()).map_err(|error| self.failed("write", &error))

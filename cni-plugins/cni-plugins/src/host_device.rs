@@ -51,7 +51,10 @@ async fn lend<'a>(
         Ok(result) => Ok(result),
         Err(error) => {
             let mut left = made.release_through_link().await;
-            left.extend(loan.end(&host, netns).await.err().map(|error| error.to_string()));
+            if let Err(error) = loan.end(&host, netns).await {
+                made.keep_addresses();
+                left.push(error.to_string());
+            }
             Err(error.with_undo(left))
         }
     }

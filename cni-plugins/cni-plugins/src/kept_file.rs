@@ -14,7 +14,10 @@ use std::{
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
-/// Writes the file, and makes it durable; what was there before stays until then. Makes the folder.
+/// Writes the file; what was there before stays until it is whole. Makes the folder.
+///
+/// A power failure, too, leaves the one or the other: the bytes are on the disk before they have the name. When the name is, nobody
+/// waits for: the links that the file is about do not outlive the power, and leases are not waited for either.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;

@@ -39,13 +39,12 @@ impl<'a> Made<'a> {
         ipam: &'a str,
         position: usize,
     ) -> Result<AddResult, ErrorReply> {
-        let answer = delegate::add(self.request, ipam).await;
+        let answer = delegate::add(self.request, ipam, self.request.stdin.clone()).await;
         // One that refused gave nothing: a DEL would take a lease of an earlier attachment.
-        if answer.as_ref().map_or_else(|failed| failed.is_cut_off, |_| true) {
+        if answer.as_ref().map_or_else(|failed| failed.needs_undo, |_| true) {
             self.ipam = Some(ipam);
         }
-        let document = answer.map_err(|failed| failed.reply)?;
-        let mut given = delegate::result(ipam, document)?;
+        let mut given = answer.map_err(|failed| failed.reply)?;
         if given.ips.is_empty() {
             return Err(ErrorReply::internal("IPAM plugin returned missing IP config"));
         }
@@ -61,12 +60,15 @@ impl<'a> Made<'a> {
         Err(error.with_undo(self.undo().await))
     }
 
-    /// What could not be undone.
+    /// What could not be undone. A link that stands keeps its guard and its addresses, until DEL.
     async fn undo(&mut self) -> Vec<String> {
         let mut left = self.release_through_link().await;
         if let Some((netlink, index)) = self.link.take() {
             match netlink.del_link(index).await {
-                Err(error) if !error.is_gone() => left.push(error.to_string()),
+                Err(error) if !error.is_gone() => {
+                    left.push(error.to_string());
+                    return left;
+                }
                 _ => {}
             }
         }
@@ -83,6 +85,11 @@ impl<'a> Made<'a> {
             self.release(&mut left).await;
         }
         left
+    }
+
+    /// Leaves the addresses to DEL, with a link that stands.
+    pub(crate) fn keep_addresses(&mut self) {
+        self.ipam = None;
     }
 
     async fn release(&mut self, left: &mut Vec<String>) {
@@ -107,3 +114,6 @@ pub(crate) async fn find(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

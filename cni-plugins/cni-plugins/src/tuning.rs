@@ -66,8 +66,9 @@ impl Plugin for Tuning {
                 _ => Ok(()),
             }
         });
-        // A DEL that never succeeds would help nobody: the runtime would try it again for ever.
-        if let Err(error) = restored.and_then(|()| backup.remove()) {
+        // A DEL that never succeeds would help nobody: the runtime would try it again for ever. And after one that did, nobody
+        // asks for the file again.
+        for error in [restored, backup.remove()].into_iter().filter_map(Result::err) {
             eprintln!("restore {:?}: {error}", request.ifname);
         }
         Ok(())

@@ -2,12 +2,13 @@
 //!
 //! Owns those files. An entry is written before the first plugin of an ADD runs, without a result, and again with the
 //! result after the last one, each time by a rename: after a crash at any point, DEL finds with which configuration
-//! the attachment was begun. It refuses nothing that libcni wrote, and ignores files that are no entries.
+//! the attachment was begun. It refuses to write more than it would read again. It refuses nothing that libcni wrote, and ignores
+//! files that are no entries.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -16,11 +17,12 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     args::CniArgs,
-    json::{JsonError, Object, as_object, parse_object},
+    json::{DOCUMENT_LIMIT, JsonError, Object, as_object, parse_object},
     read_limited,
 };
 
 const KIND: &str = "cniCacheV1";
+const FOLDER_MODE: u32 = 0o700;
 
 /// An attachment as the cache knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +62,14 @@ impl Cache {
     pub(crate) fn store(&self, entry: &Entry) -> Result<(), CacheError> {
         let path = self.path(entry);
         let failed = |error| CacheError { operation: "write", path: path.clone(), error };
-        // Configurations and arguments may have secrets in them.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
+        let document = entry.to_json().to_string();
+        if document.len() > DOCUMENT_LIMIT {
+            let message = format!("{} bytes, expected at most {DOCUMENT_LIMIT}", document.len());
+            return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, message)));
+        }
+        // Configurations and arguments may have secrets in them, and who made the folder may not have thought of it.
+        fs::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&self.dir).map_err(failed)?;
+        fs::set_permissions(&self.dir, Permissions::from_mode(FOLDER_MODE)).map_err(failed)?;
         let unfinished = self.unfinished(entry);
         let mut file = fs::OpenOptions::new()
             .write(true)
@@ -70,7 +78,7 @@ impl Cache {
             .mode(0o600)
             .open(&unfinished)
             .map_err(failed)?;
-        file.write_all(entry.to_json().to_string().as_bytes()).map_err(failed)?;
+        file.write_all(document.as_bytes()).map_err(failed)?;
         fs::rename(&unfinished, &path).map_err(failed)
     }
 

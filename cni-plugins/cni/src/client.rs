@@ -105,8 +105,8 @@ pub enum Error {
 pub struct Client {
     options: Options,
     cache: Cache,
-    /// As the specification wants it: no other call is under way during a GC, which would take an attachment that is being made for
-    /// one that is left over.
+    /// As the specification wants it: no attachment is made, removed or checked during a GC, which would take one that is being made
+    /// for one that is left over. Other questions need not wait: they are about no attachment.
     calls: Arc<RwLock<()>>,
 }
 

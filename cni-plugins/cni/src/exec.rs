@@ -24,8 +24,8 @@ use crate::{
     json::{DOCUMENT_LIMIT, JsonError, parse_object},
 };
 
-/// Bytes of standard error that are kept for the error: the last ones.
-const STDERR_LIMIT: usize = 16 << 10;
+/// Bytes of what a plugin said that are kept for the error: the last ones.
+const TAIL_LIMIT: usize = 16 << 10;
 /// A plugin that takes longer is stuck: kubelet gives up on a sandbox after four minutes.
 pub const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(220);
 
@@ -101,9 +101,9 @@ pub enum ExecError {
     /// The plugin said no, by the protocol.
     #[error("{verb} of {plugin}: {reply}")]
     Refused { verb: Verb, plugin: PathBuf, reply: ErrorReply },
-    #[error("{verb} of {plugin}: {status} without an error document{}", display_stderr(.stderr))]
-    Failed { verb: Verb, plugin: PathBuf, status: ExitStatus, stderr: String },
-    #[error("{verb} of {plugin}: output: {error}{}", display_stderr(.stderr))]
+    #[error("{verb} of {plugin}: {status} without an error document{}{}", display_tail("output", .stdout), display_tail("error", .stderr))]
+    Failed { verb: Verb, plugin: PathBuf, status: ExitStatus, stdout: String, stderr: String },
+    #[error("{verb} of {plugin}: output: {error}{}", display_tail("error", .stderr))]
     Output { verb: Verb, plugin: PathBuf, error: JsonError, stderr: String },
 }
 
@@ -215,8 +215,13 @@ impl Call {
         let (verb, plugin) = (self.verb, self.plugin.clone());
         if !status.success() {
             return Err(match serde_json::from_slice::<ErrorReply>(stdout) {
-                Ok(reply) => ExecError::Refused { verb, plugin, reply },
-                Err(_) => ExecError::Failed { verb, plugin, status, stderr },
+                Ok(reply) if reply.code != 0 || !reply.msg.is_empty() => {
+                    ExecError::Refused { verb, plugin, reply }
+                }
+                _ => {
+                    let stdout = text(&stdout[stdout.len().saturating_sub(TAIL_LIMIT)..]);
+                    ExecError::Failed { verb, plugin, status, stdout, stderr }
+                }
             });
         }
         if stdout.trim_ascii().is_empty() {
@@ -279,11 +284,11 @@ async fn read_tail(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
     loop {
         let count = pipe.read(&mut chunk).await?;
         if count == 0 {
-            return Ok(String::from_utf8_lossy(&tail).trim().to_owned());
+            return Ok(text(&tail));
         }
         tail.extend_from_slice(&chunk[..count]);
-        if tail.len() > 2 * STDERR_LIMIT {
-            tail.drain(..tail.len() - STDERR_LIMIT);
+        if tail.len() > 2 * TAIL_LIMIT {
+            tail.drain(..tail.len() - TAIL_LIMIT);
         }
     }
 }
@@ -292,8 +297,12 @@ fn display_dirs(dirs: &[PathBuf]) -> String {
     dirs.iter().map(|dir: &PathBuf| dir.as_path()).map(Path::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
-fn display_stderr(stderr: &str) -> String {
-    if stderr.is_empty() { String::new() } else { format!("; standard error: {stderr}") }
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
+
+fn display_tail(stream: &str, tail: &str) -> String {
+    if tail.is_empty() { String::new() } else { format!("; standard {stream}: {tail}") }
 }
 
 #[cfg(test)]

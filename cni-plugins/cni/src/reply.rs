@@ -27,6 +27,8 @@ pub mod code {
 pub struct ErrorReply {
     #[serde(rename = "cniVersion", default, skip_serializing_if = "Option::is_none")]
     pub cni_version: Option<String>,
+    /// 0 where the plugin gave none.
+    #[serde(default)]
     pub code: u32,
     #[serde(default)]
     pub msg: String,

@@ -1,6 +1,7 @@
 //! The result of ADD, in memory as of spec 1.1, read from and written to every version.
 //!
-//! Owns the conversions. Reading takes the version from the document itself. Writing an older version drops what that
+//! Owns the conversions. Reading takes the version from the document itself, or from what a plugin was told that names
+//! none. Writing an older version drops what that
 //! version has no place for; it fails only where nothing would be left (no address for 0.1.0 and 0.2.0).
 
 mod legacy;
@@ -96,6 +97,18 @@ impl AddResult {
         let root = Object::root(document);
         let version: Version = root.string("cniVersion")?.unwrap_or_default().parse()?;
         Self::from_json_as(&root, version)
+    }
+
+    /// Reads what a plugin answered that was told `version`. An answer that names no version is of that one, and says so
+    /// afterwards, to whoever reads it next.
+    ///
+    /// # Errors
+    /// As [`AddResult::from_json`].
+    pub fn from_answer(document: &mut Map<String, Value>, version: Version) -> Result<Self, ResultError> {
+        if Object::root(document).string("cniVersion")?.unwrap_or_default().is_empty() {
+            document.insert("cniVersion".to_owned(), json!(version.as_str()));
+        }
+        Self::from_json(document)
     }
 
     /// Reads a result that is known to be of `version`, whatever its own `cniVersion` says.

@@ -4,7 +4,7 @@
 //! plugin that is killed leaves the link on one side or on the other, with the alias that DEL needs. The kernel stops at
 //! the first of the three that it refuses: what can be known before is asked before, and the rest is undone.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use cni::ErrorReply;
 use linux::{
@@ -19,13 +19,15 @@ use crate::inside::Inside;
 pub(super) struct Loan<'a> {
     /// The link's name on the host.
     name: String,
+    /// Its index there.
+    index: u32,
     was_up: bool,
     ifname: &'a str,
 }
 
 impl<'a> Loan<'a> {
     pub(super) fn of(device: &Link, ifname: &'a str) -> Self {
-        Self { name: device.name.clone(), was_up: device.up, ifname }
+        Self { name: device.name.clone(), index: device.index, was_up: device.up, ifname }
     }
 
     /// Moves the link in. A failure needs [`Loan::end`].
@@ -58,25 +60,23 @@ impl<'a> Loan<'a> {
     }
 
     /// Undoes [`Loan::start`], however far it came.
-    pub(super) async fn end(&self, host: &Netlink, netns: &Netns) -> Result<(), Error> {
-        let Some(back) = self.recover(host, netns).await? else { return Ok(()) };
-        if self.was_up { host.set_link_up(back.index).await } else { Ok(()) }
-    }
-
-    /// The link on the host again; none if it never left.
-    async fn recover(&self, host: &Netlink, netns: &Netns) -> Result<Option<Link>, Error> {
-        if host.find_link(&self.name).await?.is_some() {
-            return Ok(None);
+    pub(super) async fn end(&self, host: &Netlink, netns: &Netns) -> Result<(), ErrorReply> {
+        // Not by its name, which another link may have meanwhile.
+        if host.find_link_by_index(self.index).await.map_err(ErrorReply::internal)?.is_some() {
+            return Ok(());
         }
-        let inside = Netlink::open_in(netns)?;
-        let moved = match inside.find_link(self.ifname).await? {
+        let inside = Netlink::open_in(netns).map_err(ErrorReply::internal)?;
+        let moved = match inside.find_link(self.ifname).await.map_err(ErrorReply::internal)? {
             Some(link) => Some(link),
-            None => inside.find_link(&self.name).await?,
+            None => inside.find_link(&self.name).await.map_err(ErrorReply::internal)?,
         };
-        let Some(moved) = moved else { return Ok(None) };
-        let own = Netns::current().map_err(Error::Netns)?;
-        give_back(&inside, moved.index, &self.name, own.as_fd()).await?;
-        host.find_link(&self.name).await
+        let Some(moved) = moved else { return Ok(()) };
+        give_back(host, &inside, &moved, &self.name).await?;
+        let back = host.find_link(&self.name).await.map_err(ErrorReply::internal)?;
+        match back.filter(|_| self.was_up) {
+            Some(back) => host.set_link_up(back.index).await.map_err(ErrorReply::internal),
+            None => Ok(()),
+        }
     }
 }
 
@@ -86,26 +86,30 @@ pub(super) async fn take_back(host: &Netlink, netns: &Netns, ifname: &str) -> Re
         |error: Error| ErrorReply::internal(format!("failed to move {ifname:?} to the host: {error}"));
     let inside = Netlink::open_in(netns).map_err(failed)?;
     let Some(link) = inside.find_link(ifname).await.map_err(failed)? else { return Ok(()) };
-    let Some(name) = link.alias.filter(|alias| !alias.is_empty()) else {
+    let Some(name) = link.alias.as_deref().filter(|alias| !alias.is_empty()) else {
         let message = format!("failed to find original ifname for {ifname:?} (alias is not set)");
         return Err(ErrorReply::internal(message));
     };
-    if host.find_link(&name).await.map_err(failed)?.is_some() {
-        let message = format!("failed to rename device {ifname:?} to {name:?}: the host has such a link");
+    give_back(host, &inside, &link, name).await
+}
+
+/// Moves the link out, unless its name is taken there: the kernel would move it first, and then not rename it.
+async fn give_back(host: &Netlink, inside: &Netlink, link: &Link, name: &str) -> Result<(), ErrorReply> {
+    let failed =
+        |error: Error| ErrorReply::internal(format!("failed to move {:?} to the host: {error}", link.name));
+    if host.find_link(name).await.map_err(failed)?.is_some() {
+        let message =
+            format!("failed to rename device {:?} to {name:?}: the host has such a link", link.name);
         return Err(ErrorReply::internal(message));
     }
     let own = Netns::current().map_err(ErrorReply::internal)?;
-    give_back(&inside, link.index, &name, own.as_fd()).await.map_err(failed)
-}
-
-async fn give_back(inside: &Netlink, index: u32, name: &str, host: BorrowedFd<'_>) -> Result<(), Error> {
     let change = LinkChange {
-        netns: Some(host),
+        netns: Some(own.as_fd()),
         name: Some(name.to_owned()),
         alias: Some(String::new()),
         ..LinkChange::default()
     };
-    inside.change_link(index, &change).await
+    inside.change_link(link.index, &change).await.map_err(failed)
 }
 
 /// The kernel brings devices back that were in a namespace which ended, under the name that they had there or one of

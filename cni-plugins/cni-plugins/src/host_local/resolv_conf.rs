@@ -9,7 +9,7 @@ pub(super) fn read(path: &Path) -> io::Result<Dns> {
     Ok(parse(&read_text_limited(path)?))
 }
 
-/// Lines of other keywords, comments and empty lines are passed over; the last `domain` wins.
+/// Lines of other keywords, comments and empty lines are passed over; the last `domain` wins, by its first word.
 pub(super) fn parse(text: &str) -> Dns {
     let mut dns = Dns::default();
     for line in text.lines().map(str::trim) {
@@ -21,7 +21,7 @@ pub(super) fn parse(text: &str) -> Dns {
         let mut values = words.map(str::to_owned);
         match keyword {
             Some("nameserver") => dns.nameservers.extend(values.take(1)),
-            Some("domain") => dns.domain = values.next_back().or(dns.domain),
+            Some("domain") => dns.domain = values.next().or(dns.domain),
             Some("search") => dns.search.extend(values),
             Some("options") => dns.options.extend(values),
             _ => {}

@@ -34,6 +34,8 @@ pub(super) enum Step {
     AddRoute(Route),
     /// In place of one that is there: the default route may be among those that are copied.
     CopyRoute(Route),
+    /// Another way to where a route that was copied leads.
+    CopyBeside(Route),
     /// Into the main table, in place of `before`; it is no harm when it cannot be done.
     Hint {
         route: Route,
@@ -48,7 +50,9 @@ pub(super) fn plan(config: &Config, ips: &[&IpConfig], found: &Found) -> Vec<Ste
     if let Some(table) = config.table {
         return ips.iter().map(|ip| Step::AddRule(rule(ip, table))).collect();
     }
-    let is_moved = |route: &&Route| route.table == MAIN_TABLE && route.link == Some(found.link);
+    // A route with hops of other links is not this one's to move.
+    let is_moved =
+        |route: &&Route| route.table == MAIN_TABLE && route.link == Some(found.link) && !route.inseparable;
     let moved: Vec<&Route> = found.routes.iter().filter(is_moved).collect();
     let mut steps = Vec::new();
     let mut table = FIRST_TABLE;
@@ -58,9 +62,15 @@ pub(super) fn plan(config: &Config, ips: &[&IpConfig], found: &Found) -> Vec<Ste
         if let Some(gateway) = config.gateway_for(ip.address.ip()).or(ip.gateway) {
             steps.push(Step::AddRoute(default_route(ip.address.ip(), gateway, table, found.link)));
         }
-        let copied =
-            moved.iter().filter(|route| concerns(route, ip.address) && !is_overruled(route, ip, config));
-        steps.extend(copied.map(|route| Step::CopyRoute(Route { table, ..(*route).clone() })));
+        let mut copied: Vec<Route> = Vec::new();
+        for route in
+            moved.iter().filter(|route| concerns(route, ip.address) && !is_overruled(route, ip, config))
+        {
+            let route = Route { table, ..(*route).clone() };
+            let has_copy = copied.iter().any(|copy| copy.is_beside(&route));
+            copied.push(route.clone());
+            steps.push(if has_copy { Step::CopyBeside(route) } else { Step::CopyRoute(route) });
+        }
         table += 1;
     }
     if config.add_source_hints {

@@ -26,6 +26,9 @@ async fn take_one(netlink: &Netlink, step: &Step) -> Result<(), ErrorReply> {
         Step::AddRule(rule) => ("Failed to add rule", netlink.add_rule(rule).await),
         Step::AddRoute(route) => ("Failed to add default route", netlink.add_route(route).await),
         Step::CopyRoute(route) => ("Failed to readd route", netlink.replace_route(route).await),
+        Step::CopyBeside(route) => {
+            ("Failed to readd route", unless_there(netlink.add_route_beside(route).await))
+        }
         Step::DeleteRoute(route) => ("Failed to delete route", netlink.del_route(route).await),
         Step::Hint { route, .. } => ("", tolerate(netlink.replace_route(route).await)),
         Step::TryDelete(route) => ("", tolerate(netlink.del_route(route).await)),
@@ -40,11 +43,22 @@ fn tolerate(taken: Result<(), Error>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Two routes may differ in what is not copied.
+fn unless_there(added: Result<(), Error>) -> Result<(), Error> {
+    match added {
+        Err(error) if error.is_exists() => Ok(()),
+        added => added,
+    }
+}
+
 async fn undo_one(netlink: &Netlink, step: &Step) -> Result<(), Error> {
     match step {
         Step::AddRule(rule) => netlink.del_rule(rule).await,
-        Step::AddRoute(route) | Step::CopyRoute(route) => netlink.del_route(route).await,
-        Step::DeleteRoute(route) | Step::TryDelete(route) => netlink.add_route(route).await,
+        Step::AddRoute(route) | Step::CopyRoute(route) | Step::CopyBeside(route) => {
+            netlink.del_route(route).await
+        }
+        // Another way to the same place may be there again.
+        Step::DeleteRoute(route) | Step::TryDelete(route) => netlink.add_route_beside(route).await,
         Step::Hint { before: Some(before), .. } => netlink.replace_route(before).await,
         Step::Hint { route, before: None } => netlink.del_route(route).await,
     }

@@ -72,13 +72,20 @@ impl Join {
         if !lost.is_empty() {
             inside.settle(watch).await?;
         }
-        for route in &self.routes {
+        for (index, route) in self.routes.iter().enumerate() {
+            let is_beside = self.routes[..index].iter().any(|earlier| earlier.is_beside(route));
             let route = Route { table, ..route.clone() };
-            inside
-                .netlink
-                .replace_route(&route)
-                .await
-                .map_err(|error| ErrorReply::internal(format!("could not add route: {error}")))?;
+            let added = match is_beside {
+                true => inside.netlink.add_route_beside(&route).await,
+                false => inside.netlink.replace_route(&route).await,
+            };
+            match added {
+                // Two routes may differ in what is not remembered.
+                Err(error) if is_beside && error.is_exists() => {}
+                added => {
+                    added.map_err(|error| ErrorReply::internal(format!("could not add route: {error}")))?
+                }
+            }
         }
         Ok(())
     }

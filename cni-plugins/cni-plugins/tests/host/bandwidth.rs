@@ -201,3 +201,23 @@ fn gc_removes_what_belongs_to_no_valid_attachment() {
         assert_eq!(Call::new("DEL", &bridge, container).run("bridge"), Ok(Value::Null));
     }
 }
+
+#[test]
+fn what_somebody_else_does_with_incoming_packets_stays() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let bridge = node.config("1.0.0");
+    let limits = limits(&Call::new("ADD", &bridge, &a).run("bridge").expect("an attachment"));
+    let port = host_links().into_iter().find(|link| link.is_kind("veth")).expect("the port").name;
+    let tc = |arguments: &[&str]| {
+        let output = std::process::Command::new("tc").args(arguments).output().expect("tc starts");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    tc(&["qdisc", "add", "dev", &port, "clsact"]);
+    let error = Call::new("ADD", &limits, &a).run("bandwidth").expect_err("its place is taken");
+    assert!(error["msg"].as_str().is_some_and(|msg| msg.contains("exists")), "{error}");
+    assert!(tc(&["qdisc", "show", "dev", &port]).contains("clsact"));
+    assert!(!host_links().iter().any(|link| link.is_kind("ifb") && link.name.starts_with("bwp")));
+    assert_eq!(Call::new("DEL", &bridge, &a).run("bridge"), Ok(Value::Null));
+}

@@ -299,3 +299,20 @@ fn many_at_once_get_different_addresses() {
     assert_eq!(node.leases(), Vec::<String>::new());
     assert!(!host_links().iter().any(|link| link.is_kind("veth")));
 }
+
+#[test]
+fn check_knows_both_of_two_routes_to_one_destination() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let mut config = node.config("1.0.0");
+    let routes = [
+        ("10.9.0.0/16", "10.97.0.8"),
+        ("10.9.0.0/16", "10.97.0.9"),
+        ("fd09::/64", "fd97::8"),
+        ("fd09::/64", "fd97::9"),
+    ];
+    config["ipam"]["routes"] = routes.map(|(dst, gw)| json!({"dst": dst, "gw": gw})).into();
+    config["prevResult"] = add(&config, &a);
+    assert_eq!(Call::new("CHECK", &config, &a).run("bridge"), Ok(Value::Null));
+    del(&config, &a);
+}

@@ -55,20 +55,54 @@ fn a_container_is_attached_in_the_nodes_subnet_and_detached_after_it_changed() {
 }
 
 #[test]
-fn a_failed_add_leaves_nothing() {
+fn what_a_refused_add_may_have_left_is_known_to_del() {
     let node = Node::new();
     let a = Container::new("a");
     fs::write(node.path("subnet.env"), SUBNET).expect("a file");
     let mut config = config(&node);
-    config["ipam"]["type"] = json!("none-such");
-    assert!(Call::new("ADD", &config, &a).run("flannel").is_err());
-    assert!(a.link("eth0").is_none());
-    // Its undo cannot ask a plugin that is not there either, so the configuration stays for a later DEL.
-    assert!(node.path("kept/a").exists());
-    config["ipam"]["type"] = json!("host-local");
     config["delegate"]["mtu"] = json!("wide");
-    assert!(Call::new("ADD", &config, &a).run("flannel").is_err());
+    Call::new("ADD", &config, &a).run("flannel").expect_err("no such MTU");
+    assert!(a.link("eth0").is_none() && node.path("kept/a").exists());
+    assert_eq!(Call::new("DEL", &config, &a).run("flannel"), Ok(Value::Null));
     assert!(!node.path("kept/a").exists());
+}
+
+#[test]
+fn an_add_of_what_is_attached_already_leaves_it_as_it_is() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let config = config(&node);
+    let subnet = |text: &str| fs::write(node.path("subnet.env"), text).expect("a file");
+    let kept = || fs::read_to_string(node.path("kept/a")).expect("a configuration");
+    subnet(SUBNET);
+    Call::new("ADD", &config, &a).run("flannel").expect("an attachment");
+    let before = (a.state(), node.leases(), kept());
+    subnet(&SUBNET.replace("10.97.1.1", "10.97.2.1"));
+    let error = Call::new("ADD", &config, &a).run("flannel").expect_err("it is attached");
+    assert!(error["msg"].as_str().is_some_and(|msg| msg.contains("already exists")), "{error}");
+    assert_eq!((a.state(), node.leases(), kept()), before);
+    assert_eq!(Call::new("DEL", &config, &a).run("flannel"), Ok(Value::Null));
+    assert_eq!((a.link("eth0").is_none(), node.leases().len()), (true, 0));
+}
+
+#[test]
+fn a_containers_other_link_that_is_cut_off_leaves_the_first_ones_configuration() {
+    let node = Node::new();
+    let a = Container::new("a");
+    let mut config = config(&node);
+    config["delegate"] = json!({"type": "fake"});
+    fs::write(node.path("subnet.env"), SUBNET).expect("a file");
+    let path = plugin(&node, "fake", "echo '{}'");
+    let add = |config: &Value, ifname: &str| {
+        Call { path: &path, ifname, ..Call::new("ADD", config, &a) }.run("flannel")
+    };
+    add(&config, "eth0").expect("an attachment");
+    let kept = fs::read(node.path("kept/a")).expect("a configuration");
+    config["delegate"]["mtu"] = json!(1300);
+    plugin(&node, "fake", "[ $CNI_COMMAND = DEL ] || exit 3");
+    add(&config, "net1").expect_err("cut off");
+    assert_eq!(fs::read_to_string(node.path("calls")).expect("its calls"), "ADD\nADD\nDEL\n");
+    assert_eq!(fs::read(node.path("kept/a")).expect("a configuration"), kept);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::{fs, net::IpAddr, os::unix::fs::symlink, path::Path};
 use linux::netlink::{Link, LinkChange, Netlink};
 use serde_json::{Value, json};
 
+use super::delegate::plugin;
 use super::node::{Call, Container, Node, Wire, block_on, host_links, host_state};
 
 const PCI: &str = "/sys/bus/pci/devices";
@@ -267,4 +268,32 @@ fn a_link_that_the_kernel_brought_back_gets_its_name_again() {
         assert_eq!(on_host(Wire::MASTER).expect("the link").alias, None);
     }
     assert_eq!(run("STATUS", &config, &a), Ok(Value::Null));
+}
+
+#[test]
+fn a_link_that_cannot_come_back_keeps_its_addresses() {
+    let node = Node::new();
+    let _wire = Wire::new();
+    let a = Container::new("a");
+    let mut config = config(&node);
+    config["ipam"] = json!({"type": "fake"});
+    // Meanwhile somebody takes the name that the link had.
+    let script = format!("[ $CNI_COMMAND = DEL ] || ip link add {} type bridge; echo '{{}}'", Wire::MASTER);
+    let path = plugin(&node, "fake", &script);
+    let call = |verb| Call { path: &path, ..Call::new(verb, &config, &a) }.run("host-device");
+    let calls = || fs::read_to_string(node.path("calls")).expect("its calls");
+    let error = call("ADD").expect_err("no addresses");
+    assert!(
+        error["details"].as_str().is_some_and(|left| left.ends_with("the host has such a link")),
+        "{error}"
+    );
+    assert!(a.link("eth0").is_some());
+    assert_eq!(calls(), "ADD\n");
+    block_on(async {
+        let host = Netlink::open().expect("a socket");
+        let index = host.link(Wire::MASTER).await.expect("the link").index;
+        host.del_link(index).await.expect("it goes");
+    });
+    assert_eq!(call("DEL"), Ok(Value::Null));
+    assert_eq!(calls(), "ADD\nDEL\n");
 }

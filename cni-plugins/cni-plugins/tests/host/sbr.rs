@@ -93,6 +93,26 @@ fn every_address_has_its_table() {
 }
 
 #[test]
+fn routes_that_stand_beside_each_other_move_together() {
+    let chain = Chain::new();
+    let hops = ["fd09::/64 via fd97::8", "fd09::/64 via fd97::9"];
+    block_on(async {
+        let inside = Netlink::open_in(&chain.container.netns).expect("a socket");
+        let link = Some(inside.link("eth0").await.expect("the link").index);
+        for gateway in ["fd97::8", "fd97::9"] {
+            let to = Route::to("fd09::/64".parse().expect("a network"));
+            let route = Route { link, gateway: Some(gateway.parse().expect(gateway)), ..to };
+            inside.add_route_beside(&route).await.expect("a route");
+        }
+    });
+    chain.run("ADD").expect("a result");
+    let of =
+        |table| chain.routes(table).into_iter().filter(|route| route.contains("fd09")).collect::<Vec<_>>();
+    assert_eq!((of(101).as_slice(), of(MAIN_TABLE).len()), (&hops.map(str::to_owned)[..], 0));
+    assert_eq!(chain.run("DEL"), Ok(Value::Null));
+}
+
+#[test]
 fn gateways_hints_and_foreign_tables_are_the_configurations() {
     let mut chain = Chain::new();
     chain.config["table"] = json!(5000);

@@ -265,3 +265,13 @@ fn values_are_never_half_written() {
     assert_eq!(chain.backup().map(|new| new["allmulti"].clone()), Some(json!(false)));
     assert_eq!(chain.run("DEL"), Ok(Value::Null));
 }
+
+#[test]
+fn what_cannot_be_restored_is_forgotten() {
+    let mut chain = Chain::new();
+    chain.config["mtu"] = json!(1400);
+    chain.run("ADD").expect("a result");
+    fs::write(chain.node.path("tuning/a_eth0.json"), r#"{"mtu": 10000000}"#).expect("a file");
+    assert_eq!(chain.run("DEL"), Ok(Value::Null));
+    assert_eq!((chain.link().mtu, chain.backup()), (1400, None));
+}

@@ -20,8 +20,8 @@ impl Links {
 
     fn bridge(&self, verb: &str, ifname: &str) -> Result<Value, Value> {
         let mut config = self.node.config("1.1.0");
-        config["ipam"]["routes"] =
-            json!([{"dst": "10.9.0.0/16", "gw": "10.97.0.9"}, {"dst": "fd09::/64", "gw": "fd97::9"}]);
+        config["ipam"]["routes"] = json!([{"dst": "10.9.0.0/16", "gw": "10.97.0.9"}, {"dst": "fd09::/64", "gw": "fd97::9"},
+                {"dst": "fd09::/64", "gw": "fd97::8"}]);
         Call { ifname, ..Call::new(verb, &config, &self.container) }.run("bridge")
     }
 

@@ -62,3 +62,13 @@ fn files_of_libcni_are_read_and_others_are_passed_over() {
     assert_eq!(found[0].args.get("K8S_POD_NAME"), Some("p"));
     assert!(found[0].result.is_some());
 }
+
+#[test]
+fn a_folder_that_was_open_to_others_is_closed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let results = dir.path().join("results");
+    fs::create_dir(&results).expect("a folder");
+    fs::set_permissions(&results, fs::Permissions::from_mode(0o755)).expect("its mode");
+    Cache::new(dir.path()).store(&entry("pods", "a")).expect("a write");
+    assert_eq!(fs::metadata(&results).expect("it is there").permissions().mode() & 0o777, 0o700);
+}

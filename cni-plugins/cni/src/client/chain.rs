@@ -48,11 +48,12 @@ impl Chain<'_> {
             let step = async {
                 let extra = prev_result_key(prev_result.as_ref());
                 let document = self.call(plugin, Verb::Add, extra).await?;
-                let document = document.ok_or_else(|| Error::NoResult {
+                let mut document = document.ok_or_else(|| Error::NoResult {
                     plugin: plugin.plugin_type.clone(),
                     network: self.network.name.clone(),
                 })?;
-                let read = AddResult::from_json(&document).map_err(|error| Error::Result {
+                let read = AddResult::from_answer(&mut document, self.network.version);
+                let read = read.map_err(|error| Error::Result {
                     plugin: plugin.plugin_type.clone(),
                     network: self.network.name.clone(),
                     error,

@@ -141,6 +141,24 @@ async fn what_a_killed_process_left_of_an_entry_goes_with_the_attachment() {
 }
 
 #[tokio::test]
+async fn a_result_that_names_no_version_has_the_configurations() {
+    let node = Node::new("1.0.0");
+    for (plugin, result) in [
+        ("two", r#"{"cniVersion": "", "ips": [{"address": "10.0.0.4/24"}]}"#),
+        ("three", r#"{"ips": [{"address": "10.0.0.5/24"}]}"#),
+    ] {
+        node.plugin(plugin, &format!("[ $CNI_COMMAND = ADD ] && echo '{result}' && exit 0"));
+    }
+    let result = node.client().add(&attachment()).await.expect("all plugins succeed");
+    assert_eq!(result.ips[0].address.to_string(), "10.0.0.5/24");
+    node.client().check(&attachment()).await.expect("a check");
+    // Passed on, and cached.
+    for call in ["ADD-three", "CHECK-one"] {
+        assert_eq!(node.told(call)["prevResult"]["cniVersion"], "1.0.0", "{call}");
+    }
+}
+
+#[tokio::test]
 async fn a_failed_add_is_undone_in_reverse() {
     let node = Node::new("1.0.0");
     node.plugin("two", "[ $CNI_COMMAND = ADD ] && echo '{\"code\": 100, \"msg\": \"no\"}' && exit 1");
@@ -235,4 +253,14 @@ async fn names_that_are_no_file_names_are_refused_before_anything_runs() {
         assert!(matches!(node.client().add(&bad).await, Err(Error::Name(_))), "{id:?} {ifname:?}");
     }
     assert_eq!(node.order(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_could_not_be_read_back_is_refused_before_anything_runs() {
+    let node = Node::new("1.0.0");
+    let large = Map::from_iter([("ips".to_owned(), json!("x".repeat(1 << 20)))]);
+    let attachment = Attachment { capability_args: large, ..attachment() };
+    let error = node.client().add(&attachment).await.expect_err("too large").to_string();
+    assert!(error.contains("pods-abc-eth0") && error.ends_with("expected at most 1048576"), "{error}");
+    assert_eq!((node.order().len(), node.cached()), (0, 0));
 }

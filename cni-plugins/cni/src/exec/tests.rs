@@ -67,6 +67,28 @@ async fn a_failure_without_document_tells_status_and_stderr() {
 }
 
 #[tokio::test]
+async fn an_error_document_need_not_have_a_code() {
+    let error = Plugin::new(r#"echo '{"msg": "busy"}'; exit 1"#).call().run().await.expect_err("it fails");
+    assert_eq!(error.reply().map(|reply| (reply.code, reply.msg.as_str())), Some((0, "busy")));
+    assert!(!error.is_cut_off());
+}
+
+#[tokio::test]
+async fn a_failure_without_document_quotes_the_end_of_the_output() {
+    // The last is a result, which says nothing of the failure.
+    for (output, end) in [
+        ("echo it broke", "it broke"),
+        ("head -c 100000 /dev/zero | tr '\\0' x; echo the end", "xxxthe end"),
+        (r#"echo '{"ips": []}'"#, r#"{"ips": []}"#),
+    ] {
+        let error = Plugin::new(&format!("{output}; exit 3")).call().run().await.expect_err("it fails");
+        let text = error.to_string();
+        assert!(error.is_cut_off() && text.contains("exit status: 3") && text.ends_with(end), "{text}");
+        assert!(text.contains("standard output: ") && text.len() < 20_000, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn output_that_is_no_object_is_an_error() {
     let error = Plugin::new("echo hello").call().run().await.expect_err("it is no JSON");
     assert!(matches!(error, ExecError::Output { .. }), "{error}");

@@ -1,6 +1,7 @@
 //! Routes: list, add, replace, delete.
 //!
-//! Owns the translation between route messages and [`Route`]. Multipath routes are listed by their first hop only.
+//! Owns the translation between route messages and [`Route`]. A route with several hops is
+//! listed once for each.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,8 +12,8 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         route::{
-            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-            RouteType,
+            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop,
+            RouteNextHopFlags, RouteProtocol, RouteScope, RouteType,
         },
     },
 };
@@ -44,6 +45,8 @@ pub struct Route {
     pub advmss: Option<u32>,
     /// The gateway is reachable through the link though no address says so.
     pub onlink: bool,
+    /// One hop of an IPv4 route with several, which goes as a whole or not at all. Those of IPv6 come and go one by one.
+    pub inseparable: bool,
 }
 
 impl Route {
@@ -61,12 +64,18 @@ impl Route {
             mtu: None,
             advmss: None,
             onlink: false,
+            inseparable: false,
         }
+    }
+
+    /// Whether one of both takes the other's place, unless it is added beside it.
+    pub fn is_beside(&self, other: &Self) -> bool {
+        (self.destination, self.table, self.priority) == (other.destination, other.table, other.priority)
     }
 }
 
 impl Netlink {
-    /// The unicast routes of both families and all tables but `local`.
+    /// The unicast routes of both families and all tables but `local`, one for each hop.
     ///
     /// # Errors
     /// When a dump fails.
@@ -76,9 +85,8 @@ impl Netlink {
             let mut filter = RouteMessage::default();
             filter.header.address_family = family;
             let request = self.handle.route().get(filter);
-            let found = request.execute().try_filter_map(|message| async move { Ok(parse(&message)) });
-            let routes: Vec<Route> = answer("list", "routes", found.try_collect()).await?;
-            all.extend(routes);
+            let found: Vec<RouteMessage> = answer("list", "routes", request.execute().try_collect()).await?;
+            all.extend(found.iter().flat_map(parse));
         }
         Ok(all)
     }
@@ -175,8 +183,35 @@ fn message(route: &Route) -> RouteMessage {
     message
 }
 
-/// None for a route that is not unicast, or whose destination does not fit its family.
-pub(super) fn parse(message: &RouteMessage) -> Option<Route> {
+/// One for each hop; none for a route that is not unicast, or whose destination does not fit its family.
+pub(super) fn parse(message: &RouteMessage) -> Vec<Route> {
+    let Some(route) = parse_shared(message) else { return Vec::new() };
+    let hops = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    match hops {
+        Some(hops) => hops.iter().map(|hop| parse_hop(&route, hop)).collect(),
+        None => vec![route],
+    }
+}
+
+fn parse_hop(route: &Route, hop: &RouteNextHop) -> Route {
+    let gateway = hop.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        _ => None,
+    });
+    Route {
+        gateway,
+        link: Some(hop.interface_index),
+        onlink: hop.flags.contains(RouteNextHopFlags::Onlink),
+        inseparable: route.destination.is_ipv4(),
+        ..route.clone()
+    }
+}
+
+/// What the message says of all hops, or of its only one.
+fn parse_shared(message: &RouteMessage) -> Option<Route> {
     if message.header.kind != RouteType::Unicast {
         return None;
     }

@@ -134,14 +134,21 @@ impl Netlink {
         Ok(here.filter_map(parse_bucket).next())
     }
 
-    /// Sends all that comes in at one link out through another.
+    /// Makes the place for a filter of what comes in at a link.
     ///
     /// # Errors
-    /// `EEXIST` when the link has classifiers already (clsact or ingress); the qdisc is not left when the filter fails.
+    /// `EEXIST` when somebody else did (clsact or ingress).
+    pub async fn add_ingress(&self, link: u32) -> Result<(), Error> {
+        let add = self.handle.qdisc().add(link.cast_signed()).ingress().execute();
+        answer("add ingress qdisc to", format!("link index {link}"), add).await
+    }
+
+    /// Sends all that comes in at one link out through another, once there is [the place](Netlink::add_ingress) for it.
+    ///
+    /// # Errors
+    /// `ENODEV` when there is no such other link.
     pub async fn redirect_ingress(&self, from: u32, to: u32) -> Result<(), Error> {
         let object = || format!("what comes in at link index {from} to link index {to}");
-        let add = self.handle.qdisc().add(from.cast_signed()).ingress().execute();
-        answer("redirect", object(), add).await?;
         let filter = self
             .handle
             .traffic_filter(from.cast_signed())
@@ -150,24 +157,20 @@ impl Netlink {
             .priority(1)
             .protocol((libc::ETH_P_ALL as u16).to_be())
             .redirect(to);
-        let added = match filter {
+        match filter {
             Ok(filter) => answer("redirect", object(), filter.execute()).await,
             Err(error) => Err(super::failed("redirect", object())(error)),
-        };
-        if added.is_err() {
-            self.stop_redirect(from).await?;
         }
-        added
     }
 
-    /// Undoes [`Netlink::redirect_ingress`].
+    /// Undoes [`Netlink::add_ingress`]: the filter goes along.
     ///
     /// # Errors
-    /// `ENOENT` or `EINVAL` when nothing is redirected.
-    pub async fn stop_redirect(&self, from: u32) -> Result<(), Error> {
-        let message = qdisc(from, INGRESS, TcHandle::INGRESS);
+    /// `ENOENT` or `EINVAL` when there is none.
+    pub async fn del_ingress(&self, link: u32) -> Result<(), Error> {
+        let message = qdisc(link, INGRESS, TcHandle::INGRESS);
         let request = self.acknowledged(RouteNetlinkMessage::DelQueueDiscipline(message), 0);
-        answer("stop redirect at", format!("link index {from}"), request).await
+        answer("delete ingress qdisc of", format!("link index {link}"), request).await
     }
 }
 

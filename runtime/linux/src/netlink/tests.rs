@@ -1,6 +1,6 @@
 //! Tables for the pure halves of the netlink module: parsing messages, and naming failures.
 
-use std::{num::NonZeroI32, time::Duration};
+use std::{net::IpAddr, num::NonZeroI32, time::Duration};
 
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::{
@@ -10,7 +10,7 @@ use rtnetlink::packet_route::{
         InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo,
         LinkMessage, State,
     },
-    route::{RouteAttribute, RouteMessage, RouteMetric, RouteType},
+    route::{RouteAttribute, RouteMessage, RouteMetric, RouteNextHop, RouteType},
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 
@@ -99,12 +99,39 @@ fn routes_are_read_with_their_metrics() {
         RouteAttribute::Priority(1024),
         RouteAttribute::Metrics(vec![RouteMetric::Mtu(1280), RouteMetric::Advmss(1220)]),
     ];
-    let parsed = route::parse(&message).expect("a unicast route");
+    let [parsed] = &route::parse(&message)[..] else { panic!("one hop") };
     assert_eq!(parsed.destination, "::/0".parse::<IpNetwork>().expect("a network"));
     assert_eq!((parsed.link, parsed.priority), (Some(2), Some(1024)));
     assert_eq!((parsed.mtu, parsed.advmss), (Some(1280), Some(1220)));
     message.header.kind = RouteType::Local;
-    assert_eq!(route::parse(&message), None);
+    assert_eq!(route::parse(&message), []);
+}
+
+#[test]
+fn each_hop_of_a_route_is_one() {
+    for (family, gateways) in
+        [(AddressFamily::Inet, ["10.0.0.2", "10.0.0.3"]), (AddressFamily::Inet6, ["fd00::2", "fd00::3"])]
+    {
+        let gateways = gateways.map(|text| text.parse::<IpAddr>().expect(text));
+        let hop = |index: usize| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = 7 + index as u32;
+            hop.attributes = vec![RouteAttribute::Gateway(gateways[index].into())];
+            hop
+        };
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.kind = RouteType::Unicast;
+        message.attributes =
+            vec![RouteAttribute::Priority(5), RouteAttribute::MultiPath(vec![hop(0), hop(1)])];
+        let parsed = route::parse(&message);
+        let seen: Vec<_> = parsed.iter().map(|route| (route.link, route.gateway, route.priority)).collect();
+        let expected = [0, 1].map(|index| (Some(7 + index as u32), Some(gateways[index]), Some(5)));
+        assert_eq!(seen, expected);
+        // The hops of IPv6 are routes that stand beside each other, those of IPv4 are one route.
+        let inseparable = family == AddressFamily::Inet;
+        assert!(parsed.iter().all(|route| route.inseparable == inseparable));
+    }
 }
 
 #[test]

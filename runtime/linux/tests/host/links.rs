@@ -185,3 +185,18 @@ fn a_link_goes_by_its_name() {
         assert!(inside.find_link("lo").await.expect("an answer").is_some());
     });
 }
+
+#[test]
+fn a_redirect_to_no_link_says_so_and_leaves_its_place_to_the_caller() {
+    let place = Place::new("place");
+    block_on(async {
+        let netlink = place.netlink();
+        let link = parent(&netlink).await.index;
+        netlink.add_ingress(link).await.expect("a place");
+        assert!(netlink.add_ingress(link).await.expect_err("it is there").is_exists());
+        let error = netlink.redirect_ingress(link, 999).await.expect_err("no such link");
+        assert!(error.to_string().contains("to link index 999: No such device"), "{error}");
+        netlink.del_ingress(link).await.expect("it goes");
+        assert!(netlink.del_ingress(link).await.is_err());
+    });
+}

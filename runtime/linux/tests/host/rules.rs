@@ -43,26 +43,33 @@ fn a_route_stands_beside_another_to_the_same_place() {
         netlink.add_bridge(&bridge).await.expect("a bridge");
         let link = netlink.link("br0").await.expect("it is there").index;
         netlink.set_link_up(link).await.expect("it goes up");
-        let address = "10.0.0.1/24".parse().expect("a network");
-        netlink.add_address(&NewAddress::new(link, address)).await.expect("an address");
-        let to = "10.9.0.0/16".parse().expect("a network");
-        let via = |gateway: &str| Route {
-            gateway: Some(gateway.parse().expect(gateway)),
-            link: Some(link),
-            ..Route::to(to)
-        };
-        for gateway in ["10.0.0.2", "10.0.0.3"] {
-            netlink.add_route_beside(&via(gateway)).await.expect("a route");
+        for (address, to, added, expected) in [
+            ("10.0.0.1/24", "10.9.0.0/16", ["10.0.0.2", "10.0.0.3"], ["10.0.0.3", "10.0.0.2"]),
+            ("fd00::1/64", "fd09::/64", ["fd00::2", "fd00::3"], ["fd00::2", "fd00::3"]),
+        ] {
+            let address = NewAddress::new(link, address.parse().expect(address));
+            netlink.add_address(&address).await.expect("an address");
+            let to = to.parse().expect(to);
+            let via = |gateway: &str| Route {
+                gateway: Some(gateway.parse().expect(gateway)),
+                link: Some(link),
+                ..Route::to(to)
+            };
+            for gateway in added {
+                netlink.add_route_beside(&via(gateway)).await.expect("a route");
+            }
+            let again = netlink.add_route_beside(&via(added[0])).await.expect_err("the same route");
+            assert!(again.is_exists());
+            let gateways = async || {
+                let mut routes = netlink.routes().await.expect("the routes");
+                routes.retain(|route| route.destination == to && route.link == Some(link));
+                let gateways = routes.iter().filter_map(|route| route.gateway);
+                gateways.map(|gateway| gateway.to_string()).collect::<Vec<_>>()
+            };
+            assert_eq!(gateways().await, expected);
+            netlink.del_route(&via(added[0])).await.expect("it goes by itself");
+            assert_eq!(gateways().await, added[1..]);
         }
-        let again = netlink.add_route_beside(&via("10.0.0.2")).await.expect_err("the same route");
-        assert!(again.is_exists());
-        let routes = netlink.routes().await.expect("the routes");
-        let gateways: Vec<String> = routes
-            .iter()
-            .filter(|route| route.destination == to)
-            .filter_map(|route| route.gateway.map(|gateway| gateway.to_string()))
-            .collect();
-        assert_eq!(gateways, ["10.0.0.3", "10.0.0.2"]);
     });
 }
 

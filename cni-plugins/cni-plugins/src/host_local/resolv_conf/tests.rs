@@ -8,7 +8,7 @@ use super::{parse, read};
 
 #[test]
 fn keywords_are_read_and_the_rest_is_passed_over() {
-    let text = "# made by hand\nnameserver 10.0.0.10\n nameserver fd00::10 \n;x\ndomain a.example\ndomain b.example\n\
+    let text = "# made by hand\nnameserver 10.0.0.10\n nameserver fd00::10 \n;x\ndomain a.example\ndomain b.example c.example\n\
                 search one.example two.example\noptions ndots:5 timeout:1\nsortlist 1.2.3.4\nnameserver\n\n";
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let expected = Dns {

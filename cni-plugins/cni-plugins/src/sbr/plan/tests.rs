@@ -56,6 +56,7 @@ fn text(step: &Step) -> String {
         }
         Step::AddRoute(added) => format!("add {}", route(added)),
         Step::CopyRoute(copied) => format!("copy {}", route(copied)),
+        Step::CopyBeside(copied) => format!("copy beside {}", route(copied)),
         Step::Hint { route: hint, before } => format!("hint {} ({})", route(hint), before.is_some()),
         Step::DeleteRoute(deleted) => format!("delete {}", route(deleted)),
         Step::TryDelete(deleted) => format!("try to delete {}", route(deleted)),
