@@ -21,6 +21,9 @@ const PINS: &str = "pin /sys/fs/bpf/orlop/";
 const SERVICE_MAPS: [&str; 2] = ["ORLOP_FRONTENDS", "ORLOP_BACKENDS"];
 /// Part of the path of every network plugin.
 const PLUGINS: &str = "/cni/";
+/// One folder for each pod, and for each sandbox.
+const POD_FOLDERS: &str = "file /var/lib/orlop/pods/";
+const SANDBOXES: &str = "file /var/lib/orlop/runtime/sandboxes/";
 /// Whose open files are counted.
 const PROGRAMS: [&str; 2] = ["orlop-agent", "orlop-server"];
 
@@ -53,9 +56,18 @@ impl Inventory {
         Ok(Self(counted(lines)))
     }
 
-    /// Whether network plugins run: the network of a pod is taken down after its object is gone.
-    pub fn has_plugins(&self) -> bool {
-        self.0.iter().any(|line| line.starts_with("process ") && line.contains(PLUGINS))
+    /// What is still there of other pods than these, by uid: the node ends a pod after its object is gone, when it was deleted by force, and
+    /// takes its network down later still.
+    pub fn ending(&self, pods: &BTreeSet<String>) -> Vec<&str> {
+        let folder = |line: &'_ str, of: &str| {
+            line.strip_prefix(of).filter(|name| !name.contains('/')).map(str::to_owned)
+        };
+        let plugins = |line: &&str| line.starts_with("process ") && line.contains(PLUGINS);
+        let of_others = |line: &&str| folder(line, POD_FOLDERS).is_some_and(|uid| !pods.contains(&uid));
+        let lines = || self.0.iter().map(String::as_str);
+        let sandboxes: Vec<&str> = lines().filter(|line| folder(line, SANDBOXES).is_some()).collect();
+        let ending = lines().filter(|line| plugins(line) || of_others(line));
+        ending.chain(sandboxes.into_iter().skip(pods.len())).collect()
     }
 
     /// How many there are of each kind, and of each program's open files.

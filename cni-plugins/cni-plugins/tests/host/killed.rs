@@ -17,6 +17,8 @@ use super::node::{Call, Container, Node, bin_dir, host_links, wait_for_plugins};
 const PAIRS: usize = 120;
 const KILLS: &str = "ORLOP_KILLS";
 const VALID: usize = 3;
+/// The folder of what `tuning` remembers.
+const TUNING: &str = "tuning";
 
 struct Chain {
     plugins: Vec<(&'static str, Value)>,
@@ -25,11 +27,20 @@ struct Chain {
 }
 
 impl Chain {
-    fn of(node: &Node) -> Self {
-        let mut bridge = node.config("1.1.0");
-        bridge["ipMasq"] = json!(true);
-        bridge["macspoofchk"] = json!(true);
+    fn of(node: &Node, main: &'static str) -> Self {
+        let mut link = node.config("1.1.0");
+        link["type"] = json!(main);
+        link["ipMasq"] = json!(true);
+        match main {
+            "bridge" => link["macspoofchk"] = json!(true),
+            // `ptp` waits until an IPv6 address is found to be unique.
+            _ => link["ipam"]["ranges"] = json!([[{"subnet": "10.97.0.0/24"}]]),
+        }
         let common = |name: &str| json!({"cniVersion": "1.1.0", "name": "pods", "type": name});
+        let (mut tuning, firewall) = (common("tuning"), common("firewall"));
+        tuning["dataDir"] = json!(node.path(TUNING));
+        tuning["mtu"] = json!(1400);
+        tuning["sysctl"] = json!({"net.ipv4.conf.IFNAME.arp_filter": "1"});
         let (mut portmap, mut bandwidth) = (common("portmap"), common("bandwidth"));
         portmap["runtimeConfig"] = json!({"portMappings": [
             {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
@@ -37,7 +48,13 @@ impl Chain {
         bandwidth["runtimeConfig"] = json!({"bandwidth": {
             "ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 8_000_000, "egressBurst": 800_000,
         }});
-        let plugins = vec![("bridge", bridge), ("portmap", portmap), ("bandwidth", bandwidth)];
+        let plugins = vec![
+            (main, link),
+            ("tuning", tuning),
+            ("portmap", portmap),
+            ("firewall", firewall),
+            ("bandwidth", bandwidth),
+        ];
         Self { longest: vec![[Duration::ZERO; 2]; plugins.len()], plugins }
     }
 
@@ -123,26 +140,54 @@ fn rules() -> Vec<String> {
     lines.filter(|line| of_containers.iter().any(|part| line.contains(part))).map(str::to_owned).collect()
 }
 
-fn links(kind: &str) -> usize {
-    host_links().iter().filter(|link| link.is_kind(kind)).count()
+/// All that attachments have on the host.
+#[derive(Debug, PartialEq, Eq)]
+struct Kept {
+    leases: Vec<String>,
+    rules: Vec<String>,
+    /// Pairs and shapers.
+    links: [usize; 2],
+    /// Of `tuning`.
+    files: usize,
+}
+
+impl Kept {
+    fn on(node: &Node) -> Self {
+        let links = host_links();
+        let count = |kind: &str| links.iter().filter(|link| link.is_kind(kind)).count();
+        let files = std::fs::read_dir(node.path(TUNING)).into_iter().flatten().count();
+        Self { leases: node.leases(), rules: rules(), links: [count("veth"), count("ifb")], files }
+    }
 }
 
 #[test]
-fn nothing_but_valid_attachments_is_left() {
+fn nothing_but_valid_attachments_to_a_bridge_is_left() {
+    kill_at_random("bridge");
+}
+
+#[test]
+fn nothing_but_valid_pairs_is_left() {
+    kill_at_random("ptp");
+}
+
+fn kill_at_random(main: &'static str) {
     let node = Node::new();
     let pairs = std::env::var(KILLS).ok().map_or(PAIRS, |text| text.parse().expect("a number"));
     let seed = fastrand::u64(..);
     println!("seed {seed}, {pairs} pairs");
     fastrand::seed(seed);
-    let mut chain = Chain::of(&node);
-    let valid: Vec<Container> = (0..VALID).map(|index| Container::new(&format!("valid{index}"))).collect();
-    let results: Vec<Value> =
-        valid.iter().map(|kept| chain.add(kept, None).expect("it is not killed")).collect();
-    let expected = (node.leases(), rules(), links("veth"), links("ifb"));
-    // One whole life first, which says how long each call takes.
+    let mut chain = Chain::of(&node, main);
+    // One whole life first, which says how long each call takes, and makes what attachments share.
     let whole = Container::new("whole");
     let result = chain.add(&whole, None).expect("it is not killed");
     chain.del(&whole, &result, None).expect("it is not killed");
+    let nothing = Kept::on(&node);
+    assert_eq!((nothing.leases.len(), nothing.links, nothing.files), (0, [0, 0], 0));
+    let valid: Vec<Container> = (0..VALID).map(|index| Container::new(&format!("valid{index}"))).collect();
+    let results: Vec<Value> =
+        valid.iter().map(|kept| chain.add(kept, None).expect("it is not killed")).collect();
+    let expected = Kept::on(&node);
+    assert_eq!((expected.links, expected.files), ([VALID, VALID], VALID));
 
     let mut lost = Vec::new();
     for index in 0..pairs {
@@ -171,7 +216,7 @@ fn nothing_but_valid_attachments_is_left() {
     assert!(!lost.is_empty());
     wait_for_plugins();
     chain.gc(&valid);
-    assert_eq!((node.leases(), rules(), links("veth"), links("ifb")), expected);
+    assert_eq!(Kept::on(&node), expected);
     for (kept, result) in valid.iter().zip(&results) {
         for (plugin, mut config) in chain.plugins.clone() {
             config["prevResult"] = result.clone();
@@ -179,5 +224,5 @@ fn nothing_but_valid_attachments_is_left() {
         }
         chain.del(kept, result, None).expect("it is not killed");
     }
-    assert_eq!((node.leases(), rules(), links("veth"), links("ifb")), (Vec::new(), Vec::new(), 0, 0));
+    assert_eq!(Kept::on(&node), nothing);
 }

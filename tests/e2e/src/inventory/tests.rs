@@ -33,3 +33,30 @@ fn only_elements_in_use_count() {
     );
     assert_eq!(map_of("pin /sys/fs/bpf/orlop/v3/ORLOP_FLOWS"), None);
 }
+
+#[test]
+fn what_is_there_of_other_pods_still_ends() {
+    let known = inventory(&[
+        "file /var/lib/orlop/pods",
+        "file /var/lib/orlop/pods/u1",
+        "file /var/lib/orlop/pods/u1/volumes",
+        "file /var/lib/orlop/runtime/sandboxes/s1",
+        "process 7 /bin/agent --a",
+    ]);
+    let pods = BTreeSet::from(["u1".to_owned()]);
+    assert!(known.ending(&pods).is_empty());
+    assert_eq!(known.ending(&BTreeSet::new()).len(), 2);
+    let ending = inventory(&[
+        "process 8 /opt/cni/bridge",
+        "file /var/lib/orlop/pods/u2",
+        "file /var/lib/orlop/runtime/sandboxes/s1",
+        "file /var/lib/orlop/runtime/sandboxes/s2",
+        "file /var/lib/orlop/runtime/sandboxes/s2/hosts",
+    ]);
+    let found = [
+        "file /var/lib/orlop/pods/u2",
+        "process /opt/cni/bridge",
+        "file /var/lib/orlop/runtime/sandboxes/s2",
+    ];
+    assert_eq!(ending.ending(&pods), found);
+}

@@ -60,9 +60,14 @@ fn pods_come_and_go_while_the_agent_dies_again_and_again() {
     let kubectl = cluster.namespace("churn");
     let mut run = Run::new(&cluster, &kubectl, form);
     run.settle_in();
-    let before = harness::wait::until("networks of ended pods are taken down", SETTLE, || {
+    let before = harness::wait::until("nothing of ended pods is left", SETTLE, || {
+        let pods = kubectl.list(&["pods", "--all-namespaces"]);
+        let uids = pods.iter().filter_map(|pod| pod["metadata"]["uid"].as_str().map(str::to_owned)).collect();
         let before = Inventory::of(&cluster)?;
-        if before.has_plugins() { Err("network plugins run".to_owned()) } else { Ok(before) }
+        match before.ending(&uids).as_slice() {
+            [] => Ok(before),
+            ending => Err(ending.join("\n")),
+        }
     });
     let (residents, memory) = (residents(&kubectl), run.memory());
 
