@@ -107,6 +107,8 @@ impl Client<'_> {
         let offer = offer.await.map_err(|error| error.to_string())?;
         let server = lease::server(&offer).ok_or("a DHCP server that does not say which it is")?;
         let mut request = self.message(MessageType::Request, Ipv4Addr::UNSPECIFIED);
+        // By it the server knows to which of its offers this is the answer (RFC 2131, 4.4.1).
+        request.set_xid(offer.xid());
         request.opts_mut().insert(DhcpOption::RequestedIpAddress(offer.yiaddr()));
         request.opts_mut().insert(DhcpOption::ServerIdentifier(server));
         let answer = timeout(wait, self.ask(&mut request, Ipv4Addr::BROADCAST, is_decision)).await;

@@ -1,6 +1,7 @@
 //! `dhcp` and its daemon, against busybox's server: the address, renewals across a killed daemon, release.
 
 mod activation;
+mod scripted;
 mod trouble;
 
 use std::{
@@ -134,16 +135,13 @@ fn socket(node: &Node) -> PathBuf {
 }
 
 fn daemon(node: &Node) -> Process {
-    start(node, &mut Command::new(bin_dir().join("dhcp")))
+    start(node, &mut Command::new(bin_dir().join("dhcp")), &[])
 }
 
 /// Starts the daemon by a command that ends in its executable.
-fn start(node: &Node, command: &mut Command) -> Process {
-    start_with(node, command, &["-timeout", "2s"])
-}
-
-fn start_with(node: &Node, command: &mut Command, flags: &[&str]) -> Process {
-    let daemon = Process::start(command.arg("daemon").arg("-socketpath").arg(socket(node)).args(flags));
+fn start(node: &Node, command: &mut Command, flags: &[&str]) -> Process {
+    command.args(["daemon", "-timeout=2s", "-socketpath"]).arg(socket(node)).args(flags);
+    let daemon = Process::start(command);
     harness::wait::until("the daemon", LIMIT, || {
         UnixStream::connect(socket(node)).map_err(|error| error.to_string())
     });
