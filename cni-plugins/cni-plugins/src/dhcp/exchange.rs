@@ -120,16 +120,25 @@ impl Client<'_> {
         Ok(answer)
     }
 
-    /// Asks for more time: one server, or all.
+    /// Asks for more time: the server that gave the lease, whose word alone counts then, or all.
     pub(super) async fn extend(&self, lease: &Lease, of_all: bool) -> Extended {
         let server = if of_all { Ipv4Addr::BROADCAST } else { lease.server };
         let mut request = self.message(MessageType::Request, lease.address);
-        match timeout(self.limits.wait, self.ask(&mut request, server, is_decision)).await {
-            Ok(Ok(answer)) if answer.opts().has_msg_type(MessageType::Nak) => Extended::Refused,
-            // Another address than the container has is no extension.
-            Ok(Ok(answer)) if answer.yiaddr() != lease.address => Extended::Refused,
-            Ok(Ok(answer)) => Extended::Acknowledged(Box::new(answer)),
-            Ok(Err(_)) | Err(_) => Extended::NoAnswer,
+        // Another address than the container has is no extension.
+        let extends = |answer: &Message| {
+            answer.opts().has_msg_type(MessageType::Ack) && answer.yiaddr() == lease.address
+        };
+        let mut is_refused = false;
+        let wanted = |answer: &Message| {
+            let counts = is_decision(answer) && (of_all || lease::server(answer) == Some(lease.server));
+            is_refused |= counts;
+            // Of all servers one that extends it may still answer.
+            counts && (!of_all || extends(answer))
+        };
+        match timeout(self.limits.wait, self.ask(&mut request, server, wanted)).await {
+            Ok(Ok(answer)) if extends(&answer) => Extended::Acknowledged(Box::new(answer)),
+            _ if is_refused => Extended::Refused,
+            _ => Extended::NoAnswer,
         }
     }
 
@@ -181,7 +190,7 @@ impl Client<'_> {
         &self,
         question: &mut Message,
         server: Ipv4Addr,
-        wanted: impl Fn(&Message) -> bool,
+        mut wanted: impl FnMut(&Message) -> bool,
     ) -> io::Result<Message> {
         self.send(question, server).await?;
         let mut buffer = vec![0; PACKET_LIMIT];
@@ -189,7 +198,7 @@ impl Client<'_> {
             let length = self.socket.receive(&mut buffer).await?;
             let answer = datagram::unwrap(&buffer[..length])
                 .and_then(|(_, payload)| decode(payload, question.xid(), self.mac))
-                .filter(&wanted);
+                .filter(&mut wanted);
             if let Some(answer) = answer {
                 return Ok(answer);
             }
