@@ -142,17 +142,17 @@ impl Client<'_> {
         }
     }
 
-    /// The last try for a lease that has expired: more time of any server, or else the same address anew. Another one is never asked
-    /// for, so it leaves nothing when it is aborted.
+    /// The last try for a lease that has expired: more time of any server, or else the same address anew, also when a server refused to
+    /// extend what it does not know any more. Another one is never asked for, so it leaves nothing when it is aborted.
     pub(super) async fn regain(&self, lease: &Lease) -> Extended {
         let extended = self.extend(lease, true).await;
-        if !matches!(extended, Extended::NoAnswer) {
+        if matches!(extended, Extended::Acknowledged(_)) {
             return extended;
         }
         let wait = self.limits.wait;
         match timeout(wait, self.attempt(wait, Some(lease.address))).await {
             Ok(Ok(ack)) if ack.yiaddr() == lease.address => Extended::Acknowledged(Box::new(ack)),
-            Ok(Ok(_) | Err(_)) | Err(_) => Extended::NoAnswer,
+            Ok(Ok(_) | Err(_)) | Err(_) => extended,
         }
     }
 

@@ -4,12 +4,13 @@ use std::{
     fs,
     net::{Ipv4Addr, UdpSocket},
     path::PathBuf,
+    sync::mpsc::channel,
     thread,
 };
 
 use dhcproto::{
     Decodable, Encodable,
-    v4::{DhcpOption, Message, MessageType, Opcode},
+    v4::{DhcpOption, Message, MessageType, Opcode, OptionCode},
 };
 use linux::clock;
 use serde_json::Value;
@@ -168,4 +169,29 @@ fn a_dhcp_refusal_that_nobody_overrules_ends_a_lease() {
         });
         assert_eq!(Call::new("DEL", &config(&node), &a).run("bridge"), Ok(Value::Null));
     }
+}
+
+#[test]
+fn a_dhcp_lease_that_expired_is_asked_for_anew_after_a_refusal() {
+    let node = Node::new();
+    let (send, asked) = channel();
+    serve(move |question| {
+        if is_extension(question) {
+            return vec![answer(question, MessageType::Nak, SERVER)];
+        }
+        if let Some(DhcpOption::RequestedIpAddress(address)) =
+            question.opts().get(OptionCode::RequestedIpAddress)
+            && question.opts().has_msg_type(MessageType::Discover)
+        {
+            send.send(*address).expect("the test listens");
+        }
+        give(question)
+    });
+    let a = Container::new("a");
+    let [.., over] = stages();
+    attach_and_kill(&node, &a, over);
+    let _daemon = told(&node, &[]);
+    wait_until_extended(&node, &a);
+    assert_eq!(asked.recv_timeout(LIMIT), Ok(ADDRESS));
+    assert_eq!(Call::new("DEL", &config(&node), &a).run("bridge"), Ok(Value::Null));
 }
