@@ -21,6 +21,9 @@ use crate::hash;
 /// Characters of a file's name.
 const NAME_LENGTH: usize = 32;
 
+/// Bytes of an option, without the one that says the identifier's type.
+const CLIENT_ID_LIMIT: usize = 254;
+
 /// Bytes of one file: a question's options, which are of a document, and the routes of a packet.
 const FILE_LIMIT: usize = 2 * DOCUMENT_LIMIT;
 
@@ -36,11 +39,11 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// What the server knows the client by; one byte of an option's length is for its type.
+    /// What the server knows the client by.
     pub(super) fn client_id(&self) -> String {
         let mut id = format!("{}/{}/{}", self.container_id, self.network, self.ifname);
-        // Names in it are of one-byte characters.
-        id.truncate(254);
+        // A link's name may have characters of several bytes.
+        id.truncate(id.floor_char_boundary(CLIENT_ID_LIMIT));
         id
     }
 }
