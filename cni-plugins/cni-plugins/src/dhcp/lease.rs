@@ -35,6 +35,9 @@ pub(super) struct Lease {
     renew_at: u64,
     rebind_at: u64,
     expire_at: u64,
+    /// Not before this time is it to be extended; for the time after a try that failed.
+    #[serde(skip)]
+    retry_at: u64,
     /// Refused, or not given once more.
     #[serde(skip)]
     is_over: bool,
@@ -90,6 +93,7 @@ impl Lease {
             renew_at: now + renew,
             rebind_at: now + rebind,
             expire_at: now + lifetime,
+            retry_at: 0,
             is_over: false,
         })
     }
@@ -100,6 +104,8 @@ impl Lease {
             Next::Over
         } else if now < self.renew_at {
             Next::Wait(self.renew_at - now)
+        } else if now < self.retry_at {
+            Next::Wait(self.retry_at - now)
         } else if now < self.rebind_at {
             Next::Renew { pause: pause(self.rebind_at) }
         } else if now < self.expire_at {
@@ -109,6 +115,11 @@ impl Lease {
         }
     }
 
+    /// Not to be extended before this time, since a try just failed.
+    pub(super) fn retry_at(&mut self, time: u64) {
+        self.retry_at = time;
+    }
+
     /// Seconds until it expires.
     pub(super) fn left(&self, now: u64) -> u64 {
         self.expire_at.saturating_sub(now)
@@ -116,7 +127,7 @@ impl Lease {
 
     /// Makes it one that has expired.
     pub(super) fn expire(&mut self) {
-        (self.renew_at, self.rebind_at, self.expire_at) = (0, 0, 0);
+        (self.renew_at, self.rebind_at, self.expire_at, self.retry_at) = (0, 0, 0, 0);
     }
 
     /// Makes it one that is over.

@@ -278,7 +278,8 @@ impl Table {
     /// Does what is due. Seconds until the next step; none when there is no lease any more.
     async fn step(&self, held: &mut Option<Held>) -> Option<u64> {
         let current = held.as_mut()?;
-        let next = current.lease.next(now());
+        let begin = now();
+        let next = current.lease.next(begin);
         let pause = match next {
             Next::Wait(seconds) => return Some(seconds),
             Next::Renew { pause } | Next::Rebind { pause } => pause,
@@ -287,12 +288,13 @@ impl Table {
         };
         let (client_id, address) = (current.owner.client_id(), current.lease.address);
         let asked = self.ask(current, next).await;
+        current.lease.retry_at(begin + pause);
         match asked {
             Ok(Extended::NoAnswer) if next == Next::LastTry => {
                 current.lease.end();
                 self.end(held).await
             }
-            Ok(Extended::NoAnswer) => Some(pause),
+            Ok(Extended::NoAnswer) => Some(0),
             Ok(Extended::Refused) => {
                 eprintln!("{client_id}: the lease of {address} was refused");
                 current.lease.end();
@@ -312,7 +314,7 @@ impl Table {
                         current.lease.end();
                         return self.end(held).await;
                     }
-                    Some(pause)
+                    Some(0)
                 }
             },
             // Its container is gone, and nobody said so: then there is nothing to extend.
@@ -326,7 +328,8 @@ impl Table {
                 if next == Next::LastTry {
                     return self.end(held).await;
                 }
-                Some(pause.min(TROUBLE_PAUSE))
+                current.lease.retry_at(begin + pause.min(TROUBLE_PAUSE));
+                Some(0)
             }
         }
     }

@@ -4,10 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 
-use super::{END_LIMIT, Shares, Table};
+use super::{END_LIMIT, Shares, TROUBLE_PAUSE, Table, now};
 use crate::dhcp::{
     flags::Flags,
-    keep::{Keep, Owner},
+    keep::{Held, Keep, Owner},
+    lease::Next,
 };
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -47,6 +48,26 @@ async fn a_lease_waits_for_those_before_it_until_it_is_over() {
     assert_eq!(table.ends.available_permits(), END_LIMIT - 1);
     drop((first, over));
     drop(table.turn(3600).await.expect("the turn that was given back"));
+}
+
+#[tokio::test]
+async fn a_lease_is_not_tried_again_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Longer than a file's name can be, which says nothing about the namespace.
+    let netns = folder.path().join("n".repeat(300));
+    let later = now() + 1000;
+    let held = json!({
+        "owner": {"network": "lan", "container_id": "a", "ifname": "eth0"},
+        "netns": netns, "mac": [2, 0, 0, 0, 0, 1], "options": {"provided": [], "requested": []},
+        "lease": {
+            "address": "10.0.0.9", "prefix": 24, "server": "10.0.0.2", "gateway": null, "routes": [],
+            "renew_at": 0, "rebind_at": later, "expire_at": later,
+        },
+    });
+    let mut held: Option<Held> = serde_json::from_value(held).expect("a lease");
+    assert_eq!(table(&folder).step(&mut held).await, Some(0));
+    let next = held.expect("the lease").lease.next(now());
+    assert!(matches!(next, Next::Wait(1..=TROUBLE_PAUSE)), "{next:?}");
 }
 
 #[test]
