@@ -4,6 +4,7 @@
 //! path; both sides then say so.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -73,17 +74,28 @@ enum Answer {
 /// The plugin's side.
 pub(super) fn ask(socket: &Path, question: &Question) -> Result<AddResult, ErrorReply> {
     let at = |error: String| ErrorReply::internal(format!("DHCP daemon at {}: {error}", socket.display()));
+    let question = serde_json::to_vec(question).map_err(ErrorReply::internal)?;
+    let question = bounded(question).map_err(|error| at(format!("the question: {error}")))?;
     let bytes = block_on(async {
         let asked = async {
             let mut stream = UnixStream::connect(socket).await?;
-            stream.write_all(&serde_json::to_vec(question)?).await?;
+            stream.write_all(&question).await?;
             stream.shutdown().await?;
             read(stream).await
         };
         let asked = tokio::time::timeout(ANSWER_LIMIT, asked).await;
         let asked = asked.map_err(|_elapsed| at(format!("no answer within {} s", ANSWER_LIMIT.as_secs())))?;
-        asked.map_err(|error| at(format!("{error}: start it with `dhcp daemon`")))
+        asked.map_err(|error| match error.kind() {
+            // Nobody listens there.
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                at(format!("{error}: start it with `dhcp daemon`"))
+            }
+            _ => at(error.to_string()),
+        })
     })?;
+    if bytes.is_empty() {
+        return Err(at("it ended, or was started again, before it answered".to_owned()));
+    }
     let answer = serde_json::from_slice(&bytes)
         .map_err(|error| at(format!("it speaks another protocol, so it is not of this release: {error}")))?;
     match answer {
@@ -97,7 +109,7 @@ pub(super) fn ask(socket: &Path, question: &Question) -> Result<AddResult, Error
 pub(super) async fn serve<F: Future<Output = Result<AddResult, ErrorReply>>>(
     mut stream: UnixStream,
     answer: impl FnOnce(Question) -> F,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let question = tokio::time::timeout(QUESTION_LIMIT, read(&mut stream)).await??;
     let answered = match serde_json::from_slice::<Question>(&question) {
         Ok(question) if question.protocol == PROTOCOL => answer(question).await,
@@ -116,8 +128,19 @@ pub(super) async fn serve<F: Future<Output = Result<AddResult, ErrorReply>>>(
     stream.shutdown().await
 }
 
-async fn read(stream: impl AsyncReadExt + Unpin) -> std::io::Result<Vec<u8>> {
+async fn read(stream: impl AsyncReadExt + Unpin) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    stream.take(DOCUMENT_LIMIT as u64).read_to_end(&mut bytes).await?;
-    Ok(bytes)
+    // One byte more than allowed, so that one sees that it is too large.
+    stream.take(DOCUMENT_LIMIT as u64 + 1).read_to_end(&mut bytes).await?;
+    bounded(bytes)
 }
+
+fn bounded(document: Vec<u8>) -> io::Result<Vec<u8>> {
+    if document.len() > DOCUMENT_LIMIT {
+        return Err(io::Error::other(format!("a larger document: expected at most {DOCUMENT_LIMIT} bytes")));
+    }
+    Ok(document)
+}
+
+#[cfg(test)]
+mod tests;
