@@ -13,13 +13,13 @@ use dhcproto::v4::{DhcpOption, Message, OptionCode};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
 
+use crate::inside::SCOPE_LINK;
+
 /// Of a server that names none.
 const DEFAULT_LIFETIME: u64 = 60 * 60;
 /// Of shorter times a server would make its client spin, or take an address away as soon as it gave it.
 const SHORTEST_LEASE: u64 = 10;
 const SHORTEST_RENEWAL: u64 = 5;
-/// `RT_SCOPE_LINK`.
-const SCOPE_LINK: u8 = 253;
 /// The shortest pause between two tries to extend a lease (RFC 2131, 4.4.5).
 const SHORTEST_PAUSE: u64 = 60;
 
@@ -143,9 +143,9 @@ impl Lease {
             IpNetwork::V4(network)
         };
         let route = |(destination, router): &(Ipv4Network, Ipv4Addr)| {
-            let router = Some(*router).filter(|router| !router.is_unspecified()).map(IpAddr::V4);
-            let scope = if router.is_none() { Some(SCOPE_LINK) } else { None };
-            Route { priority, scope, ..Route::new(IpNetwork::V4(*destination), router) }
+            // An unspecified one is named, too: without a router the gateway of the address would be taken.
+            let scope = router.is_unspecified().then_some(SCOPE_LINK);
+            Route { priority, scope, ..Route::new(IpNetwork::V4(*destination), Some(IpAddr::V4(*router))) }
         };
         let ip = IpConfig {
             interface: None,

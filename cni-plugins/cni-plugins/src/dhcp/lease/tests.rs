@@ -74,7 +74,7 @@ fn routes_are_classless_or_classful_with_a_default() {
     assert_eq!(
         shown(vec![routers, classful, classless])["routes"],
         json!([
-            {"dst": "192.168.0.0/20", "scope": 253, "priority": 5},
+            {"dst": "192.168.0.0/20", "gw": "0.0.0.0", "scope": 253, "priority": 5},
             {"dst": "0.0.0.0/0", "gw": "10.0.0.5", "priority": 5},
         ])
     );

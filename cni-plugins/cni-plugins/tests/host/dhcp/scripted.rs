@@ -13,7 +13,7 @@ use dhcproto::{
     v4::{DhcpOption, Message, MessageType, Opcode, OptionCode},
 };
 use linux::clock;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{LIMIT, SERVER_PORT, config, kept, lan};
 use crate::host::{
@@ -194,4 +194,31 @@ fn a_dhcp_lease_that_expired_is_asked_for_anew_after_a_refusal() {
     wait_until_extended(&node, &a);
     assert_eq!(asked.recv_timeout(LIMIT), Ok(ADDRESS));
     assert_eq!(Call::new("DEL", &config(&node), &a).run("bridge"), Ok(Value::Null));
+}
+
+#[test]
+fn a_dhcp_route_without_a_router_leads_to_the_link() {
+    let node = Node::new();
+    serve(|question| {
+        let mut answers = give(question);
+        for answer in &mut answers {
+            let network = "192.168.7.0/24".parse().expect("a network");
+            let routes = vec![(network, Ipv4Addr::UNSPECIFIED)];
+            answer.opts_mut().insert(DhcpOption::Router(vec![SERVER]));
+            answer.opts_mut().insert(DhcpOption::ClasslessStaticRoute(routes));
+        }
+        answers
+    });
+    let _daemon = told(&node, &[]);
+    let a = Container::new("a");
+    let config = config(&node);
+    let result = Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
+    let route = json!({"dst": "192.168.7.0/24", "gw": "0.0.0.0", "priority": 50, "scope": 253});
+    assert_eq!(result["routes"], json!([route]));
+    let state = a.state();
+    assert!(state.contains(&"route 192.168.7.0/24 via None on eth0 table 254".to_owned()), "{state:?}");
+    let mut checked = config.clone();
+    checked["prevResult"] = result;
+    assert_eq!(Call::new("CHECK", &checked, &a).run("bridge"), Ok(Value::Null));
+    assert_eq!(Call::new("DEL", &config, &a).run("bridge"), Ok(Value::Null));
 }
