@@ -57,3 +57,13 @@ fn a_client_is_cut_between_characters() {
     let owner = Owner { network: "lan".to_owned(), container_id: "a".repeat(247), ifname: "aé".to_owned() };
     assert_eq!(owner.client_id(), format!("{}/lan/a", owner.container_id));
 }
+
+#[test]
+fn a_folder_is_for_one_daemon() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = Keep::beside(&folder.path().join("dhcp.sock")).expect("its folder");
+    let error = Keep::beside(&folder.path().join("other.sock")).expect_err("it is taken");
+    assert!(error.to_string().contains("another daemon has the leases"), "{error}");
+    drop(first);
+    Keep::beside(&folder.path().join("other.sock")).expect("it is free");
+}

@@ -86,6 +86,7 @@ async fn a_del_takes_files_along_that_are_no_leases() {
     let owner = Owner { network: "lan".to_owned(), container_id: "a".to_owned(), ifname: "eth0".to_owned() };
     let keep = Keep::beside(&folder.path().join("dhcp.sock")).expect("its folder");
     let unreadable = keep.path(&owner);
+    drop(keep);
     std::fs::write(&unreadable, "{").expect("a file");
     let table = table(&folder);
     assert_eq!((table.entries().len(), count()), (0, 1));
