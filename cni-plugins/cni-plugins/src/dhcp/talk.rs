@@ -13,7 +13,7 @@ use cni::{AddResult, ErrorReply, Version, code, exec::Verb, json::DOCUMENT_LIMIT
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::UnixStream,
 };
 
@@ -105,14 +105,25 @@ pub(super) fn ask(socket: &Path, question: &Question) -> Result<AddResult, Error
     }
 }
 
-/// The daemon's side of one connection.
+/// The daemon's side of one connection. Of a plugin that ends only a DEL or GC goes on: what they give back has to be given back anyway.
 pub(super) async fn serve<F: Future<Output = Result<AddResult, ErrorReply>>>(
     mut stream: UnixStream,
     answer: impl FnOnce(Question) -> F,
 ) -> io::Result<()> {
     let question = tokio::time::timeout(QUESTION_LIMIT, read(&mut stream)).await??;
     let answered = match serde_json::from_slice::<Question>(&question) {
-        Ok(question) if question.protocol == PROTOCOL => answer(question).await,
+        Ok(question) if question.protocol == PROTOCOL => {
+            let goes_on = matches!(question.verb.as_str(), "DEL" | "GC");
+            let answered = answer(question);
+            if goes_on {
+                answered.await
+            } else {
+                tokio::select! {
+                    answered = answered => answered,
+                    gone = hang_up(&stream) => return gone,
+                }
+            }
+        }
         Ok(_) | Err(_) => {
             Err(ErrorReply::internal("the plugin is not of the daemon's release: restart `dhcp daemon`"))
         }
@@ -124,8 +135,19 @@ pub(super) async fn serve<F: Future<Output = Result<AddResult, ErrorReply>>>(
         Err(reply) => Answer::Error(reply),
     };
     let answer = serde_json::to_vec(&answer)?;
+    // Who waited for the peer's end does not know any more that there is room to write.
+    let mut stream = UnixStream::from_std(stream.into_std()?)?;
     tokio::time::timeout(QUESTION_LIMIT, stream.write_all(&answer)).await??;
     stream.shutdown().await
+}
+
+/// Waits until the peer is gone. That it has written everything says nothing, since it still reads.
+async fn hang_up(stream: &UnixStream) -> io::Result<()> {
+    while !stream.ready(Interest::WRITABLE).await?.is_write_closed() {
+        // Room to write is no news, and is to be forgotten until something else happens.
+        let _ = stream.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
+    Err(io::Error::other("the plugin ended before its answer"))
 }
 
 async fn read(stream: impl AsyncReadExt + Unpin) -> io::Result<Vec<u8>> {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use linux::netlink::Netlink;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     DISCOVER, LIMIT, Process, REQUEST, config, kept, lan, messages, serve, server, socket, start, times,
@@ -149,35 +149,59 @@ fn a_dhcp_daemon_that_cannot_accept_goes_on() {
     assert_eq!(Call::new("STATUS", &config(&node), &a).run("dhcp"), Ok(Value::Null));
 }
 
+/// A link of the container that asks no daemon for its address.
+fn attach(container: &Container) {
+    let config = json!({"cniVersion": "1.1.0", "name": "links", "type": "bridge"});
+    Call::new("ADD", &config, container).run("bridge").expect("a link");
+}
+
 #[test]
-fn a_dhcp_lease_of_an_add_behind_a_del_is_found() {
+fn a_dhcp_add_ends_with_its_plugin() {
     let node = Node::new();
     lan();
     let messages = messages();
     let daemon = told(&node, &[]);
     let a = Container::new("a");
     let config = config(&node);
-    thread::scope(|scope| {
-        let first = scope.spawn(|| Call::new("ADD", &config, &a).run("bridge"));
-        wait_for(&messages, DISCOVER);
-        // The first call waits for a server, each further one for the call before it.
-        let before = open_files(&daemon);
-        let wait_for_calls = |count: usize| {
-            harness::wait::until("the daemon takes the call", LIMIT, || match open_files(&daemon) {
-                files if files >= before + count => Ok(()),
-                files => Err(format!("{files} files, after {before}")),
-            });
-        };
-        let deleted = scope.spawn(|| Call::new("DEL", &config, &a).run("dhcp"));
-        wait_for_calls(1);
-        let second = scope.spawn(|| Call::new("ADD", &config, &a).run("dhcp"));
-        wait_for_calls(2);
-        let _server = server(&node, &format!("option subnet 255.255.255.0\n{}", times(3600, 1800)));
-        first.join().expect("its thread").expect("an attachment");
-        assert_eq!(deleted.join().expect("its thread"), Ok(Value::Null));
-        second.join().expect("its thread").expect("a lease");
+    attach(&a);
+    assert_eq!(Call::new("STATUS", &config, &a).run("dhcp"), Ok(Value::Null));
+    let before = open_files(&daemon);
+    let plugin = Process(Call::new("ADD", &config, &a).start("dhcp"));
+    wait_for(&messages, DISCOVER);
+    plugin.kill();
+    harness::wait::until("the daemon gives the ADD up", LIMIT, || match open_files(&daemon) {
+        files if files <= before => Ok(()),
+        files => Err(format!("{files} files, after {before}")),
     });
-    assert_eq!(Call::new("CHECK", &config, &a).run("dhcp"), Ok(Value::Null));
+    assert_eq!(times_told(&node, "the plugin ended before its answer"), 1);
+    assert_eq!(Call::new("DEL", &config, &a).run("dhcp"), Ok(Value::Null));
+    assert_eq!(kept(&node), 0);
+}
+
+#[test]
+fn a_dhcp_del_ends_the_add_before_it() {
+    let node = Node::new();
+    lan();
+    let messages = messages();
+    let _daemon = told(&node, &["-resendtimeout=15s"]);
+    let a = Container::new("a");
+    let mut config = config(&node);
+    attach(&a);
+    for verb in ["DEL", "GC"] {
+        if verb == "GC" {
+            config["cni.dev/valid-attachments"] = json!([]);
+        }
+        thread::scope(|scope| {
+            let added = scope.spawn(|| Call::new("ADD", &config, &a).run("dhcp"));
+            wait_for(&messages, DISCOVER);
+            assert_eq!(Call::new(verb, &config, &a).run("dhcp"), Ok(Value::Null));
+            let ended = added.join().expect("its thread").expect_err("no lease");
+            assert_eq!(ended["msg"], "a DEL or GC of the same attachment came before the lease");
+        });
+        while messages.try_recv().is_ok() {}
+    }
+    let _server = server(&node, &format!("option subnet 255.255.255.0\n{}", times(3600, 1800)));
+    Call::new("ADD", &config, &a).run("dhcp").expect("a lease");
     assert_eq!(kept(&node), 1);
     assert_eq!(Call::new("DEL", &config, &a).run("bridge"), Ok(Value::Null));
     assert_eq!(kept(&node), 0);
