@@ -20,6 +20,9 @@ use crate::sysctl;
 /// How long duplicate detection of IPv6 addresses may take.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
+/// `RT_SCOPE_LINK`; greater ones are narrower.
+pub(crate) const SCOPE_LINK: u8 = 253;
+
 /// A switch of the link, as a wish: `ipv4`, `arp_notify`, `1`.
 pub(crate) type Switch = (&'static str, &'static str, &'static str);
 
@@ -135,7 +138,7 @@ impl<'a> Inside<'a> {
 
     async fn add_route(&self, route: &cni::Route, result: &AddResult) -> Result<(), ErrorReply> {
         let made = Route {
-            gateway: route.gw.or_else(|| gateway_for(result, route.dst)),
+            gateway: router_of(route, result),
             link: Some(self.link.index),
             table: route.table.unwrap_or(MAIN_TABLE),
             scope: route.scope.unwrap_or(0),
@@ -182,8 +185,19 @@ pub(crate) fn interface(link: &Link, netns: Option<&Netns>) -> Interface {
     }
 }
 
+/// The router that a route of IPAM leads through; none when it leads to the link itself, as an unspecified one says.
+pub(crate) fn router_of(route: &cni::Route, result: &AddResult) -> Option<IpAddr> {
+    // The kernel refuses routers for IPv4 routes of such a scope, and ignores the scope of IPv6 ones.
+    let is_of_link = route.dst.is_ipv4() && route.scope.is_some_and(|scope| scope >= SCOPE_LINK);
+    match route.gw {
+        Some(router) => Some(router).filter(|router| !router.is_unspecified()),
+        None if is_of_link => None,
+        None => gateway_for(result, route.dst),
+    }
+}
+
 /// The gateway that a route of IPAM without one goes through: that of the first address of its family.
-pub(crate) fn gateway_for(result: &AddResult, destination: IpNetwork) -> Option<IpAddr> {
+fn gateway_for(result: &AddResult, destination: IpNetwork) -> Option<IpAddr> {
     let mut gateways = result.ips.iter().filter_map(|ip| ip.gateway);
     gateways.find(|gateway| gateway.is_ipv4() == destination.is_ipv4())
 }

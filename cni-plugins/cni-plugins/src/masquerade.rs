@@ -129,8 +129,10 @@ impl<'a> Owner<'a> {
     fn comment(&self) -> String {
         let Self { network, container_id, ifname } = self;
         let text = format!("{}, net: {network}, if: {ifname}, id: {container_id}", self.hash());
-        // Names of networks, links and containers are ASCII, and have no quotes (but a link's may).
-        text.replace('"', "").chars().take(COMMENT_LIMIT).collect()
+        // A link's name may have quotes, and characters of several bytes, which are not cut.
+        let mut text = text.replace('"', "");
+        text.truncate(text.floor_char_boundary(COMMENT_LIMIT));
+        text
     }
 }
 

@@ -5,7 +5,7 @@
 use cni::{AddResult, ErrorReply, Interface, IpConfig};
 use linux::netlink::{Link, MAIN_TABLE, Netlink, Route};
 
-use crate::{inside::gateway_for, plugin::Request};
+use crate::{inside::router_of, plugin::Request};
 
 /// The container's link as `prevResult` has it.
 pub(crate) fn find_inside<'a>(
@@ -99,7 +99,7 @@ pub(crate) async fn routes(netlink: &Netlink, expected: &AddResult, link: &Link)
     }
     let present = netlink.routes().await.map_err(ErrorReply::internal)?;
     for route in &expected.routes {
-        let gateway = route.gw.or_else(|| gateway_for(expected, route.dst));
+        let gateway = router_of(route, expected);
         let wanted_table = route.table.unwrap_or(MAIN_TABLE);
         let network = route.dst.network();
         let found = present.iter().any(|found| {

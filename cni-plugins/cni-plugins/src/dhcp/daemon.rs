@@ -11,10 +11,10 @@ mod table;
 use std::{
     fs, io,
     os::unix::{
-        fs::PermissionsExt,
+        fs::{MetadataExt, PermissionsExt},
         net::{UnixListener as BlockingListener, UnixStream as BlockingStream},
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -62,24 +62,53 @@ async fn run(flags: Flags, handed: Option<BlockingListener>) -> Result<(), Strin
     };
     let files = linux::process::raise_file_limit().map_err(|error| error.to_string())?;
     let shares = Shares::of(files);
-    let keep = Keep::beside(&socket).map_err(failed("make a folder beside", &socket))?;
-    let (listener, own_socket) = match handed {
+    let keep = Keep::beside(&socket).map_err(failed("keep leases beside", &socket))?;
+    let (listener, _own_socket) = match handed {
         Some(listener) => (adopt(listener).map_err(|error| format!("listen for systemd: {error}"))?, None),
-        None => (listen(&socket).map_err(failed("listen at", &socket))?, Some(socket)),
+        None => {
+            let (listener, own) = listen(&socket).map_err(failed("listen at", &socket))?;
+            (listener, Some(own))
+        }
     };
-    if let Some(path) = &flags.pid_file {
-        fs::write(path, std::process::id().to_string()).map_err(failed("write", path))?;
-    }
-    let pid_file = flags.pid_file.clone();
+    let pid_file = flags.pid_file.as_deref().map(|path| {
+        let written = fs::write(path, std::process::id().to_string());
+        written.and_then(|()| OwnFile::of(path)).map_err(failed("write", path))
+    });
+    let _pid_file = pid_file.transpose()?;
     let table = Table::adopt(flags, keep, shares);
     let table = table.map_err(|error| format!("read the leases: {error}"))?;
-    let served = serve(listener, table, shares).await;
-    for path in [own_socket, pid_file].into_iter().flatten() {
-        if let Err(error) = fs::remove_file(&path) {
-            eprintln!("remove {}: {error}", path.display());
+    serve(listener, table, shares).await.map_err(|error| format!("serve: {error}"))
+}
+
+/// A file of this daemon, which goes with it. Another one that has its place by then (systemd's socket) is let be.
+struct OwnFile {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl OwnFile {
+    /// The one that was just made.
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), id: id(path)? })
+    }
+}
+
+impl Drop for OwnFile {
+    fn drop(&mut self) {
+        let removed = match id(&self.path) {
+            Ok(id) if id != self.id => Ok(()),
+            found => found.and_then(|_| fs::remove_file(&self.path)),
+        };
+        if let Err(error) = removed {
+            eprintln!("remove {}: {error}", self.path.display());
         }
     }
-    served.map_err(|error| format!("serve: {error}"))
+}
+
+/// What no two files of the host have in common.
+fn id(path: &Path) -> io::Result<(u64, u64)> {
+    let file = fs::symlink_metadata(path)?;
+    Ok((file.dev(), file.ino()))
 }
 
 /// The file of systemd's socket is systemd's, from before the daemon until after it.
@@ -89,7 +118,7 @@ fn adopt(listener: BlockingListener) -> io::Result<UnixListener> {
 }
 
 /// A socket whose daemon was killed is in the way, and is replaced; one that answers is not.
-fn listen(socket: &Path) -> io::Result<UnixListener> {
+fn listen(socket: &Path) -> io::Result<(UnixListener, OwnFile)> {
     if BlockingStream::connect(socket).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon answers there"));
     }
@@ -98,8 +127,9 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(socket)?;
+    let own = OwnFile::of(socket)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    Ok((listener, own))
 }
 
 /// Until the daemon is told to end. Both arms are cancel-safe: a signal stays noted, a connection stays in the queue.

@@ -107,6 +107,8 @@ impl Client<'_> {
         let offer = offer.await.map_err(|error| error.to_string())?;
         let server = lease::server(&offer).ok_or("a DHCP server that does not say which it is")?;
         let mut request = self.message(MessageType::Request, Ipv4Addr::UNSPECIFIED);
+        // By it the server knows to which of its offers this is the answer (RFC 2131, 4.4.1).
+        request.set_xid(offer.xid());
         request.opts_mut().insert(DhcpOption::RequestedIpAddress(offer.yiaddr()));
         request.opts_mut().insert(DhcpOption::ServerIdentifier(server));
         let answer = timeout(wait, self.ask(&mut request, Ipv4Addr::BROADCAST, is_decision)).await;
@@ -118,30 +120,39 @@ impl Client<'_> {
         Ok(answer)
     }
 
-    /// Asks for more time: one server, or all.
+    /// Asks for more time: the server that gave the lease, whose word alone counts then, or all.
     pub(super) async fn extend(&self, lease: &Lease, of_all: bool) -> Extended {
         let server = if of_all { Ipv4Addr::BROADCAST } else { lease.server };
         let mut request = self.message(MessageType::Request, lease.address);
-        match timeout(self.limits.wait, self.ask(&mut request, server, is_decision)).await {
-            Ok(Ok(answer)) if answer.opts().has_msg_type(MessageType::Nak) => Extended::Refused,
-            // Another address than the container has is no extension.
-            Ok(Ok(answer)) if answer.yiaddr() != lease.address => Extended::Refused,
-            Ok(Ok(answer)) => Extended::Acknowledged(Box::new(answer)),
-            Ok(Err(_)) | Err(_) => Extended::NoAnswer,
+        // Another address than the container has is no extension.
+        let extends = |answer: &Message| {
+            answer.opts().has_msg_type(MessageType::Ack) && answer.yiaddr() == lease.address
+        };
+        let mut is_refused = false;
+        let wanted = |answer: &Message| {
+            let counts = is_decision(answer) && (of_all || lease::server(answer) == Some(lease.server));
+            is_refused |= counts;
+            // Of all servers one that extends it may still answer.
+            counts && (!of_all || extends(answer))
+        };
+        match timeout(self.limits.wait, self.ask(&mut request, server, wanted)).await {
+            Ok(Ok(answer)) if extends(&answer) => Extended::Acknowledged(Box::new(answer)),
+            _ if is_refused => Extended::Refused,
+            _ => Extended::NoAnswer,
         }
     }
 
-    /// The last try for a lease that has expired: more time of any server, or else the same address anew. Another one is never asked
-    /// for, so it leaves nothing when it is aborted.
+    /// The last try for a lease that has expired: more time of any server, or else the same address anew, also when a server refused to
+    /// extend what it does not know any more. Another one is never asked for, so it leaves nothing when it is aborted.
     pub(super) async fn regain(&self, lease: &Lease) -> Extended {
         let extended = self.extend(lease, true).await;
-        if !matches!(extended, Extended::NoAnswer) {
+        if matches!(extended, Extended::Acknowledged(_)) {
             return extended;
         }
         let wait = self.limits.wait;
         match timeout(wait, self.attempt(wait, Some(lease.address))).await {
             Ok(Ok(ack)) if ack.yiaddr() == lease.address => Extended::Acknowledged(Box::new(ack)),
-            Ok(Ok(_) | Err(_)) | Err(_) => Extended::NoAnswer,
+            Ok(Ok(_) | Err(_)) | Err(_) => extended,
         }
     }
 
@@ -179,7 +190,7 @@ impl Client<'_> {
         &self,
         question: &mut Message,
         server: Ipv4Addr,
-        wanted: impl Fn(&Message) -> bool,
+        mut wanted: impl FnMut(&Message) -> bool,
     ) -> io::Result<Message> {
         self.send(question, server).await?;
         let mut buffer = vec![0; PACKET_LIMIT];
@@ -187,7 +198,7 @@ impl Client<'_> {
             let length = self.socket.receive(&mut buffer).await?;
             let answer = datagram::unwrap(&buffer[..length])
                 .and_then(|(_, payload)| decode(payload, question.xid(), self.mac))
-                .filter(&wanted);
+                .filter(&mut wanted);
             if let Some(answer) = answer {
                 return Ok(answer);
             }

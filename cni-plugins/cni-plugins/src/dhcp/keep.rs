@@ -5,7 +5,7 @@
 //! that cannot be read is left alone and told.
 
 use std::{
-    fs,
+    fs::{self, File, TryLockError},
     io::{self, Read},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -20,6 +20,9 @@ use crate::hash;
 
 /// Characters of a file's name.
 const NAME_LENGTH: usize = 32;
+
+/// Bytes of an option, without the one that says the identifier's type.
+const CLIENT_ID_LIMIT: usize = 254;
 
 /// Bytes of one file: a question's options, which are of a document, and the routes of a packet.
 const FILE_LIMIT: usize = 2 * DOCUMENT_LIMIT;
@@ -36,11 +39,11 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// What the server knows the client by; one byte of an option's length is for its type.
+    /// What the server knows the client by.
     pub(super) fn client_id(&self) -> String {
         let mut id = format!("{}/{}/{}", self.container_id, self.network, self.ifname);
-        // Names in it are of one-byte characters.
-        id.truncate(254);
+        // A link's name may have characters of several bytes.
+        id.truncate(id.floor_char_boundary(CLIENT_ID_LIMIT));
         id
     }
 }
@@ -76,17 +79,31 @@ struct Reading {
 }
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Keep {
     dir: PathBuf,
     boot: String,
+    /// The folder, locked: two daemons would renew each other's leases, and give them back. The lock ends with the process.
+    _lock: File,
 }
 
 impl Keep {
+    /// Takes the folder, for one daemon alone.
     pub(super) fn beside(socket: &Path) -> io::Result<Self> {
         let dir = socket.parent().unwrap_or_else(|| Path::new("/")).join("dhcp");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        Ok(Self { dir, boot: clock::boot_id().map_err(io::Error::other)? })
+        let lock = File::open(&dir)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                let dir = dir.display();
+                let hint = "stop it, or give this one a socket in another folder (-socketpath)";
+                io::Error::other(format!(
+                    "another daemon has the leases in {dir} (`fuser {dir}` tells which): {hint}"
+                ))
+            }
+            TryLockError::Error(error) => error,
+        })?;
+        Ok(Self { dir, boot: clock::boot_id().map_err(io::Error::other)?, _lock: lock })
     }
 
     pub(super) fn store(&self, held: &Held) -> io::Result<()> {
@@ -103,7 +120,7 @@ impl Keep {
         remove(&path).and(unfinished)
     }
 
-    /// What an earlier daemon held. There must be no other one any more.
+    /// What an earlier daemon held.
     pub(super) fn all(&self) -> io::Result<Vec<Held>> {
         let mut all = Vec::new();
         for path in fs::read_dir(&self.dir)?.flatten().map(|entry| entry.path()) {
@@ -137,7 +154,7 @@ impl Keep {
 fn read(path: &Path) -> io::Result<Reading> {
     let mut bytes = Vec::new();
     // One byte more than allowed, so that one sees that it is too large.
-    fs::File::open(path)?.take(FILE_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
+    File::open(path)?.take(FILE_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
     Ok(serde_json::from_slice(&bounded(bytes)?)?)
 }
 

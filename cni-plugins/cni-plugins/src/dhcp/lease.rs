@@ -13,13 +13,13 @@ use dhcproto::v4::{DhcpOption, Message, OptionCode};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
 
+use crate::inside::SCOPE_LINK;
+
 /// Of a server that names none.
 const DEFAULT_LIFETIME: u64 = 60 * 60;
 /// Of shorter times a server would make its client spin, or take an address away as soon as it gave it.
 const SHORTEST_LEASE: u64 = 10;
 const SHORTEST_RENEWAL: u64 = 5;
-/// `RT_SCOPE_LINK`.
-const SCOPE_LINK: u8 = 253;
 /// The shortest pause between two tries to extend a lease (RFC 2131, 4.4.5).
 const SHORTEST_PAUSE: u64 = 60;
 
@@ -35,6 +35,9 @@ pub(super) struct Lease {
     renew_at: u64,
     rebind_at: u64,
     expire_at: u64,
+    /// Not before this time is it to be extended; for the time after a try that failed.
+    #[serde(skip)]
+    retry_at: u64,
     /// Refused, or not given once more.
     #[serde(skip)]
     is_over: bool,
@@ -90,6 +93,7 @@ impl Lease {
             renew_at: now + renew,
             rebind_at: now + rebind,
             expire_at: now + lifetime,
+            retry_at: 0,
             is_over: false,
         })
     }
@@ -100,6 +104,8 @@ impl Lease {
             Next::Over
         } else if now < self.renew_at {
             Next::Wait(self.renew_at - now)
+        } else if now < self.retry_at {
+            Next::Wait(self.retry_at - now)
         } else if now < self.rebind_at {
             Next::Renew { pause: pause(self.rebind_at) }
         } else if now < self.expire_at {
@@ -109,6 +115,11 @@ impl Lease {
         }
     }
 
+    /// Not to be extended before this time, since a try just failed.
+    pub(super) fn retry_at(&mut self, time: u64) {
+        self.retry_at = time;
+    }
+
     /// Seconds until it expires.
     pub(super) fn left(&self, now: u64) -> u64 {
         self.expire_at.saturating_sub(now)
@@ -116,7 +127,7 @@ impl Lease {
 
     /// Makes it one that has expired.
     pub(super) fn expire(&mut self) {
-        (self.renew_at, self.rebind_at, self.expire_at) = (0, 0, 0);
+        (self.renew_at, self.rebind_at, self.expire_at, self.retry_at) = (0, 0, 0, 0);
     }
 
     /// Makes it one that is over.
@@ -132,9 +143,9 @@ impl Lease {
             IpNetwork::V4(network)
         };
         let route = |(destination, router): &(Ipv4Network, Ipv4Addr)| {
-            let router = Some(*router).filter(|router| !router.is_unspecified()).map(IpAddr::V4);
-            let scope = if router.is_none() { Some(SCOPE_LINK) } else { None };
-            Route { priority, scope, ..Route::new(IpNetwork::V4(*destination), router) }
+            // An unspecified one is named, too: without a router the gateway of the address would be taken.
+            let scope = router.is_unspecified().then_some(SCOPE_LINK);
+            Route { priority, scope, ..Route::new(IpNetwork::V4(*destination), Some(IpAddr::V4(*router))) }
         };
         let ip = IpConfig {
             interface: None,

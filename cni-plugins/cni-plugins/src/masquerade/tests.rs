@@ -31,3 +31,11 @@ fn long_comments_are_cut_where_the_tool_would_refuse_them() {
     let owner = Owner { network: "pods", container_id: &id, ifname: "e\"th0" };
     assert!(text.starts_with(&owner.hash()), "the hash is of the name as it is");
 }
+
+#[test]
+fn comments_are_cut_between_characters() {
+    let network = "n".repeat(128 - "6fd94d501e58f0aa-287fc69eff0574a2, net: , if: ".len() - 1);
+    let text = comment(&network, "é0", "one");
+    assert_eq!(text.len(), 127);
+    assert!(text.ends_with(", if: "), "{text}");
+}

@@ -1,11 +1,12 @@
 //! `dhcp` and its daemon, against busybox's server: the address, renewals across a killed daemon, release.
 
 mod activation;
+mod scripted;
 mod trouble;
 
 use std::{
     fs,
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -134,16 +135,13 @@ fn socket(node: &Node) -> PathBuf {
 }
 
 fn daemon(node: &Node) -> Process {
-    start(node, &mut Command::new(bin_dir().join("dhcp")))
+    start(node, &mut Command::new(bin_dir().join("dhcp")), &[])
 }
 
 /// Starts the daemon by a command that ends in its executable.
-fn start(node: &Node, command: &mut Command) -> Process {
-    start_with(node, command, &["-timeout", "2s"])
-}
-
-fn start_with(node: &Node, command: &mut Command, flags: &[&str]) -> Process {
-    let daemon = Process::start(command.arg("daemon").arg("-socketpath").arg(socket(node)).args(flags));
+fn start(node: &Node, command: &mut Command, flags: &[&str]) -> Process {
+    command.args(["daemon", "-timeout=2s", "-socketpath"]).arg(socket(node)).args(flags);
+    let daemon = Process::start(command);
     harness::wait::until("the daemon", LIMIT, || {
         UnixStream::connect(socket(node)).map_err(|error| error.to_string())
     });
@@ -244,8 +242,62 @@ fn without_a_server_an_add_fails_and_leaves_nothing() {
     assert_eq!(error["msg"], "no DHCP server answered within 300ms");
     assert!(a.link("eth0").is_none());
     assert_eq!(kept(&node), 0);
-    let other =
-        Command::new(bin_dir().join("dhcp")).args(["daemon", "-socketpath"]).arg(socket(&node)).output();
-    let told = String::from_utf8(other.expect("it ends").stderr).expect("text");
+}
+
+/// What a daemon with these flags says that does not start.
+fn refused(node: &Node, flags: &[&str]) -> String {
+    let mut command = Command::new(bin_dir().join("dhcp"));
+    let output = command.args(["daemon", "-socketpath"]).arg(socket(node)).args(flags).output();
+    let output = output.expect("it ends");
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).expect("text")
+}
+
+/// `SIGTERM`, and its end.
+fn end(mut daemon: Process) {
+    let pid = daemon.0.id().to_string();
+    assert!(Command::new("kill").arg(&pid).status().expect("kill starts").success());
+    let ended = harness::wait::until("the daemon ends", LIMIT, || {
+        daemon.0.try_wait().map_err(|error| error.to_string())?.ok_or_else(|| "it runs".to_owned())
+    });
+    assert!(ended.success(), "{ended}");
+}
+
+#[test]
+fn a_second_dhcp_daemon_is_refused_and_leaves_the_first_alone() {
+    let node = Node::new();
+    let first = daemon(&node);
+    let another = node.path("another.sock");
+    for flags in [&[][..], &["-socketpath", another.to_str().expect("text")]] {
+        let told = refused(&node, flags);
+        assert!(told.contains("another daemon has the leases"), "{told}");
+    }
+    assert_eq!(Call::new("STATUS", &config(&node), &Container::new("a")).run("dhcp"), Ok(Value::Null));
+    end(first);
+    assert!(!socket(&node).exists());
+
+    let _reference = UnixListener::bind(socket(&node)).expect("a listener");
+    let told = refused(&node, &[]);
     assert!(told.contains("another daemon answers there"), "{told}");
+}
+
+#[test]
+fn a_dhcp_daemon_takes_along_no_socket_but_its_own() {
+    let node = Node::new();
+    let first = daemon(&node);
+    fs::remove_file(socket(&node)).expect("its socket");
+    let _systemd = UnixListener::bind(socket(&node)).expect("a listener");
+    end(first);
+    assert!(socket(&node).exists(), "the file is systemd's");
+}
+
+#[test]
+fn a_dhcp_daemon_that_cannot_start_leaves_no_files() {
+    let node = Node::new();
+    // It cannot be read as what a killed daemon was writing.
+    fs::create_dir_all(node.path("dhcp/lease.new")).expect("a folder");
+    let pid_file = node.path("dhcp.pid");
+    let told = refused(&node, &["-pidfile", pid_file.to_str().expect("text")]);
+    assert!(told.contains("read the leases"), "{told}");
+    assert!(!socket(&node).exists() && !pid_file.exists());
 }

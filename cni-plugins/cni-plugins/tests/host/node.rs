@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::LazyLock,
     time::Duration,
 };
@@ -285,6 +285,11 @@ impl<'a> Call<'a> {
     }
 
     fn output(&self, plugin: &str) -> Output {
+        self.start(plugin).wait_with_output().expect("it ends")
+    }
+
+    /// The executable, which has its configuration.
+    pub fn start(&self, plugin: &str) -> Child {
         let mut child = Command::new(bin_dir().join(plugin))
             .env("CNI_COMMAND", self.verb)
             .env("CNI_CONTAINERID", self.container_id)
@@ -299,7 +304,7 @@ impl<'a> Call<'a> {
         let mut stdin = child.stdin.take().expect("its standard input");
         stdin.write_all(self.config.to_string().as_bytes()).expect("it reads");
         drop(stdin);
-        child.wait_with_output().expect("it ends")
+        child
     }
 }
 

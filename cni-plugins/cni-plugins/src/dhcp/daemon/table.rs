@@ -15,7 +15,7 @@ use linux::{
     netns::{self, Netns},
 };
 use tokio::{
-    sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit},
+    sync::{Mutex as AsyncMutex, Notify, Semaphore, SemaphorePermit},
     task::AbortHandle,
     time::timeout,
 };
@@ -44,19 +44,21 @@ pub(super) struct Table {
     flags: Flags,
     keep: Keep,
     entries: Mutex<HashMap<Owner, Arc<Entry>>>,
-    /// ADDs that may have sockets at a time, and leases that are given back: taken last, so that who waits for an entry has none.
+    /// ADDs that may have sockets at a time. Taken before an entry's lock, so that nobody who wants that waits for other owners' ADDs.
     adds: Semaphore,
+    /// Leases that are given back at a time.
     releases: Semaphore,
     /// Leases that are extended at a time; the others wait.
     renewals: Semaphore,
     ends: Semaphore,
 }
 
-/// One owner's place. Whoever holds the lock of `held` is the one who speaks to servers for it, and who takes it out of the table when it
-/// is empty; so whoever waited for the lock looks whether it is still there.
+/// One owner's place. Whoever holds the lock of `held` is the one who speaks to servers for it.
 #[derive(Default)]
 struct Entry {
     held: AsyncMutex<Option<Held>>,
+    /// Told by a DEL and by GC: the ADDs that there are end.
+    deleted: Notify,
     /// Extends what is held. Aborting it is safe at any point: it tells nobody what it has not put into `held`.
     task: Mutex<Option<AbortHandle>>,
 }
@@ -67,6 +69,26 @@ impl Entry {
         let mut present = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(earlier) = std::mem::replace(&mut *present, task) {
             earlier.abort();
+        }
+    }
+}
+
+/// What a call or a task has of an entry while it looks at it, or waits for it; so an entry stays the owner's only one for as long as
+/// anybody has it. The last one takes it out, with its file, when it is empty, also when the call was given up.
+struct Visit {
+    table: Arc<Table>,
+    owner: Owner,
+    entry: Arc<Entry>,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let mut entries = self.table.entries();
+        // That of the table and this one: while the table is locked, nobody else gets one.
+        let is_last = Arc::strong_count(&self.entry) == 2;
+        if is_last && self.entry.held.try_lock().is_ok_and(|held| held.is_none()) {
+            entries.remove(&self.owner);
+            self.table.forget(&self.owner);
         }
     }
 }
@@ -88,7 +110,7 @@ impl Table {
             let owner = held.owner.clone();
             let entry = Arc::new(Entry { held: AsyncMutex::new(Some(held)), ..Entry::default() });
             table.entries().insert(owner.clone(), entry.clone());
-            table.start(owner, &entry);
+            table.start(&Visit { table: table.clone(), owner, entry });
         }
         Ok(table)
     }
@@ -115,41 +137,31 @@ impl Table {
     }
 
     async fn add(self: &Arc<Self>, owner: Owner, question: &Question) -> Result<AddResult, ErrorReply> {
-        loop {
-            let entry = self.entry(&owner)?;
-            let mut held = entry.held.lock().await;
-            if !self.has(&owner, &entry) {
-                continue;
-            }
-            let added = self.add_to(&entry, &mut held, &owner, question).await;
-            if held.is_none() {
-                self.remove(&owner, &entry);
-            }
-            return added;
+        let visit = self.enter(owner)?;
+        let deleted = visit.entry.deleted.notified();
+        tokio::select! {
+            added = self.add_to(&visit, question) => added,
+            () = deleted => Err(ErrorReply::internal("a DEL or GC of the same attachment came before the lease")),
         }
     }
 
-    /// The lease that the owner has for this link, or a new one.
-    async fn add_to(
-        self: &Arc<Self>,
-        entry: &Arc<Entry>,
-        held: &mut Option<Held>,
-        owner: &Owner,
-        question: &Question,
-    ) -> Result<AddResult, ErrorReply> {
+    /// The lease that the owner has for this link, or a new one. Dropping it is safe at any point: a lease is put into the entry as soon as
+    /// it is kept.
+    async fn add_to(self: &Arc<Self>, visit: &Visit, question: &Question) -> Result<AddResult, ErrorReply> {
         let _turn = self.adds.acquire().await.map_err(ErrorReply::internal)?;
+        let mut held = visit.entry.held.lock().await;
         let place = Place::find(&self.flags, question).await?;
         let is_good = |held: &&mut Held| held.mac == place.mac && held.lease.left(now()) > 0;
         if let Some(held) = held.as_mut().filter(is_good) {
             return Ok(held.lease.result(question.priority));
         }
         // A lease of a link that was replaced is nobody's any more.
-        entry.set_task(None);
+        visit.entry.set_task(None);
         *held = None;
-        let new = self.acquire(owner, question, place).await?;
+        let new = self.acquire(&visit.owner, question, place).await?;
         let result = new.lease.result(question.priority);
         *held = Some(new);
-        self.start(owner.clone(), entry);
+        self.start(visit);
         Ok(result)
     }
 
@@ -178,10 +190,10 @@ impl Table {
         Ok(held)
     }
 
-    async fn check(&self, owner: &Owner) -> Result<(), ErrorReply> {
-        let entry = self.entries().get(owner).cloned();
-        let held = match &entry {
-            Some(entry) => entry.held.lock().await.is_some(),
+    async fn check(self: &Arc<Self>, owner: &Owner) -> Result<(), ErrorReply> {
+        let visit = self.find(owner, &self.entries());
+        let held = match &visit {
+            Some(visit) => visit.entry.held.lock().await.is_some(),
             None => false,
         };
         if held {
@@ -192,25 +204,23 @@ impl Table {
     }
 
     /// Gives the lease back. None is success, and so is one whose server cannot be told: that server's clock then frees the address.
-    async fn release(&self, owner: &Owner) {
+    async fn release(self: &Arc<Self>, owner: &Owner) {
         let found = {
             let entries = self.entries();
-            let found = entries.get(owner).cloned();
+            let found = self.find(owner, &entries);
             if found.is_none() {
                 // A file that could not be read has no entry. The lock is held, so that no ADD stores one meanwhile.
                 self.forget(owner);
             }
             found
         };
-        let Some(entry) = found else { return };
+        let Some(visit) = found else { return };
         // What waits for a server is not waited for.
-        entry.set_task(None);
-        let mut held = entry.held.lock().await;
-        if !self.has(owner, &entry) {
-            return;
-        }
-        // That of an ADD which had the lock.
-        entry.set_task(None);
+        visit.entry.deleted.notify_waiters();
+        visit.entry.set_task(None);
+        let mut held = visit.entry.held.lock().await;
+        // That of an ADD which was done by then.
+        visit.entry.set_task(None);
         if let Some(held) = held.take()
             && let Err(error) = self.give_back(&held).await
         {
@@ -220,7 +230,7 @@ impl Table {
                 held.lease.address
             );
         }
-        self.remove(owner, &entry);
+        self.forget(owner);
     }
 
     async fn give_back(&self, held: &Held) -> Result<(), String> {
@@ -231,7 +241,7 @@ impl Table {
         client.release(&held.lease).await.map_err(|error| error.to_string())
     }
 
-    async fn collect(&self, question: &Question) {
+    async fn collect(self: &Arc<Self>, question: &Question) {
         let is_kept = |owner: &Owner| {
             let attachment = (owner.container_id.clone(), owner.ifname.clone());
             owner.network != question.network || question.valid.contains(&attachment)
@@ -242,21 +252,20 @@ impl Table {
         }
     }
 
-    fn start(self: &Arc<Self>, owner: Owner, entry: &Arc<Entry>) {
-        let task = tokio::spawn(self.clone().extend(owner, entry.clone()));
-        entry.set_task(Some(task.abort_handle()));
+    fn start(self: &Arc<Self>, visit: &Visit) {
+        let own = Visit { table: self.clone(), owner: visit.owner.clone(), entry: visit.entry.clone() };
+        let task = tokio::spawn(self.clone().extend(own));
+        visit.entry.set_task(Some(task.abort_handle()));
     }
 
     /// The task of one lease.
-    async fn extend(self: Arc<Self>, owner: Owner, entry: Arc<Entry>) {
+    async fn extend(self: Arc<Self>, visit: Visit) {
+        let entry = &visit.entry;
         loop {
             let left = entry.held.lock().await.as_ref().map_or(0, |held| held.lease.left(now()));
             let turn = self.turn(left).await;
             let mut held = entry.held.lock().await;
-            let Some(pause) = self.step(&mut held).await else {
-                self.remove(&owner, &entry);
-                return;
-            };
+            let Some(pause) = self.step(&mut held).await else { return };
             drop((held, turn));
             tokio::time::sleep(Duration::from_secs(pause.min(LONGEST_PAUSE))).await;
         }
@@ -278,7 +287,8 @@ impl Table {
     /// Does what is due. Seconds until the next step; none when there is no lease any more.
     async fn step(&self, held: &mut Option<Held>) -> Option<u64> {
         let current = held.as_mut()?;
-        let next = current.lease.next(now());
+        let begin = now();
+        let next = current.lease.next(begin);
         let pause = match next {
             Next::Wait(seconds) => return Some(seconds),
             Next::Renew { pause } | Next::Rebind { pause } => pause,
@@ -287,12 +297,13 @@ impl Table {
         };
         let (client_id, address) = (current.owner.client_id(), current.lease.address);
         let asked = self.ask(current, next).await;
+        current.lease.retry_at(begin + pause);
         match asked {
             Ok(Extended::NoAnswer) if next == Next::LastTry => {
                 current.lease.end();
                 self.end(held).await
             }
-            Ok(Extended::NoAnswer) => Some(pause),
+            Ok(Extended::NoAnswer) => Some(0),
             Ok(Extended::Refused) => {
                 eprintln!("{client_id}: the lease of {address} was refused");
                 current.lease.end();
@@ -312,7 +323,7 @@ impl Table {
                         current.lease.end();
                         return self.end(held).await;
                     }
-                    Some(pause)
+                    Some(0)
                 }
             },
             // Its container is gone, and nobody said so: then there is nothing to extend.
@@ -326,7 +337,8 @@ impl Table {
                 if next == Next::LastTry {
                     return self.end(held).await;
                 }
-                Some(pause.min(TROUBLE_PAUSE))
+                current.lease.retry_at(begin + pause.min(TROUBLE_PAUSE));
+                Some(0)
             }
         }
     }
@@ -377,28 +389,22 @@ impl Table {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn entry(&self, owner: &Owner) -> Result<Arc<Entry>, ErrorReply> {
+    /// The owner's entry, a new one where there is none.
+    fn enter(self: &Arc<Self>, owner: Owner) -> Result<Visit, ErrorReply> {
         let mut entries = self.entries();
-        if entries.len() >= LEASE_LIMIT && !entries.contains_key(owner) {
+        if entries.len() >= LEASE_LIMIT && !entries.contains_key(&owner) {
             return Err(ErrorReply::internal(format!(
                 "{LEASE_LIMIT} DHCP leases are held, which is the limit"
             )));
         }
-        Ok(entries.entry(owner.clone()).or_default().clone())
+        let entry = entries.entry(owner.clone()).or_default().clone();
+        Ok(Visit { table: self.clone(), owner, entry })
     }
 
-    /// Whether this is the owner's place, and not another one by now.
-    fn has(&self, owner: &Owner, entry: &Arc<Entry>) -> bool {
-        self.entries().get(owner).is_some_and(|present| Arc::ptr_eq(present, entry))
-    }
-
-    /// Takes the owner's place out, with its file. Only for who has its lock.
-    fn remove(&self, owner: &Owner, entry: &Arc<Entry>) {
-        if !self.has(owner, entry) {
-            return;
-        }
-        self.entries().remove(owner);
-        self.forget(owner);
+    /// The owner's entry, where there is one.
+    fn find(self: &Arc<Self>, owner: &Owner, entries: &HashMap<Owner, Arc<Entry>>) -> Option<Visit> {
+        let entry = entries.get(owner)?.clone();
+        Some(Visit { table: self.clone(), owner: owner.clone(), entry })
     }
 
     fn forget(&self, owner: &Owner) {

@@ -4,7 +4,7 @@ use std::{fs, io::Write};
 
 use serde_json::json;
 
-use super::{FILE_LIMIT, Held, Keep};
+use super::{FILE_LIMIT, Held, Keep, Owner};
 
 fn held() -> Held {
     let held = json!({
@@ -50,4 +50,20 @@ fn times_of_another_boot_are_over() {
         let found = keep.all().expect("the leases").pop().expect("the lease");
         assert_eq!((found.owner, found.lease.left(0)), (held.owner.clone(), 0));
     }
+}
+
+#[test]
+fn a_client_is_cut_between_characters() {
+    let owner = Owner { network: "lan".to_owned(), container_id: "a".repeat(247), ifname: "aé".to_owned() };
+    assert_eq!(owner.client_id(), format!("{}/lan/a", owner.container_id));
+}
+
+#[test]
+fn a_folder_is_for_one_daemon() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = Keep::beside(&folder.path().join("dhcp.sock")).expect("its folder");
+    let error = Keep::beside(&folder.path().join("other.sock")).expect_err("it is taken");
+    assert!(error.to_string().contains("another daemon has the leases"), "{error}");
+    drop(first);
+    Keep::beside(&folder.path().join("other.sock")).expect("it is free");
 }

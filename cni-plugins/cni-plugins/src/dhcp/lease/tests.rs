@@ -38,6 +38,17 @@ fn times_are_the_servers_or_shares_of_the_lifetime() {
 }
 
 #[test]
+fn a_try_that_failed_is_followed_by_a_pause() {
+    let mut lease = Lease::of(&ack(vec![DhcpOption::AddressLeaseTime(1000)]), 0).expect("a lease");
+    assert_eq!(lease.next(500), Next::Renew { pause: 175 });
+    lease.retry_at(500 + 175);
+    assert_eq!((lease.next(560), lease.next(674)), (Next::Wait(115), Next::Wait(1)));
+    assert_eq!(lease.next(675), Next::Renew { pause: 87 });
+    lease.expire();
+    assert_eq!(lease.next(560), Next::LastTry);
+}
+
+#[test]
 fn routes_are_classless_or_classful_with_a_default() {
     let routers = DhcpOption::Router(vec![[10, 0, 0, 1].into(), [10, 0, 0, 3].into()]);
     let classful = DhcpOption::StaticRoutingTable(vec![([172, 16, 0, 0].into(), [10, 0, 0, 4].into())]);
@@ -63,7 +74,7 @@ fn routes_are_classless_or_classful_with_a_default() {
     assert_eq!(
         shown(vec![routers, classful, classless])["routes"],
         json!([
-            {"dst": "192.168.0.0/20", "scope": 253, "priority": 5},
+            {"dst": "192.168.0.0/20", "gw": "0.0.0.0", "scope": 253, "priority": 5},
             {"dst": "0.0.0.0/0", "gw": "10.0.0.5", "priority": 5},
         ])
     );

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{LIMIT, Process, config, kept, serve, socket};
+use super::{Process, config, end, kept, serve, socket};
 use crate::host::node::{Call, Container, Node, bin_dir};
 
 /// A daemon that is started as systemd starts a service with so many sockets, the first of which is descriptor 3.
@@ -27,7 +27,7 @@ fn listener(node: &Node) -> UnixListener {
 fn a_dhcp_daemon_serves_at_the_socket_that_systemd_hands_over() {
     let node = Node::new();
     let _server = serve(&node, 1800);
-    let mut daemon = Process(
+    let daemon = Process(
         activated(&node, listener(&node).into(), 1).stdout(Stdio::null()).spawn().expect("it starts"),
     );
     let a = Container::new("a");
@@ -37,12 +37,7 @@ fn a_dhcp_daemon_serves_at_the_socket_that_systemd_hands_over() {
     assert_eq!(Call::new("DEL", &config, &a).run("bridge"), Ok(Value::Null));
     assert_eq!(kept(&node), 0);
 
-    let pid = daemon.0.id().to_string();
-    assert!(Command::new("kill").arg(&pid).status().expect("kill starts").success());
-    let ended = harness::wait::until("the daemon ends", LIMIT, || {
-        daemon.0.try_wait().map_err(|error| error.to_string())?.ok_or_else(|| "it runs".to_owned())
-    });
-    assert!(ended.success(), "{ended}");
+    end(daemon);
     assert!(socket(&node).exists(), "the file is systemd's");
 }
 

@@ -10,11 +10,11 @@ use std::{
 };
 
 use linux::netlink::Netlink;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
-    DISCOVER, LIMIT, Process, REQUEST, config, kept, lan, messages, serve, server, socket, start, start_with,
-    times, wait_for,
+    DISCOVER, LIMIT, Process, REQUEST, config, kept, lan, messages, serve, server, socket, start, times,
+    wait_for,
 };
 use crate::host::node::{Call, Container, Node, bin_dir, block_on};
 
@@ -23,18 +23,19 @@ const NONE: u32 = 3;
 const ENOUGH: u32 = 1024;
 
 /// A daemon whose words are kept in a file, and which is started with few files and may have more.
-fn told(node: &Node) -> Process {
+pub fn told(node: &Node, flags: &[&str]) -> Process {
     let mut command = Command::new("prlimit");
     command.arg(format!("--nofile=256:{ENOUGH}")).arg(bin_dir().join("dhcp"));
-    start(node, command.stderr(File::create(node.path("told")).expect("a file")))
+    command.stderr(File::create(node.path("told")).expect("a file"));
+    start(node, &mut command, flags)
 }
 
 /// How often the daemon said this.
-fn times_told(node: &Node, text: &str) -> usize {
+pub fn times_told(node: &Node, text: &str) -> usize {
     fs::read_to_string(node.path("told")).expect("the daemon's words").matches(text).count()
 }
 
-fn wait_until_told(node: &Node, text: &str) {
+pub fn wait_until_told(node: &Node, text: &str) {
     harness::wait::until(text, LIMIT, || match times_told(node, text) {
         0 => Err("not told".to_owned()),
         _ => Ok(()),
@@ -57,7 +58,7 @@ fn a_dhcp_daemon_that_can_open_nothing_keeps_the_lease() {
     let node = Node::new();
     let _server = serve(&node, 5);
     let messages = messages();
-    let daemon = told(&node);
+    let daemon = told(&node, &[]);
     let a = Container::new("a");
     let config = config(&node);
     Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
@@ -79,7 +80,7 @@ fn a_dhcp_lease_that_is_over_takes_its_link_down_as_soon_as_that_can_be_done() {
     let node = Node::new();
     lan();
     let server = server(&node, &format!("option subnet 255.255.255.0\n{}", times(10, 5)));
-    let daemon = told(&node);
+    let daemon = told(&node, &[]);
     let a = Container::new("a");
     let config = config(&node);
     Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
@@ -101,7 +102,7 @@ fn a_dhcp_lease_that_is_over_takes_its_link_down_as_soon_as_that_can_be_done() {
 fn a_dhcp_lease_that_expired_is_asked_for_once_more() {
     let node = Node::new();
     let forgetful = serve(&node, 1800);
-    let daemon = told(&node);
+    let daemon = told(&node, &[]);
     let a = Container::new("a");
     let config = config(&node);
     Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
@@ -118,7 +119,7 @@ fn a_dhcp_lease_that_expired_is_asked_for_once_more() {
 
     // It does not know the lease any more, so that the address is asked for anew.
     let _server = server(&node, &format!("option subnet 255.255.255.0\n{}", times(3600, 1800)));
-    let _daemon = told(&node);
+    let _daemon = told(&node, &[]);
     harness::wait::until("the lease lasts again", LIMIT, || {
         if fs::exists(&file).expect("a look") && read()["lease"]["expire_at"] != 1 {
             return Ok(());
@@ -134,7 +135,7 @@ fn a_dhcp_lease_that_expired_is_asked_for_once_more() {
 #[test]
 fn a_dhcp_daemon_that_cannot_accept_goes_on() {
     let node = Node::new();
-    let daemon = told(&node);
+    let daemon = told(&node, &[]);
     let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.0.id())).expect("its limits");
     let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("the limit of files");
     assert_eq!(files.split_whitespace().filter(|word| *word == ENOUGH.to_string()).count(), 2, "{files}");
@@ -148,35 +149,59 @@ fn a_dhcp_daemon_that_cannot_accept_goes_on() {
     assert_eq!(Call::new("STATUS", &config(&node), &a).run("dhcp"), Ok(Value::Null));
 }
 
+/// A link of the container that asks no daemon for its address.
+fn attach(container: &Container) {
+    let config = json!({"cniVersion": "1.1.0", "name": "links", "type": "bridge"});
+    Call::new("ADD", &config, container).run("bridge").expect("a link");
+}
+
 #[test]
-fn a_dhcp_lease_of_an_add_behind_a_del_is_found() {
+fn a_dhcp_add_ends_with_its_plugin() {
     let node = Node::new();
     lan();
     let messages = messages();
-    let daemon = told(&node);
+    let daemon = told(&node, &[]);
     let a = Container::new("a");
     let config = config(&node);
-    thread::scope(|scope| {
-        let first = scope.spawn(|| Call::new("ADD", &config, &a).run("bridge"));
-        wait_for(&messages, DISCOVER);
-        // The first call waits for a server, each further one for the call before it.
-        let before = open_files(&daemon);
-        let wait_for_calls = |count: usize| {
-            harness::wait::until("the daemon takes the call", LIMIT, || match open_files(&daemon) {
-                files if files >= before + count => Ok(()),
-                files => Err(format!("{files} files, after {before}")),
-            });
-        };
-        let deleted = scope.spawn(|| Call::new("DEL", &config, &a).run("dhcp"));
-        wait_for_calls(1);
-        let second = scope.spawn(|| Call::new("ADD", &config, &a).run("dhcp"));
-        wait_for_calls(2);
-        let _server = server(&node, &format!("option subnet 255.255.255.0\n{}", times(3600, 1800)));
-        first.join().expect("its thread").expect("an attachment");
-        assert_eq!(deleted.join().expect("its thread"), Ok(Value::Null));
-        second.join().expect("its thread").expect("a lease");
+    attach(&a);
+    assert_eq!(Call::new("STATUS", &config, &a).run("dhcp"), Ok(Value::Null));
+    let before = open_files(&daemon);
+    let plugin = Process(Call::new("ADD", &config, &a).start("dhcp"));
+    wait_for(&messages, DISCOVER);
+    plugin.kill();
+    harness::wait::until("the daemon gives the ADD up", LIMIT, || match open_files(&daemon) {
+        files if files <= before => Ok(()),
+        files => Err(format!("{files} files, after {before}")),
     });
-    assert_eq!(Call::new("CHECK", &config, &a).run("dhcp"), Ok(Value::Null));
+    assert_eq!(times_told(&node, "the plugin ended before its answer"), 1);
+    assert_eq!(Call::new("DEL", &config, &a).run("dhcp"), Ok(Value::Null));
+    assert_eq!(kept(&node), 0);
+}
+
+#[test]
+fn a_dhcp_del_ends_the_add_before_it() {
+    let node = Node::new();
+    lan();
+    let messages = messages();
+    let _daemon = told(&node, &["-resendtimeout=15s"]);
+    let a = Container::new("a");
+    let mut config = config(&node);
+    attach(&a);
+    for verb in ["DEL", "GC"] {
+        if verb == "GC" {
+            config["cni.dev/valid-attachments"] = json!([]);
+        }
+        thread::scope(|scope| {
+            let added = scope.spawn(|| Call::new("ADD", &config, &a).run("dhcp"));
+            wait_for(&messages, DISCOVER);
+            assert_eq!(Call::new(verb, &config, &a).run("dhcp"), Ok(Value::Null));
+            let ended = added.join().expect("its thread").expect_err("no lease");
+            assert_eq!(ended["msg"], "a DEL or GC of the same attachment came before the lease");
+        });
+        while messages.try_recv().is_ok() {}
+    }
+    let _server = server(&node, &format!("option subnet 255.255.255.0\n{}", times(3600, 1800)));
+    Call::new("ADD", &config, &a).run("dhcp").expect("a lease");
     assert_eq!(kept(&node), 1);
     assert_eq!(Call::new("DEL", &config, &a).run("bridge"), Ok(Value::Null));
     assert_eq!(kept(&node), 0);
@@ -186,7 +211,7 @@ fn a_dhcp_lease_of_an_add_behind_a_del_is_found() {
 fn a_dhcp_server_whose_acknowledgements_are_no_leases_is_not_asked_at_once_again() {
     let node = Node::new();
     let server_of_leases = serve(&node, 5);
-    let _daemon = told(&node);
+    let _daemon = told(&node, &[]);
     let a = Container::new("a");
     let config = config(&node);
     let result = Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
@@ -213,7 +238,7 @@ fn dhcp_adds_that_wait_for_a_server_are_in_nobody_elses_way() {
     let mut command = Command::new("prlimit");
     command.arg("--nofile=64:64").arg(bin_dir().join("dhcp"));
     let _daemon =
-        start_with(&node, &mut command, &["-timeout=1s", &format!("-resendtimeout={}s", SEARCH.as_secs())]);
+        start(&node, &mut command, &["-timeout=1s", &format!("-resendtimeout={}s", SEARCH.as_secs())]);
     let messages = messages();
     let containers: Vec<Container> = (0..ADDS).map(|index| Container::new(&format!("a{index}"))).collect();
     let other = Container::new("other");
@@ -250,7 +275,7 @@ fn delete_link(container: &Container) {
 fn a_dhcp_del_without_the_link_says_that_the_server_is_not_told() {
     let node = Node::new();
     let _server = serve(&node, 1800);
-    let _daemon = told(&node);
+    let _daemon = told(&node, &[]);
     let a = Container::new("a");
     let config = config(&node);
     Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
@@ -264,7 +289,7 @@ fn a_dhcp_del_without_the_link_says_that_the_server_is_not_told() {
 fn a_dhcp_lease_of_a_link_that_is_gone_is_given_up() {
     let node = Node::new();
     let _server = serve(&node, 5);
-    let _daemon = told(&node);
+    let _daemon = told(&node, &[]);
     let a = Container::new("a");
     let config = config(&node);
     Call::new("ADD", &config, &a).run("bridge").expect("an attachment");
