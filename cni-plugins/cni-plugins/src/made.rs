@@ -60,7 +60,7 @@ impl<'a> Made<'a> {
         Err(error.with_undo(self.undo().await))
     }
 
-    /// What could not be undone. A link that stands keeps its guard and its addresses, until DEL.
+    /// What could not be undone. A link that stands keeps its guard and its addresses, until DEL; but for those of DHCP.
     async fn undo(&mut self) -> Vec<String> {
         let mut left = self.release_through_link().await;
         if let Some((netlink, index)) = self.link.take() {

@@ -17,7 +17,10 @@ use dhcproto::{
     v4::{DhcpOption, Flags, Message, MessageType, OptionCode, UnknownOption},
 };
 use linux::{netlink::MacAddress, packet::PacketSocket};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{
     config::Options,
@@ -58,6 +61,29 @@ pub(super) struct Client<'a> {
     pub(super) limits: Limits,
 }
 
+/// Whether somebody still waits for an address.
+pub(super) struct Asked(watch::Receiver<()>);
+
+impl Asked {
+    /// It is given up when the first is dropped.
+    pub(super) fn new() -> (watch::Sender<()>, Self) {
+        let (asker, asked) = watch::channel(());
+        (asker, Self(asked))
+    }
+
+    pub(super) fn is_given_up(&self) -> bool {
+        self.0.has_changed().is_err()
+    }
+
+    async fn unless_given_up<T>(&mut self, work: impl Future<Output = T>) -> Result<T, String> {
+        tokio::select! {
+            done = work => Ok(done),
+            // Nothing is ever sent: this is the asker's end.
+            _ = self.0.changed() => Err("nobody waits for an address any more".to_owned()),
+        }
+    }
+}
+
 /// What came of asking for more time.
 pub(super) enum Extended {
     Acknowledged(Box<Message>),
@@ -72,19 +98,24 @@ pub(super) fn open(netns: &linux::netns::Netns, link: u32) -> Result<PacketSocke
 }
 
 impl Client<'_> {
-    /// Finds a server and takes what it offers.
-    pub(super) async fn acquire(&self) -> Result<Message, String> {
+    /// Finds a server and takes what it offers. Given up at once, but for an offer that is accepted: its server may give the address in the
+    /// same moment, and has to be heard.
+    pub(super) async fn acquire(&self, asked: &mut Asked) -> Result<Message, String> {
         let deadline = Instant::now() + self.limits.acquire;
         let mut wait = FIRST_WAIT.min(self.limits.wait);
         let mut last = "no DHCP server answered".to_owned();
-        while Instant::now() < deadline {
+        while Instant::now() < deadline && !asked.is_given_up() {
             let until = (Instant::now() + wait).min(deadline);
-            match timeout_at(until, self.attempt(wait, None)).await {
+            let tried = async {
+                let offer = asked.unless_given_up(self.offer(None)).await??;
+                self.accept(&offer, wait).await
+            };
+            match timeout_at(until, tried).await {
                 Ok(Ok(ack)) => return Ok(ack),
                 Ok(Err(error)) => {
                     last = error;
                     // Not at once again: the link may be going up, the server coming to its senses.
-                    tokio::time::sleep_until(until).await;
+                    asked.unless_given_up(tokio::time::sleep_until(until)).await?;
                 }
                 Err(_elapsed) => {}
             }
@@ -93,8 +124,8 @@ impl Client<'_> {
         Err(format!("{last} within {:?}", self.limits.acquire))
     }
 
-    /// Takes any offer, or only one of this address.
-    async fn attempt(&self, wait: Duration, address: Option<Ipv4Addr>) -> Result<Message, String> {
+    /// Any offer, or only one of this address.
+    async fn offer(&self, address: Option<Ipv4Addr>) -> Result<Message, String> {
         let mut discover = self.message(MessageType::Discover, Ipv4Addr::UNSPECIFIED);
         if let Some(address) = address {
             discover.opts_mut().insert(DhcpOption::RequestedIpAddress(address));
@@ -104,8 +135,11 @@ impl Client<'_> {
                 && address.is_none_or(|address| reply.yiaddr() == address)
         };
         let offer = self.ask(&mut discover, Ipv4Addr::BROADCAST, is_wanted);
-        let offer = offer.await.map_err(|error| error.to_string())?;
-        let server = lease::server(&offer).ok_or("a DHCP server that does not say which it is")?;
+        offer.await.map_err(|error| error.to_string())
+    }
+
+    async fn accept(&self, offer: &Message, wait: Duration) -> Result<Message, String> {
+        let server = lease::server(offer).ok_or("a DHCP server that does not say which it is")?;
         let mut request = self.message(MessageType::Request, Ipv4Addr::UNSPECIFIED);
         // By it the server knows to which of its offers this is the answer (RFC 2131, 4.4.1).
         request.set_xid(offer.xid());
@@ -150,7 +184,8 @@ impl Client<'_> {
             return extended;
         }
         let wait = self.limits.wait;
-        match timeout(wait, self.attempt(wait, Some(lease.address))).await {
+        let anew = async { self.accept(&self.offer(Some(lease.address)).await?, wait).await };
+        match timeout(wait, anew).await {
             Ok(Ok(ack)) if ack.yiaddr() == lease.address => Extended::Acknowledged(Box::new(ack)),
             Ok(Ok(_) | Err(_)) | Err(_) => extended,
         }

@@ -3,7 +3,7 @@
 //! ```text
 //! bound ── T1 ──▶ renewing (ask its server) ── T2 ──▶ rebinding (ask any server) ── expiry ──▶ expired (ask once more) ──▶ over: the link goes down
 //!   ▲                   │ an answer                     │ an answer                      │ an answer
-//!   └───────────────────┴───────────────────────────────┴────────────────────────────────┘     a refusal at any time: over, too
+//!   └───────────────────┴───────────────────────────────┴────────────────────────────────┘     a refusal: expired at once
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr};

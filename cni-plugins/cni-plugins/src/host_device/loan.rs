@@ -61,8 +61,9 @@ impl<'a> Loan<'a> {
 
     /// Undoes [`Loan::start`], however far it came.
     pub(super) async fn end(&self, host: &Netlink, netns: &Netns) -> Result<(), ErrorReply> {
-        // Not by its name, which another link may have meanwhile.
-        if host.find_link_by_index(self.index).await.map_err(ErrorReply::internal)?.is_some() {
+        // Either alone another link may have meanwhile.
+        let here = host.find_link_by_index(self.index).await.map_err(ErrorReply::internal)?;
+        if here.is_some_and(|link| link.name == self.name) {
             return Ok(());
         }
         let inside = Netlink::open_in(netns).map_err(ErrorReply::internal)?;

@@ -26,9 +26,7 @@ async fn take_one(netlink: &Netlink, step: &Step) -> Result<(), ErrorReply> {
         Step::AddRule(rule) => ("Failed to add rule", netlink.add_rule(rule).await),
         Step::AddRoute(route) => ("Failed to add default route", netlink.add_route(route).await),
         Step::CopyRoute(route) => ("Failed to readd route", netlink.replace_route(route).await),
-        Step::CopyBeside(route) => {
-            ("Failed to readd route", unless_there(netlink.add_route_beside(route).await))
-        }
+        Step::CopyBeside(route) => ("Failed to readd route", unless_there(netlink.append_route(route).await)),
         Step::DeleteRoute(route) => ("Failed to delete route", netlink.del_route(route).await),
         Step::Hint { route, .. } => ("", tolerate(netlink.replace_route(route).await)),
         Step::TryDelete(route) => ("", tolerate(netlink.del_route(route).await)),

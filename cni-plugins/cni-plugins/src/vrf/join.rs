@@ -27,8 +27,12 @@ impl Join {
         let mut routes = routes.map_err(|error| {
             ErrorReply::internal(format!("failed getting all routes for {name}: {error}"))
         })?;
+        // A route with hops of other links is not this one's to make again.
         routes.retain(|route| {
-            route.link == Some(inside.link.index) && route.table == MAIN_TABLE && route.scope == 0
+            route.link == Some(inside.link.index)
+                && route.table == MAIN_TABLE
+                && route.scope == 0
+                && !route.inseparable
         });
         Ok(Self { addresses, routes, table })
     }
@@ -76,7 +80,7 @@ impl Join {
             let is_beside = self.routes[..index].iter().any(|earlier| earlier.is_beside(route));
             let route = Route { table, ..route.clone() };
             let added = match is_beside {
-                true => inside.netlink.add_route_beside(&route).await,
+                true => inside.netlink.append_route(&route).await,
                 false => inside.netlink.replace_route(&route).await,
             };
             match added {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
 use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST},
+    packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         route::{
@@ -106,7 +106,19 @@ impl Netlink {
     /// # Errors
     /// `EEXIST` when there is the same route; otherwise as [`Netlink::add_route`].
     pub async fn add_route_beside(&self, route: &Route) -> Result<(), Error> {
-        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE;
+        self.create_route(route, 0).await
+    }
+
+    /// Adds a route after those to the same destination: the last choice for IPv4, one more hop for IPv6.
+    ///
+    /// # Errors
+    /// As [`Netlink::add_route_beside`].
+    pub async fn append_route(&self, route: &Route) -> Result<(), Error> {
+        self.create_route(route, NLM_F_APPEND).await
+    }
+
+    async fn create_route(&self, route: &Route, place: u16) -> Result<(), Error> {
+        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | place;
         let request = exchange(&self.handle, RouteNetlinkMessage::NewRoute(message(route)), flags);
         answer("add route", describe(route), request).await.map(drop)
     }

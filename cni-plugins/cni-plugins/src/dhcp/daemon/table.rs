@@ -23,7 +23,7 @@ use tokio::{
 use super::shares::Shares;
 use crate::dhcp::{
     config::Options,
-    exchange::{self, Client, Extended},
+    exchange::{self, Asked, Client, Extended},
     flags::Flags,
     keep::{Held, Keep, Owner},
     lease::{Lease, Next},
@@ -45,7 +45,7 @@ pub(super) struct Table {
     keep: Keep,
     entries: Mutex<HashMap<Owner, Arc<Entry>>>,
     /// ADDs that may have sockets at a time. Taken before an entry's lock, so that nobody who wants that waits for other owners' ADDs.
-    adds: Semaphore,
+    adds: Arc<Semaphore>,
     /// Leases that are given back at a time.
     releases: Semaphore,
     /// Leases that are extended at a time; the others wait.
@@ -56,7 +56,7 @@ pub(super) struct Table {
 /// One owner's place. Whoever holds the lock of `held` is the one who speaks to servers for it.
 #[derive(Default)]
 struct Entry {
-    held: AsyncMutex<Option<Held>>,
+    held: Arc<AsyncMutex<Option<Held>>>,
     /// Told by a DEL and by GC: the ADDs that there are end.
     deleted: Notify,
     /// Extends what is held. Aborting it is safe at any point: it tells nobody what it has not put into `held`.
@@ -81,6 +81,12 @@ struct Visit {
     entry: Arc<Entry>,
 }
 
+impl Visit {
+    fn again(&self) -> Self {
+        Self { table: self.table.clone(), owner: self.owner.clone(), entry: self.entry.clone() }
+    }
+}
+
 impl Drop for Visit {
     fn drop(&mut self) {
         let mut entries = self.table.entries();
@@ -101,14 +107,15 @@ impl Table {
             flags,
             keep,
             entries: Mutex::default(),
-            adds: Semaphore::new(shares.adds),
+            adds: Arc::new(Semaphore::new(shares.adds)),
             releases: Semaphore::new(shares.releases),
             renewals: Semaphore::new(shares.renewals),
             ends: Semaphore::new(END_LIMIT),
         });
         for held in all {
             let owner = held.owner.clone();
-            let entry = Arc::new(Entry { held: AsyncMutex::new(Some(held)), ..Entry::default() });
+            let held = Arc::new(AsyncMutex::new(Some(held)));
+            let entry = Arc::new(Entry { held, ..Entry::default() });
             table.entries().insert(owner.clone(), entry.clone());
             table.start(&Visit { table: table.clone(), owner, entry });
         }
@@ -145,11 +152,10 @@ impl Table {
         }
     }
 
-    /// The lease that the owner has for this link, or a new one. Dropping it is safe at any point: a lease is put into the entry as soon as
-    /// it is kept.
+    /// The lease that the owner has for this link, or a new one. Dropping it is safe at any point: asking for one then ends by itself.
     async fn add_to(self: &Arc<Self>, visit: &Visit, question: &Question) -> Result<AddResult, ErrorReply> {
-        let _turn = self.adds.acquire().await.map_err(ErrorReply::internal)?;
-        let mut held = visit.entry.held.lock().await;
+        let turn = self.adds.clone().acquire_owned().await.map_err(ErrorReply::internal)?;
+        let mut held = visit.entry.held.clone().lock_owned().await;
         let place = Place::find(&self.flags, question).await?;
         let is_good = |held: &&mut Held| held.mac == place.mac && held.lease.left(now()) > 0;
         if let Some(held) = held.as_mut().filter(is_good) {
@@ -158,19 +164,39 @@ impl Table {
         // A lease of a link that was replaced is nobody's any more.
         visit.entry.set_task(None);
         *held = None;
-        let new = self.acquire(&visit.owner, question, place).await?;
-        let result = new.lease.result(question.priority);
-        *held = Some(new);
-        self.start(visit);
-        Ok(result)
+        let (_asker, asked) = Asked::new();
+        let (table, again, question) = (self.clone(), visit.again(), question.clone());
+        let acquired = tokio::spawn(async move {
+            let _turn = turn;
+            let visit = again;
+            // Let go of before the visit ends.
+            let mut held = held;
+            let new = table.acquire(&visit.owner, &question, place, asked).await?;
+            let result = new.lease.result(question.priority);
+            *held = Some(new);
+            table.start(&visit);
+            Ok(result)
+        });
+        acquired.await.map_err(ErrorReply::internal)?
     }
 
-    async fn acquire(&self, owner: &Owner, question: &Question, place: Place) -> Result<Held, ErrorReply> {
+    /// When nobody waits for it any more, an address that the server gave all the same is given back.
+    async fn acquire(
+        &self,
+        owner: &Owner,
+        question: &Question,
+        place: Place,
+        mut asked: Asked,
+    ) -> Result<Held, ErrorReply> {
         place.bring_up().await?;
         let client_id = owner.client_id();
         let client = self.client(&place, &client_id, &question.options)?;
-        let ack = client.acquire().await.map_err(ErrorReply::internal)?;
+        let ack = client.acquire(&mut asked).await.map_err(ErrorReply::internal)?;
         let lease = Lease::of(&ack, now()).map_err(ErrorReply::internal)?;
+        if asked.is_given_up() {
+            let released = client.release(&lease).await;
+            return Err(ErrorReply::internal(format!("{} came too late: {released:?}", lease.address)));
+        }
         let held = Held {
             owner: owner.clone(),
             netns: question.netns.clone().unwrap_or_default(),
@@ -221,8 +247,9 @@ impl Table {
         let mut held = visit.entry.held.lock().await;
         // That of an ADD which was done by then.
         visit.entry.set_task(None);
-        if let Some(held) = held.take()
-            && let Err(error) = self.give_back(&held).await
+        // A daemon that ends meanwhile leaves it to the next one.
+        if let Some(held) = held.as_ref()
+            && let Err(error) = self.give_back(held).await
         {
             eprintln!(
                 "{}: the server is not told that {} is free, and holds it until the lease is over: {error}",
@@ -230,6 +257,7 @@ impl Table {
                 held.lease.address
             );
         }
+        *held = None;
         self.forget(owner);
     }
 
@@ -253,8 +281,7 @@ impl Table {
     }
 
     fn start(self: &Arc<Self>, visit: &Visit) {
-        let own = Visit { table: self.clone(), owner: visit.owner.clone(), entry: visit.entry.clone() };
-        let task = tokio::spawn(self.clone().extend(own));
+        let task = tokio::spawn(self.clone().extend(visit.again()));
         visit.entry.set_task(Some(task.abort_handle()));
     }
 

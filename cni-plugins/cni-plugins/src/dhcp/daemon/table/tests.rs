@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    path::Path,
     pin::{Pin, pin},
     sync::Arc,
     task::Poll,
@@ -113,21 +114,40 @@ async fn who_waits_for_an_entry_finds_what_comes_into_it() {
     assert_eq!(table.entries().len(), 0);
 }
 
-#[tokio::test]
-async fn a_lease_is_not_tried_again_at_once() {
-    let folder = tempfile::tempdir().expect("a folder");
-    // Longer than a file's name can be, which says nothing about the namespace.
-    let netns = folder.path().join("n".repeat(300));
+fn held(netns: &Path, renew_at: u64) -> Held {
     let later = now() + 1000;
     let held = json!({
         "owner": {"network": "lan", "container_id": "a", "ifname": "eth0"},
         "netns": netns, "mac": [2, 0, 0, 0, 0, 1], "options": {"provided": [], "requested": []},
         "lease": {
             "address": "10.0.0.9", "prefix": 24, "server": "10.0.0.2", "gateway": null, "routes": [],
-            "renew_at": 0, "rebind_at": later, "expire_at": later,
+            "renew_at": renew_at, "rebind_at": later, "expire_at": later,
         },
     });
-    let mut held: Option<Held> = serde_json::from_value(held).expect("a lease");
+    serde_json::from_value(held).expect("a lease")
+}
+
+#[tokio::test]
+async fn a_del_that_ends_with_the_daemon_leaves_the_lease_to_the_next_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let keep = Keep::beside(&folder.path().join("dhcp.sock")).expect("its folder");
+    let file = keep.path(&owner());
+    keep.store(&held(Path::new("/nonexistent"), now() + 1000)).expect("a file");
+    drop(keep);
+    let table = table(&folder);
+    let turn = table.releases.acquire().await.expect("the one turn");
+    assert!(waits(&mut pin!(table.answer(question("DEL")))).await);
+    assert!(file.exists());
+    drop(turn);
+    table.answer(question("DEL")).await.expect("it is given back");
+    assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn a_lease_is_not_tried_again_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Longer than a file's name can be, which says nothing about the namespace.
+    let mut held = Some(held(&folder.path().join("n".repeat(300)), 0));
     assert_eq!(table(&folder).step(&mut held).await, Some(0));
     let next = held.expect("the lease").lease.next(now());
     assert!(matches!(next, Next::Wait(1..=TROUBLE_PAUSE)), "{next:?}");
