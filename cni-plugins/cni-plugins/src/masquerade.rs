@@ -61,7 +61,9 @@ impl Masquerade {
                 eprintln!("ipMasqBackend \"iptables\": the rules are made with nftables");
                 Ok(())
             }
-            Some(other) => Err(ErrorReply::internal(format!("unknown ipmasq backend {other:?}"))),
+            Some(other) => Err(ErrorReply::internal(format!(
+                "unknown ipmasq backend {other:?}: expected \"nftables\" or \"iptables\""
+            ))),
         }
     }
 

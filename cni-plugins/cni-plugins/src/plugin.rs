@@ -123,7 +123,10 @@ impl Request {
             let unknown: Vec<&str> =
                 args.keys().filter(|key| *key != "IgnoreUnknown" && !known.contains(key)).collect();
             if !unknown.is_empty() {
-                return Err(ErrorReply::internal(format!("unknown CNI_ARGS keys: {}", unknown.join(", "))));
+                return Err(ErrorReply::internal(format!(
+                    "unknown CNI_ARGS keys: {} (IgnoreUnknown=1 passes them over)",
+                    unknown.join(", ")
+                )));
             }
         }
         Ok(args)
@@ -181,7 +184,12 @@ impl Request {
     pub fn valid_attachments(&self) -> Result<Valid, ErrorReply> {
         let root = self.root();
         let key = VALID_ATTACHMENTS.into_iter().find(|key| root.has(key));
-        let key = key.ok_or_else(|| decoding(JsonError::key(VALID_ATTACHMENTS[0], "missing")))?;
+        let key = key.ok_or_else(|| {
+            decoding(JsonError::key(
+                VALID_ATTACHMENTS[0],
+                "missing, and GC guesses nothing: [] keeps no attachment",
+            ))
+        })?;
         let read = |(place, value): (String, &Value)| -> Result<(String, String), JsonError> {
             let kept = Object::of(value, place)?;
             let text = |key: &str| -> Result<String, JsonError> {

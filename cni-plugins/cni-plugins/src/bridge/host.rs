@@ -72,7 +72,10 @@ async fn ensure_address(host: &Netlink, bridge: &Link, wanted: IpNetwork, force:
     }
     for other in present.iter().map(|address| address.network).filter(|other| conflicts(*other, wanted)) {
         if !force {
-            return Err(format!("{:?} already has an IP address different from {wanted}", bridge.name));
+            let name = &bridge.name;
+            return Err(format!(
+                "{name:?} already has an IP address different from {wanted}: {other} (forceAddress replaces it)"
+            ));
         }
         match host.del_address(bridge.index, other).await {
             Err(error) if !error.is_gone() => return Err(error.to_string()),

@@ -127,7 +127,9 @@ fn gc_keeps_nothing_where_the_list_is_null_and_refuses_to_guess_where_it_is_abse
     assert_eq!(*plugin.calls.borrow(), ["GC 0"]);
     config.as_object_mut().expect("an object").remove("cni.dev/valid-attachments");
     let reply = call(&plugin, &environment("GC"), &config).expect_err("everything would go");
-    assert_eq!((reply.code, reply.msg.as_str()), (6, "key \"cni.dev/valid-attachments\": missing"));
+    let message =
+        "key \"cni.dev/valid-attachments\": missing, and GC guesses nothing: [] keeps no attachment";
+    assert_eq!((reply.code, reply.msg.as_str()), (6, message));
 }
 
 #[test]

@@ -115,7 +115,9 @@ fn check_backend(
         )));
     }
     if ![IPTABLES, NFTABLES].contains(&backend) {
-        return Err(ErrorReply::internal(format!("unrecognized backend {backend:?}")));
+        return Err(ErrorReply::internal(format!(
+            "unrecognized backend {backend:?}: expected \"nftables\" or \"iptables\""
+        )));
     }
     Ok(())
 }

@@ -61,7 +61,7 @@ fn impossible_requests_say_why() {
         ),
         ("IP=10.1.0.5", configured(), 4, "the 'ip' field is expected to be in CIDR notation"),
         ("IP=10.1.0.5/24;GATEWAY=x", configured(), 4, "invalid gateway address"),
-        ("X=1", configured(), 999, "unknown CNI_ARGS keys: X"),
+        ("X=1", configured(), 999, "unknown CNI_ARGS keys: X (IgnoreUnknown=1 passes them over)"),
         (
             "",
             json!({"ipam": {}, "args": {"cni": {"ips": ["10.1.0.5"]}}}),

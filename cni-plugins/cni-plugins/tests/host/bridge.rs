@@ -258,7 +258,9 @@ fn a_failed_add_leaves_nothing() {
     refused(&narrow, &b, 999, "no IP addresses available in range set: 10.97.0.1-10.97.0.2");
     let mut other = node.config("1.0.0");
     other["ipam"]["ranges"] = json!([[{"subnet": "10.98.0.0/24"}]]);
-    refused(&other, &b, 999, "\"cni0\" already has an IP address different from 10.98.0.1/24");
+    let message =
+        "\"cni0\" already has an IP address different from 10.98.0.1/24: 10.97.0.1/30 (forceAddress";
+    refused(&other, &b, 999, message);
     other["ipam"]["type"] = json!("no-such-plugin");
     refused(&other, &b, 999, "failed to find plugin \"no-such-plugin\"");
     refused(&narrow, &a, 999, "container veth name provided (eth0) already exists");

@@ -163,7 +163,10 @@ fn a_failed_add_leaves_no_rule() {
     config["ipMasq"] = json!(true);
     config["ipMasqBackend"] = json!("ebtables");
     let error = Call::new("ADD", &config, &a).run("bridge").expect_err("no such backend");
-    assert_eq!((&error["code"], &error["msg"]), (&json!(999), &json!("unknown ipmasq backend \"ebtables\"")));
+    assert_eq!(
+        (&error["code"], &error["msg"]),
+        (&json!(999), &json!("unknown ipmasq backend \"ebtables\": expected \"nftables\" or \"iptables\""))
+    );
     assert!(a.link("eth0").is_none());
     config["ipMasqBackend"] = json!("iptables");
     run("ADD", &config, &a);

@@ -173,6 +173,8 @@ impl Table {
             let mut held = held;
             let new = table.acquire(&visit.owner, &question, place, asked).await?;
             let result = new.lease.result(question.priority);
+            let lease = &new.lease;
+            eprintln!("{}: {} for {} s", visit.owner.client_id(), lease.address, lease.left(now()));
             *held = Some(new);
             table.start(&visit);
             Ok(result)

@@ -80,7 +80,11 @@ fn impossible_configurations_say_why() {
             999,
             "Cannot specify externalSetMarkChain and markMasqBit",
         ),
-        (json!({"backend": "ipvs"}), 999, "unrecognized backend \"ipvs\""),
+        (
+            json!({"backend": "ipvs"}),
+            999,
+            "unrecognized backend \"ipvs\": expected \"nftables\" or \"iptables\"",
+        ),
         (
             json!({"backend": "iptables", "conditionsV4": ["ip", "saddr", "1.2.3.4"], "conditionsV6": ["ip6", "saddr", "12::34"]}),
             999,
