@@ -142,9 +142,12 @@ fn is_random_name(name: &str) -> bool {
     digits.is_some_and(|digits| digits.len() >= 8 && digits.chars().all(|c| c.is_ascii_hexdigit()))
 }
 
-/// Addresses that tables configure begin with `02:11`, so that they stay readable.
+/// Addresses that tables configure begin with `02:11:00:00:00`, so that they stay readable; random ones do so by no chance that counts.
 pub fn is_random_mac(mac: &str) -> bool {
-    !mac.is_empty() && !mac.starts_with("00:00:00") && !mac.starts_with("ff:") && !mac.starts_with("02:11:")
+    !mac.is_empty()
+        && !mac.starts_with("00:00:00")
+        && !mac.starts_with("ff:")
+        && !mac.starts_with("02:11:00:00:00:")
 }
 
 fn link_lines(link: &Value) -> Vec<String> {
