@@ -1,7 +1,8 @@
 //! `dhcp daemon`: holds the leases of all containers of the node.
 //!
 //! Inputs: questions of plugins; outputs: their answers, messages to DHCP servers, and [`Keep`]'s files. Owns the table of leases,
-//! with one task for each. It listens at a socket of its own, or at the one that systemd hands over (sd_listen_fds(3)). Between two exchanges a lease is but an entry and a timer: no thread, no socket, so that no namespace
+//! with one task for each. It listens at a socket of its own, or at the one that systemd hands over (sd_listen_fds(3)).
+//! Between two exchanges a lease is but an entry and a timer: no thread, no socket, so that no namespace
 //! outlives its container. How many exchanges there are at a time fits the files that the daemon may open ([`Shares`]). At its end
 //! the daemon releases nothing: the next one goes on.
 
