@@ -26,6 +26,7 @@ pub mod passwd;
 pub mod process;
 pub mod pty;
 pub mod scm;
+pub mod sockets;
 pub mod wireguard;
 
 pub use error::Error;

@@ -6,10 +6,11 @@
 //! so that no thread of a runtime can be left behind in a foreign namespace. It never configures what is inside.
 
 use std::{
+    collections::HashSet,
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     panic,
@@ -20,7 +21,10 @@ use std::{
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
-    sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, fstatfs},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, socket},
+        statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, fstatfs},
+    },
 };
 
 /// The namespace of the calling thread, not of the process's first thread.
@@ -107,6 +111,15 @@ impl Netns {
         })
     }
 
+    /// The number by which BPF programs know the namespace; no other one ever has it.
+    ///
+    /// # Errors
+    /// As [`in_netns`]; on kernels before 5.14.
+    pub fn cookie(&self) -> Result<u64, Error> {
+        let failed = |error| Error::Io { operation: "read the cookie of", path: self.path.clone(), error };
+        self.run(own_cookie)?.map_err(failed)
+    }
+
     /// Runs `work` inside the namespace; see [`in_netns`].
     ///
     /// # Errors
@@ -120,6 +133,20 @@ impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// The namespaces that processes are in, each once. Processes that end meanwhile are left out.
+///
+/// # Errors
+/// When the processes cannot be listed.
+pub fn of_processes() -> Result<Vec<Netns>, crate::Error> {
+    let mut seen = HashSet::new();
+    let of = |pid: i32| {
+        let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let number = fs::metadata(&path).ok()?.ino();
+        if seen.insert(number) { Netns::open(path).ok() } else { None }
+    };
+    Ok(crate::process::list()?.into_iter().filter_map(of).collect())
 }
 
 /// Creates a namespace and binds it to `path`, which must not exist; missing parent folders are made.
@@ -151,7 +178,6 @@ pub fn create(path: impl AsRef<Path>) -> Result<Netns, Error> {
 /// # Errors
 /// When the path exists or the mount fails; nothing is left at `path` then.
 pub fn bind(netns: &Netns, path: impl AsRef<Path>) -> Result<(), Error> {
-    use std::os::fd::AsRawFd;
     let path = path.as_ref();
     make_mount_point(path)?;
     let source = PathBuf::from(format!("/proc/self/fd/{}", netns.file.as_raw_fd()));
@@ -222,6 +248,27 @@ pub fn current_id() -> Result<u64, Error> {
 /// True when the calling thread is in the machine's initial network namespace.
 pub fn is_initial() -> bool {
     Path::new(INITIAL_ONLY_SYSCTL).exists()
+}
+
+/// `SO_NETNS_COOKIE` of `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// Of the calling thread's namespace.
+fn own_cookie() -> io::Result<u64> {
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`, which outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
 fn on_fresh_thread<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R, Error> {

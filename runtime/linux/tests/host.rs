@@ -14,3 +14,5 @@ mod nftables;
 mod notifications;
 #[path = "host/rules.rs"]
 mod rules;
+#[path = "host/sockets.rs"]
+mod sockets;

@@ -1,0 +1,106 @@
+//! Sockets of a network namespace, whoever owns them: which are connected over UDP, and ending one.
+//!
+//! Owns: one socket per [`Sockets`], bound for good to the network namespace that it was opened in. Formats are from
+//! `linux/inet_diag.h` and `linux/sock_diag.h`. Ending needs a kernel with `CONFIG_INET_DIAG_DESTROY`, which distributions set.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use netlink_bindings::inet_diag::{Msg, ReqV2, Sockid};
+use nix::sys::socket::SockProtocol;
+
+use crate::{
+    blocking::{Request, Socket},
+    netlink::Error,
+    netns::Netns,
+};
+
+/// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY`.
+const LIST: u16 = 20;
+const DESTROY: u16 = 21;
+/// `TCP_ESTABLISHED`, which is what a connected socket of any protocol is in.
+const CONNECTED: u8 = 1;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Sockets {
+    socket: Socket,
+}
+
+/// A UDP socket with a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectedSocket {
+    /// The number that no other socket ever has, as BPF programs know it.
+    pub cookie: u64,
+    pub peer: SocketAddr,
+    family: u8,
+    id: Sockid,
+}
+
+impl Sockets {
+    /// Opens a socket in `netns`. Blocks for the life of one short thread.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or the kernel refuses the socket.
+    pub fn open_in(netns: &Netns) -> Result<Self, Error> {
+        let open = || Socket::open_for(SockProtocol::NetlinkSockDiag);
+        Ok(Self { socket: netns.run(open).map_err(Error::Netns)?? })
+    }
+
+    /// Every connected UDP socket; the peer of one of IPv6 that is connected to a mapped address is of IPv4.
+    ///
+    /// # Errors
+    /// When the kernel refuses the list.
+    pub fn connected_datagrams(&self) -> Result<Vec<ConnectedSocket>, Error> {
+        let mut all = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let family = family as u8;
+            let wanted = ReqV2 { states: 1 << CONNECTED, ..of_udp(family) };
+            let request = request("list", format!("UDP sockets of family {family}"), LIST, &wanted);
+            all.extend(self.socket.list(&request, |message| read(message.body).map(Some))?);
+        }
+        Ok(all)
+    }
+
+    /// Ends a socket: it has no peer any more, and its owner gets ECONNABORTED, or EDESTADDRREQ for sending. False: it is gone, or has another peer by now.
+    ///
+    /// # Errors
+    /// When the kernel refuses; `EOPNOTSUPP` where it cannot.
+    pub fn end(&self, socket: &ConnectedSocket) -> Result<bool, Error> {
+        let wanted = ReqV2 { sockid: socket.id.clone(), ..of_udp(socket.family) };
+        match self.socket.tell(&request(
+            "end",
+            format!("the UDP socket to {}", socket.peer),
+            DESTROY,
+            &wanted,
+        )) {
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+            ended => ended.map(|()| true),
+        }
+    }
+}
+
+fn of_udp(family: u8) -> ReqV2 {
+    ReqV2 { family, protocol: libc::IPPROTO_UDP as u8, ..ReqV2::new() }
+}
+
+fn request(operation: &'static str, object: String, kind: u16, wanted: &ReqV2) -> Request {
+    Request { operation, object, kind, flags: 0, body: wanted.as_slice().to_vec() }
+}
+
+fn read(body: &[u8]) -> Result<ConnectedSocket, String> {
+    let fixed = body.get(..Msg::len()).and_then(Msg::new_from_slice);
+    let Msg { family, sockid: id, .. } = fixed.ok_or("a socket that is cut off")?;
+    let address = match i32::from(family) {
+        libc::AF_INET => {
+            let [a, b, c, d, ..] = id.dst;
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+        }
+        libc::AF_INET6 => Ipv6Addr::from(id.dst).to_canonical(),
+        other => return Err(format!("a socket of family {other}")),
+    };
+    let peer = SocketAddr::new(address, id.dport());
+    // Two words of the kernel's, the lower one first.
+    let [low, high] = [&id.cookie[..4], &id.cookie[4..]]
+        .map(|word| word.first_chunk().map_or(0, |word| u64::from(u32::from_ne_bytes(*word))));
+    Ok(ConnectedSocket { cookie: high << 32 | low, peer, family, id })
+}

@@ -1,0 +1,65 @@
+//! Connected UDP sockets of any namespace: listed, and ended one by one.
+
+use std::net::{SocketAddr, UdpSocket};
+
+use linux::{
+    netns::Netns,
+    sockets::{ConnectedSocket, Sockets},
+};
+
+fn connected(from: &str, to: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(from).expect("a socket");
+    socket.connect(to).expect("a peer");
+    socket
+}
+
+/// Those with this peer.
+fn to(sockets: &Sockets, peer: SocketAddr) -> Vec<ConnectedSocket> {
+    let all = sockets.connected_datagrams().expect("a list");
+    all.into_iter().filter(|socket| socket.peer == peer).collect()
+}
+
+#[test]
+fn one_connected_socket_is_ended_and_the_others_stay() {
+    harness::private_host::require();
+    let server = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let peer = server.local_addr().expect("its address");
+    let mapped = format!("[::ffff:127.0.0.1]:{}", peer.port()).parse().expect("an address");
+    let (first, second) = (connected("127.0.0.1:0", peer), connected("127.0.0.1:0", peer));
+    let of_ipv6 = connected("[::]:0", mapped);
+    let elsewhere = connected("127.0.0.1:0", "127.0.0.1:9".parse().expect("an address"));
+    let sockets = Sockets::open_in(&Netns::current().expect("a namespace")).expect("a socket");
+    let found = to(&sockets, peer);
+    assert_eq!(found.len(), 3, "{found:?}");
+
+    // Which is which: only the one that is gone when its descriptor is closed.
+    drop(second);
+    let left = to(&sockets, peer);
+    let gone = found.iter().find(|socket| !left.contains(socket)).expect("one less");
+    assert!(!sockets.end(gone).expect("an answer"), "closed already");
+
+    for socket in &left {
+        assert!(sockets.end(socket).expect("an end"));
+    }
+    for socket in [&first, &of_ipv6] {
+        let error = socket.take_error().expect("an answer").expect("an error");
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED));
+        assert_eq!(socket.send(b"?").expect_err("ended").raw_os_error(), Some(libc::EDESTADDRREQ));
+    }
+    elsewhere.send(b"?").expect("untouched");
+    assert!(to(&sockets, peer).is_empty());
+}
+
+#[test]
+fn a_socket_that_has_another_peer_by_now_is_not_ended() {
+    harness::private_host::require();
+    let servers = ["127.0.0.1:0"; 2].map(|any| UdpSocket::bind(any).expect("a socket"));
+    let [old, new] = servers.each_ref().map(|server| server.local_addr().expect("its address"));
+    let socket = connected("127.0.0.1:0", old);
+    let sockets = Sockets::open_in(&Netns::current().expect("a namespace")).expect("a socket");
+    let found = to(&sockets, old);
+    socket.connect(new).expect("another peer");
+    assert!(!sockets.end(&found[0]).expect("an answer"));
+    socket.send(b"?").expect("untouched");
+    assert_eq!(to(&sockets, new)[0].cookie, found[0].cookie);
+}
