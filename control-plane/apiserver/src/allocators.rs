@@ -13,6 +13,7 @@ use ipnetwork::Ipv4Network;
 use serde_json::{Value, json};
 
 use crate::error::FieldError;
+use crate::kinds::needs_health_check_port;
 use crate::object::{child, items, text};
 
 /// Random tries before the range is searched from its start.
@@ -117,7 +118,7 @@ impl Allocators {
         }
     }
 
-    /// Fills in the address and node ports of `service`.
+    /// Fills in the address, the node ports and the health check port of `service`.
     pub fn allocate(&self, service: &mut Value, old: Option<&Value>) -> Result<Reservation, Vec<FieldError>> {
         let mut reservation =
             Reservation { allocators: self.clone(), addresses: Vec::new(), ports: Vec::new() };
@@ -137,6 +138,12 @@ impl Allocators {
             for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
                 port.remove("nodePort");
             }
+        }
+        // After the node ports, of which the service may have chosen some.
+        if needs_health_check_port(service)
+            && let Err(error) = self.health_check_port(service, old, &mut reservation)
+        {
+            errors.push(error);
         }
         if errors.is_empty() { Ok(reservation) } else { Err(errors) }
     }
@@ -239,6 +246,23 @@ impl Allocators {
         }
     }
 
+    fn health_check_port(
+        &self,
+        service: &mut Value,
+        old: Option<&Value>,
+        reservation: &mut Reservation,
+    ) -> Result<(), FieldError> {
+        let path = "spec.healthCheckNodePort";
+        let held = old.and_then(health_check_port_of);
+        let wanted = service["spec"]["healthCheckNodePort"].as_u64().filter(|number| *number != 0);
+        let number = match wanted {
+            Some(number) => self.take_port(number, path, |port| held == Some(port), reservation)?,
+            None => self.any_port(path, reservation)?,
+        };
+        service["spec"]["healthCheckNodePort"] = number.into();
+        Ok(())
+    }
+
     fn take_port(
         &self,
         number: u64,
@@ -293,8 +317,16 @@ fn address_of(service: &Value) -> Option<Ipv4Addr> {
 }
 
 fn ports_of(service: &Value) -> Vec<u16> {
-    let numbers = items(service, "/spec/ports").iter().filter_map(|port| port["nodePort"].as_u64());
-    numbers.filter_map(|number| u16::try_from(number).ok()).filter(|port| *port != 0).collect()
+    let numbers = items(service, "/spec/ports").iter().filter_map(|port| port_of(&port["nodePort"]));
+    numbers.chain(health_check_port_of(service)).collect()
+}
+
+fn health_check_port_of(service: &Value) -> Option<u16> {
+    port_of(&service["spec"]["healthCheckNodePort"])
+}
+
+fn port_of(number: &Value) -> Option<u16> {
+    number.as_u64().and_then(|number| u16::try_from(number).ok()).filter(|port| *port != 0)
 }
 
 #[cfg(test)]
@@ -348,6 +380,26 @@ mod tests {
         }
         assert!(!seen.contains("10.96.0.1"), "the first address is for the API server");
         assert!(body(allocators.allocate(&mut service("ClusterIP", "", 0), None)).ends_with("range is full"));
+    }
+
+    #[test]
+    fn a_local_load_balancer_has_a_health_check_port_as_long_as_it_is_local() {
+        let allocators = Allocators::new("10.96.0.0/29".parse().unwrap(), 30000..=30002);
+        let mut first = service("LoadBalancer", "10.96.0.2", 30000);
+        first["spec"]["externalTrafficPolicy"] = "Local".into();
+        allocators.allocate(&mut first, None).unwrap().keep();
+        let port = first["spec"]["healthCheckNodePort"].as_u64().unwrap();
+        assert!((30001..=30002).contains(&port));
+        assert!(allocators.allocate(&mut first.clone(), Some(&first)).is_ok(), "its own port is no conflict");
+        let taken = allocators.allocate(&mut service("NodePort", "10.96.0.3", port), None);
+        assert!(body(taken).ends_with("provided port is already allocated"));
+        let mut cluster = first.clone();
+        cluster["spec"]["externalTrafficPolicy"] = "Cluster".into();
+        cluster["spec"].as_object_mut().unwrap().remove("healthCheckNodePort");
+        allocators.allocate(&mut cluster, Some(&first)).unwrap().keep();
+        assert_eq!(cluster["spec"].get("healthCheckNodePort"), None);
+        allocators.release(&first, Some(&cluster));
+        assert!(allocators.allocate(&mut service("NodePort", "10.96.0.3", port), None).is_ok());
     }
 
     #[test]

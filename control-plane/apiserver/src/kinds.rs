@@ -27,6 +27,7 @@ use crate::error::{FieldError, Resource};
 use crate::schema::protobuf::Numbers;
 use crate::schema::{Schemas, TypeId, source};
 
+pub use prepare::needs_health_check_port;
 pub use print::{Column, priority_of};
 pub use validate::metadata as validate_metadata;
 pub use validate::metadata_update as validate_metadata_update;

@@ -88,6 +88,7 @@ pub(super) fn service_update(service: &mut Value, old: &Value) {
     if new_type == "ExternalName" || old_type == "ExternalName" {
         return;
     }
+    keep_health_check_port(service, old);
     let old_spec = old["spec"].clone();
     let spec = child(service, "spec");
     for key in ["clusterIP", "clusterIPs"] {
@@ -104,6 +105,24 @@ pub(super) fn service_update(service: &mut Value, old: &Value) {
         return;
     }
     keep_node_ports(spec, &old_spec);
+}
+
+/// Whether load balancers ask nodes which of them have an endpoint of this Service.
+pub fn needs_health_check_port(service: &Value) -> bool {
+    text(service, "/spec/type") == "LoadBalancer" && text(service, "/spec/externalTrafficPolicy") == "Local"
+}
+
+/// The port stays as long as it is needed, and goes with the need unless the update names another one.
+fn keep_health_check_port(service: &mut Value, old: &Value) {
+    const KEY: &str = "healthCheckNodePort";
+    let needed = [&*service, old].map(needs_health_check_port);
+    let (new_port, old_port) = (service["spec"][KEY].clone(), old["spec"][KEY].clone());
+    let spec = child(service, "spec");
+    if needed == [true, true] && new_port.as_i64().unwrap_or(0) == 0 {
+        spec.insert(KEY.into(), old_port);
+    } else if needed == [false, true] && new_port == old_port {
+        spec.remove(KEY);
+    }
 }
 
 /// A port that names no node port keeps the one of the old port with its name, protocol and number.

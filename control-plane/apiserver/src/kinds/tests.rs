@@ -103,6 +103,35 @@ fn validation_says_what_upstream_says() {
             "spec.ports[0].targetPort: Invalid value: 70000: must be between 1 and 65535, inclusive"
         ]
     );
+    let ports = json!([{"port": 80}]);
+    assert_eq!(
+        problems(
+            "Service",
+            json!({"spec": {"type": "LoadBalancer", "ports": ports,
+                "loadBalancerSourceRanges": [" 10.0.0.0/8", "fd00::/64", "all"]}})
+        ),
+        [
+            "spec.loadBalancerSourceRanges[2]: Invalid value: \"all\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or \
+             2001:db8::/64)"
+        ]
+    );
+    assert_eq!(
+        problems("Service", json!({"spec": {"ports": ports, "loadBalancerSourceRanges": ["10.0.0.0/8"]}})),
+        ["spec.loadBalancerSourceRanges[0]: Forbidden: may only be used when `type` is 'LoadBalancer'"]
+    );
+    assert_eq!(
+        problems(
+            "Service",
+            json!({"spec": {"ports": ports, "trafficDistribution": "Near", "sessionAffinity": "ClientIP",
+                "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86_401}}}})
+        ),
+        [
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 86401: must be greater than 0 and less than \
+             86400",
+            "spec.trafficDistribution: Unsupported value: \"Near\": supported values: \"PreferClose\", \"PreferSameNode\", \
+             \"PreferSameZone\""
+        ]
+    );
     assert_eq!(
         problems(
             "Pod",
@@ -219,6 +248,33 @@ fn a_pods_spec_may_change_its_images_only() {
     assert!((kind("Pod").validate_update)(&new, &old).is_empty());
     new["spec"]["nodeName"] = "n".into();
     assert_eq!((kind("Pod").validate_update)(&new, &old)[0].reason, crate::error::FieldReason::Forbidden);
+}
+
+#[test]
+fn a_health_check_port_is_for_local_load_balancers_and_stays() {
+    let kind = kind("Service");
+    let service = |policy: &str, port: u16| {
+        let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": policy, "healthCheckNodePort": port,
+            "ports": [{"port": 80}]});
+        defaulted("Service", json!({"spec": spec}))
+    };
+    let updated = |mut new: Value, old: &Value| {
+        (kind.prepare_update)(&mut new, old);
+        let errors = (kind.validate)(&new).into_iter().chain((kind.validate_update)(&new, old));
+        (new["spec"]["healthCheckNodePort"].clone(), errors.map(|error| error.body).collect::<Vec<_>>())
+    };
+    let (old, none) = (service("Local", 30001), Vec::<String>::new());
+    assert_eq!(updated(service("Local", 0), &old), (json!(30001), none.clone()));
+    assert_eq!(updated(service("Cluster", 30001), &old), (Value::Null, none));
+    let (_, errors) = updated(service("Local", 30002), &old);
+    assert_eq!(errors, ["Invalid value: 30002: field is immutable"]);
+    let (_, errors) = updated(service("Cluster", 30002), &old);
+    assert_eq!(
+        errors,
+        [
+            "Invalid value: 30002: may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'"
+        ]
+    );
 }
 
 #[test]

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::backends::{
@@ -133,6 +135,7 @@ fn endpoint(view: &View<'_>, family: Family, pod: &Pod) -> Option<Endpoint> {
     let terminating = is_deleting(&pod.metadata);
     let ready = publishes_not_ready(view.service) || (serving && !terminating);
     let node = pods::node_name(pod);
+    let zone = node.and_then(|node| view.zones.get(node).map(String::as_str));
     Some(Endpoint {
         addresses,
         conditions: Some(EndpointConditions {
@@ -143,9 +146,23 @@ fn endpoint(view: &View<'_>, family: Family, pod: &Pod) -> Option<Endpoint> {
         hostname: backends::hostname(pod, view.service),
         node_name: node.map(str::to_owned),
         target_ref: Some(backends::target(pod)),
-        zone: node.and_then(|node| view.zones.get(node).cloned()),
+        hints: hints(view.service, node, zone).filter(|_| ready),
+        zone: zone.map(str::to_owned),
         ..Endpoint::default()
     })
+}
+
+/// For whom an endpoint is meant, as the Service distributes its traffic: clients of its zone, and before these of its node.
+fn hints(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
+    let distribution = service.spec.as_ref()?.traffic_distribution.as_deref()?;
+    let by_node = match distribution {
+        "PreferSameNode" => true,
+        "PreferSameZone" | "PreferClose" => false,
+        _ => return None,
+    };
+    let for_zones = zone.map(|zone| vec![ForZone { name: zone.to_owned() }]);
+    let for_nodes = node.filter(|_| by_node).map(|node| vec![ForNode { name: node.to_owned() }]);
+    (for_zones.is_some() || for_nodes.is_some()).then_some(EndpointHints { for_nodes, for_zones })
 }
 
 fn ports(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
@@ -248,6 +265,7 @@ fn same_endpoint(left: &Endpoint, right: &Endpoint) -> bool {
             conditions.serving.unwrap_or(true),
             conditions.terminating.unwrap_or(false),
             endpoint.zone.clone(),
+            endpoint.hints.clone(),
         )
     };
     // Everything else is part of the identity.

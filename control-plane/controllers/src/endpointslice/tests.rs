@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, Pod, PodCondition, PodIP, PodSpec, PodStatus, Service, ServicePort, ServiceSpec,
 };
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
@@ -209,6 +209,38 @@ fn conditions_of_a_pod_that_goes() {
     world.pass(&eager, &[going]);
     let slice = world.slices.values().next().unwrap();
     assert_eq!(slice.endpoints.as_ref().unwrap()[0].conditions.as_ref().unwrap().ready, Some(true));
+}
+
+#[test]
+fn hints_follow_the_traffic_distribution_of_the_service() {
+    // Ready on node-1 in zone-b, ready on node-2 without a zone, not ready on node-1.
+    let pods = [pod(1, true), pod(2, true), pod(4, false)];
+    let mut world = World::default();
+    // Zone and node that each is meant for.
+    type Hints<'a> = [Option<&'a str>; 2];
+    let cases: [(Option<&str>, [Hints<'_>; 3]); 5] = [
+        (Some("PreferSameZone"), [[Some("zone-b"), None], [None; 2], [None; 2]]),
+        (Some("PreferSameNode"), [[Some("zone-b"), Some("node-1")], [None, Some("node-2")], [None; 2]]),
+        (Some("PreferClose"), [[Some("zone-b"), None], [None; 2], [None; 2]]),
+        (Some("somewhere"), [[None; 2]; 3]),
+        (None, [[None; 2]; 3]),
+    ];
+    for (distribution, expected) in cases {
+        let mut service = service();
+        service.spec.as_mut().unwrap().traffic_distribution = distribution.map(str::to_owned);
+        world.pass(&service, &pods);
+        assert!(world.pass(&service, &pods).is_empty(), "a second pass has nothing to do");
+        let slice = world.slices.values().next().unwrap();
+        let said: Vec<[Option<&str>; 2]> = slice.endpoints.iter().flatten().map(said_hints).collect();
+        assert_eq!(said, expected, "{distribution:?}");
+    }
+}
+
+/// The zone and the node that an endpoint is meant for.
+fn said_hints(endpoint: &Endpoint) -> [Option<&str>; 2] {
+    let Some(hints) = &endpoint.hints else { return [None; 2] };
+    let zone = hints.for_zones.iter().flatten().next().map(|zone| zone.name.as_str());
+    [zone, hints.for_nodes.iter().flatten().next().map(|node| node.name.as_str())]
 }
 
 #[test]

@@ -3,15 +3,19 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use serde_json::Value;
 
 use super::{IMMUTABLE, labels, port_number, protocol};
 use crate::error::FieldError;
+use crate::kinds::needs_health_check_port;
 use crate::names;
 use crate::object::{items, text};
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+const DISTRIBUTIONS: &[&str] = &["PreferClose", "PreferSameNode", "PreferSameZone"];
 const NOT_AN_ADDRESS: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+const NOT_A_NETWORK: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 const MAX_AFFINITY_SECONDS: i64 = 86_400;
 const MAX_SLICE_ENDPOINTS: usize = 1000;
 
@@ -29,6 +33,11 @@ pub(in crate::kinds) fn service(service: &Value) -> Vec<FieldError> {
     ports(list, &mut errors);
     labels(service, "/spec/selector", "spec.selector", &mut errors);
     affinity(service, &mut errors);
+    health_check_port(service, &mut errors);
+    let distribution = text(service, "/spec/trafficDistribution");
+    if !distribution.is_empty() && !DISTRIBUTIONS.contains(&distribution) {
+        errors.push(FieldError::not_supported("spec.trafficDistribution", distribution, DISTRIBUTIONS));
+    }
     cluster_address(service, kind, &mut errors);
     for (index, address) in items(service, "/spec/externalIPs").iter().enumerate() {
         if address.as_str().is_none_or(|address| address.parse::<IpAddr>().is_err()) {
@@ -37,6 +46,14 @@ pub(in crate::kinds) fn service(service: &Value) -> Vec<FieldError> {
                 address.clone(),
                 NOT_AN_ADDRESS,
             ));
+        }
+    }
+    for (index, range) in items(service, "/spec/loadBalancerSourceRanges").iter().enumerate() {
+        let path = format!("spec.loadBalancerSourceRanges[{index}]");
+        if kind != "LoadBalancer" {
+            errors.push(FieldError::forbidden(path, "may only be used when `type` is 'LoadBalancer'"));
+        } else if range.as_str().is_none_or(|range| range.trim().parse::<IpNetwork>().is_err()) {
+            errors.push(FieldError::invalid(path, range.clone(), NOT_A_NETWORK));
         }
     }
     if kind == "ExternalName" {
@@ -48,6 +65,19 @@ pub(in crate::kinds) fn service(service: &Value) -> Vec<FieldError> {
         errors.extend(problems.iter().map(|problem| FieldError::invalid("spec.externalName", name, problem)));
     }
     errors
+}
+
+fn health_check_port(service: &Value, errors: &mut Vec<FieldError>) {
+    let path = "spec.healthCheckNodePort";
+    let port = &service["spec"]["healthCheckNodePort"];
+    if port.as_i64().unwrap_or(0) == 0 {
+        return;
+    }
+    port_number(port, path, errors);
+    if !needs_health_check_port(service) {
+        let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        errors.push(FieldError::invalid(path, port.clone(), detail));
+    }
 }
 
 fn affinity(service: &Value, errors: &mut Vec<FieldError>) {
@@ -139,6 +169,10 @@ pub(in crate::kinds) fn service_update(new: &Value, old: &Value) -> Vec<FieldErr
     let mut errors = Vec::new();
     if text(new, "/spec/type") == "ExternalName" || text(old, "/spec/type") == "ExternalName" {
         return errors;
+    }
+    let [new_port, old_port] = [new, old].map(|service| &service["spec"]["healthCheckNodePort"]);
+    if needs_health_check_port(new) && needs_health_check_port(old) && new_port != old_port {
+        errors.push(FieldError::invalid("spec.healthCheckNodePort", new_port.clone(), IMMUTABLE));
     }
     let (new, old) = (text(new, "/spec/clusterIP"), text(old, "/spec/clusterIP"));
     if new != old && !old.is_empty() {
