@@ -76,6 +76,15 @@ struct Frontend {
     address: String,
     protocol: String,
     endpoints: Vec<String>,
+    /// The endpoints for traffic from outside of the node, where they are others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outside: Option<Vec<String>>,
+    /// How long a client stays with its endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    affinity_seconds: Option<std::num::NonZeroU32>,
+    /// The networks that may ask from outside of the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sources: Option<Vec<String>>,
 }
 
 /// Binds the socket. One that an earlier agent left is replaced: there is one agent per state folder.
@@ -150,13 +159,17 @@ fn with_dataplane(context: &Context) -> Result<&Dataplane, String> {
 fn services(dataplane: &Dataplane) -> Vec<Frontend> {
     let mut all = dataplane.with(|dataplane| dataplane.list());
     all.sort_by_key(|(frontend, _)| *frontend);
-    let shown = |(frontend, endpoints): (dataplane::Frontend, Vec<std::net::SocketAddrV4>)| Frontend {
+    let texts = |endpoints: &[std::net::SocketAddrV4]| endpoints.iter().map(ToString::to_string).collect();
+    let shown = |(frontend, target): (dataplane::Frontend, dataplane::Target)| Frontend {
         address: format!("{}:{}", frontend.address, frontend.port),
         protocol: match frontend.protocol {
             dataplane::Protocol::Tcp => "TCP".to_owned(),
             dataplane::Protocol::Udp => "UDP".to_owned(),
         },
-        endpoints: endpoints.iter().map(ToString::to_string).collect(),
+        endpoints: texts(&target.inside),
+        outside: (target.outside != target.inside).then(|| texts(&target.outside)),
+        affinity_seconds: target.affinity_seconds,
+        sources: target.sources.map(|ranges| ranges.iter().map(ToString::to_string).collect()),
     };
     all.into_iter().map(shown).collect()
 }

@@ -1,12 +1,15 @@
 //! Services: what pods learn of them by environment variables, and what the dataplane does for them.
 //!
 //! In: watches of Services and EndpointSlices, and what the node knows of the end of its own pods ([`Departures`]). Out: [`Cache`], a snapshot for whoever builds an environment, and writes to the
-//! dataplane. `convert` reads API objects, `plan` decides (pure), `proxy` owns the one task that watches and writes.
-//! Session affinity is not honoured yet (said once per Service), IPv6 endpoints are skipped.
+//! dataplane. `convert` reads API objects, `plan` decides (pure), `proxy` owns the one task that watches and writes,
+//! `health` answers load balancers, `orphans` ends what is connected to a backend that has gone.
+//! IPv6 endpoints are skipped.
 
 mod convert;
 mod departures;
 pub mod environment;
+mod health;
+mod orphans;
 pub mod plan;
 mod proxy;
 pub mod table;
@@ -23,6 +26,7 @@ pub use plan::Departure;
 pub use table::{Entry, EntryPort, ServiceTable};
 
 use crate::events::Recorder;
+use crate::node::OwnNode;
 
 /// The dataplane, shared by the tasks that program it: services here, masquerade in `network`.
 #[derive(Clone)]
@@ -44,7 +48,8 @@ impl Dataplane {
 pub struct Context {
     pub client: kube::Client,
     pub node_name: String,
-    /// Addresses that node ports answer at.
+    pub node: OwnNode,
+    /// The node's own addresses: node ports answer there, and at its loopback.
     pub node_addresses: Vec<Ipv4Addr>,
     /// None: somebody else translates services; the cache is still kept.
     pub dataplane: Option<Dataplane>,

@@ -131,6 +131,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     let (service_cache, departures, service_task) = services::start(services::Context {
         client: client.clone(),
         node_name: settings.node_name.clone(),
+        node: own_node.clone(),
         node_addresses: uplinks.addresses.clone(),
         dataplane: dataplane.clone(),
         recorder: recorder.clone(),

@@ -130,8 +130,14 @@ const CONTAINERS: &[Column] = &[
     ("PID", "/pid"),
     ("EXIT", "/exit_code"),
 ];
-const SERVICES: &[Column] =
-    &[("ADDRESS", "/address"), ("PROTOCOL", "/protocol"), ("ENDPOINTS", "/endpoints")];
+const SERVICES: &[Column] = &[
+    ("ADDRESS", "/address"),
+    ("PROTOCOL", "/protocol"),
+    ("ENDPOINTS", "/endpoints"),
+    ("OUTSIDE", "/outside"),
+    ("AFFINITY", "/affinity_seconds"),
+    ("SOURCES", "/sources"),
+];
 
 fn table(columns: &[Column], rows: &[Value]) -> String {
     let heading: Vec<String> = columns.iter().map(|(heading, _)| (*heading).to_owned()).collect();
@@ -152,7 +158,7 @@ fn cell(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(text)) => short(text),
-        Some(Value::Array(values)) if values.is_empty() => "-".to_owned(),
+        Some(Value::Array(values)) if values.is_empty() => "none".to_owned(),
         Some(Value::Array(values)) => {
             values.iter().map(|value| cell(Some(value))).collect::<Vec<_>>().join(",")
         }
@@ -265,12 +271,14 @@ mod tests {
     fn tables_are_aligned() {
         let rows = [
             json!({"address": "10.96.0.1:443", "protocol": "TCP", "endpoints": ["10.0.0.5:6443"]}),
-            json!({"address": "10.96.0.10:53", "protocol": "UDP", "endpoints": []}),
+            json!({"address": "10.96.0.10:53", "protocol": "UDP", "endpoints": [], "affinity_seconds": 60}),
+            json!({"address": "10.0.0.9:3000", "protocol": "TCP", "endpoints": ["10.0.0.5:80"], "outside": []}),
         ];
         let expected = "\
-ADDRESS         PROTOCOL   ENDPOINTS
-10.96.0.1:443   TCP        10.0.0.5:6443
-10.96.0.10:53   UDP        -
+ADDRESS         PROTOCOL   ENDPOINTS       OUTSIDE   AFFINITY   SOURCES
+10.96.0.1:443   TCP        10.0.0.5:6443   -         -          -
+10.96.0.10:53   UDP        none            -         60         -
+10.0.0.9:3000   TCP        10.0.0.5:80     none      -          -
 ";
         assert_eq!(table(SERVICES, &rows), expected);
     }

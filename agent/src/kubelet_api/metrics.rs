@@ -37,6 +37,7 @@ pub const DATAPLANE_COUNTERS: &[(u32, &str)] = &[
     (dataplane::counter::MASQUERADE_NO_FLOW, "masquerade_no_flow"),
     (dataplane::counter::MASQUERADE_IMPOSSIBLE, "masquerade_impossible"),
     (dataplane::counter::NAT_INSERT_FAILED, "nat_insert_failed"),
+    (dataplane::counter::SOURCE_REFUSED, "source_refused"),
 ];
 
 /// All metrics as text.
@@ -49,7 +50,7 @@ pub fn render(context: &Context) -> Result<String, fmt::Error> {
     dropped_events(&mut registry, context.recorder.dropped());
     if let Some(dataplane) = &context.dataplane {
         let (frontends, counters) = dataplane.with(|dataplane| (dataplane.list(), dataplane.counters()));
-        let endpoints: usize = frontends.iter().map(|(_, endpoints)| endpoints.len()).sum();
+        let endpoints: usize = frontends.iter().map(|(_, target)| target.inside.len()).sum();
         services(&mut registry, frontends.len(), endpoints);
         match counters {
             Ok(counters) => dataplane_counters(&mut registry, &counters),

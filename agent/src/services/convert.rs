@@ -2,11 +2,15 @@
 //!
 //! Pure. What cannot be used is left out and said in words, so that the rest of the object still works.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use dataplane::Protocol;
-use k8s_openapi::api::core::v1::{ObjectReference, Service as ApiService, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointPort, EndpointSlice};
+use ipnetwork::{IpNetwork, Ipv4Network};
+use k8s_openapi::api::core::v1::{ObjectReference, Service as ApiService, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointHints, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::plan::{Endpoint, Key, Port, Service, Slice, SlicePort, TrafficPolicy, Usable};
@@ -19,6 +23,8 @@ mod tests;
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// What the API writes for a Service without a cluster IP.
 const HEADLESS: &str = "None";
+/// `spec.sessionAffinityConfig.clientIP.timeoutSeconds`.
+const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
 
 /// `None` for an object without a name, which the API does not send.
 pub fn key(meta: &ObjectMeta) -> Option<Key> {
@@ -60,7 +66,8 @@ pub fn service(object: &ApiService) -> (Service, Vec<String>) {
         created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy: policy(spec.external_traffic_policy.as_deref()),
-        affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
+        affinity_seconds: affinity(spec),
+        health_check_port: port_number(spec.health_check_node_port),
         publish_not_ready: spec.publish_not_ready_addresses == Some(true),
         ..Service::default()
     };
@@ -76,14 +83,20 @@ pub fn service(object: &ApiService) -> (Service, Vec<String>) {
         .flat_map(|balancer| balancer.ingress.iter().flatten())
         .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
         .filter_map(|ingress| ingress.ip.as_ref());
-    service.external_ips = addresses("status.loadBalancer.ingress", ingress, &mut problems);
-    let external = spec.external_ips.iter().flatten();
-    service.external_ips.extend(addresses("spec.externalIPs", external, &mut problems));
-    service.external_ips.sort_unstable();
-    service.external_ips.dedup();
+    service.balancer_ips = addresses("status.loadBalancer.ingress", ingress, &mut problems);
+    service.external_ips = addresses("spec.externalIPs", spec.external_ips.iter().flatten(), &mut problems);
+    service.source_ranges = source_ranges(spec.load_balancer_source_ranges.iter().flatten(), &mut problems);
     service.ports =
         spec.ports.iter().flatten().filter_map(|port| service_port(port, &mut problems)).collect();
     (service, problems)
+}
+
+/// The API server fills in the time of those who asked for none.
+fn affinity(spec: &ServiceSpec) -> Option<NonZeroU32> {
+    let wanted = spec.session_affinity.as_deref() == Some("ClientIP");
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let seconds = config.and_then(|client| client.timeout_seconds).unwrap_or(DEFAULT_AFFINITY_SECONDS);
+    wanted.then_some(NonZeroU32::new(u32::try_from(seconds).ok()?)?)
 }
 
 fn policy(text: Option<&str>) -> TrafficPolicy {
@@ -111,6 +124,30 @@ fn addresses<'a>(
     addresses
 }
 
+/// The ranges of IPv4: where all are of IPv6, they say nothing about it, as for kube-proxy. What cannot be read lets nobody in.
+fn source_ranges<'a>(
+    texts: impl Iterator<Item = &'a String>,
+    problems: &mut Vec<String>,
+) -> Option<Arc<[Ipv4Network]>> {
+    let (mut ranges, mut unread) = (BTreeSet::new(), false);
+    for text in texts {
+        match text.trim().parse() {
+            Ok(IpNetwork::V4(range)) => drop(ranges.insert(normal(range))),
+            Ok(IpNetwork::V6(_)) => {}
+            Err(_) => {
+                unread = true;
+                problems.push(format!("spec.loadBalancerSourceRanges: \"{text}\" is not a network"));
+            }
+        }
+    }
+    (unread || !ranges.is_empty()).then(|| ranges.into_iter().collect())
+}
+
+/// Without the bits of a host.
+fn normal(range: Ipv4Network) -> Ipv4Network {
+    Ipv4Network::new(range.network(), range.prefix()).unwrap_or(range)
+}
+
 fn service_port(port: &ServicePort, problems: &mut Vec<String>) -> Option<Port> {
     let Ok(number) = u16::try_from(port.port) else {
         problems.push(format!("spec.ports: {} is not a port", port.port));
@@ -123,9 +160,13 @@ fn service_port(port: &ServicePort, problems: &mut Vec<String>) -> Option<Port> 
         ));
         return None;
     };
-    let node_port =
-        port.node_port.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0);
+    let node_port = port_number(port.node_port);
     Some(Port { name: port.name.clone().unwrap_or_default(), port: number, protocol, node_port })
+}
+
+/// 0 is no port, as the API has it.
+fn port_number(number: Option<i32>) -> Option<u16> {
+    number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0)
 }
 
 fn protocol(text: Option<&str>) -> Option<Protocol> {
@@ -180,8 +221,20 @@ fn one_endpoint(endpoint: &ApiEndpoint, node_name: &str, problems: &mut Vec<Stri
         usable,
         departing,
         local: endpoint.node_name.as_deref() == Some(node_name),
+        zones: endpoint.hints.as_ref().and_then(zones),
+        meant_for_node: endpoint.hints.as_ref().and_then(|hints| meant_for(hints, node_name)),
         pod: pod(endpoint).filter(|_| may_be_here).map(Into::into),
     })
+}
+
+fn zones(hints: &EndpointHints) -> Option<Arc<[Box<str>]>> {
+    let zones = hints.for_zones.as_ref().filter(|zones| !zones.is_empty())?;
+    Some(zones.iter().map(|zone| zone.name.as_str().into()).collect())
+}
+
+fn meant_for(hints: &EndpointHints, node_name: &str) -> Option<bool> {
+    let nodes = hints.for_nodes.as_ref().filter(|nodes| !nodes.is_empty())?;
+    Some(nodes.iter().any(|node| node.name == node_name))
 }
 
 /// The uid of the pod that an endpoint stands for.

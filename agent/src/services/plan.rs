@@ -1,15 +1,19 @@
 //! Which frontends lead to which endpoints, and what of that changed. Pure: no API types, no kernel, no clock.
 //!
 //! In: Services and their EndpointSlices as plain values. Out: [`Change`]s since the last call. The rules are kube-proxy's:
-//! ready endpoints; if there are none, those that still serve while they terminate; with a Local policy only this node's.
+//! ready endpoints, of these the ones that hints mean for this node or its zone; if none is ready, those that still serve while
+//! they terminate; with a Local policy only this node's. An external policy is for traffic from outside: clients on the node are
+//! led to any endpoint, by whatever address they ask.
 //! What the node itself knows of the end of its own pods ([`Departure`]) counts before the slices say so. An address and port that two Services claim belongs to the older one (then to the lower name), whatever the order in
 //! which they became known; the other one is reported.
 
 use core::net::{Ipv4Addr, SocketAddrV4};
+use core::num::NonZeroU32;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use dataplane::{Frontend, Protocol};
+use dataplane::{Frontend, Protocol, Target};
+use ipnetwork::Ipv4Network;
 
 mod departed;
 
@@ -48,13 +52,18 @@ pub struct Service {
     /// Seconds since 1970.
     pub created: i64,
     pub cluster_ips: Vec<Ipv4Addr>,
-    /// `spec.externalIPs` and the addresses of load balancers.
     pub external_ips: Vec<Ipv4Addr>,
+    /// The addresses of load balancers.
+    pub balancer_ips: Vec<Ipv4Addr>,
+    /// Who may ask there, sorted and each once; none: everybody.
+    pub source_ranges: Option<Arc<[Ipv4Network]>>,
     pub ports: Vec<Port>,
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,
-    /// ClientIP affinity was asked for.
-    pub affinity: bool,
+    /// Of ClientIP affinity: how long a client stays with its endpoint.
+    pub affinity_seconds: Option<NonZeroU32>,
+    /// Where load balancers ask whether this node has an endpoint.
+    pub health_check_port: Option<u16>,
     /// Its endpoints count as ready whatever their pods are, also while those terminate.
     pub publish_not_ready: bool,
 }
@@ -100,6 +109,10 @@ pub struct Endpoint {
     pub departing: Usable,
     /// On this node.
     pub local: bool,
+    /// The zones that it is meant for; none: no hint.
+    pub zones: Option<Arc<[Box<str>]>>,
+    /// Whether it is meant for clients on this node; none: no hint.
+    pub meant_for_node: Option<bool>,
     /// The uid of the pod behind it, where that may be one of this node.
     pub pod: Option<Box<str>>,
 }
@@ -126,7 +139,15 @@ pub enum Departure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     Remove { frontend: Frontend },
-    Set { frontend: Frontend, endpoints: Arc<[SocketAddrV4]>, service: Key },
+    Set { frontend: Frontend, target: Target, service: Key },
+}
+
+/// What load balancers are told of a Service's endpoints on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub port: u16,
+    /// Those that are ready, each address once.
+    pub local_endpoints: usize,
 }
 
 /// A Service did not get an address and port because an older one has it.
@@ -143,9 +164,11 @@ pub struct Changes {
     /// Removals first.
     pub changes: Vec<Change>,
     pub conflicts: Vec<Conflict>,
+    /// Services with another health check; `None`: with none any more.
+    pub health_checks: Vec<(Key, Option<HealthCheck>)>,
 }
 
-type Lists = BTreeMap<Frontend, Arc<[SocketAddrV4]>>;
+type Lists = BTreeMap<Frontend, Target>;
 /// Age first, then name.
 type Claimant = (i64, Key);
 
@@ -153,6 +176,8 @@ type Claimant = (i64, Key);
 #[derive(Debug, Default)]
 pub struct Planner {
     node_addresses: Vec<Ipv4Addr>,
+    /// Where this node is, as far as it is known.
+    zone: Option<Box<str>>,
     services: HashMap<Key, Service>,
     /// Slices by Service and name.
     slices: HashMap<Key, BTreeMap<String, Slice>>,
@@ -164,14 +189,26 @@ pub struct Planner {
     dirty: BTreeSet<Key>,
     /// What each Service wants.
     wanted: HashMap<Key, (i64, Lists)>,
-    claims: HashMap<Frontend, BTreeMap<Claimant, Arc<[SocketAddrV4]>>>,
-    desired: HashMap<Frontend, (Key, Arc<[SocketAddrV4]>)>,
+    claims: HashMap<Frontend, BTreeMap<Claimant, Target>>,
+    desired: HashMap<Frontend, (Key, Target)>,
+    health_checks: HashMap<Key, HealthCheck>,
 }
 
 impl Planner {
     /// `node_addresses`: where node ports answer.
     pub fn new(node_addresses: Vec<Ipv4Addr>) -> Self {
         Self { node_addresses, ..Self::default() }
+    }
+
+    /// The node's zone is another one: that concerns the Services whose endpoints have hints.
+    pub fn set_zone(&mut self, zone: Option<&str>) {
+        if self.zone.as_deref() == zone {
+            return;
+        }
+        self.zone = zone.map(Into::into);
+        let hinted = |slice: &Slice| slice.endpoints.iter().any(|endpoint| endpoint.zones.is_some());
+        let concerned = self.slices.iter().filter(|(_, slices)| slices.values().any(hinted));
+        self.dirty.extend(concerned.map(|(service, _)| service.clone()));
     }
 
     pub fn service(&self, key: &Key) -> Option<&Service> {
@@ -256,8 +293,8 @@ impl Planner {
     }
 
     /// What the dataplane should hold, by the changes so far.
-    pub fn desired(&self, frontend: &Frontend) -> Option<(&Key, &Arc<[SocketAddrV4]>)> {
-        self.desired.get(frontend).map(|(key, endpoints)| (key, endpoints))
+    pub fn desired(&self, frontend: &Frontend) -> Option<(&Key, &Target)> {
+        self.desired.get(frontend).map(|(key, target)| (key, target))
     }
 
     /// Every frontend that the dataplane should have.
@@ -268,10 +305,11 @@ impl Planner {
     /// Decides for the Services that changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
         let mut touched = BTreeSet::new();
+        let mut result = Changes::default();
         for key in std::mem::take(&mut self.dirty) {
+            result.health_checks.extend(self.update_health_check(&key));
             self.update_claims(key, &mut touched);
         }
-        let mut result = Changes::default();
         let mut sets = Vec::new();
         for frontend in touched {
             match self.claims.get(&frontend).and_then(|claims| claims.first_key_value()) {
@@ -280,13 +318,13 @@ impl Planner {
                         result.changes.push(Change::Remove { frontend });
                     }
                 }
-                Some(((_, key), endpoints)) => {
+                Some(((_, key), target)) => {
                     self.report_losers(frontend, key, &mut result.conflicts);
-                    let next = (key.clone(), endpoints.clone());
+                    let next = (key.clone(), target.clone());
                     let unchanged = self.desired.get(&frontend).is_some_and(|(_, before)| *before == next.1);
                     if !unchanged {
-                        let (service, endpoints) = next.clone();
-                        sets.push(Change::Set { frontend, endpoints, service });
+                        let (service, target) = next.clone();
+                        sets.push(Change::Set { frontend, target, service });
                     }
                     self.desired.insert(frontend, next);
                 }
@@ -294,6 +332,32 @@ impl Planner {
         }
         result.changes.append(&mut sets);
         result
+    }
+
+    /// What load balancers are told now.
+    pub fn health_check(&self, service: &Key) -> Option<HealthCheck> {
+        self.health_checks.get(service).copied()
+    }
+
+    fn update_health_check(&mut self, key: &Key) -> Option<(Key, Option<HealthCheck>)> {
+        let service = self.services.get(key);
+        let next = service.and_then(|service| service.health_check_port.map(|port| (service, port))).map(
+            |(service, port)| {
+                let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
+                let ready = |endpoint: &&Endpoint| {
+                    let usable = self.departed.usable(endpoint, service.publish_not_ready);
+                    endpoint.local && usable == Usable::Ready
+                };
+                let endpoints = slices.flat_map(|slice| &slice.endpoints).filter(ready);
+                let addresses: HashSet<Ipv4Addr> = endpoints.map(|endpoint| endpoint.address).collect();
+                HealthCheck { port, local_endpoints: addresses.len() }
+            },
+        );
+        let before = match next {
+            Some(next) => self.health_checks.insert(key.clone(), next),
+            None => self.health_checks.remove(key),
+        };
+        (before != next).then(|| (key.clone(), next))
     }
 
     fn report_losers(&self, frontend: Frontend, winner: &Key, conflicts: &mut Vec<Conflict>) {
@@ -307,24 +371,29 @@ impl Planner {
     fn update_claims(&mut self, key: Key, touched: &mut BTreeSet<Frontend>) {
         let next = self.services.get(&key).map(|service| {
             let slices = self.slices.get(&key).into_iter().flat_map(BTreeMap::values);
-            (service.created, frontends(service, slices, &self.departed, &self.node_addresses))
+            let node = View {
+                departed: &self.departed,
+                addresses: &self.node_addresses,
+                zone: self.zone.as_deref(),
+            };
+            (service.created, frontends(service, slices, node))
         });
         let before = self.wanted.remove(&key);
         if let Some((created, lists)) = &before {
-            let kept = |frontend: &Frontend, list: &Arc<[SocketAddrV4]>| {
-                next.as_ref().is_some_and(|(age, next)| age == created && next.get(frontend) == Some(list))
+            let kept = |frontend: &Frontend, target: &Target| {
+                next.as_ref().is_some_and(|(age, next)| age == created && next.get(frontend) == Some(target))
             };
-            for (frontend, _) in lists.iter().filter(|(frontend, list)| !kept(frontend, list)) {
+            for (frontend, _) in lists.iter().filter(|(frontend, target)| !kept(frontend, target)) {
                 self.drop_claim(frontend, &(*created, key.clone()));
                 touched.insert(*frontend);
             }
         }
         let Some((created, lists)) = next else { return };
-        for (frontend, list) in &lists {
+        for (frontend, target) in &lists {
             let claims = self.claims.entry(*frontend).or_default();
             let claimant = (created, key.clone());
-            if claims.get(&claimant) != Some(list) {
-                claims.insert(claimant, list.clone());
+            if claims.get(&claimant) != Some(target) {
+                claims.insert(claimant, target.clone());
                 touched.insert(*frontend);
             }
         }
@@ -341,62 +410,114 @@ impl Planner {
     }
 }
 
-/// The frontends of one Service with their endpoints, sorted and without duplicates.
+/// What this node knows of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    pub departed: &'a Departed,
+    /// Where node ports answer.
+    pub addresses: &'a [Ipv4Addr],
+    pub zone: Option<&'a str>,
+}
+
+/// The frontends of one Service and where each leads; endpoints sorted and without duplicates.
 pub fn frontends<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a Slice> + Clone,
-    departed: &Departed,
-    node_addresses: &[Ipv4Addr],
+    node: View<'_>,
 ) -> Lists {
     let mut lists = Lists::new();
     for port in &service.ports {
-        let now = |endpoint: &Endpoint| departed.usable(endpoint, service.publish_not_ready);
-        let endpoints = merge(port, slices.clone(), now);
-        let internal = choose(&endpoints, service.internal_policy);
-        let external = choose(&endpoints, service.external_policy);
+        let endpoints = merge(port, slices.clone(), service.publish_not_ready, node);
+        let [cluster, internal, external] =
+            [TrafficPolicy::Cluster, service.internal_policy, service.external_policy]
+                .map(|policy| choose(&endpoints, policy));
+        let affinity_seconds = service.affinity_seconds;
+        let draining = if port.protocol == Protocol::Udp { draining(&endpoints) } else { Arc::default() };
         let at = |address: Ipv4Addr, number: u16| Frontend { address, port: number, protocol: port.protocol };
-        let node_ports = port.node_port.into_iter().flat_map(|number| {
-            // Connections to the loopback are the machine's own business.
-            node_addresses.iter().filter(|address| !address.is_loopback()).map(move |ip| (*ip, number))
-        });
-        for (address, number) in node_ports.chain(service.external_ips.iter().map(|ip| (*ip, port.port))) {
-            lists.insert(at(address, number), external.clone());
+        let node_ports =
+            port.node_port.into_iter().flat_map(|number| node.addresses.iter().map(move |ip| (*ip, number)));
+        let public =
+            Target { inside: cluster, outside: external, affinity_seconds, draining, ..Target::default() };
+        for address in &service.external_ips {
+            lists.insert(at(*address, port.port), public.clone());
+        }
+        for (address, number) in node_ports {
+            lists.insert(at(address, number), Target { own_address: true, ..public.clone() });
+        }
+        for address in &service.balancer_ips {
+            let sources = service.source_ranges.clone();
+            lists.insert(at(*address, port.port), Target { sources, ..public.clone() });
         }
         for address in &service.cluster_ips {
-            lists.insert(at(*address, port.port), internal.clone());
+            let target = Target { inside: internal.clone(), outside: internal.clone(), ..public.clone() };
+            lists.insert(at(*address, port.port), target);
         }
     }
     lists
+}
+
+/// What all slices say of one address and port.
+#[derive(Debug, Clone, Copy)]
+struct Merged {
+    usable: Usable,
+    local: bool,
+    /// Whether it is meant for this node's zone, and for this node; none: no hint.
+    for_zone: Option<bool>,
+    for_node: Option<bool>,
 }
 
 /// The endpoints of one port, over all slices, by what each is worth now.
 fn merge<'a>(
     port: &Port,
     slices: impl Iterator<Item = &'a Slice>,
-    now: impl Fn(&Endpoint) -> Usable,
-) -> BTreeMap<SocketAddrV4, (Usable, bool)> {
-    let mut merged = BTreeMap::new();
+    published: bool,
+    node: View<'_>,
+) -> BTreeMap<SocketAddrV4, Merged> {
+    let mut all = BTreeMap::new();
     for slice in slices {
         let same =
             |candidate: &&SlicePort| candidate.name == port.name && candidate.protocol == port.protocol;
         for target in slice.ports.iter().filter(same) {
             for endpoint in &slice.endpoints {
                 let address = SocketAddrV4::new(endpoint.address, target.port);
-                let (usable, local) = merged.entry(address).or_insert((Usable::No, false));
-                *usable = now(endpoint).max(*usable);
-                *local |= endpoint.local;
+                let unknown = Merged { usable: Usable::No, local: false, for_zone: None, for_node: None };
+                let merged = all.entry(address).or_insert(unknown);
+                let in_zone = |zones: &Arc<[Box<str>]>| zones.iter().any(|zone| node.zone == Some(zone));
+                merged.usable = node.departed.usable(endpoint, published).max(merged.usable);
+                merged.local |= endpoint.local;
+                merged.for_zone = endpoint.zones.as_ref().map(in_zone).max(merged.for_zone);
+                merged.for_node = endpoint.meant_for_node.max(merged.for_node);
             }
         }
     }
-    merged
+    all
 }
 
-fn choose(endpoints: &BTreeMap<SocketAddrV4, (Usable, bool)>, policy: TrafficPolicy) -> Arc<[SocketAddrV4]> {
-    let allowed = |local: bool| policy == TrafficPolicy::Cluster || local;
-    let with = |wanted: Usable| -> Arc<[SocketAddrV4]> {
-        let matching = endpoints.iter().filter(|(_, (usable, local))| *usable == wanted && allowed(*local));
-        matching.map(|(address, _)| *address).collect()
+/// Those that still serve while they terminate: sockets that are connected to them over UDP may stay.
+fn draining(endpoints: &BTreeMap<SocketAddrV4, Merged>) -> Arc<[SocketAddrV4]> {
+    let serving = endpoints.iter().filter(|(_, merged)| merged.usable == Usable::Fallback);
+    serving.map(|(address, _)| *address).collect()
+}
+
+fn choose(endpoints: &BTreeMap<SocketAddrV4, Merged>, policy: TrafficPolicy) -> Arc<[SocketAddrV4]> {
+    let with = |wanted: Usable| {
+        let allowed = |merged: &Merged| policy == TrafficPolicy::Cluster || merged.local;
+        endpoints.iter().filter(move |(_, merged)| merged.usable == wanted && allowed(merged))
     };
-    let ready = with(Usable::Ready);
-    if ready.is_empty() { with(Usable::Fallback) } else { ready }
+    let addresses = |chosen: &mut dyn Iterator<Item = (&SocketAddrV4, &Merged)>| -> Arc<[SocketAddrV4]> {
+        chosen.map(|(address, _)| *address).collect()
+    };
+    if with(Usable::Ready).next().is_none() {
+        return addresses(&mut with(Usable::Fallback));
+    }
+    if policy == TrafficPolicy::Cluster {
+        for hint in [|merged: &Merged| merged.for_node, |merged: &Merged| merged.for_zone] {
+            let mut ready = with(Usable::Ready).map(|(_, merged)| hint(merged));
+            // An endpoint without a hint means that the hints are not for everybody; with none for here, nobody would be left.
+            if ready.clone().all(|hint| hint.is_some()) && ready.any(|hint| hint == Some(true)) {
+                return addresses(&mut with(Usable::Ready).filter(|(_, merged)| hint(merged) == Some(true)));
+            }
+        }
+    }
+    addresses(&mut with(Usable::Ready))
 }

@@ -10,6 +10,7 @@
 //! the dataplane was written: while Syncing it may still hold what an earlier agent wrote, so nobody is answered then.
 
 use std::collections::{BTreeSet, HashSet};
+use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -23,8 +24,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::departures::Notice;
-use super::plan::{Change, Changes, Key, Planner};
-use super::{CacheWriter, Context, convert};
+use super::plan::{Change, Changes, HealthCheck, Key, Planner};
+use super::{CacheWriter, Context, convert, health, orphans};
 use crate::api::{chain, watched};
 use crate::events::EventType;
 
@@ -35,6 +36,8 @@ mod tests;
 const RETRY: Duration = Duration::from_secs(30);
 /// How long after the watches the first write waits for news of the pods that were ending when the agent began.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// Where a node is.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Watch events that are taken in before the dataplane is written once.
 const BATCH_EVENTS: usize = 1024;
 
@@ -54,6 +57,10 @@ struct Proxy {
     /// Frontends whose last write failed.
     failed: BTreeSet<Frontend>,
     retry_at: Option<Instant>,
+    health: health::Servers,
+    wake_orphans: orphans::Wake,
+    /// Services whose health check port could not be opened.
+    unhealthy: BTreeSet<Key>,
     /// Those who end a pod and wait for the next write: at most one for each pod, since each gives up in time.
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -73,18 +80,23 @@ pub async fn run(context: Context, cache: CacheWriter, notices: mpsc::Receiver<N
     let services = pin!(watched(watcher(services, config.clone())));
     let slices = pin!(watched(watcher(slices, config)));
     let shutdown = context.shutdown.clone();
+    let dataplane = context.dataplane.clone();
     let proxy = Proxy::new(context, cache);
+    let wake = proxy.wake_orphans.clone();
     // Cancel-safe: between two polls all state is in the maps, which the next agent adopts.
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = proxy.watch(services, slices, notices) => {}
+        () = orphans::run(dataplane, wake) => {}
     }
 }
 
 impl Proxy {
     fn new(context: Context, cache: CacheWriter) -> Self {
         Self {
-            planner: Planner::new(context.node_addresses.clone()),
+            planner: Planner::new(
+                context.node_addresses.iter().copied().chain([Ipv4Addr::LOCALHOST]).collect(),
+            ),
             context,
             cache,
             services: Listing::default(),
@@ -94,6 +106,9 @@ impl Proxy {
             running: false,
             failed: BTreeSet::new(),
             retry_at: None,
+            health: health::Servers::new(Ipv4Addr::UNSPECIFIED.into()),
+            unhealthy: BTreeSet::new(),
+            wake_orphans: orphans::Wake::default(),
             waiting: Vec::new(),
         }
     }
@@ -109,6 +124,7 @@ impl Proxy {
             // `next` and `recv` take an item only when they return it, and a timer has nothing to lose: each arm is cancel-safe.
             tokio::select! {
                 Some(notice) = notices.recv() => self.on_notice(notice),
+                Ok(()) = self.context.node.changed() => self.on_node(),
                 Some(event) = services.next() => self.on_service(event),
                 Some(event) = slices.next() => self.on_slice(event),
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => self.wake(),
@@ -139,6 +155,13 @@ impl Proxy {
             }
             Notice::CaughtUp => self.caught_up = true,
         }
+    }
+
+    /// The cloud's controller may label the node late, and its administrator at any time.
+    fn on_node(&mut self) {
+        let node = self.context.node.borrow_and_update().clone();
+        let labels = node.as_ref().and_then(|node| node.metadata.labels.as_ref());
+        self.planner.set_zone(labels.and_then(|labels| labels.get(ZONE_LABEL)).map(String::as_str));
     }
 
     fn wake(&mut self) {
@@ -193,11 +216,7 @@ impl Proxy {
             None => table.remove(&key.namespace, &key.name),
         });
         let (service, problems) = convert::service(object);
-        let before = self.planner.service(&key);
-        if service.affinity && before.is_none_or(|before| !before.affinity) {
-            tracing::warn!(service = %key, "session affinity is not supported yet: connections are spread");
-        }
-        if before != Some(&service) {
+        if self.planner.service(&key) != Some(&service) {
             self.report(&key, &service.uid, &problems);
         }
         self.planner.set_service(key, service);
@@ -256,7 +275,7 @@ impl Proxy {
         if !self.caught_up {
             return;
         }
-        let Changes { changes, conflicts } = self.planner.take_changes();
+        let Changes { changes, conflicts, health_checks } = self.planner.take_changes();
         for conflict in conflicts {
             let Frontend { address, port, protocol } = conflict.frontend;
             let message = format!("{address}:{port}/{protocol:?} belongs to service {}", conflict.winner);
@@ -266,9 +285,18 @@ impl Proxy {
         for change in changes {
             self.execute(change);
         }
+        for (service, check) in &health_checks {
+            self.health.make_way(service, *check);
+        }
+        for (service, check) in health_checks {
+            self.check_health(&service, check);
+        }
         if !self.running {
             self.running = true;
             self.remove_stale();
+        }
+        if let Some(dataplane) = &self.context.dataplane {
+            self.wake_orphans.after_writes(dataplane);
         }
     }
 
@@ -283,8 +311,8 @@ impl Proxy {
                     self.schedule_retry();
                 }
             }
-            Change::Set { frontend, endpoints, service } => {
-                match dataplane.with(|dataplane| dataplane.set(frontend, &endpoints)) {
+            Change::Set { frontend, target, service } => {
+                match dataplane.with(|dataplane| dataplane.set(frontend, &target)) {
                     Ok(()) => {
                         self.failed.remove(&frontend);
                     }
@@ -303,6 +331,26 @@ impl Proxy {
         self.schedule_retry();
     }
 
+    /// Whoever leaves the translation to somebody else leaves this to them too.
+    fn check_health(&mut self, service: &Key, check: Option<HealthCheck>) {
+        if self.context.dataplane.is_none() {
+            return;
+        }
+        let Err(error) = self.health.set(service, check) else {
+            self.unhealthy.remove(service);
+            return;
+        };
+        // Told once per outage.
+        if self.unhealthy.insert(service.clone()) {
+            let uid = self.planner.service(service).map(|service| service.uid.clone());
+            let (node, port) = (&self.context.node_name, check.map_or(0, |check| check.port));
+            let message =
+                format!("node {node} failed to start healthcheck \"{service}\" on port {port}: {error}");
+            self.warn(service, &uid.unwrap_or_default(), "FailedToStartServiceHealthcheck", message);
+        }
+        self.schedule_retry();
+    }
+
     fn schedule_retry(&mut self) {
         self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
     }
@@ -310,11 +358,14 @@ impl Proxy {
     fn retry(&mut self) {
         for frontend in self.failed.clone() {
             let wanted = self.planner.desired(&frontend);
-            let change = match wanted.map(|(service, endpoints)| (service.clone(), endpoints.clone())) {
-                Some((service, endpoints)) => Change::Set { frontend, endpoints, service },
+            let change = match wanted.map(|(service, target)| (service.clone(), target.clone())) {
+                Some((service, target)) => Change::Set { frontend, target, service },
                 None => Change::Remove { frontend },
             };
             self.execute(change);
+        }
+        for service in self.unhealthy.clone() {
+            self.check_health(&service, self.planner.health_check(&service));
         }
     }
 

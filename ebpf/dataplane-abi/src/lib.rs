@@ -8,7 +8,7 @@
 pub mod select;
 
 /// Part of the pin path: maps of different layouts never meet.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Names of the maps, as the kernel shows them (15 characters at most). The loader takes a map's name from its type
 /// information, which is the name of the Rust static: hence capitals.
@@ -17,6 +17,10 @@ pub mod map {
     pub const SERVICES: &str = "ORLOP_SERVICES";
     pub const TABLES: &str = "ORLOP_TABLES";
     pub const BACKENDS: &str = "ORLOP_BACKENDS";
+    pub const AFFINITY: &str = "ORLOP_AFFINITY";
+    pub const AFFINITY_OUTSIDE: &str = "ORLOP_AFF_OUT";
+    pub const SOURCES: &str = "ORLOP_SOURCES";
+    pub const CONNECTED: &str = "ORLOP_CONNECTED";
     pub const NAT: &str = "ORLOP_NAT";
     pub const INBOUND: &str = "ORLOP_INBOUND";
     pub const FLOWS: &str = "ORLOP_FLOWS";
@@ -32,6 +36,12 @@ pub mod capacity {
     /// Backend numbers over all selection tables.
     pub const TABLE_ENTRIES: usize = 524_288;
     pub const BACKENDS: usize = 262_144;
+    /// Clients inside, and as many outside, that are remembered by services with session affinity; the one not seen longest goes.
+    pub const AFFINITY: usize = 32_768;
+    /// UDP sockets that connected to a virtual address; those that did so longest ago are forgotten, and not told when their backend goes.
+    pub const CONNECTED: usize = 65_536;
+    /// Networks that may ask services with source ranges.
+    pub const SOURCES: usize = 65_536;
     /// Translations of what pods send to the outside, two for each flow.
     pub const NAT: usize = 131_072;
     /// Flows that hosts outside begin, two entries for each of a node port. A map of their own: they cannot evict ours.
@@ -56,8 +66,20 @@ pub struct FrontendKey {
     pub addr_be: u32,
     pub port_be: u16,
     pub protocol: u8,
-    /// Always 0; internal and external traffic policies will need their own tables here.
-    pub scope: u8,
+    pub reserved: u8,
+}
+
+/// Where the traffic of a client comes from: a service may have other backends for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Origin {
+    /// A socket on this node.
+    Inside,
+    /// A packet that came in by an uplink.
+    Outside,
+}
+
+impl Origin {
+    pub const ALL: [Self; 2] = [Self::Inside, Self::Outside];
 }
 
 /// What a service slot holds. The key stands here again, because a hash element may be reused under a reader: a reader that
@@ -66,15 +88,62 @@ pub struct FrontendKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
     pub key: FrontendKey,
-    /// A [`Selection`], read and written whole: this one word switches a service to a new table.
-    pub selection: u64,
-    /// 0 is an empty slot, otherwise [`service_flag`]s.
+    /// A [`Selection`] for clients of each [`Origin`], read and written whole: one such word switches a service to a new table.
+    pub inside: u64,
+    pub outside: u64,
+    /// 0 is an empty slot, otherwise [`service_flag`]s. Changed in one store together with `affinity_seconds`.
     pub flags: u32,
+    /// How long after its last choice a client stays with its backend; 0: it does not.
+    pub affinity_seconds: u32,
+    /// The set of networks whose addresses may ask from outside; 0: everybody may.
+    pub sources: u32,
     pub reserved: u32,
 }
 
 pub mod service_flag {
     pub const IN_USE: u32 = 1;
+    /// The address is the node's own: its kernel refuses what nobody translates.
+    pub const OWN_ADDRESS: u32 = 2;
+}
+
+/// A network of a set, as a key of the kernel's longest prefix match: `prefix` counts the bits of what follows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SourceKey {
+    pub prefix: u32,
+    pub set: u32,
+    pub addr_be: u32,
+}
+
+impl SourceKey {
+    /// The bits of a set's number, which match whole.
+    pub const SET_BITS: u32 = u32::BITS;
+    /// The key that looks an address up.
+    pub const WHOLE: u32 = Self::SET_BITS + u32::BITS;
+}
+
+/// A client of a service with session affinity. There is a map for each [`Origin`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AffinityKey {
+    /// Inside: the cookie of the client's network namespace, since a socket that connects may have no address yet. Outside: the
+    /// address, as it stands in the packet.
+    pub client: u64,
+    /// The service's slot.
+    pub slot: u32,
+    pub reserved: u32,
+}
+
+/// Which backend a client was led to last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// As in [`SocketRecord`].
+    pub selection: u64,
+    /// When it was chosen last, in nanoseconds since boot.
+    pub used: u64,
+    pub backend: u32,
+    pub generation: u32,
 }
 
 /// Where a service's backends stand: `length` numbers from `offset` on in the tables map.
@@ -128,6 +197,22 @@ pub struct SocketRecord {
     /// One of [`record`]'s states.
     pub state: u32,
     pub reserved: u32,
+}
+
+/// What user space has to know of a UDP socket that connected to a virtual address, by the socket's cookie: the kernel tells it
+/// nothing when its backend goes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connected {
+    /// The cookie of the socket's network namespace.
+    pub netns: u64,
+    pub backend_be: u32,
+    pub backend_port_be: u16,
+    pub reserved: u16,
+    pub slot: u32,
+    pub backend: u32,
+    pub generation: u32,
+    pub reserved2: u32,
 }
 
 pub mod record {
@@ -267,10 +352,12 @@ pub struct Network {
     pub mask_be: u32,
 }
 
-/// Settings of the uplink programs.
+/// Settings of the programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
+    /// The cookie of the node's own network namespace.
+    pub node_netns: u64,
     /// Pods of this node; a zero mask turns masquerading off.
     pub pods: Network,
     /// The address that pods show outside.
@@ -305,7 +392,9 @@ pub mod counter {
     pub const MASQUERADE_IMPOSSIBLE: u32 = 13;
     /// The kernel had no room for a flow's entry. A packet that would begin a flow, or that could not be answered, is dropped.
     pub const NAT_INSERT_FAILED: u32 = 14;
-    pub const COUNT: u32 = 15;
+    /// A client outside that none of the service's source ranges holds.
+    pub const SOURCE_REFUSED: u32 = 15;
+    pub const COUNT: u32 = 16;
 }
 
 /// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.
@@ -335,14 +424,18 @@ macro_rules! plain {
 }
 
 plain! {
-    FrontendKey: 8 { addr_be: u32, port_be: u16, protocol: u8, scope: u8 }
-    Service: 24 { key: FrontendKey, selection: u64, flags: u32, reserved: u32 }
+    FrontendKey: 8 { addr_be: u32, port_be: u16, protocol: u8, reserved: u8 }
+    Service: 40 { key: FrontendKey, inside: u64, outside: u64, flags: u32, affinity_seconds: u32, sources: u32, reserved: u32 }
+    SourceKey: 12 { prefix: u32, set: u32, addr_be: u32 }
+    AffinityKey: 16 { client: u64, slot: u32, reserved: u32 }
+    Affinity: 24 { selection: u64, used: u64, backend: u32, generation: u32 }
     Backend: 16 { addr_be: u32, port_be: u16, reserved: u16, generation: u32, last_generation: u32 }
     SocketRecord: 40 { vip_be: u32, backend_be: u32, vip_port_be: u16, backend_port_be: u16, backend: u32, generation: u32, slot: u32, selection: u64, state: u32, reserved: u32 }
+    Connected: 32 { netns: u64, backend_be: u32, backend_port_be: u16, reserved: u16, slot: u32, backend: u32, generation: u32, reserved2: u32 }
     FlowKey: 16 { cookie: u64, addr_be: u32, port_be: u16, direction: u16 }
     FlowValue: 32 { addr_be: u32, port_be: u16, reserved: u16, backend: u32, generation: u32, selection: u64, slot: u32, reserved2: u32 }
     NatKey: 16 { source_be: u32, destination_be: u32, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }
     NatValue: 32 { addr_be: u32, port_be: u16, kind: u8, state: u8, backend: u32, generation: u32, selection: u64, slot: u32, used: u32 }
     Network: 8 { network_be: u32, mask_be: u32 }
-    Config: 88 { pods: Network, masquerade_be: u32, overlay_link: u32, overlay_be: u32, unmasqueraded_count: u32, unmasqueraded: [Network; capacity::UNMASQUERADED] }
+    Config: 96 { node_netns: u64, pods: Network, masquerade_be: u32, overlay_link: u32, overlay_be: u32, unmasqueraded_count: u32, unmasqueraded: [Network; capacity::UNMASQUERADED] }
 }

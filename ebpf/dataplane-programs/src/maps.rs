@@ -1,10 +1,10 @@
 //! Every map of the programs. Names and layouts are `dataplane-abi`'s; user space pins them by name.
 
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use dataplane_abi::{
-    Backend, Config, FlowKey, FlowValue, FrontendKey, NatKey, NatValue, Service, SocketRecord, capacity,
-    counter,
+    Affinity, AffinityKey, Backend, Config, Connected, FlowKey, FlowValue, FrontendKey, NatKey, NatValue,
+    Service, SocketRecord, capacity, counter,
 };
 
 /// User space writes these through memory instead of system calls.
@@ -25,6 +25,17 @@ pub static ORLOP_TABLES: Array<u32, { capacity::TABLE_ENTRIES }, MMAPABLE> = Arr
 pub static ORLOP_BACKENDS: Array<Backend, { capacity::BACKENDS }, MMAPABLE> = Array::new();
 
 #[btf_map]
+pub static ORLOP_AFFINITY: LruHashMap<AffinityKey, Affinity, { capacity::AFFINITY }> = LruHashMap::new();
+
+/// The clients outside: what they flood evicts nothing of the pods'.
+#[btf_map]
+pub static ORLOP_AFF_OUT: LruHashMap<AffinityKey, Affinity, { capacity::AFFINITY }> = LruHashMap::new();
+
+/// The number of the set, and an address.
+#[btf_map]
+pub static ORLOP_SOURCES: LpmTrie<[u32; 2], u32, { capacity::SOURCES }> = LpmTrie::new();
+
+#[btf_map]
 pub static ORLOP_NAT: LruHashMap<NatKey, NatValue, { capacity::NAT }> = LruHashMap::new();
 
 /// The flows that hosts outside begin: what they flood evicts nothing of the pods'.
@@ -36,6 +47,9 @@ pub static ORLOP_FLOWS: LruHashMap<FlowKey, FlowValue, { capacity::FLOWS }> = Lr
 
 #[btf_map]
 pub static ORLOP_SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
+
+#[btf_map]
+pub static ORLOP_CONNECTED: LruHashMap<u64, Connected, { capacity::CONNECTED }> = LruHashMap::new();
 
 #[btf_map]
 pub static ORLOP_CONFIG: Array<Config, 1> = Array::new();

@@ -1,10 +1,17 @@
-//! Choosing a backend for a virtual address, and whether an earlier choice still holds. Reads maps, changes nothing.
+//! Choosing a backend for a virtual address, and whether an earlier choice still holds. Changes nothing but what is remembered of
+//! clients of services with session affinity.
 
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use dataplane_abi::select::{self, Reads};
-use dataplane_abi::{Backend, FrontendKey, Service, service_flag};
+use dataplane_abi::{
+    Affinity, AffinityKey, Backend, FrontendKey, Origin, Selection, Service, SourceKey, service_flag,
+};
 
-use crate::maps::{ORLOP_BACKENDS, ORLOP_FRONTENDS, ORLOP_SERVICES, ORLOP_TABLES};
+use crate::maps::{
+    ORLOP_AFF_OUT, ORLOP_AFFINITY, ORLOP_BACKENDS, ORLOP_FRONTENDS, ORLOP_SERVICES, ORLOP_SOURCES,
+    ORLOP_TABLES,
+};
 
 /// What a lookup of a virtual address gave.
 pub enum Choice {
@@ -12,6 +19,10 @@ pub enum Choice {
     NoService,
     /// A service without an endpoint: refuse.
     NoBackend,
+    /// A service of the node's own address that nobody gets an answer from: the node's kernel refuses in its words.
+    LeftToNode,
+    /// A service that clients from there may not ask.
+    Forbidden,
     Backend(Chosen),
 }
 
@@ -32,35 +43,77 @@ pub struct Pick {
     pub selection: u64,
 }
 
-/// Looks `key` up and picks one of its backends at random.
+/// Looks `key` up and picks one of its backends: the client's last one, where the service wants that, else any. `client` is
+/// asked for what stands in [`AffinityKey`].
 #[inline(always)]
-pub fn select(key: &FrontendKey) -> Choice {
+pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> u64) -> Choice {
     let Some((slot, service)) = look_up(key) else { return Choice::NoService };
-    match select::choose(&mut Maps { service }) {
+    let mut maps = Maps::of(service, origin, &client);
+    if !may_ask(&mut maps) {
+        return Choice::Forbidden;
+    }
+    // SAFETY: array elements live as long as the map.
+    let affinity_seconds = unsafe { core::ptr::read_volatile(&raw const (*service).affinity_seconds) };
+    let mut remembered = None;
+    if affinity_seconds != 0 {
+        let key = AffinityKey { client: client(), slot, reserved: 0 };
+        if let Some(kept) = keep(&mut maps, &key, affinity_seconds) {
+            return Choice::Backend(chosen(slot, kept));
+        }
+        remembered = Some(key);
+    }
+    match select::choose(&mut maps) {
+        select::Choice::NoBackend if origin == Origin::Outside && is_left_to_node(service) => {
+            Choice::LeftToNode
+        }
         select::Choice::NoBackend => Choice::NoBackend,
-        select::Choice::Backend(select::Chosen { id, backend, selection }) => Choice::Backend(Chosen {
-            addr_be: backend.addr_be,
-            port_be: backend.port_be,
-            pick: Pick { id, generation: backend.generation, slot, selection },
-        }),
+        select::Choice::Backend(any) => {
+            if let Some(key) = remembered {
+                remember(origin, &key, any);
+            }
+            Choice::Backend(chosen(slot, any))
+        }
     }
 }
 
-/// The choice brought up to date, if its backend lives and still is one of `key`'s. That another service lists the backend
-/// does not count.
 #[inline(always)]
-pub fn still_there(key: &FrontendKey, pick: Pick) -> Option<Pick> {
+fn chosen(slot: u32, select::Chosen { id, backend, selection }: select::Chosen) -> Chosen {
+    Chosen {
+        addr_be: backend.addr_be,
+        port_be: backend.port_be,
+        pick: Pick { id, generation: backend.generation, slot, selection },
+    }
+}
+
+/// The choice brought up to date, if its backend lives and still is one of `key`'s, and the client may still ask. That another
+/// service lists the backend does not count.
+#[inline(always)]
+pub fn still_there(key: &FrontendKey, origin: Origin, client: impl Fn() -> u64, pick: Pick) -> Option<Pick> {
     if ORLOP_BACKENDS.get(pick.id)?.generation != pick.generation {
         return None;
     }
-    if let Some(service) = service(pick.slot, key)
-        && (Maps { service }).selection() == pick.selection
+    let maps = |service| Maps::of(service, origin, &client);
+    if let Some(mut maps) = service(pick.slot, key).map(maps)
+        && maps.selection() == pick.selection
     {
-        return Some(pick);
+        return may_ask(&mut maps).then_some(pick);
     }
     let (slot, service) = look_up(key)?;
-    let selection = select::find(&mut Maps { service }, pick.id)?;
-    Some(Pick { slot, selection, ..pick })
+    let mut maps = maps(service);
+    let selection = select::find(&mut maps, pick.id)?;
+    may_ask(&mut maps).then_some(Pick { slot, selection, ..pick })
+}
+
+/// Source ranges are for clients outside.
+#[inline(always)]
+fn may_ask(maps: &mut Maps) -> bool {
+    maps.origin == Origin::Inside || select::may_ask(maps)
+}
+
+/// Whether a service answers there.
+#[inline(always)]
+pub fn is_service(key: &FrontendKey) -> bool {
+    look_up(key).is_some()
 }
 
 #[inline(always)]
@@ -79,16 +132,80 @@ fn service(slot: u32, key: &FrontendKey) -> Option<*const Service> {
     if flags & service_flag::IN_USE != 0 && found == *key { Some(service) } else { None }
 }
 
-/// The maps behind one service.
+/// With a Local policy and an endpoint elsewhere, what comes from outside is to be dropped instead.
+#[inline(always)]
+fn is_left_to_node(service: *const Service) -> bool {
+    // SAFETY: array elements live as long as the map.
+    let (flags, inside) =
+        unsafe { ((*service).flags, core::ptr::read_volatile(&raw const (*service).inside)) };
+    flags & service_flag::OWN_ADDRESS != 0 && Selection::unpack(inside).length == 0
+}
+
+/// Leads a client back to its last backend, if it may stay there.
+#[inline(always)]
+fn keep(maps: &mut Maps, key: &AffinityKey, affinity_seconds: u32) -> Option<select::Chosen> {
+    let held = maps.affinity(key)?;
+    let now = now();
+    // SAFETY: the kernel gave this element to this run. If it is recycled under us, the backend is still looked for in this
+    // service's table, and another client stays with its own a little longer.
+    unsafe {
+        let kept = select::keep(maps, held.read_volatile(), now, affinity_seconds)?;
+        (&raw mut (*held).selection).write_volatile(kept.selection);
+        (&raw mut (*held).used).write_volatile(now);
+        Some(kept)
+    }
+}
+
+/// Where the kernel has no room for a moment, the client's next choice is a new one.
+#[inline(always)]
+fn remember(origin: Origin, key: &AffinityKey, select::Chosen { id, backend, selection }: select::Chosen) {
+    let value = Affinity { selection, used: now(), backend: id, generation: backend.generation };
+    let _ = match origin {
+        Origin::Inside => ORLOP_AFFINITY.insert(key, &value, 0),
+        Origin::Outside => ORLOP_AFF_OUT.insert(key, &value, 0),
+    };
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes nothing and has no effect but its result.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// The maps behind one service, for one client.
 struct Maps {
     service: *const Service,
+    origin: Origin,
+    /// The address of one that is outside.
+    addr_be: u32,
+}
+
+impl Maps {
+    #[inline(always)]
+    fn of(service: *const Service, origin: Origin, client: &impl Fn() -> u64) -> Self {
+        let addr_be = if origin == Origin::Outside { client() as u32 } else { 0 };
+        Self { service, origin, addr_be }
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<*mut Affinity> {
+        match self.origin {
+            Origin::Inside => ORLOP_AFFINITY.get_ptr_mut(key),
+            Origin::Outside => ORLOP_AFF_OUT.get_ptr_mut(key),
+        }
+    }
 }
 
 impl Reads for Maps {
     #[inline(always)]
     fn selection(&mut self) -> u64 {
         // SAFETY: array elements live as long as the map. Volatile: each call reads the word anew, once.
-        unsafe { core::ptr::read_volatile(&raw const (*self.service).selection) }
+        unsafe {
+            core::ptr::read_volatile(match self.origin {
+                Origin::Inside => &raw const (*self.service).inside,
+                Origin::Outside => &raw const (*self.service).outside,
+            })
+        }
     }
 
     #[inline(always)]
@@ -105,5 +222,17 @@ impl Reads for Maps {
     fn random(&mut self) -> u32 {
         // SAFETY: the helper takes nothing and has no effect but its result.
         unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn sources(&mut self) -> u32 {
+        // SAFETY: array elements live as long as the map. Volatile: each call reads the number anew.
+        unsafe { core::ptr::read_volatile(&raw const (*self.service).sources) }
+    }
+
+    #[inline(always)]
+    fn holds(&mut self, set: u32) -> bool {
+        let key = Key::new(SourceKey::WHOLE, [set, self.addr_be]);
+        ORLOP_SOURCES.get(&key).is_some()
     }
 }

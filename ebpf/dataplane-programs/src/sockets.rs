@@ -9,17 +9,21 @@
 //! lives and belongs to the service. What a program sees of its peer is the virtual address again.
 
 use aya_ebpf::bindings::{BPF_TCP_ESTABLISHED, bpf_sock_addr};
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval};
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
-use dataplane_abi::{FlowKey, FlowValue, FrontendKey, SocketRecord, counter, flow, record};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
+use dataplane_abi::{
+    Connected, FlowKey, FlowValue, FrontendKey, Origin, SocketRecord, counter, flow, protocol, record,
+};
 
-use crate::maps::{ORLOP_FLOWS, ORLOP_SOCKETS, count};
+use crate::maps::{ORLOP_CONFIG, ORLOP_CONNECTED, ORLOP_FLOWS, ORLOP_SOCKETS, count};
 use crate::select::{self, Choice, Chosen, Pick};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+/// The first byte of a loopback address.
+const LOOPBACK: u32 = 127;
 /// The third word of a mapped address; the two before it are zero.
 const MAPPED: u32 = 0xffff_u32.to_be();
 
@@ -46,12 +50,12 @@ pub fn orlop_connect6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg4)]
 pub fn orlop_sendmsg4(ctx: SockAddrContext) -> i32 {
     let peer = peer(&ctx);
-    if is_connected_to_backend(&ctx, peer) {
+    if is_connected_to_backend(&ctx, peer) || is_a_pods_loopback(&ctx, peer) {
         return ALLOW;
     }
     let key = frontend(&ctx, peer);
     if let Some(used) = remembered(&ctx, peer)
-        && let Some(pick) = select::still_there(&key, used.pick)
+        && let Some(pick) = select::still_there(&key, Origin::Inside, || netns_cookie(&ctx), used.pick)
     {
         if pick != used.pick {
             remember_flow(&ctx, peer, Chosen { pick, ..used });
@@ -60,9 +64,9 @@ pub fn orlop_sendmsg4(ctx: SockAddrContext) -> i32 {
         set_peer(&ctx, Peer { addr_be: used.addr_be, port_be: used.port_be });
         return ALLOW;
     }
-    match select::select(&key) {
+    match select::select(&key, Origin::Inside, || netns_cookie(&ctx)) {
         Choice::NoService => ALLOW,
-        Choice::NoBackend => refuse(counter::SENDMSG_NO_BACKEND),
+        Choice::NoBackend | Choice::LeftToNode | Choice::Forbidden => refuse(counter::SENDMSG_NO_BACKEND),
         Choice::Backend(chosen) => {
             remember_flow(&ctx, peer, chosen);
             note_sent(&ctx, peer, chosen);
@@ -91,6 +95,19 @@ pub fn orlop_getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn orlop_getpeername6(ctx: SockAddrContext) -> i32 {
     show_mapped_vip(&ctx)
+}
+
+/// A socket is closed: nothing has to be told to it any more. Without this, resolvers, which connect for each question, would push
+/// out what is connected for long.
+#[cgroup_sock(sock_release)]
+pub fn orlop_release(ctx: SockContext) -> i32 {
+    // SAFETY: the kernel hands every program of this type a valid socket.
+    if unsafe { (*ctx.sock).protocol } as u8 == protocol::UDP {
+        // SAFETY: as above; the helper only reads it.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
+        let _ = ORLOP_CONNECTED.remove(&cookie);
+    }
+    ALLOW
 }
 
 #[inline(always)]
@@ -137,14 +154,19 @@ fn set_mapped_peer(ctx: &SockAddrContext, peer: Peer) {
 /// Leads a socket that connects to a virtual address to one of its backends.
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, peer: Peer, set_peer: impl FnOnce(&SockAddrContext, Peer)) -> i32 {
-    match select::select(&frontend(ctx, peer)) {
+    if is_a_pods_loopback(ctx, peer) {
+        forget(ctx);
+        return ALLOW;
+    }
+    match select::select(&frontend(ctx, peer), Origin::Inside, || netns_cookie(ctx)) {
         Choice::NoService => {
             forget(ctx);
             ALLOW
         }
-        Choice::NoBackend => refuse(counter::CONNECT_NO_BACKEND),
+        Choice::NoBackend | Choice::LeftToNode | Choice::Forbidden => refuse(counter::CONNECT_NO_BACKEND),
         Choice::Backend(chosen) => {
             remember(ctx, peer, chosen, record::ALONE);
+            note_connected(ctx, chosen);
             set_peer(ctx, Peer { addr_be: chosen.addr_be, port_be: chosen.port_be });
             count(counter::CONNECT_TRANSLATED);
             ALLOW
@@ -171,9 +193,27 @@ fn leads_to(record: &SocketRecord, peer: Peer) -> bool {
 
 #[inline(always)]
 fn frontend(ctx: &SockAddrContext, peer: Peer) -> FrontendKey {
+    FrontendKey { addr_be: peer.addr_be, port_be: peer.port_be, protocol: protocol(ctx), reserved: 0 }
+}
+
+#[inline(always)]
+fn protocol(ctx: &SockAddrContext) -> u8 {
     // SAFETY: as in `peer`.
-    let protocol = unsafe { (*ctx.sock_addr).protocol } as u8;
-    FrontendKey { addr_be: peer.addr_be, port_be: peer.port_be, protocol, scope: 0 }
+    unsafe { (*ctx.sock_addr).protocol as u8 }
+}
+
+/// Node ports answer at the node's loopback too; every other namespace's is its own.
+#[inline(always)]
+fn is_a_pods_loopback(ctx: &SockAddrContext, peer: Peer) -> bool {
+    u32::from_be(peer.addr_be) >> 24 == LOOPBACK
+        && ORLOP_CONFIG.get(0).is_none_or(|config| config.node_netns != netns_cookie(ctx))
+}
+
+/// Whoever shares the socket's network namespace, and so its addresses, is one client.
+#[inline(always)]
+fn netns_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the context is valid, and the helper only reads it.
+    unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) }
 }
 
 /// The caller gets ECONNREFUSED, as from a host where nobody listens.
@@ -215,20 +255,47 @@ fn remember(ctx: &SockAddrContext, vip: Peer, chosen: Chosen, state: u32) {
     }
 }
 
+/// A connected UDP socket would send to its backend for ever: user space ends it when that goes.
+#[inline(always)]
+fn note_connected(ctx: &SockAddrContext, chosen: Chosen) {
+    if protocol(ctx) != protocol::UDP {
+        return;
+    }
+    let connected = Connected {
+        netns: netns_cookie(ctx),
+        backend_be: chosen.addr_be,
+        backend_port_be: chosen.port_be,
+        reserved: 0,
+        slot: chosen.pick.slot,
+        backend: chosen.pick.id,
+        generation: chosen.pick.generation,
+        reserved2: 0,
+    };
+    // Where the kernel has no room for a moment, this socket is not told.
+    let _ = ORLOP_CONNECTED.insert(&socket_cookie(ctx), &connected, 0);
+}
+
 /// A socket that connects elsewhere no longer belongs to the service.
 #[inline(always)]
 fn forget(ctx: &SockAddrContext) {
     if let Some(record) = record(ctx) {
         record.state = record::VOID;
+        if protocol(ctx) == protocol::UDP {
+            let _ = ORLOP_CONNECTED.remove(&socket_cookie(ctx));
+        }
     }
 }
 
 /// The key of this socket's flow with `peer`.
 #[inline(always)]
 fn flow_key(ctx: &SockAddrContext, addr_be: u32, port_be: u16, direction: u16) -> FlowKey {
+    FlowKey { cookie: socket_cookie(ctx), addr_be, port_be, direction }
+}
+
+#[inline(always)]
+fn socket_cookie(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the context is valid, and the helper only reads it.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
-    FlowKey { cookie, addr_be, port_be, direction }
+    unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) }
 }
 
 /// The backend that this UDP socket used for `vip` before.

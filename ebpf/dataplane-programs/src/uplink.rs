@@ -20,7 +20,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use dataplane_abi::{Config, FrontendKey, NatKey, NatValue, Network, counter, nat, protocol};
+use dataplane_abi::{Config, FrontendKey, NatKey, NatValue, Network, Origin, counter, nat, protocol};
 
 use crate::maps::{ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
 use crate::packet::{self, End, Ends, Layer, Packet, Parsed};
@@ -100,8 +100,9 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
         addr_be: packet.destination_be,
         port_be: packet.destination_port_be,
         protocol: packet.protocol,
-        scope: 0,
+        reserved: 0,
     };
+    let client = || packet.source_be as u64;
     // SAFETY: as above.
     if let Some(entry) = unsafe { ORLOP_INBOUND.get(&key) }.copied() {
         if !packet.may_begin_flow {
@@ -109,7 +110,7 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
         }
         // A flow that may begin anew does not stay with a backend that is no longer the service's.
         let before = pick_of(&entry);
-        if let Some(pick) = select::still_there(&frontend, before) {
+        if let Some(pick) = select::still_there(&frontend, Origin::Outside, client, before) {
             if pick != before {
                 // Unrenewed, the entry only costs a longer look at each packet.
                 let renewed = NatValue { selection: pick.selection, slot: pick.slot, ..entry };
@@ -118,7 +119,19 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
             return translate_in(ctx, packet, &entry);
         }
     }
-    match select::select(&frontend) {
+    if is_loopback(packet.destination_be) {
+        return NEXT;
+    }
+    if !packet.may_begin_flow {
+        // The middle of a connection that is not known: the node answers with a reset.
+        if select::is_service(&frontend) {
+            count(counter::NODE_PORT_NO_FLOW);
+        } else {
+            note_direct_flow(packet);
+        }
+        return NEXT;
+    }
+    match select::select(&frontend, Origin::Outside, client) {
         Choice::NoService => {
             note_direct_flow(packet);
             NEXT
@@ -127,10 +140,13 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
             count(counter::NODE_PORT_NO_BACKEND);
             DROP
         }
-        // The middle of a connection that is not known: the node answers with a reset.
-        Choice::Backend(_) if !packet.may_begin_flow => {
-            count(counter::NODE_PORT_NO_FLOW);
+        Choice::LeftToNode => {
+            count(counter::NODE_PORT_NO_BACKEND);
             NEXT
+        }
+        Choice::Forbidden => {
+            count(counter::SOURCE_REFUSED);
+            DROP
         }
         Choice::Backend(chosen) => {
             let entry = NatValue {
@@ -151,6 +167,12 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
             translate_in(ctx, packet, &entry)
         }
     }
+}
+
+/// The kernel drops what comes from elsewhere to its loopback; the node's own sockets find services there.
+#[inline(always)]
+fn is_loopback(addr_be: u32) -> bool {
+    u32::from_be(addr_be) >> 24 == 127
 }
 
 /// The answer to a masqueraded packet goes back to its pod.

@@ -21,8 +21,8 @@ use aya::maps::{Map, MapData, MapInfo};
 use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramInfo, SchedClassifier,
-    TcAttachType,
+    CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramInfo,
+    SchedClassifier, TcAttachType,
 };
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use dataplane_abi::{LAYOUT_VERSION, map};
@@ -43,6 +43,7 @@ const SOCKET_PROGRAMS: &[&str] = &[
     "orlop_getpeername4",
     "orlop_getpeername6",
 ];
+const RELEASE_PROGRAM: &str = "orlop_release";
 const UPLINK_PROGRAMS: &[(&str, Layer, TcAttachType)] = &[
     ("orlop_ingress", Layer::Ethernet, TcAttachType::Ingress),
     ("orlop_egress", Layer::Ethernet, TcAttachType::Egress),
@@ -54,6 +55,10 @@ const PINNED_MAPS: &[&str] = &[
     map::SERVICES,
     map::TABLES,
     map::BACKENDS,
+    map::AFFINITY,
+    map::AFFINITY_OUTSIDE,
+    map::SOURCES,
+    map::CONNECTED,
     map::NAT,
     map::INBOUND,
     map::FLOWS,
@@ -61,8 +66,8 @@ const PINNED_MAPS: &[&str] = &[
     map::CONFIG,
     map::COUNTERS,
 ];
-/// `getpeername` for cgroups is from 5.8; the links alone from 5.7.
-const CGROUP_LINKS_SINCE: &str = "5.8";
+/// `sock_release` for cgroups is from 5.9; the links alone from 5.7.
+const CGROUP_LINKS_SINCE: &str = "5.9";
 const TCX_SINCE: &str = "6.6";
 
 /// Why the dataplane could not be opened.
@@ -107,11 +112,15 @@ pub enum OpenError {
     NoUplink { name: String, source: io::Error },
     #[error("open the maps")]
     Maps(#[source] MapError),
+    #[error("know the node's network namespace: needs root and a kernel from 5.14 on")]
+    Namespace(#[source] linux::netns::Error),
 }
 
 /// The maps that user space works with.
 pub struct Maps {
     pub frontends: Map,
+    pub sources: Map,
+    pub connected: Map,
     pub services: MapData,
     pub tables: MapData,
     pub backends: MapData,
@@ -273,13 +282,20 @@ fn layouts(pin_root: &Path) -> Result<Vec<PathBuf>, OpenError> {
 
 /// Key and value sizes and the number of elements of each pinned map. Socket storage is not counted.
 fn shape(name: &str) -> (u32, u32, u32) {
-    use dataplane_abi::{Backend, Config, FlowKey, FlowValue, FrontendKey, NatKey, NatValue, Service};
-    use dataplane_abi::{SocketRecord, capacity, counter};
+    use dataplane_abi::{
+        Affinity, AffinityKey, Backend, Config, Connected, FlowKey, FlowValue, FrontendKey, NatKey,
+    };
+    use dataplane_abi::{NatValue, Service, SocketRecord, SourceKey, capacity, counter};
     let (key, value, elements) = match name {
         map::FRONTENDS => (size_of::<FrontendKey>(), 4, capacity::FRONTENDS),
         map::SERVICES => (4, size_of::<Service>(), capacity::FRONTENDS),
         map::TABLES => (4, 4, capacity::TABLE_ENTRIES),
         map::BACKENDS => (4, size_of::<Backend>(), capacity::BACKENDS),
+        map::AFFINITY | map::AFFINITY_OUTSIDE => {
+            (size_of::<AffinityKey>(), size_of::<Affinity>(), capacity::AFFINITY)
+        }
+        map::SOURCES => (size_of::<SourceKey>(), 4, capacity::SOURCES),
+        map::CONNECTED => (8, size_of::<Connected>(), capacity::CONNECTED),
         map::NAT => (size_of::<NatKey>(), size_of::<NatValue>(), capacity::NAT),
         map::INBOUND => (size_of::<NatKey>(), size_of::<NatValue>(), capacity::INBOUND),
         map::FLOWS => (size_of::<FlowKey>(), size_of::<FlowValue>(), capacity::FLOWS),
@@ -319,24 +335,63 @@ fn attach_sockets(
     let cgroup = File::open(&options.cgroup).map_err(failed)?;
     // The number of a cgroup is the inode number of its folder.
     let id = cgroup.metadata().map_err(failed)?.ino();
+    let target = |program| Target {
+        shown: options.cgroup.display().to_string(),
+        id,
+        pin: links::pin(pins, program, None),
+        program,
+        since: CGROUP_LINKS_SINCE,
+    };
     for name in SOCKET_PROGRAMS {
-        let pin = links::pin(pins, name, None);
-        let shown = options.cgroup.display().to_string();
-        let target = Target { shown, id, pin, program: name, since: CGROUP_LINKS_SINCE };
-        let program: &mut CgroupSockAddr = get(programs, name)?;
-        program.load().map_err(|source| load_error(name, source))?;
-        let (fd, loaded) = identity(program.fd(), program.info(), name)?;
-        if !links::adopt(&target, fd.as_fd(), &loaded)? {
-            let attached = program.attach(&cgroup, CgroupAttachMode::Single);
-            let link = attached.and_then(|id| program.take_link(id)).map_err(|e| attach_error(&target, e))?;
-            let link = FdLink::try_from(link)
-                .map_err(|source| attach_error(&target, ProgramError::IOError(io::Error::other(source))))?;
-            links::pin_new(link, &target)?;
-        }
-        wanted.links.insert(target.pin);
+        attach_socket(get::<CgroupSockAddr>(programs, name)?, target(name), &cgroup, wanted)?;
     }
+    attach_socket(get::<CgroupSock>(programs, RELEASE_PROGRAM)?, target(RELEASE_PROGRAM), &cgroup, wanted)
+}
+
+fn attach_socket(
+    program: &mut impl CgroupProgram,
+    target: Target<'_>,
+    cgroup: &File,
+    wanted: &mut Attached,
+) -> Result<(), OpenError> {
+    program.load().map_err(|source| load_error(target.program, source))?;
+    let (fd, loaded) = program.identity(target.program)?;
+    if !links::adopt(&target, fd.as_fd(), &loaded)? {
+        let link = program.attach(cgroup).map_err(|source| attach_error(&target, source))?;
+        links::pin_new(link, &target)?;
+    }
+    wanted.links.insert(target.pin);
     Ok(())
 }
+
+/// What programs of a cgroup have in common.
+trait CgroupProgram {
+    fn load(&mut self) -> Result<(), ProgramError>;
+    fn identity(&self, name: &str) -> Result<(ProgramFd, Identity), OpenError>;
+    fn attach(&mut self, cgroup: &File) -> Result<FdLink, ProgramError>;
+}
+
+macro_rules! cgroup_program {
+    ($($kind:ty)+) => { $(
+        impl CgroupProgram for $kind {
+            fn load(&mut self) -> Result<(), ProgramError> {
+                self.load()
+            }
+
+            fn identity(&self, name: &str) -> Result<(ProgramFd, Identity), OpenError> {
+                identity(self.fd(), self.info(), name)
+            }
+
+            fn attach(&mut self, cgroup: &File) -> Result<FdLink, ProgramError> {
+                let id = self.attach(cgroup, CgroupAttachMode::Single)?;
+                let link = self.take_link(id)?;
+                FdLink::try_from(link).map_err(|source| ProgramError::IOError(io::Error::other(source)))
+            }
+        }
+    )+ };
+}
+
+cgroup_program! { CgroupSockAddr CgroupSock }
 
 fn attach_uplinks(
     programs: &mut Ebpf,
@@ -430,6 +485,8 @@ fn take_maps(programs: &mut Ebpf) -> Result<Maps, OpenError> {
     };
     Ok(Maps {
         frontends: take(map::FRONTENDS)?,
+        sources: take(map::SOURCES)?,
+        connected: take(map::CONNECTED)?,
         services: array(take(map::SERVICES)?, map::SERVICES)?,
         tables: array(take(map::TABLES)?, map::TABLES)?,
         backends: array(take(map::BACKENDS)?, map::BACKENDS)?,

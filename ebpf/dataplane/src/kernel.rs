@@ -2,8 +2,14 @@
 
 mod array;
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use dataplane_abi::{Backend, Config, FrontendKey, Selection, Service, capacity, counter, map};
+use std::io;
+use std::os::fd::AsFd;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use dataplane_abi::{
+    Backend, Config, Connected, FrontendKey, Origin, Selection, Service, SourceKey, capacity, counter, map,
+};
 
 use crate::attach::Maps;
 use crate::model::{Found, Write};
@@ -22,10 +28,15 @@ pub enum MapError {
 const SERVICE_SIZE: usize = size_of::<Service>();
 const BACKEND_SIZE: usize = size_of::<Backend>();
 const CONFIG_SIZE: usize = size_of::<Config>();
+const CONNECTED_SIZE: usize = size_of::<Connected>();
 const KEY_SIZE: usize = size_of::<FrontendKey>();
 
 pub struct Kernel {
     frontends: HashMap<MapData, [u8; KEY_SIZE], u32>,
+    sources: LpmTrie<MapData, [u32; 2], u32>,
+    connected: HashMap<MapData, u64, [u8; CONNECTED_SIZE]>,
+    /// The same map, to be read as a whole.
+    all_connected: MapData,
     services: MappedArray<SERVICE_SIZE>,
     tables: MappedArray<4>,
     backends: MappedArray<BACKEND_SIZE>,
@@ -35,8 +46,15 @@ pub struct Kernel {
 
 impl Kernel {
     pub fn open(maps: Maps) -> Result<Self, MapError> {
+        let all_connected = twin(&maps.connected).map_err(|source| MapError::System {
+            operation: format!("open map {} again", map::CONNECTED),
+            source,
+        })?;
         Ok(Self {
+            all_connected,
             frontends: typed(map::FRONTENDS, HashMap::try_from(maps.frontends))?,
+            sources: typed(map::SOURCES, LpmTrie::try_from(maps.sources))?,
+            connected: typed(map::CONNECTED, HashMap::try_from(maps.connected))?,
             services: MappedArray::map(maps.services, capacity::FRONTENDS)?,
             tables: MappedArray::map(maps.tables, capacity::TABLE_ENTRIES)?,
             backends: MappedArray::map(maps.backends, capacity::BACKENDS)?,
@@ -52,14 +70,22 @@ impl Kernel {
             let (key, slot) = typed_operation("read", map::FRONTENDS, element)?;
             found.frontends.push((FrontendKey::from_bytes(key), slot));
         }
+        for key in self.sources.keys() {
+            let key = typed_operation("read", map::SOURCES, key)?;
+            let [set, addr_be] = key.data();
+            found.sources.push(SourceKey { prefix: key.prefix_len(), set, addr_be });
+        }
         for slot in 0..capacity::FRONTENDS as u32 {
             let service = Service::from_bytes(self.services.read(slot));
             if service.flags != 0 {
-                let table = Selection::unpack(service.selection);
-                let end = table.offset.saturating_add(u32::from(table.length));
-                if end as usize <= capacity::TABLE_ENTRIES {
-                    let ids = (table.offset..end).map(|index| u32::from_ne_bytes(self.tables.read(index)));
-                    found.tables.insert(slot, ids.collect());
+                for word in [service.inside, service.outside] {
+                    let table = Selection::unpack(word);
+                    let end = table.offset.saturating_add(u32::from(table.length));
+                    if end as usize <= capacity::TABLE_ENTRIES {
+                        let ids =
+                            (table.offset..end).map(|index| u32::from_ne_bytes(self.tables.read(index)));
+                        found.tables.insert(word, ids.collect());
+                    }
                 }
                 found.services.push((slot, service));
             }
@@ -83,18 +109,32 @@ impl Kernel {
                 }
             }
             Write::Service { slot, value } => self.services.write(*slot, value.to_bytes()),
-            Write::Select { slot, selection } => {
-                let field = std::mem::offset_of!(Service, selection);
+            Write::Select { slot, origin, selection } => {
+                let field = match origin {
+                    Origin::Inside => std::mem::offset_of!(Service, inside),
+                    Origin::Outside => std::mem::offset_of!(Service, outside),
+                };
                 self.services.store_word(*slot, field, selection.pack());
+            }
+            Write::Sources { slot, set } => {
+                self.services.store_word(*slot, std::mem::offset_of!(Service, sources), u64::from(*set));
+            }
+            Write::SourceInsert { key } => {
+                let inserted = self.sources.insert(&trie_key(*key), 1, 0);
+                typed_operation("insert into", map::SOURCES, inserted)?;
+            }
+            Write::SourceRemove { key } => removed(map::SOURCES, self.sources.remove(&trie_key(*key)))?,
+            Write::Options { slot, flags, affinity_seconds } => {
+                let word = u64::from(*flags) | u64::from(*affinity_seconds) << 32;
+                self.services.store_word(*slot, std::mem::offset_of!(Service, flags), word);
             }
             Write::FrontendInsert { key, slot } => {
                 let inserted = self.frontends.insert(key.to_bytes(), slot, 0);
                 typed_operation("insert into", map::FRONTENDS, inserted)?;
             }
-            Write::FrontendRemove { key } => match self.frontends.remove(&key.to_bytes()) {
-                Err(aya::maps::MapError::KeyNotFound) => {}
-                removed => typed_operation("remove from", map::FRONTENDS, removed)?,
-            },
+            Write::FrontendRemove { key } => {
+                removed(map::FRONTENDS, self.frontends.remove(&key.to_bytes()))?;
+            }
         }
         Ok(())
     }
@@ -113,8 +153,32 @@ impl Kernel {
         }
     }
 
+    pub fn read_config(&self) -> Result<Config, MapError> {
+        typed_operation("read", map::CONFIG, self.config.get(&0, 0)).map(Config::from_bytes)
+    }
+
     pub fn write_config(&mut self, config: &Config) -> Result<(), MapError> {
         typed_operation("write", map::CONFIG, self.config.set(0, config.to_bytes(), 0))
+    }
+
+    /// UDP sockets that connected to a virtual address, by cookie. Those that come or go meanwhile may be there or not.
+    pub fn connected(&self) -> Result<Vec<(u64, Connected)>, MapError> {
+        let all = sys::read_hash(&self.all_connected).map_err(|source| MapError::System {
+            operation: format!("read map {}", map::CONNECTED),
+            source,
+        })?;
+        let each = all.into_iter();
+        Ok(each.map(|(cookie, value)| (u64::from_ne_bytes(cookie), Connected::from_bytes(value))).collect())
+    }
+
+    /// Forgets a socket, unless it has connected anew.
+    pub fn forget_connected(&mut self, cookie: u64, known: Connected) -> Result<(), MapError> {
+        match self.connected.get(&cookie, 0) {
+            Ok(now) if Connected::from_bytes(now) == known => {}
+            Ok(_) | Err(aya::maps::MapError::KeyNotFound) => return Ok(()),
+            Err(error) => return typed_operation("read", map::CONNECTED, Err(error)),
+        }
+        removed(map::CONNECTED, self.connected.remove(&cookie))
     }
 
     pub fn counters(&self) -> Result<Vec<u64>, MapError> {
@@ -125,13 +189,36 @@ impl Kernel {
             })
             .collect()
     }
+}
 
-    pub fn wait_for_readers(&self) -> Result<(), MapError> {
-        sys::wait_for_readers().map_err(|source| MapError::System {
-            operation: "wait for BPF programs to end (membarrier)".into(),
-            source,
-        })
+/// Returns when every program that was running at the call has ended.
+pub fn wait_for_readers() -> Result<(), MapError> {
+    sys::wait_for_readers().map_err(|source| MapError::System {
+        operation: "wait for BPF programs to end (membarrier)".into(),
+        source,
+    })
+}
+
+/// What is not there any more is removed.
+fn removed(map: &'static str, result: Result<(), aya::maps::MapError>) -> Result<(), MapError> {
+    match result {
+        Err(aya::maps::MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        result => typed_operation("remove from", map, result),
     }
+}
+
+/// Another handle of a hash map.
+fn twin(map: &Map) -> io::Result<MapData> {
+    let Map::LruHashMap(data) = map else { return Err(io::ErrorKind::InvalidInput.into()) };
+    MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?).map_err(io::Error::other)
+}
+
+fn trie_key(SourceKey { prefix, set, addr_be }: SourceKey) -> Key<[u32; 2]> {
+    Key::new(prefix, [set, addr_be])
 }
 
 fn typed<T>(map: &'static str, opened: Result<T, aya::maps::MapError>) -> Result<T, MapError> {

@@ -1,6 +1,6 @@
 //! User space of the load balancer: loads the BPF programs, pins and adopts them, and keeps the maps equal to what is wanted.
 //!
-//! In: frontends with their endpoints ([`Dataplane::set`]), the masquerade settings. Out: minimal map writes, each visible at
+//! In: frontends and where they lead ([`Dataplane::set`]), the masquerade settings. Out: minimal map writes, each visible at
 //! once. What to write is decided in `model` (pure); `kernel` writes it; `attach` owns programs, links and pins. Watching the
 //! Kubernetes API is the agent's business.
 //!
@@ -10,24 +10,30 @@
 mod attach;
 mod kernel;
 mod model;
+mod orphans;
 mod sys;
 mod unapplied;
 
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use attach::PinRoot;
-pub use dataplane_abi::counter;
+use dataplane_abi::Config;
+pub use dataplane_abi::{Origin, counter};
 use ipnetwork::Ipv4Network;
 use kernel::Kernel;
+use linux::netns::Netns;
 use model::{Capacity, Model};
 use unapplied::Unapplied;
 
 pub use attach::OpenError;
-pub use kernel::MapError;
+pub use kernel::{MapError, wait_for_readers};
 pub use model::{Full, Resource};
+pub use orphans::{EndError, Ended, Orphan, end};
 
 /// Where the dataplane lives.
 #[derive(Debug, Clone)]
@@ -76,6 +82,39 @@ impl fmt::Display for Frontend {
     }
 }
 
+/// Where a frontend leads. An empty list refuses.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Target {
+    /// The endpoints for clients on this node.
+    pub inside: Arc<[SocketAddrV4]>,
+    /// The endpoints for what comes in by an uplink.
+    pub outside: Arc<[SocketAddrV4]>,
+    /// A client whose last connection is no longer ago than so many seconds is led to the same endpoint.
+    pub affinity_seconds: Option<NonZeroU32>,
+    /// The networks that may ask from outside, sorted and each once; none: everybody may.
+    pub sources: Option<Arc<[Ipv4Network]>>,
+    /// Endpoints that no new client is led to, and that still serve those that they have.
+    pub draining: Arc<[SocketAddrV4]>,
+    /// The frontend's address is one of the node's: while there is no endpoint at all, the node's kernel refuses what comes in by
+    /// an uplink. At another address that is dropped.
+    pub own_address: bool,
+}
+
+impl Target {
+    /// The same endpoints for everybody.
+    pub fn all(endpoints: impl Into<Arc<[SocketAddrV4]>>) -> Self {
+        let endpoints = endpoints.into();
+        Self { inside: endpoints.clone(), outside: endpoints, ..Self::default() }
+    }
+
+    pub fn endpoints(&self, origin: Origin) -> &[SocketAddrV4] {
+        match origin {
+            Origin::Inside => &self.inside,
+            Origin::Outside => &self.outside,
+        }
+    }
+}
+
 /// How pods appear outside of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Masquerade {
@@ -117,12 +156,15 @@ pub struct Dataplane {
     unapplied: Unapplied,
     pin_root: PathBuf,
     adopted: usize,
+    /// An earlier process may have left connected UDP sockets whose backend has gone.
+    adopted_orphans: bool,
     _root: PinRoot,
 }
 
 impl Dataplane {
     /// Loads the programs, or adopts those that an earlier process pinned at the same place. Refused while another process, or
-    /// this one, has the same place open.
+    /// this one, has the same place open. The caller's network namespace is the node's: sockets of other ones reach no service at
+    /// a loopback address.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
         let (root, maps) = attach::open(options)?;
         let mut kernel = Kernel::open(maps).map_err(OpenError::Maps)?;
@@ -131,11 +173,15 @@ impl Dataplane {
         for write in leftovers {
             kernel.apply(&write).map_err(OpenError::Maps)?;
         }
+        let config = kernel.read_config().map_err(OpenError::Maps)?;
+        let node_netns = Netns::current().and_then(|own| own.cookie()).map_err(OpenError::Namespace)?;
+        kernel.write_config(&Config { node_netns, ..config }).map_err(OpenError::Maps)?;
         // Pieces of the tables that the earlier process freed a moment ago may be reused from here on.
-        kernel.wait_for_readers().map_err(OpenError::Maps)?;
+        kernel::wait_for_readers().map_err(OpenError::Maps)?;
         let adopted = model.frontends().count();
         let pin_root = options.pin_root.clone();
-        Ok(Self { model, kernel, unapplied: Unapplied::default(), pin_root, adopted, _root: root })
+        let unapplied = Unapplied::default();
+        Ok(Self { model, kernel, unapplied, pin_root, adopted, adopted_orphans: true, _root: root })
     }
 
     /// How many frontends an earlier process had left, and this one took over.
@@ -143,15 +189,15 @@ impl Dataplane {
         self.adopted
     }
 
-    /// Makes `frontend` lead to `endpoints`; an empty list refuses connections. The switch is one store in memory: a
-    /// connection sees the old list or the new one. After an error of the kernel the same call tries again.
-    pub fn set(&mut self, frontend: Frontend, endpoints: &[SocketAddrV4]) -> Result<(), WriteError> {
-        let planned = match self.model.set(frontend, endpoints) {
+    /// Makes `frontend` lead to `target`. The switch is one store in memory for each [`Origin`]: a connection sees the old list
+    /// or the new one. After an error of the kernel the same call tries again.
+    pub fn set(&mut self, frontend: Frontend, target: &Target) -> Result<(), WriteError> {
+        let planned = match self.model.set(frontend, target) {
             // What was freed may be reused once no program can still be reading it.
             Err(_) if self.model.release_pending() => {
-                self.kernel.wait_for_readers().map_err(WriteError::Map)?;
+                kernel::wait_for_readers().map_err(WriteError::Map)?;
                 self.model.release();
-                self.model.set(frontend, endpoints)
+                self.model.set(frontend, target)
             }
             planned => planned,
         };
@@ -173,19 +219,23 @@ impl Dataplane {
         for frontend in &stale {
             self.remove(*frontend)?;
         }
+        for write in self.model.release_held() {
+            self.kernel.apply(&write).map_err(WriteError::Map)?;
+        }
         attach::remove_other_layouts(&self.pin_root).map_err(Box::new).map_err(WriteError::OtherLayout)?;
         Ok(stale.len())
     }
 
     /// Sets how pods appear outside; `None` lets them keep their addresses.
     pub fn set_masquerade(&mut self, masquerade: Option<&Masquerade>) -> Result<(), WriteError> {
-        let config = model::config(masquerade)?;
+        let before = self.kernel.read_config().map_err(WriteError::Map)?;
+        let config = model::config(before, masquerade)?;
         self.kernel.write_config(&config).map_err(WriteError::Map)
     }
 
-    /// Every frontend with its endpoints.
-    pub fn list(&self) -> Vec<(Frontend, Vec<SocketAddrV4>)> {
-        self.model.frontends().map(|frontend| (frontend, self.model.endpoints(frontend))).collect()
+    /// Every frontend, and where it leads; endpoints in the order of their addresses.
+    pub fn list(&self) -> Vec<(Frontend, Target)> {
+        self.model.list().collect()
     }
 
     /// The counters of `counter`, summed over the processors.

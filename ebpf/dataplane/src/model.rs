@@ -8,14 +8,17 @@ mod pool;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use dataplane_abi::{
-    Backend, Config, FrontendKey, Network, Selection, Service, capacity, protocol, service_flag,
+    Backend, Config, FrontendKey, Network, Origin, Selection, Service, SourceKey, capacity, protocol,
+    service_flag,
 };
 use ipnetwork::Ipv4Network;
 use pool::{Numbers, Ranges};
 
-use crate::{Frontend, Masquerade, Protocol, WriteError};
+use crate::{Frontend, Masquerade, Protocol, Target, WriteError};
 
 #[cfg(test)]
 mod tests;
@@ -38,10 +41,28 @@ pub enum Write {
         slot: u32,
         value: Service,
     },
-    /// Switches a service that is in use; a single store.
+    /// Switches a service that is in use, for clients of one origin; a single store.
     Select {
         slot: u32,
+        origin: Origin,
         selection: Selection,
+    },
+    /// What else there is to say of a service that is in use; a single store.
+    Options {
+        slot: u32,
+        flags: u32,
+        affinity_seconds: u32,
+    },
+    /// Switches a service that is in use to another set of source ranges; a single store.
+    Sources {
+        slot: u32,
+        set: u32,
+    },
+    SourceInsert {
+        key: SourceKey,
+    },
+    SourceRemove {
+        key: SourceKey,
     },
     FrontendInsert {
         key: FrontendKey,
@@ -59,6 +80,7 @@ pub enum Resource {
     TableEntries,
     Backends,
     EndpointsOfOneService,
+    SourceRanges,
 }
 
 /// A map is full.
@@ -74,7 +96,9 @@ pub struct Full {
 pub struct Found {
     pub frontends: Vec<(FrontendKey, u32)>,
     pub services: Vec<(u32, Service)>,
-    pub tables: HashMap<u32, Vec<u32>>,
+    pub sources: Vec<SourceKey>,
+    /// The backend numbers that each packed [`Selection`] leads to.
+    pub tables: HashMap<u64, Vec<u32>>,
     /// Those in use.
     pub backends: Vec<(u32, Backend)>,
     /// The highest generation that any backend, used or freed, ever had.
@@ -87,6 +111,7 @@ pub struct Capacity {
     pub frontends: u32,
     pub table_entries: u32,
     pub backends: u32,
+    pub sources: u32,
 }
 
 impl Default for Capacity {
@@ -95,15 +120,94 @@ impl Default for Capacity {
             frontends: capacity::FRONTENDS as u32,
             table_entries: capacity::TABLE_ENTRIES as u32,
             backends: capacity::BACKENDS as u32,
+            sources: capacity::SOURCES as u32,
         }
     }
 }
 
-#[derive(Debug, Clone)]
+/// What adopted services are made of.
+struct Parts<'a> {
+    tables: &'a HashMap<u64, Vec<u32>>,
+    backends: &'a HashMap<u32, Backend>,
+    sources: &'a HashMap<u32, Vec<Ipv4Network>>,
+}
+
+#[derive(Debug)]
 struct Entry {
     slot: u32,
+    inside: List,
+    /// None: as inside, with the same table.
+    outside: Option<List>,
+    flags: u32,
+    affinity_seconds: u32,
+    sources: Option<Sources>,
+    /// Of no table, ascending: they still serve.
+    draining: Vec<u32>,
+}
+
+/// The networks that may ask from outside, under their number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sources {
+    set: NonZeroU32,
+    networks: Arc<[Ipv4Network]>,
+}
+
+impl Sources {
+    fn keys(&self) -> impl Iterator<Item = SourceKey> {
+        self.networks.iter().map(|network| SourceKey {
+            prefix: SourceKey::SET_BITS + u32::from(network.prefix()),
+            set: self.set.get(),
+            addr_be: u32::from_ne_bytes(network.network().octets()),
+        })
+    }
+}
+
+impl Entry {
+    fn list(&self, origin: Origin) -> &List {
+        match (origin, &self.outside) {
+            (Origin::Outside, Some(outside)) => outside,
+            _ => &self.inside,
+        }
+    }
+
+    /// The number of its source ranges, as it stands in the slot.
+    fn set(&self) -> u32 {
+        self.sources.as_ref().map_or(0, |sources| sources.set.get())
+    }
+
+    fn networks(&self) -> Option<&Arc<[Ipv4Network]>> {
+        self.sources.as_ref().map(|sources| &sources.networks)
+    }
+
+    /// Each table once.
+    fn lists(&self) -> impl Iterator<Item = &List> {
+        std::iter::once(&self.inside).chain(&self.outside)
+    }
+}
+
+/// The stores that turn a slot of one entry into one of another.
+fn differences(old: &Entry, new: &Entry) -> Vec<Write> {
+    let slot = old.slot;
+    let select = |origin: Origin| {
+        let selection = new.list(origin).selection;
+        (old.list(origin).selection != selection).then_some(Write::Select { slot, origin, selection })
+    };
+    let mut writes: Vec<Write> = Origin::ALL.into_iter().filter_map(select).collect();
+    let Entry { flags, affinity_seconds, .. } = *new;
+    if (old.flags, old.affinity_seconds) != (flags, affinity_seconds) {
+        writes.push(Write::Options { slot, flags, affinity_seconds });
+    }
+    if old.set() != new.set() {
+        writes.push(Write::Sources { slot, set: new.set() });
+    }
+    writes
+}
+
+/// A selection table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct List {
     selection: Selection,
-    /// One per endpoint, in table order.
+    /// One per endpoint, ascending: readers search it.
     backends: Vec<u32>,
 }
 
@@ -124,6 +228,15 @@ pub struct Model {
     slots: Numbers,
     ids: Numbers,
     ranges: Ranges,
+    /// The number that the last set of source ranges got. None comes twice: a range that could not be removed yet lies in no other
+    /// service's set.
+    last_set: u32,
+    /// How many source ranges there are.
+    sources: usize,
+    /// Backends of no table that were there at the adoption: some may still serve, which the first full sync will say.
+    held: Vec<u32>,
+    /// A service let a backend of datagrams go since [`Model::let_go`].
+    let_go: bool,
     last_generation: u32,
     last_selection: u16,
 }
@@ -138,6 +251,10 @@ impl Model {
             slots: Numbers::new(capacity.frontends),
             ids: Numbers::new(capacity.backends),
             ranges: Ranges::new(capacity.table_entries),
+            last_set: 0,
+            held: Vec::new(),
+            sources: 0,
+            let_go: false,
             last_generation: 0,
             last_selection: 0,
         }
@@ -150,14 +267,19 @@ impl Model {
         let backends: HashMap<u32, Backend> = found.backends.iter().copied().collect();
         let living = found.backends.iter().map(|(_, backend)| backend.generation).max().unwrap_or(0);
         model.last_generation = living.max(found.last_generation);
-        let selections = services.values().map(|service| Selection::unpack(service.selection).generation);
-        model.last_selection = selections.max().unwrap_or(0);
+        let words = services.values().flat_map(|service| [service.inside, service.outside]);
+        model.last_selection = words.map(|word| Selection::unpack(word).generation).max().unwrap_or(0);
+        let mut sources: HashMap<u32, Vec<Ipv4Network>> = HashMap::new();
+        for key in &found.sources {
+            sources.entry(key.set).or_default().extend(from_source(*key));
+        }
+        let found_parts = Parts { tables: &found.tables, backends: &backends, sources: &sources };
         let mut leftovers = Vec::new();
         for (key, slot) in &found.frontends {
             let adopted = services
                 .get(slot)
                 .filter(|service| service.key == *key)
-                .and_then(|service| model.adopt_one(*key, *slot, service, &found.tables, &backends));
+                .and_then(|service| model.adopt_one(*key, *slot, service, &found_parts));
             if adopted.is_none() {
                 leftovers.push(Write::FrontendRemove { key: *key });
             }
@@ -165,9 +287,18 @@ impl Model {
         for (slot, _) in services.iter().filter(|(slot, _)| !model.slots.is_taken(**slot)) {
             leftovers.push(Write::Service { slot: *slot, value: empty_service() });
         }
-        for (id, backend) in found.backends.iter().filter(|(id, _)| !model.ids.is_taken(*id)) {
-            leftovers.push(Write::Backend { id: *id, value: freed(*backend) });
+        for (id, backend) in &found.backends {
+            if !model.ids.is_taken(*id) && !model.hold(*id, *backend) {
+                leftovers.push(Write::Backend { id: *id, value: freed(*backend) });
+            }
         }
+        let in_use: HashSet<u32> = model.entries.values().map(Entry::set).collect();
+        let known = |key: &SourceKey| key.set != 0 && in_use.contains(&key.set);
+        for key in found.sources.iter().filter(|key| !known(key)) {
+            leftovers.push(Write::SourceRemove { key: *key });
+        }
+        let sets = services.values().map(|service| service.sources);
+        model.last_set = sets.chain(found.sources.iter().map(|key| key.set)).max().unwrap_or(0);
         model.slots.settle();
         model.ids.settle();
         (model, leftovers)
@@ -178,73 +309,165 @@ impl Model {
         key: FrontendKey,
         slot: u32,
         service: &Service,
-        tables: &HashMap<u32, Vec<u32>>,
-        backends: &HashMap<u32, Backend>,
+        Parts { tables, backends, sources }: &Parts<'_>,
     ) -> Option<()> {
         let frontend = from_key(key)?;
-        let selection = Selection::unpack(service.selection);
-        let ids = if selection.length == 0 { Vec::new() } else { tables.get(&slot)?.clone() };
-        if ids.iter().any(|id| !backends.contains_key(id)) || self.slots.is_taken(slot) {
+        if self.slots.is_taken(slot) {
             return None;
         }
-        if !self.ranges.take(selection.offset, u32::from(selection.length)) {
+        let list = |word: u64| {
+            let selection = Selection::unpack(word);
+            let ids = if selection.length == 0 { Vec::new() } else { tables.get(&word)?.clone() };
+            let sound = ids.is_sorted() && ids.iter().all(|id| backends.contains_key(id));
+            sound.then_some(List { selection, backends: ids })
+        };
+        let inside = list(service.inside)?;
+        let outside = if service.outside == service.inside { None } else { Some(list(service.outside)?) };
+        let sources = NonZeroU32::new(service.sources).map(|set| {
+            let mut networks = sources.get(&set.get()).cloned().unwrap_or_default();
+            networks.sort_unstable();
+            Sources { set, networks: networks.into() }
+        });
+        let place = |list: &List| (list.selection.offset, u32::from(list.selection.length));
+        let (first, second) = (place(&inside), outside.as_ref().map_or((0, 0), place));
+        if !self.ranges.take(first.0, first.1) {
+            return None;
+        }
+        if !self.ranges.take(second.0, second.1) {
+            self.ranges.free(first.0, first.1);
             return None;
         }
         self.slots.take(slot);
-        for id in &ids {
-            let backend = backends[id];
-            let address = SocketAddrV4::new(address(backend.addr_be), u16::from_be(backend.port_be));
-            self.ids.take(*id);
-            self.by_address.insert(address, *id);
-            let used = Use { address, generation: backend.generation, references: 0 };
-            self.uses.entry(*id).or_insert(used).references += 1;
+        for id in inside.backends.iter().chain(outside.iter().flat_map(|list| &list.backends)) {
+            self.refer(*id, backends[id]);
         }
-        self.entries.insert(frontend, Entry { slot, selection, backends: ids });
+        if let Some(sources) = &sources {
+            self.sources += sources.networks.len();
+        }
+        let Service { flags, affinity_seconds, .. } = *service;
+        // What drains stands nowhere: it is held until somebody says.
+        let draining = Vec::new();
+        self.entries
+            .insert(frontend, Entry { slot, inside, outside, flags, affinity_seconds, sources, draining });
         Some(())
+    }
+
+    fn refer(&mut self, id: u32, backend: Backend) {
+        let address = socket_address(backend.addr_be, backend.port_be);
+        self.ids.take(id);
+        self.by_address.insert(address, id);
+        let used = Use { address, generation: backend.generation, references: 0 };
+        self.uses.entry(id).or_insert(used).references += 1;
+    }
+
+    /// Keeps a backend of no table, unless another one has its address.
+    fn hold(&mut self, id: u32, backend: Backend) -> bool {
+        if self.by_address.contains_key(&socket_address(backend.addr_be, backend.port_be)) {
+            return false;
+        }
+        self.refer(id, backend);
+        self.held.push(id);
+        true
+    }
+
+    /// Frees the backends that were held at the adoption and that nobody has asked for since.
+    pub fn release_held(&mut self) -> Vec<Write> {
+        let mut writes = Vec::new();
+        let held = std::mem::take(&mut self.held);
+        self.let_go |= !held.is_empty();
+        self.drop_backends(&held, &mut writes);
+        writes
     }
 
     pub fn frontends(&self) -> impl Iterator<Item = Frontend> {
         self.entries.keys().copied()
     }
 
-    pub fn endpoints(&self, frontend: Frontend) -> Vec<SocketAddrV4> {
-        let entry = self.entries.get(&frontend);
-        entry.into_iter().flat_map(|entry| &entry.backends).map(|id| self.uses[id].address).collect()
+    /// Every frontend, and where it leads; endpoints in the order of their addresses.
+    pub fn list(&self) -> impl Iterator<Item = (Frontend, Target)> {
+        self.entries.iter().map(|(frontend, entry)| {
+            let inside: Arc<[SocketAddrV4]> = self.endpoints(&entry.inside.backends);
+            let outside = entry.outside.as_ref();
+            let outside = outside.map_or_else(|| inside.clone(), |list| self.endpoints(&list.backends));
+            let affinity_seconds = NonZeroU32::new(entry.affinity_seconds);
+            let sources = entry.networks().cloned();
+            let draining = self.endpoints(&entry.draining);
+            let own_address = entry.flags & service_flag::OWN_ADDRESS != 0;
+            (*frontend, Target { inside, outside, affinity_seconds, sources, draining, own_address })
+        })
     }
 
-    /// The writes that make `frontend` lead to `endpoints`: none if it already does. On an error nothing has changed.
-    pub fn set(&mut self, frontend: Frontend, endpoints: &[SocketAddrV4]) -> Result<Vec<Write>, Full> {
-        if let Some(entry) = self.entries.get(&frontend)
-            && entry.backends.len() == endpoints.len()
-            && entry.backends.iter().zip(endpoints).all(|(id, address)| self.uses[id].address == *address)
-        {
+    fn endpoints(&self, ids: &[u32]) -> Arc<[SocketAddrV4]> {
+        let mut endpoints: Vec<_> = ids.iter().map(|id| self.uses[id].address).collect();
+        endpoints.sort_unstable();
+        endpoints.into()
+    }
+
+    /// The writes that make `frontend` lead to `target`: none if it already does. On an error nothing has changed.
+    pub fn set(&mut self, frontend: Frontend, target: &Target) -> Result<Vec<Write>, Full> {
+        let before = self.entries.get(&frontend);
+        let affinity_seconds = target.affinity_seconds.map_or(0, NonZeroU32::get);
+        let own_address = if target.own_address { service_flag::OWN_ADDRESS } else { 0 };
+        let flags = service_flag::IN_USE | own_address;
+        // One table serves both origins where they are equal.
+        let same = target.inside == target.outside;
+        let fresh = Origin::ALL.map(|origin| {
+            let endpoints = target.endpoints(origin);
+            let there = before.is_some_and(|entry| self.leads_to(entry.list(origin), endpoints));
+            let has_own = origin == Origin::Inside || !same;
+            (has_own && !there).then_some(endpoints)
+        });
+        let same_sources = before.is_some_and(|entry| entry.networks() == target.sources.as_ref());
+        let draining = self.draining(target);
+        let unchanged = |entry: &Entry| {
+            entry.outside.is_none() == same
+                && (entry.flags, entry.affinity_seconds) == (flags, affinity_seconds)
+                && entry.draining == draining
+        };
+        if fresh == [None, None] && same_sources && before.is_some_and(unchanged) {
             return Ok(Vec::new());
         }
-        self.check_room(frontend, endpoints)?;
-        let mut writes = Vec::new();
-        let ids: Vec<u32> =
-            endpoints.iter().map(|address| self.take_backend(*address, &mut writes)).collect();
-        let offset = self.ranges.allocate(ids.len() as u32).unwrap_or(0);
-        if !ids.is_empty() {
-            writes.push(Write::Table { offset, ids: ids.clone() });
-        }
-        let length = ids.len() as u16;
+        let new_sources = target.sources.as_ref().filter(|_| !same_sources);
+        self.check_room(frontend, fresh, new_sources)?;
+        let offsets = self.allocate_tables(fresh)?;
         let old = self.entries.remove(&frontend);
-        // One count for all services: a slot that is used again shows another word than the flows of its last service know.
-        self.last_selection = self.last_selection.wrapping_add(1);
-        let selection = Selection { offset, length, generation: self.last_selection };
-        let slot = match &old {
-            Some(old) => {
-                writes.push(Write::Select { slot: old.slot, selection });
-                old.slot
+        let mut writes = Vec::new();
+        let mut list = |origin: Origin| {
+            let place = origin as usize;
+            match (fresh[place], &old) {
+                (None, Some(old)) => old.list(origin).clone(),
+                (endpoints, _) => self.new_list(endpoints.unwrap_or_default(), offsets[place], &mut writes),
             }
-            None => self.new_slot(frontend, selection, &mut writes),
         };
-        self.entries.insert(frontend, Entry { slot, selection, backends: ids });
-        if let Some(old) = old {
-            self.ranges.free(old.selection.offset, u32::from(old.selection.length));
-            self.drop_backends(&old.backends, &mut writes);
+        let inside = list(Origin::Inside);
+        let outside = (!same).then(|| list(Origin::Outside));
+        let sources = match (new_sources, &old) {
+            (Some(networks), _) => Some(self.new_sources(networks, &mut writes)),
+            (None, Some(old)) if same_sources => old.sources.clone(),
+            (None, _) => None,
+        };
+        for id in &draining {
+            self.uses.get_mut(id).expect("it has a number").references += 1;
         }
+        let mut entry = Entry { slot: 0, inside, outside, flags, affinity_seconds, sources, draining };
+        match &old {
+            Some(old) => {
+                entry.slot = old.slot;
+                writes.extend(differences(old, &entry));
+            }
+            None => entry.slot = self.new_slot(frontend, &entry, &mut writes),
+        }
+        if let Some(old) = &old {
+            let is_gone = |old: &&List| entry.lists().all(|list| list.selection != old.selection);
+            old.lists().filter(is_gone).for_each(|list| self.drop_list(list, &mut writes));
+            if old.set() != entry.set() {
+                self.drop_sources(old, &mut writes);
+            }
+            self.drop_backends(&old.draining, &mut writes);
+            self.let_go |= frontend.protocol == Protocol::Udp
+                && (old.inside != entry.inside || old.draining != entry.draining);
+        }
+        self.entries.insert(frontend, entry);
         Ok(writes)
     }
 
@@ -255,9 +478,51 @@ impl Model {
             Write::Service { slot: old.slot, value: empty_service() },
         ];
         self.slots.free(old.slot);
-        self.ranges.free(old.selection.offset, u32::from(old.selection.length));
-        self.drop_backends(&old.backends, &mut writes);
+        for list in old.lists() {
+            self.drop_list(list, &mut writes);
+        }
+        self.drop_sources(&old, &mut writes);
+        self.drop_backends(&old.draining, &mut writes);
+        self.let_go |= frontend.protocol == Protocol::Udp;
         writes
+    }
+
+    /// Whether a backend of datagrams may have been let go since the last call.
+    pub fn let_go(&mut self) -> bool {
+        std::mem::take(&mut self.let_go)
+    }
+
+    /// The numbers of endpoints that still serve, of those that clients may have been led to.
+    fn draining(&self, target: &Target) -> Vec<u32> {
+        let mut ids: Vec<u32> =
+            target.draining.iter().filter_map(|address| self.by_address.get(address).copied()).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Whether a table names just these endpoints.
+    fn leads_to(&self, list: &List, endpoints: &[SocketAddrV4]) -> bool {
+        if list.backends.len() != endpoints.len() {
+            return false;
+        }
+        let ids = endpoints.iter().map(|address| self.by_address.get(address).copied());
+        ids.collect::<Option<Vec<u32>>>().is_some_and(|mut ids| {
+            ids.sort_unstable();
+            ids == list.backends
+        })
+    }
+
+    /// Tells whether clients on the node that the service of a slot led to a backend of this number and generation may stay.
+    pub fn serves(&self) -> impl Fn(u32, u32, u32) -> bool {
+        let by_slot: HashMap<u32, &Entry> = self.entries.values().map(|entry| (entry.slot, entry)).collect();
+        move |slot, backend, generation| {
+            let listed = by_slot.get(&slot).is_some_and(|entry| {
+                [&entry.inside.backends, &entry.draining]
+                    .iter()
+                    .any(|ids| ids.binary_search(&backend).is_ok())
+            });
+            listed && self.uses.get(&backend).is_some_and(|used| used.generation == generation)
+        }
     }
 
     /// Whether freed numbers wait for [`Self::release`].
@@ -273,29 +538,87 @@ impl Model {
     }
 
     /// Counts before anything is taken, so that a full map leaves no half of a service.
-    fn check_room(&self, frontend: Frontend, endpoints: &[SocketAddrV4]) -> Result<(), Full> {
+    fn check_room(
+        &self,
+        frontend: Frontend,
+        fresh: [Option<&[SocketAddrV4]>; 2],
+        new_sources: Option<&Arc<[Ipv4Network]>>,
+    ) -> Result<(), Full> {
         let full = |resource, limit| Err(Full { resource, limit });
-        if endpoints.len() > MAX_ENDPOINTS {
+        let lists = || fresh.into_iter().flatten();
+        if lists().any(|endpoints| endpoints.len() > MAX_ENDPOINTS) {
             return full(Resource::EndpointsOfOneService, MAX_ENDPOINTS);
         }
         if !self.entries.contains_key(&frontend) && self.slots.available() == 0 {
             return full(Resource::Frontends, self.capacity.frontends as usize);
         }
-        let fresh: HashSet<_> =
-            endpoints.iter().filter(|address| !self.by_address.contains_key(address)).collect();
-        if fresh.len() > self.ids.available() as usize {
+        let unknown: HashSet<_> =
+            lists().flatten().filter(|address| !self.by_address.contains_key(address)).collect();
+        if unknown.len() > self.ids.available() as usize {
             return full(Resource::Backends, self.capacity.backends as usize);
         }
-        if !self.ranges.has_room(endpoints.len() as u32) {
-            return full(Resource::TableEntries, self.capacity.table_entries as usize);
+        let sources = self.capacity.sources as usize;
+        if new_sources.is_some_and(|networks| self.sources + networks.len() > sources) {
+            return full(Resource::SourceRanges, sources);
         }
         Ok(())
     }
 
-    fn new_slot(&mut self, frontend: Frontend, selection: Selection, writes: &mut Vec<Write>) -> u32 {
+    /// Room for the tables of all lists, or for none.
+    fn allocate_tables(&mut self, fresh: [Option<&[SocketAddrV4]>; 2]) -> Result<[u32; 2], Full> {
+        let [first, second] = fresh.map(|endpoints| endpoints.map_or(0, |endpoints| endpoints.len() as u32));
+        let limit = self.capacity.table_entries as usize;
+        let full = Full { resource: Resource::TableEntries, limit };
+        let offset = self.ranges.allocate(first).ok_or(full)?;
+        match self.ranges.allocate(second) {
+            Some(other) => Ok([offset, other]),
+            None => {
+                self.ranges.give_back(offset, first);
+                Err(full)
+            }
+        }
+    }
+
+    fn new_list(&mut self, endpoints: &[SocketAddrV4], offset: u32, writes: &mut Vec<Write>) -> List {
+        let mut backends: Vec<u32> =
+            endpoints.iter().map(|address| self.take_backend(*address, writes)).collect();
+        backends.sort_unstable();
+        if !backends.is_empty() {
+            writes.push(Write::Table { offset, ids: backends.clone() });
+        }
+        // One count for all services: a slot that is used again shows another word than the flows of its last service know.
+        self.last_selection = self.last_selection.wrapping_add(1);
+        let length = backends.len() as u16;
+        List { selection: Selection { offset, length, generation: self.last_selection }, backends }
+    }
+
+    fn drop_list(&mut self, list: &List, writes: &mut Vec<Write>) {
+        self.ranges.free(list.selection.offset, u32::from(list.selection.length));
+        self.drop_backends(&list.backends, writes);
+    }
+
+    fn new_sources(&mut self, networks: &Arc<[Ipv4Network]>, writes: &mut Vec<Write>) -> Sources {
+        self.last_set = self.last_set.wrapping_add(1).max(1);
+        let set = NonZeroU32::new(self.last_set).unwrap_or(NonZeroU32::MIN);
+        let sources = Sources { set, networks: networks.clone() };
+        writes.extend(sources.keys().map(|key| Write::SourceInsert { key }));
+        self.sources += networks.len();
+        sources
+    }
+
+    fn drop_sources(&mut self, entry: &Entry, writes: &mut Vec<Write>) {
+        let Some(sources) = &entry.sources else { return };
+        writes.extend(sources.keys().map(|key| Write::SourceRemove { key }));
+        self.sources -= sources.networks.len();
+    }
+
+    fn new_slot(&mut self, frontend: Frontend, entry: &Entry, writes: &mut Vec<Write>) -> u32 {
         let slot = self.slots.allocate().expect("room was checked");
         let key = to_key(frontend);
-        let value = Service { key, selection: selection.pack(), flags: service_flag::IN_USE, reserved: 0 };
+        let [inside, outside] = Origin::ALL.map(|origin| entry.list(origin).selection.pack());
+        let Entry { flags, affinity_seconds, .. } = *entry;
+        let value =
+            Service { key, inside, outside, flags, affinity_seconds, sources: entry.set(), reserved: 0 };
         writes.push(Write::Service { slot, value });
         writes.push(Write::FrontendInsert { key, slot });
         slot
@@ -330,9 +653,10 @@ impl Model {
     }
 }
 
-/// The settings of the uplink programs.
-pub fn config(masquerade: Option<&Masquerade>) -> Result<Config, WriteError> {
-    let Some(masquerade) = masquerade else { return Ok(Config::default()) };
+/// The settings with another masquerade.
+pub fn config(before: Config, masquerade: Option<&Masquerade>) -> Result<Config, WriteError> {
+    let without = Config { node_netns: before.node_netns, ..Config::default() };
+    let Some(masquerade) = masquerade else { return Ok(without) };
     let (count, limit) = (masquerade.excluded.len(), capacity::UNMASQUERADED);
     if count > limit {
         return Err(WriteError::TooManyExcluded { count, limit });
@@ -341,7 +665,7 @@ pub fn config(masquerade: Option<&Masquerade>) -> Result<Config, WriteError> {
         pods: network(masquerade.pods),
         masquerade_be: u32::from_ne_bytes(masquerade.address.octets()),
         unmasqueraded_count: count as u32,
-        ..Config::default()
+        ..without
     };
     if let Some(overlay) = masquerade.overlay {
         config.overlay_link = overlay.link;
@@ -366,7 +690,7 @@ pub fn to_key(frontend: Frontend) -> FrontendKey {
         Protocol::Udp => protocol::UDP,
     };
     let addr_be = u32::from_ne_bytes(frontend.address.octets());
-    FrontendKey { addr_be, port_be: frontend.port.to_be(), protocol, scope: 0 }
+    FrontendKey { addr_be, port_be: frontend.port.to_be(), protocol, reserved: 0 }
 }
 
 fn from_key(key: FrontendKey) -> Option<Frontend> {
@@ -378,13 +702,23 @@ fn from_key(key: FrontendKey) -> Option<Frontend> {
     Some(Frontend { address: address(key.addr_be), port: u16::from_be(key.port_be), protocol })
 }
 
+/// `None` for a key that we would not write.
+fn from_source(key: SourceKey) -> Option<Ipv4Network> {
+    let prefix = u8::try_from(key.prefix.checked_sub(SourceKey::SET_BITS)?).ok()?;
+    Ipv4Network::new(address(key.addr_be), prefix).ok()
+}
+
+pub fn socket_address(addr_be: u32, port_be: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(address(addr_be), u16::from_be(port_be))
+}
+
 fn address(addr_be: u32) -> Ipv4Addr {
     Ipv4Addr::from(addr_be.to_ne_bytes())
 }
 
 fn empty_service() -> Service {
-    let key = FrontendKey { addr_be: 0, port_be: 0, protocol: 0, scope: 0 };
-    Service { key, selection: 0, flags: 0, reserved: 0 }
+    let key = FrontendKey { addr_be: 0, port_be: 0, protocol: 0, reserved: 0 };
+    Service { key, inside: 0, outside: 0, flags: 0, affinity_seconds: 0, sources: 0, reserved: 0 }
 }
 
 fn backend(address: SocketAddrV4, generation: u32) -> Backend {

@@ -4,13 +4,16 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use aya::maps::MapData;
+
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
@@ -49,6 +52,57 @@ struct LinkUpdate {
     program: u32,
     flags: u32,
     old_program: u32,
+}
+
+#[repr(C)]
+struct LookupBatch {
+    position: u64,
+    next_position: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Elements that one call reads: more than the kernel has in one of a hash map's buckets, which it gives whole.
+const BATCH: usize = 4096;
+
+/// Every element of a hash map, in few system calls; what comes or goes meanwhile may be there or not. Refused for a map whose
+/// keys or values have another size.
+pub fn read_hash<const KEY: usize, const VALUE: usize>(
+    map: &MapData,
+) -> io::Result<Vec<([u8; KEY], [u8; VALUE])>> {
+    let info = map.info().map_err(io::Error::other)?;
+    if (info.key_size(), info.value_size()) != (KEY as u32, VALUE as u32) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let (mut keys, mut values) = (vec![[0; KEY]; BATCH], vec![[0; VALUE]; BATCH]);
+    let (mut all, mut position, mut next, mut begun) = (Vec::new(), 0_u32, 0_u32, false);
+    loop {
+        let mut attributes = LookupBatch {
+            position: if begun { (&raw const position) as u64 } else { 0 },
+            next_position: (&raw mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: BATCH as u32,
+            map: map.fd().as_fd().as_raw_fd() as u32,
+            element_flags: 0,
+            flags: 0,
+        };
+        let read = bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes);
+        let ended = match read {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            read => read.map(|_| false)?,
+        };
+        let count = attributes.count as usize;
+        all.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+        if ended {
+            return Ok(all);
+        }
+        (position, begun) = (next, true);
+    }
 }
 
 /// Opens a pinned object.

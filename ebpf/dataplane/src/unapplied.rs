@@ -1,13 +1,13 @@
 //! Writes that the kernel refused, kept until it takes them. Pure: how a write is done is the caller's.
 //!
-//! Arrays are shared memory and take every write; only the frontends map is written by system calls that can fail. Such a
-//! write concerns one key and may come at any later time: until it is done, a slot's key keeps readers from the wrong
-//! service. So the rest goes on, the newest failed write of each key is remembered, and every later call tries again.
-//! There are never more of them than frontends.
+//! Arrays are shared memory and take every write; only the maps of frontends and source ranges are written by system calls that
+//! can fail. Such a write concerns one key and may come at any later time: until it is done, a slot's key keeps readers from the
+//! wrong service, and a range that is missing refuses. So the rest goes on, the newest failed write of each key is remembered, and
+//! every later call tries again. There are never more of them than frontends and source ranges.
 
 use std::collections::BTreeMap;
 
-use dataplane_abi::FrontendKey;
+use dataplane_abi::{FrontendKey, SourceKey};
 
 use crate::model::Write;
 
@@ -17,11 +17,19 @@ mod tests;
 /// How many writes of other frontends one call tries again: a call's work stays bounded while many fail.
 const OTHERS_PER_CALL: usize = 16;
 
+/// What a write that can fail writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Written {
+    Frontend,
+    /// One of the frontend's source ranges: a set's number is never given twice, so no other frontend writes it.
+    Source(SourceKey),
+}
+
 #[derive(Debug, Default)]
 pub struct Unapplied {
-    writes: BTreeMap<FrontendKey, Write>,
+    writes: BTreeMap<(FrontendKey, Written), Write>,
     /// Where the next call goes on among the writes of others.
-    next: Option<FrontendKey>,
+    next: Option<(FrontendKey, Written)>,
 }
 
 impl Unapplied {
@@ -34,13 +42,20 @@ impl Unapplied {
         mut apply: impl FnMut(&Write) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut result = Ok(());
-        // A newer write of the same key takes the older one's place.
-        let newer = writes.iter().any(|write| written_key(write) == Some(key));
-        let older = self.writes.remove(&key).filter(|_| !newer);
-        for write in older.iter().chain(writes) {
+        // A newer write of the same takes the older one's place.
+        for newer in writes.iter().filter_map(written) {
+            self.writes.remove(&(key, newer));
+        }
+        let own = self.writes.range((key, Written::Frontend)..).take_while(|((owner, _), _)| *owner == key);
+        let older: Vec<(Written, Write)> =
+            own.map(|((_, written), write)| (*written, write.clone())).collect();
+        for (written, _) in &older {
+            self.writes.remove(&(key, *written));
+        }
+        for write in older.iter().map(|(_, write)| write).chain(writes) {
             if let Err(error) = apply(write) {
-                if let Some(key) = written_key(write) {
-                    self.writes.insert(key, write.clone());
+                if let Some(written) = written(write) {
+                    self.writes.insert((key, written), write.clone());
                 }
                 result = result.and(Err(error));
             }
@@ -51,10 +66,10 @@ impl Unapplied {
 
     fn retry_others<E>(&mut self, own: FrontendKey, mut apply: impl FnMut(&Write) -> Result<(), E>) {
         let start = self.next.take();
-        let keys: Vec<FrontendKey> = self
+        let keys: Vec<(FrontendKey, Written)> = self
             .writes
             .keys()
-            .filter(|key| **key != own && start.is_none_or(|start| **key >= start))
+            .filter(|key| key.0 != own && start.is_none_or(|start| **key >= start))
             .take(OTHERS_PER_CALL + 1)
             .copied()
             .collect();
@@ -67,10 +82,11 @@ impl Unapplied {
     }
 }
 
-/// The key of a write that can fail.
-fn written_key(write: &Write) -> Option<FrontendKey> {
+/// What a write writes, if it can fail.
+fn written(write: &Write) -> Option<Written> {
     match write {
-        Write::FrontendInsert { key, .. } | Write::FrontendRemove { key } => Some(*key),
+        Write::FrontendInsert { .. } | Write::FrontendRemove { .. } => Some(Written::Frontend),
+        Write::SourceInsert { key } | Write::SourceRemove { key } => Some(Written::Source(*key)),
         _ => None,
     }
 }

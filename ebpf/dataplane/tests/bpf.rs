@@ -6,6 +6,8 @@ mod hooks;
 mod mapped;
 #[path = "bpf/node.rs"]
 mod node;
+#[path = "bpf/orphans.rs"]
+mod orphans;
 #[path = "bpf/packets.rs"]
 mod packets;
 #[path = "bpf/sockets.rs"]

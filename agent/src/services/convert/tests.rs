@@ -1,3 +1,6 @@
+use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
+
 use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
@@ -17,6 +20,8 @@ fn addresses_ports_and_policies() {
             "type": "LoadBalancer", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7", "fd00::7"],
             "externalIPs": ["203.0.113.9", "broken"], "externalTrafficPolicy": "Local",
             "internalTrafficPolicy": "Cluster", "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}, "healthCheckNodePort": 30999,
+            "loadBalancerSourceRanges": ["203.0.113.77/24", "198.51.100.0/25", "203.0.113.0/24", "fd00::/64", "all"],
             "ports": [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81, "protocol": "SCTP"}],
         }),
         serde_json::json!({"loadBalancer": {"ingress": [
@@ -25,18 +30,67 @@ fn addresses_ports_and_policies() {
     );
     let (read, problems) = service(&object);
     assert_eq!(read.cluster_ips.len(), 1);
-    let external: Vec<String> = read.external_ips.iter().map(ToString::to_string).collect();
-    assert_eq!(external, ["203.0.113.1", "203.0.113.9"]);
+    assert_eq!(read.external_ips, [Ipv4Addr::new(203, 0, 113, 9)]);
+    assert_eq!(read.balancer_ips, [Ipv4Addr::new(203, 0, 113, 1)]);
+    let ranges: Vec<String> =
+        read.source_ranges.iter().flat_map(|all| all.iter()).map(ToString::to_string).collect();
+    assert_eq!(ranges, ["198.51.100.0/25", "203.0.113.0/24"]);
     assert_eq!((read.internal_policy, read.external_policy), (TrafficPolicy::Cluster, TrafficPolicy::Local));
-    assert!(read.affinity && !read.publish_not_ready);
+    assert_eq!(read.health_check_port, Some(30999));
+    assert_eq!((read.affinity_seconds, read.publish_not_ready), (NonZeroU32::new(60), false));
     assert_eq!((read.ports.len(), read.ports[0].node_port), (1, Some(30080)));
     assert_eq!(
         problems,
         [
             "spec.externalIPs: \"broken\" is not an IP address",
+            "spec.loadBalancerSourceRanges: \"all\" is not a network",
             "spec.ports: port 81 has protocol SCTP, only TCP and UDP are translated",
         ]
     );
+}
+
+#[test]
+fn affinity_is_for_three_hours_unless_the_service_says_otherwise() {
+    let read =
+        |spec: serde_json::Value| service(&api_service(spec, serde_json::json!({}))).0.affinity_seconds;
+    assert_eq!(read(serde_json::json!({"sessionAffinity": "ClientIP"})), NonZeroU32::new(10_800));
+    assert_eq!(read(serde_json::json!({"sessionAffinity": "None"})), None);
+    assert_eq!(read(serde_json::json!({})), None);
+}
+
+#[test]
+fn source_ranges_that_cannot_be_read_let_nobody_in() {
+    let read = |ranges: &[&str]| {
+        let spec = serde_json::json!({"loadBalancerSourceRanges": ranges});
+        service(&api_service(spec, serde_json::json!({}))).0.source_ranges.map(|ranges| ranges.len())
+    };
+    assert_eq!([read(&[]), read(&["fd00::/64"])], [None; 2]);
+    assert_eq!(
+        [read(&["all"]), read(&["10.0.0.0/8"]), read(&["10.0.0.0/8", "all"])],
+        [Some(0), Some(1), Some(1)]
+    );
+}
+
+#[test]
+fn hints_of_endpoints() {
+    let object: EndpointSlice = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": "web-x", "namespace": "default"},
+        "addressType": "IPv4",
+        "ports": [],
+        "endpoints": [
+            {"addresses": ["10.244.0.1"], "hints": {"forZones": [{"name": "a"}, {"name": "b"}]}},
+            {"addresses": ["10.244.0.2"], "hints": {"forZones": [], "forNodes": [{"name": "here"}]}},
+            {"addresses": ["10.244.0.3"], "hints": {"forNodes": [{"name": "there"}]}},
+            {"addresses": ["10.244.0.4"]},
+        ],
+    }))
+    .expect("a slice");
+    let (read, _) = slice(&object, "here");
+    let zones: Vec<_> =
+        read.endpoints.iter().map(|endpoint| endpoint.zones.as_ref().map(|zones| zones.join(","))).collect();
+    assert_eq!(zones, [Some("a,b".to_owned()), None, None, None]);
+    let nodes: Vec<_> = read.endpoints.iter().map(|endpoint| endpoint.meant_for_node).collect();
+    assert_eq!(nodes, [None, Some(true), Some(false), None]);
 }
 
 #[test]

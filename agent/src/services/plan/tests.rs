@@ -1,13 +1,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use dataplane::{Frontend, Protocol};
+use dataplane::{Frontend, Protocol, Target};
 use proptest::prelude::*;
 
 use super::departed::{Departed, PODS};
 use super::{
-    Change, Departure, Endpoint, Key, Planner, Port, Service, Slice, SlicePort, TrafficPolicy, Usable,
-    frontends,
+    Change, Departure, Endpoint, HealthCheck, Key, Planner, Port, Service, Slice, SlicePort, TrafficPolicy,
+    Usable, View, frontends,
 };
 
 const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 5);
@@ -42,6 +42,8 @@ fn endpoint(last: u8, usable: Usable, local: bool, pod: Option<&str>) -> Endpoin
         usable,
         departing: usable.min(Usable::Fallback),
         local,
+        zones: None,
+        meant_for_node: None,
         pod: pod.map(Into::into),
     }
 }
@@ -67,25 +69,176 @@ fn last_bytes(list: &[SocketAddrV4]) -> Vec<u8> {
 fn categories_of_endpoints() {
     use TrafficPolicy::{Cluster, Local};
     use Usable::{Fallback, No, Ready};
-    // Endpoints; internal and external policy; what the cluster IP and the node port lead to.
-    type Case<'a> = (&'a [(u8, Usable, bool)], TrafficPolicy, TrafficPolicy, &'a [u8], &'a [u8]);
-    let cases: [Case<'_>; 8] = [
-        (&[(1, Ready, true), (2, Ready, false), (3, No, false)], Cluster, Cluster, &[1, 2], &[1, 2]),
-        (&[(1, Ready, true), (2, Ready, false)], Local, Cluster, &[1], &[1, 2]),
-        (&[(1, Ready, true), (2, Ready, false)], Cluster, Local, &[1, 2], &[1]),
-        (&[(1, Fallback, false), (2, Ready, false)], Cluster, Cluster, &[2], &[2]),
-        (&[(1, Fallback, false), (2, No, false)], Cluster, Cluster, &[1], &[1]),
-        (&[(1, Fallback, true), (2, Ready, false)], Cluster, Local, &[2], &[1]),
-        (&[(2, Ready, false)], Local, Local, &[], &[]),
-        (&[], Cluster, Cluster, &[], &[]),
+    // Endpoints; internal and external policy; what the cluster IP leads to, and the node port from inside and outside.
+    type Case<'a> = (&'a [(u8, Usable, bool)], TrafficPolicy, TrafficPolicy, [&'a [u8]; 3]);
+    let cases: [Case<'_>; 9] = [
+        (&[(1, Ready, true), (2, Ready, false), (3, No, false)], Cluster, Cluster, [&[1, 2]; 3]),
+        (&[(1, Ready, true), (2, Ready, false)], Local, Cluster, [&[1], &[1, 2], &[1, 2]]),
+        (&[(1, Ready, true), (2, Ready, false)], Cluster, Local, [&[1, 2], &[1, 2], &[1]]),
+        (&[(1, Fallback, false), (2, Ready, false)], Cluster, Cluster, [&[2]; 3]),
+        (&[(1, Fallback, false), (2, No, false)], Cluster, Cluster, [&[1]; 3]),
+        (&[(1, Fallback, true), (2, Ready, false)], Cluster, Local, [&[2], &[2], &[1]]),
+        (&[(1, Fallback, true), (2, Ready, true)], Local, Local, [&[2]; 3]),
+        (&[(2, Ready, false)], Local, Local, [&[], &[2], &[]]),
+        (&[], Cluster, Cluster, [&[]; 3]),
     ];
-    for (endpoints, internal_policy, external_policy, internal, external) in cases {
+    for (endpoints, internal_policy, external_policy, expected) in cases {
         let service = Service { internal_policy, external_policy, ..service(1) };
         let slices = [slice(endpoints)];
-        let lists = frontends(&service, slices.iter(), &Departed::default(), &[NODE, Ipv4Addr::LOCALHOST]);
-        assert_eq!(lists.len(), 2, "the loopback has no node port: {lists:?}");
-        assert_eq!(last_bytes(&lists[&cluster_frontend(1)]), internal, "{endpoints:?}");
-        assert_eq!(last_bytes(&lists[&node_frontend()]), external, "{endpoints:?}");
+        let departed = Departed::default();
+        let view = View { departed: &departed, addresses: &[NODE, Ipv4Addr::LOCALHOST], zone: None };
+        let lists = frontends(&service, slices.iter(), view);
+        let loopback = Frontend { address: Ipv4Addr::LOCALHOST, ..node_frontend() };
+        assert_eq!((lists.len(), &lists[&loopback]), (3, &lists[&node_frontend()]));
+        let (cluster_ip, node_port) = (&lists[&cluster_frontend(1)], &lists[&node_frontend()]);
+        let seen = [&cluster_ip.inside, &node_port.inside, &node_port.outside].map(|list| last_bytes(list));
+        assert_eq!(seen, expected, "{endpoints:?}");
+        assert_eq!(cluster_ip.inside, cluster_ip.outside);
+    }
+}
+
+#[test]
+fn hints_lead_to_endpoints_that_are_near_if_all_have_them() {
+    use TrafficPolicy::{Cluster, Local};
+    // Of each endpoint: the zones and whether this node is hinted at. The node is in zone a, or its zone is not known.
+    type Hints<'a> = (Option<&'a [&'a str]>, Option<bool>);
+    let (a, b): (Hints<'_>, Hints<'_>) = ((Some(&["a"]), None), (Some(&["b"]), None));
+    let (here, there) = ((Some(&["a"][..]), Some(true)), (Some(&["a"][..]), Some(false)));
+    type Case<'a> = ([Hints<'a>; 3], Option<&'a str>, TrafficPolicy, &'a [u8]);
+    let cases: [Case<'_>; 10] = [
+        ([a, b, b], Some("a"), Cluster, &[1]),
+        ([a, (Some(&["b", "a"]), None), b], Some("a"), Cluster, &[1, 2]),
+        ([a, b, (None, None)], Some("a"), Cluster, &[1, 2, 3]),
+        ([b, b, b], Some("a"), Cluster, &[1, 2, 3]),
+        ([a, b, b], None, Cluster, &[1, 2, 3]),
+        ([here, there, there], Some("a"), Cluster, &[1]),
+        ([here, a, there], Some("a"), Cluster, &[1, 2, 3]),
+        ([there, there, (Some(&["b"]), Some(false))], Some("a"), Cluster, &[1, 2]),
+        ([here, there, there], None, Cluster, &[1]),
+        // A Local policy looks at nothing but the node.
+        ([a, b, b], Some("b"), Local, &[1]),
+    ];
+    for (hints, zone, internal_policy, expected) in cases {
+        let hinted = |(number, (zones, meant_for_node)): (u8, Hints<'_>)| Endpoint {
+            zones: zones.map(|zones| zones.iter().map(|zone| Box::from(*zone)).collect()),
+            meant_for_node,
+            ..endpoint(number, Usable::Ready, number == 1, None)
+        };
+        // What is not ready has no say.
+        let idle = endpoint(9, Usable::Fallback, false, None);
+        let slices = [slice_of((1..).zip(hints).map(hinted).chain([idle]).collect())];
+        let departed = Departed::default();
+        let view = View { departed: &departed, addresses: &[NODE], zone };
+        let lists = frontends(&Service { internal_policy, ..service(1) }, slices.iter(), view);
+        assert_eq!(last_bytes(&lists[&cluster_frontend(1)].inside), expected, "{hints:?} in {zone:?}");
+    }
+}
+
+#[test]
+fn a_node_that_learns_its_zone_keeps_to_it() {
+    let mut planner = Planner::new(vec![]);
+    planner.set_service(key("a"), service(1));
+    planner.set_service(key("b"), service(2));
+    let mut hinted = slice(&[(1, Usable::Ready, false), (2, Usable::Ready, false)]);
+    for (endpoint, zone) in hinted.endpoints.iter_mut().zip(["x", "y"]) {
+        endpoint.zones = Some([Box::from(zone)].into());
+    }
+    planner.set_slice(key("s"), key("a"), hinted);
+    planner.set_slice(key("t"), key("b"), slice(&[(3, Usable::Ready, false)]));
+    assert_eq!(leads_to(&mut planner), (vec![1, 2], true));
+    planner.set_zone(Some("y"));
+    let changes = planner.take_changes().changes;
+    assert_eq!(changes.len(), 1, "the other Service has no hints: {changes:?}");
+    assert_eq!(leads_to(&mut planner).0, [2]);
+    planner.set_zone(Some("y"));
+    assert_eq!(planner.take_changes().changes, []);
+    planner.set_zone(None);
+    assert_eq!(leads_to(&mut planner), (vec![1, 2], true));
+}
+
+#[test]
+fn a_health_check_counts_the_ready_pods_of_this_node() {
+    let mut planner = Planner::new(vec![]);
+    planner.set_service(key("a"), Service { health_check_port: Some(30999), ..service(1) });
+    planner.set_service(key("b"), service(2));
+    let checks = |planner: &mut Planner| planner.take_changes().health_checks;
+    let told = |local_endpoints| vec![(key("a"), Some(HealthCheck { port: 30999, local_endpoints }))];
+    assert_eq!(checks(&mut planner), told(0));
+    planner.set_slice(
+        key("s"),
+        key("a"),
+        slice_of(vec![
+            endpoint(1, Usable::Ready, true, Some("p")),
+            endpoint(2, Usable::Ready, false, None),
+            endpoint(3, Usable::Fallback, true, None),
+        ]),
+    );
+    // The same pod under another port.
+    planner.set_slice(key("t"), key("a"), slice(&[(1, Usable::Ready, true), (4, Usable::Ready, true)]));
+    assert_eq!(checks(&mut planner), told(2));
+    planner.set_slice(key("t"), key("a"), slice(&[]));
+    assert_eq!(checks(&mut planner), told(1));
+    planner.depart("p", Departure::Terminating);
+    assert_eq!(checks(&mut planner), told(0));
+    planner.set_service(key("a"), Service { publish_not_ready: true, ..service(1) });
+    assert_eq!(checks(&mut planner), [(key("a"), None)]);
+    planner.remove_service(&key("a"));
+    assert_eq!(checks(&mut planner), []);
+}
+
+#[test]
+fn source_ranges_are_for_the_addresses_of_load_balancers() {
+    let ranges: std::sync::Arc<[ipnetwork::Ipv4Network]> = ["203.0.113.0/24".parse().unwrap()].into();
+    let (external, balancer) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+    let service = Service {
+        external_ips: vec![external],
+        balancer_ips: vec![balancer],
+        source_ranges: Some(ranges.clone()),
+        ..service(1)
+    };
+    let departed = Departed::default();
+    let view = View { departed: &departed, addresses: &[NODE], zone: None };
+    let lists = frontends(&service, [].iter(), view);
+    let at = |address| Frontend { address, port: 80, protocol: Protocol::Tcp };
+    assert_eq!(lists[&at(balancer)].sources, Some(ranges));
+    for frontend in [at(external), cluster_frontend(1), node_frontend()] {
+        assert_eq!(lists[&frontend].sources, None, "{frontend}");
+    }
+}
+
+#[test]
+fn endpoints_that_still_serve_drain_where_datagrams_are_sent() {
+    let mut both = service(1);
+    both.ports = vec![
+        Port { name: "t".into(), port: 53, protocol: Protocol::Tcp, node_port: None },
+        Port { name: "u".into(), port: 53, protocol: Protocol::Udp, node_port: None },
+    ];
+    let mut slice = slice(&[(1, Usable::Ready, true), (2, Usable::Fallback, true), (3, Usable::No, true)]);
+    slice.ports = [("t", Protocol::Tcp), ("u", Protocol::Udp)]
+        .map(|(name, protocol)| SlicePort { name: name.into(), port: 5353, protocol })
+        .into();
+    let departed = Departed::default();
+    let view = View { departed: &departed, addresses: &[], zone: None };
+    let lists = frontends(&both, [slice].iter(), view);
+    let draining = |protocol| {
+        let frontend = Frontend { address: Ipv4Addr::new(10, 96, 0, 1), port: 53, protocol };
+        last_bytes(&lists[&frontend].draining)
+    };
+    assert_eq!((draining(Protocol::Tcp), draining(Protocol::Udp)), (vec![], vec![2]));
+}
+
+#[test]
+fn session_affinity_is_part_of_where_a_service_leads() {
+    let mut planner = Planner::new(vec![NODE]);
+    planner.set_service(key("a"), service(1));
+    planner.take_changes();
+    let affinity_seconds = core::num::NonZeroU32::new(60);
+    planner.set_service(key("a"), Service { affinity_seconds, ..service(1) });
+    let changes = planner.take_changes().changes;
+    assert_eq!(changes.len(), 2);
+    for (frontend, own_address) in [(cluster_frontend(1), false), (node_frontend(), true)] {
+        let target = Target { affinity_seconds, own_address, ..Target::default() };
+        assert!(changes.contains(&Change::Set { frontend, target, service: key("a") }), "{changes:?}");
     }
 }
 
@@ -109,11 +262,13 @@ fn slices_are_merged_ports_match_by_name_and_protocol() {
         SlicePort { name: "dns-tcp".into(), port: 5354, protocol: Protocol::Udp },
     ];
     let slices = [first, second];
-    let lists = frontends(&two_ports, slices.iter(), &Departed::default(), &[]);
+    let departed = Departed::default();
+    let view = View { departed: &departed, addresses: &[], zone: None };
+    let lists = frontends(&two_ports, slices.iter(), view);
     let at = |protocol| Frontend { address: Ipv4Addr::new(10, 96, 0, 1), port: 53, protocol };
-    assert_eq!(last_bytes(&lists[&at(Protocol::Udp)]), [1, 2, 3]);
-    assert_eq!(last_bytes(&lists[&at(Protocol::Tcp)]), [1]);
-    assert_eq!(lists[&at(Protocol::Tcp)][0].port(), 5354);
+    assert_eq!(last_bytes(&lists[&at(Protocol::Udp)].inside), [1, 2, 3]);
+    assert_eq!(last_bytes(&lists[&at(Protocol::Tcp)].inside), [1]);
+    assert_eq!(lists[&at(Protocol::Tcp)].inside[0].port(), 5354);
 }
 
 #[test]
@@ -128,8 +283,9 @@ fn only_what_differs_is_a_change() {
     assert_eq!(planner.take_changes().changes, []);
     planner.set_slice(key("a-2"), key("a"), slice(&[(2, Usable::Ready, false)]));
     let changes = planner.take_changes().changes;
-    let [Change::Set { frontend, endpoints, service }] = changes.as_slice() else { panic!("{changes:?}") };
-    assert_eq!((*frontend, last_bytes(endpoints), service), (cluster_frontend(1), vec![1, 2], &key("a")));
+    let [Change::Set { frontend, target, service }] = changes.as_slice() else { panic!("{changes:?}") };
+    assert_eq!((*frontend, service), (cluster_frontend(1), &key("a")));
+    assert_eq!((last_bytes(&target.inside), last_bytes(&target.outside)), (vec![1, 2], vec![1, 2]));
     planner.remove_service(&key("a"));
     assert_eq!(planner.take_changes().changes, [Change::Remove { frontend: cluster_frontend(1) }]);
 }
@@ -147,8 +303,8 @@ fn the_older_service_wins_a_claimed_address_and_the_other_gets_it_later() {
     planner.remove_service(&key("old"));
     let changes = planner.take_changes();
     assert_eq!(changes.conflicts, []);
-    let (winner, endpoints) = planner.desired(&cluster_frontend(1)).expect("claimed");
-    assert_eq!((winner, last_bytes(endpoints)), (&key("young"), vec![9]));
+    let (winner, target) = planner.desired(&cluster_frontend(1)).expect("claimed");
+    assert_eq!((winner, last_bytes(&target.inside)), (&key("young"), vec![9]));
 }
 
 #[test]
@@ -162,7 +318,7 @@ fn a_relist_removes_what_is_gone() {
     planner.retain_slices(&HashSet::new());
     let changes = planner.take_changes().changes;
     assert_eq!(changes[0], Change::Remove { frontend: cluster_frontend(2) });
-    assert!(matches!(&changes[1], Change::Set { endpoints, .. } if endpoints.is_empty()), "{changes:?}");
+    assert!(matches!(&changes[1], Change::Set { target, .. } if target.inside.is_empty()), "{changes:?}");
 }
 
 #[test]
@@ -174,14 +330,14 @@ fn a_slice_that_changes_its_service_leaves_the_old_one() {
     planner.take_changes();
     planner.set_slice(key("s"), key("b"), slice(&[(1, Usable::Ready, false)]));
     planner.take_changes();
-    assert!(planner.desired(&cluster_frontend(1)).expect("a").1.is_empty());
-    assert_eq!(last_bytes(planner.desired(&cluster_frontend(2)).expect("b").1), [1]);
+    assert!(planner.desired(&cluster_frontend(1)).expect("a").1.inside.is_empty());
+    assert_eq!(last_bytes(&planner.desired(&cluster_frontend(2)).expect("b").1.inside), [1]);
 }
 
 /// Where the cluster IP of service `a` leads after the changes so far, and whether there were any.
 fn leads_to(planner: &mut Planner) -> (Vec<u8>, bool) {
     let changed = !planner.take_changes().changes.is_empty();
-    (last_bytes(planner.desired(&cluster_frontend(1)).expect("service a").1), changed)
+    (last_bytes(&planner.desired(&cluster_frontend(1)).expect("service a").1.inside), changed)
 }
 
 #[test]
@@ -303,7 +459,7 @@ fn oracle(
     services: &BTreeMap<u8, Service>,
     slices: &BTreeMap<u8, (u8, Slice)>,
     departed: &BTreeMap<String, Departure>,
-) -> HashMap<Frontend, Vec<u8>> {
+) -> HashMap<Frontend, [Vec<u8>; 2]> {
     let mut by_age: Vec<_> = services.iter().collect();
     by_age.sort_by_key(|(name, service)| (service.created, **name));
     let mut all = HashMap::new();
@@ -331,9 +487,9 @@ fn oracle(
             if ready.is_empty() { pick(Usable::Fallback, local_only) } else { ready }
         };
         let cluster_ip = service.cluster_ips[0].octets()[3];
-        all.entry(cluster_frontend(cluster_ip)).or_insert_with(|| chosen(false));
+        all.entry(cluster_frontend(cluster_ip)).or_insert_with(|| [chosen(false), chosen(false)]);
         let local = service.external_policy == TrafficPolicy::Local;
-        all.entry(node_frontend()).or_insert_with(|| chosen(local));
+        all.entry(node_frontend()).or_insert_with(|| [chosen(false), chosen(local)]);
     }
     all
 }
@@ -345,7 +501,7 @@ proptest! {
         let mut services: BTreeMap<u8, Service> = BTreeMap::new();
         let mut slices: BTreeMap<u8, (u8, Slice)> = BTreeMap::new();
         let mut departed: BTreeMap<String, Departure> = BTreeMap::new();
-        let mut kernel: HashMap<Frontend, Vec<u8>> = HashMap::new();
+        let mut kernel: HashMap<Frontend, [Vec<u8>; 2]> = HashMap::new();
         for step in steps.into_iter().chain([Step::Take]) {
             match step {
                 Step::SetService { name, ip, created, local } => {
@@ -382,8 +538,8 @@ proptest! {
                     for change in planner.take_changes().changes {
                         match change {
                             Change::Remove { frontend } => prop_assert!(kernel.remove(&frontend).is_some()),
-                            Change::Set { frontend, endpoints, .. } => {
-                                let next = last_bytes(&endpoints);
+                            Change::Set { frontend, target, .. } => {
+                                let next = [&target.inside, &target.outside].map(|list| last_bytes(list));
                                 prop_assert_ne!(kernel.insert(frontend, next.clone()), Some(next));
                             }
                         }

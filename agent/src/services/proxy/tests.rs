@@ -4,12 +4,13 @@ use super::*;
 use crate::events::Recorder;
 use crate::services::{Departure, cache};
 
-/// Without a dataplane, and with both watches listed. The client is never asked.
+/// Without a dataplane or a Node, and with both watches listed. The client is never asked.
 fn listed() -> Proxy {
     let client = kube::Config::new("http://127.0.0.1:1".parse().unwrap()).try_into().unwrap();
     let context = Context {
         client,
         node_name: "n".into(),
+        node: tokio::sync::watch::channel(None).1,
         node_addresses: Vec::new(),
         dataplane: None,
         recorder: Recorder::discarding(),

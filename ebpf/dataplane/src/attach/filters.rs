@@ -1,7 +1,7 @@
 //! Uplink programs as filters of a clsact qdisc, for kernels without TCX (before 6.6).
 //!
 //! Such an attachment cannot be pinned. It is found again by its priority and its name, which is the program's and the folder
-//! of the maps it works on: `orlop_ingress:/sys/fs/bpf/orlop/v4`. Another dataplane's filters and anybody else's are left
+//! of the maps it works on: `orlop_ingress:/sys/fs/bpf/orlop/v<layout>`. Another dataplane's filters and anybody else's are left
 //! alone, and so is a clsact qdisc that has any of them. A clsact qdisc whose last filter was ours is removed with it:
 //! the kernel does not say who made it.
 //!

@@ -80,14 +80,10 @@ impl Ranges {
         Self { free: BTreeMap::from([(0, limit)]), cooling: Vec::new() }
     }
 
-    pub fn has_room(&self, length: u32) -> bool {
-        length == 0 || self.free.values().any(|free| *free >= length)
-    }
-
-    /// `None` for no room, and for a length of 0, which needs none.
+    /// `None` for no room. A length of 0 needs none.
     pub fn allocate(&mut self, length: u32) -> Option<u32> {
         if length == 0 {
-            return None;
+            return Some(0);
         }
         let (start, free) = self.free.iter().find(|(_, free)| **free >= length).map(|(s, f)| (*s, *f))?;
         self.free.remove(&start);
@@ -130,18 +126,26 @@ impl Ranges {
     }
 
     pub fn release(&mut self) {
-        for (mut start, mut length) in std::mem::take(&mut self.cooling) {
-            if let Some((before, size)) = self.free.range(..start).next_back().map(|(s, f)| (*s, *f))
-                && before + size == start
-            {
-                self.free.remove(&before);
-                start = before;
-                length += size;
-            }
-            if let Some(size) = self.free.remove(&(start + length)) {
-                length += size;
-            }
-            self.free.insert(start, length);
+        for (start, length) in std::mem::take(&mut self.cooling) {
+            self.give_back(start, length);
         }
+    }
+
+    /// Frees a piece that no program has seen.
+    pub fn give_back(&mut self, mut start: u32, mut length: u32) {
+        if length == 0 {
+            return;
+        }
+        if let Some((before, size)) = self.free.range(..start).next_back().map(|(s, f)| (*s, *f))
+            && before + size == start
+        {
+            self.free.remove(&before);
+            start = before;
+            length += size;
+        }
+        if let Some(size) = self.free.remove(&(start + length)) {
+            length += size;
+        }
+        self.free.insert(start, length);
     }
 }

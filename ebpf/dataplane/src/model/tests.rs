@@ -1,18 +1,20 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use dataplane_abi::select::{Choice, Reads, choose, find};
+use dataplane_abi::Affinity;
+use dataplane_abi::select::{Choice, Reads, choose, find, keep, may_ask};
 use proptest::prelude::*;
 
 use super::*;
 use crate::Overlay;
 
 /// The maps as a program would see them after some writes.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Maps {
     frontends: BTreeMap<[u8; 8], u32>,
     services: HashMap<u32, Service>,
     tables: HashMap<u32, u32>,
     backends: HashMap<u32, Backend>,
+    sources: BTreeSet<SourceKey>,
 }
 
 impl Maps {
@@ -23,25 +25,46 @@ impl Maps {
                 self.tables.extend(ids.iter().enumerate().map(|(index, id)| (offset + index as u32, *id)));
             }
             Write::Service { slot, value } => drop(self.services.insert(*slot, *value)),
-            Write::Select { slot, selection } => {
-                self.services.get_mut(slot).expect("a service in use").selection = selection.pack();
+            Write::Select { slot, origin, selection } => {
+                let service = self.services.get_mut(slot).expect("a service in use");
+                *word_of(service, *origin) = selection.pack();
             }
+            Write::Options { slot, flags, affinity_seconds } => {
+                let service = self.services.get_mut(slot).expect("a service in use");
+                (service.flags, service.affinity_seconds) = (*flags, *affinity_seconds);
+            }
+            Write::Sources { slot, set } => {
+                self.services.get_mut(slot).expect("a service in use").sources = *set;
+            }
+            Write::SourceInsert { key } => assert!(self.sources.insert(*key), "a set is filled once"),
+            Write::SourceRemove { key } => drop(self.sources.remove(key)),
             Write::FrontendInsert { key, slot } => drop(self.frontends.insert(key.to_bytes(), *slot)),
             Write::FrontendRemove { key } => drop(self.frontends.remove(&key.to_bytes())),
         }
     }
 
     /// What a lookup of `frontend` can lead to; `None` if nothing answers there.
-    fn look_up(&self, frontend: Frontend) -> Option<Vec<SocketAddrV4>> {
+    fn look_up(&self, frontend: Frontend) -> Option<Target> {
         let key = to_key(frontend);
-        let service = self.services.get(self.frontends.get(&key.to_bytes())?)?;
+        let service = *self.services.get(self.frontends.get(&key.to_bytes())?)?;
         assert_eq!(service.key, key);
-        let table = Selection::unpack(service.selection);
-        Some(
-            (0..u32::from(table.length))
-                .map(|index| self.backend(self.tables[&(table.offset + index)]))
-                .collect(),
-        )
+        let [inside, outside] = [service.inside, service.outside].map(|word| {
+            let ids = self.table(word);
+            assert!(ids.is_sorted(), "readers search a table");
+            ids.into_iter().map(|id| self.backend(id)).collect()
+        });
+        let affinity_seconds = NonZeroU32::new(service.affinity_seconds);
+        let of_set = self.sources.iter().filter(|key| key.set == service.sources);
+        let sources =
+            (service.sources != 0).then(|| of_set.map(|key| from_source(*key).expect("a network")).collect());
+        let own_address = service.flags & service_flag::OWN_ADDRESS != 0;
+        let draining = Arc::default();
+        Some(sorted(&Target { inside, outside, affinity_seconds, sources, draining, own_address }))
+    }
+
+    fn table(&self, word: u64) -> Vec<u32> {
+        let table = Selection::unpack(word);
+        (0..u32::from(table.length)).map(|index| self.tables[&(table.offset + index)]).collect()
     }
 
     fn backend(&self, id: u32) -> SocketAddrV4 {
@@ -52,10 +75,9 @@ impl Maps {
 
     fn found(&self) -> Found {
         let in_use = |service: &Service| service.flags != 0;
-        let tables = self.services.iter().filter(|(_, service)| in_use(service)).map(|(slot, service)| {
-            let table = Selection::unpack(service.selection);
-            (*slot, (0..u32::from(table.length)).map(|index| self.tables[&(table.offset + index)]).collect())
-        });
+        let services = self.services.values().filter(|service| in_use(service));
+        let words = services.flat_map(|service| [service.inside, service.outside]);
+        let tables = words.map(|word| (word, self.table(word)));
         Found {
             frontends: self
                 .frontends
@@ -70,9 +92,29 @@ impl Maps {
                 .filter(|(_, b)| b.generation != 0)
                 .map(|(id, b)| (*id, *b))
                 .collect(),
+            sources: self.sources.iter().copied().collect(),
             last_generation: self.backends.values().map(|b| b.last_generation).max().unwrap_or(0),
         }
     }
+}
+
+fn word_of(service: &mut Service, origin: Origin) -> &mut u64 {
+    match origin {
+        Origin::Inside => &mut service.inside,
+        Origin::Outside => &mut service.outside,
+    }
+}
+
+/// The order of endpoints means nothing.
+fn sorted(target: &Target) -> Target {
+    let list = |endpoints: &[SocketAddrV4]| {
+        let mut endpoints = endpoints.to_vec();
+        endpoints.sort_unstable();
+        endpoints.into()
+    };
+    let (inside, outside) = (list(&target.inside), list(&target.outside));
+    // What drains stands in no table.
+    Target { inside, outside, draining: Arc::default(), ..target.clone() }
 }
 
 /// A program's lookup, while a writer is at work: some of the writes happen before each of its reads.
@@ -83,6 +125,9 @@ struct Reader<'a> {
     paces: &'a [u8],
     reads: usize,
     slot: u32,
+    origin: Origin,
+    /// Whether source ranges hold the client: this one's is meant.
+    network: u8,
 }
 
 impl Reader<'_> {
@@ -123,7 +168,8 @@ impl Reader<'_> {
 impl Reads for Reader<'_> {
     fn selection(&mut self) -> u64 {
         self.pause();
-        self.maps.services[&self.slot].selection
+        let mut service = self.maps.services[&self.slot];
+        *word_of(&mut service, self.origin)
     }
 
     fn table(&mut self, index: u32) -> Option<u32> {
@@ -139,6 +185,17 @@ impl Reads for Reader<'_> {
     fn random(&mut self) -> u32 {
         (self.reads as u32).wrapping_mul(0x9e37_79b9)
     }
+
+    fn sources(&mut self) -> u32 {
+        self.pause();
+        self.maps.services[&self.slot].sources
+    }
+
+    fn holds(&mut self, set: u32) -> bool {
+        self.pause();
+        let wanted = Some(network(self.network));
+        self.maps.sources.iter().any(|key| key.set == set && from_source(*key) == wanted)
+    }
 }
 
 fn frontend(number: u8) -> Frontend {
@@ -152,21 +209,44 @@ fn endpoint(number: u8) -> SocketAddrV4 {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Set(u8, Vec<u8>),
+    Set(u8, Target),
     Remove(u8),
     Release,
     Restart,
     /// A change of which only so many writes are done when the process dies.
-    Crash(u8, Option<Vec<u8>>, usize),
+    Crash(u8, Option<Target>, usize),
+}
+
+fn network(number: u8) -> Ipv4Network {
+    Ipv4Network::new(Ipv4Addr::new(192, 0, number, 0), 24).unwrap()
+}
+
+fn target(numbers: &[u8]) -> Target {
+    Target::all(numbers.iter().copied().map(endpoint).collect::<Vec<_>>())
+}
+
+fn targets(endpoints: std::ops::Range<u8>, most: usize) -> impl Strategy<Value = Target> {
+    let list = prop::collection::vec(endpoints, 0..most);
+    let sources = prop::option::of(prop::collection::btree_set(0_u8..6, 0..4));
+    let draining = prop::collection::btree_set(0_u8..12, 0..3);
+    let parts = (list.clone(), prop::option::of(list), 0_u32..3, sources, draining);
+    parts.prop_map(|(inside, outside, affinity, sources, draining)| Target {
+        affinity_seconds: NonZeroU32::new(affinity),
+        own_address: affinity > 1,
+        sources: sources.map(|numbers| numbers.into_iter().map(network).collect()),
+        draining: draining.into_iter().map(endpoint).collect(),
+        outside: target(outside.as_ref().unwrap_or(&inside)).outside,
+        ..target(&inside)
+    })
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        6 => (0u8..6, prop::collection::vec(0u8..12, 0..8)).prop_map(|(f, e)| Step::Set(f, e)),
+        6 => (0u8..6, targets(0..12, 8)).prop_map(|(f, e)| Step::Set(f, e)),
         2 => (0u8..6).prop_map(Step::Remove),
         1 => Just(Step::Release),
         1 => Just(Step::Restart),
-        1 => (0u8..6, prop::option::of(prop::collection::vec(0u8..12, 0..8)), 0usize..12)
+        1 => (0u8..6, prop::option::of(targets(0..12, 8)), 0usize..12)
             .prop_map(|(f, e, n)| Step::Crash(f, e, n)),
     ];
     prop::collection::vec(step, 0..60)
@@ -176,7 +256,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 struct World {
     model: Model,
     maps: Maps,
-    wanted: BTreeMap<u8, Vec<SocketAddrV4>>,
+    wanted: BTreeMap<u8, Target>,
     /// Every pair of a backend's number and generation that ever was.
     generations: BTreeSet<(u32, u32)>,
 }
@@ -192,12 +272,11 @@ impl World {
     }
 
     /// Plans a change of `number`; the writes are still to be done.
-    fn plan(&mut self, number: u8, endpoints: Option<Vec<u8>>) -> Vec<Write> {
-        match endpoints {
-            Some(numbers) => {
-                let endpoints: Vec<_> = numbers.into_iter().map(endpoint).collect();
-                let writes = self.model.set(frontend(number), &endpoints).unwrap();
-                self.wanted.insert(number, endpoints);
+    fn plan(&mut self, number: u8, target: Option<Target>) -> Vec<Write> {
+        match target {
+            Some(target) => {
+                let writes = self.model.set(frontend(number), &target).unwrap();
+                self.wanted.insert(number, sorted(&target));
                 writes
             }
             None => {
@@ -218,15 +297,16 @@ impl World {
     }
 
     fn change(&mut self, number: u8, endpoints: &[u8]) {
-        let writes = self.plan(number, Some(endpoints.to_vec()));
+        let writes = self.plan(number, Some(target(endpoints)));
         writes.iter().for_each(|write| self.apply(write));
     }
 
-    /// A new process takes over. What it finds may be from the middle of a change.
+    /// A new process takes over and is in sync. What it finds may be from the middle of a change.
     fn restart(&mut self) -> Vec<Write> {
         let (adopted, leftovers) = Model::adopt(&self.maps.found(), Capacity::default());
         self.model = adopted;
         leftovers.iter().for_each(|write| self.maps.apply(write));
+        self.model.release_held().iter().for_each(|write| self.maps.apply(write));
         leftovers
     }
 
@@ -234,10 +314,26 @@ impl World {
         for number in 0..6 {
             assert_eq!(self.maps.look_up(frontend(number)).as_ref(), self.wanted.get(&number));
         }
-        let in_use: BTreeSet<_> = self.wanted.values().flatten().collect();
+        let lists = self.wanted.values().flat_map(|target| [&target.inside, &target.outside]);
+        let draining = self.model.list().flat_map(|(_, target)| target.draining.to_vec());
+        let in_use: BTreeSet<_> = lists.flat_map(|list| list.iter().copied()).chain(draining).collect();
         let living = self.maps.backends.values().filter(|backend| backend.generation != 0).count();
         assert_eq!(living, in_use.len());
+        let sources: usize = self.wanted.values().flat_map(|target| &target.sources).map(|s| s.len()).sum();
+        assert_eq!(self.maps.sources.len(), sources);
     }
+}
+
+/// Whether each part of what a lookup led to is one that was wanted before or is wanted now.
+fn of_either(seen: Option<&Target>, before: Option<&Target>, after: Option<&Target>) -> bool {
+    let Some(seen) = seen else { return before.is_none() || after.is_none() };
+    let either = || before.into_iter().chain(after);
+    either().any(|target| target.inside == seen.inside)
+        && either().any(|target| target.outside == seen.outside)
+        && either().any(|target| {
+            (target.own_address, target.affinity_seconds) == (seen.own_address, seen.affinity_seconds)
+        })
+        && either().any(|target| target.sources == seen.sources)
 }
 
 fn new_model() -> Model {
@@ -253,7 +349,7 @@ proptest! {
         for step in steps {
             let before = world.wanted.clone();
             let writes = match step {
-                Step::Set(f, numbers) => world.plan(f, Some(numbers)),
+                Step::Set(f, target) => world.plan(f, Some(target)),
                 Step::Remove(f) => world.plan(f, None),
                 Step::Release => {
                     world.model.release();
@@ -270,7 +366,7 @@ proptest! {
                     world.restart();
                     let seen = world.maps.look_up(frontend(f));
                     prop_assert!(
-                        seen.as_ref() == before.get(&f) || seen.as_ref() == world.wanted.get(&f),
+                        of_either(seen.as_ref(), before.get(&f), world.wanted.get(&f)),
                         "{f} leads to {seen:?} after {done} of {writes:?}"
                     );
                     match seen {
@@ -285,7 +381,7 @@ proptest! {
                 for number in 0..6 {
                     let seen = world.maps.look_up(frontend(number));
                     prop_assert!(
-                        seen.as_ref() == before.get(&number) || seen.as_ref() == world.wanted.get(&number),
+                        of_either(seen.as_ref(), before.get(&number), world.wanted.get(&number)),
                         "{number} leads to {seen:?} after {write:?}"
                     );
                 }
@@ -300,11 +396,13 @@ proptest! {
     fn a_reader_amid_a_change_finds_an_endpoint_of_either_list(
         steps in steps(),
         paces in prop::collection::vec(0u8..5, 1..20),
+        outside in any::<bool>(),
     ) {
+        let origin = Origin::ALL[usize::from(outside)];
         let mut world = World::new();
         for step in steps {
-            let (f, numbers) = match step {
-                Step::Set(f, numbers) => (f, Some(numbers)),
+            let (f, target) = match step {
+                Step::Set(f, target) => (f, Some(target)),
                 Step::Remove(f) => (f, None),
                 _ => {
                     world.model.release();
@@ -312,12 +410,14 @@ proptest! {
                 }
             };
             let before = world.wanted.get(&f).cloned();
-            let writes = world.plan(f, numbers).into();
-            let mut reader = Reader { maps: &mut world.maps, writes, paces: &paces, reads: 0, slot: 0 };
+            let writes = world.plan(f, target).into();
+            let mut reader =
+                Reader { maps: &mut world.maps, writes, paces: &paces, reads: 0, slot: 0, origin, network: 0 };
             let seen = reader.look_up(frontend(f));
             reader.finish();
-            let lists = [before.as_ref(), world.wanted.get(&f)];
-            let fits = |list: &Option<&Vec<SocketAddrV4>>| match (&seen, list) {
+            let lists = [before.as_ref(), world.wanted.get(&f)]
+                .map(|target| target.map(|target| target.endpoints(origin)));
+            let fits = |list: &Option<&[SocketAddrV4]>| match (&seen, list) {
                 (None, None) => true,
                 (Some(None), Some(list)) => list.is_empty(),
                 (Some(Some(endpoint)), Some(list)) => list.contains(endpoint),
@@ -330,40 +430,84 @@ proptest! {
         }
     }
 
+    /// However slow a reader is, a client that may ask before and after a change may ask amid it, and one that never may never
+    /// does.
+    #[test]
+    fn a_reader_amid_a_change_lets_in_who_may_ask(steps in steps(), paces in prop::collection::vec(0u8..5, 1..20)) {
+        let mut world = World::new();
+        for step in steps {
+            let (f, target) = match step {
+                Step::Set(f, target) => (f, target),
+                _ => {
+                    world.model.release();
+                    continue;
+                }
+            };
+            let Some(before) = world.wanted.get(&f).cloned() else {
+                world.plan(f, Some(target)).iter().for_each(|write| world.maps.apply(write));
+                continue;
+            };
+            let writes = world.plan(f, Some(target.clone()));
+            let mut afterwards = world.maps.clone();
+            writes.iter().for_each(|write| afterwards.apply(write));
+            let slot = world.maps.frontends[&to_key(frontend(f)).to_bytes()];
+            for number in 0..6 {
+                let mut maps = world.maps.clone();
+                let writes = writes.clone().into();
+                let mut reader = Reader { maps: &mut maps, writes, paces: &paces, reads: 0, slot, origin: Origin::Outside, network: number };
+                let seen = may_ask(&mut reader);
+                let allows = |target: &Target| target.sources.as_ref().is_none_or(|all| all.contains(&network(number)));
+                let (old, new) = (allows(&before), allows(&target));
+                prop_assert!(seen == old || seen == new, "{number}: {seen}, before {old}, after {new}");
+            }
+            world.maps = afterwards;
+        }
+    }
+
     /// With maps that are nearly full, a change either happens or says what ran out, and releasing makes the room that
     /// was freed usable.
     #[test]
     fn small_maps_are_used_up_and_given_back(changes in prop::collection::vec(
-        (0u8..4, prop::option::of(prop::collection::vec(0u8..8, 0..5))), 0..80,
+        (0u8..4, prop::option::of(targets(0..8, 5))), 0..80,
     )) {
-        let capacity = Capacity { frontends: 3, table_entries: 12, backends: 6 };
+        let capacity = Capacity { frontends: 3, table_entries: 12, backends: 6, sources: 5 };
         let mut model = Model::new(capacity);
         let mut maps = Maps::default();
-        let mut wanted: BTreeMap<u8, Vec<SocketAddrV4>> = BTreeMap::new();
-        for (number, numbers) in changes {
-            let Some(numbers) = numbers else {
+        let mut wanted: BTreeMap<u8, Target> = BTreeMap::new();
+        for (number, target) in changes {
+            let Some(target) = target else {
                 model.remove(frontend(number)).iter().for_each(|write| maps.apply(write));
                 wanted.remove(&number);
                 continue;
             };
-            let endpoints: Vec<_> = numbers.into_iter().map(endpoint).collect();
-            let planned = model.set(frontend(number), &endpoints).or_else(|_| {
+            let planned = model.set(frontend(number), &target).or_else(|_| {
                 model.release();
-                model.set(frontend(number), &endpoints)
+                model.set(frontend(number), &target)
             });
             match planned {
                 Ok(writes) => {
                     writes.iter().for_each(|write| maps.apply(write));
-                    wanted.insert(number, endpoints);
+                    wanted.insert(number, sorted(&target));
                 }
                 Err(full) => {
-                    let used: BTreeSet<_> = wanted.values().flatten().chain(&endpoints).collect();
+                    let drained: Vec<_> = model.list().flat_map(|(_, target)| target.draining.to_vec()).collect();
+                    let all = wanted.values().chain([&target]);
+                    let listed = all.flat_map(|target| target.inside.iter().chain(&*target.outside));
+                    let used: BTreeSet<_> = listed.chain(&drained).collect();
                     match full.resource {
                         Resource::Frontends => {
                             prop_assert!(wanted.len() == 3 && !wanted.contains_key(&number));
                         }
                         Resource::Backends => prop_assert!(used.len() > 6, "{used:?}"),
-                        Resource::TableEntries => prop_assert!(!endpoints.is_empty()),
+                        Resource::TableEntries => {
+                            prop_assert!(!target.inside.is_empty() || !target.outside.is_empty());
+                        }
+                        Resource::SourceRanges => {
+                            // The old ranges stay until the new ones are in use.
+                            let all = wanted.values().chain([&target]);
+                            let ranges: usize = all.flat_map(|target| &target.sources).map(|s| s.len()).sum();
+                            prop_assert!(ranges > 5, "{ranges}");
+                        }
                         Resource::EndpointsOfOneService => return Err(TestCaseError::fail(full.to_string())),
                     }
                 }
@@ -384,9 +528,11 @@ fn a_reader_that_changes_always_overtake_finds_an_endpoint_of_a_moment_ago() {
     let mut world = World::new();
     world.change(1, &[1]);
     let writes: VecDeque<Write> =
-        (0..20).flat_map(|change| world.plan(1, Some(vec![1 + (change + 1) % 2]))).collect();
+        (0..20).flat_map(|change| world.plan(1, Some(target(&[1 + (change + 1) % 2])))).collect();
     // Between any two of its reads the service changes as a whole.
-    let mut reader = Reader { maps: &mut world.maps, writes, paces: &[4], reads: 0, slot: 0 };
+    let origin = Origin::Inside;
+    let mut reader =
+        Reader { maps: &mut world.maps, writes, paces: &[5], reads: 0, slot: 0, origin, network: 0 };
     let seen = reader.look_up(frontend(1));
     assert!(matches!(seen, Some(Some(found)) if found == endpoint(1) || found == endpoint(2)), "{seen:?}");
     assert!(!reader.writes.is_empty(), "a change for each read");
@@ -411,7 +557,7 @@ fn what_is_free_at_the_adoption_waits_before_it_is_used() {
     world.change(1, &[2]);
     world.restart();
     let taken: Vec<u32> = world
-        .plan(1, Some(vec![2, 3]))
+        .plan(1, Some(target(&[2, 3])))
         .iter()
         .filter_map(|write| match write {
             Write::Backend { id, value } if value.generation != 0 => Some(*id),
@@ -435,20 +581,31 @@ fn adopting_many_numbers_costs_one_look_at_each() {
 #[test]
 fn an_unchanged_list_writes_nothing() {
     let mut model = new_model();
-    assert_eq!(model.set(frontend(1), &[endpoint(1), endpoint(2)]).unwrap().len(), 5);
-    assert!(model.set(frontend(1), &[endpoint(1), endpoint(2)]).unwrap().is_empty());
+    assert_eq!(model.set(frontend(1), &target(&[1, 2])).unwrap().len(), 5);
+    assert!(model.set(frontend(1), &target(&[1, 2])).unwrap().is_empty());
+    assert!(model.set(frontend(1), &target(&[2, 1])).unwrap().is_empty(), "the order means nothing");
+    let split = Target { outside: target(&[1]).outside, ..target(&[1, 2]) };
+    assert!(matches!(
+        model.set(frontend(1), &split).unwrap()[..],
+        [Write::Table { .. }, Write::Select { origin: Origin::Outside, .. }]
+    ));
+    assert!(model.set(frontend(1), &split).unwrap().is_empty());
+    let sticky = Target { affinity_seconds: NonZeroU32::new(9), ..split };
+    assert_eq!(
+        model.set(frontend(1), &sticky).unwrap(),
+        [Write::Options { slot: 0, flags: 1, affinity_seconds: 9 }]
+    );
 }
 
 #[test]
-fn one_more_endpoint_costs_its_backend_a_table_and_one_word() {
+fn one_more_endpoint_costs_its_backend_a_table_and_a_word_for_each_origin() {
     let mut model = new_model();
-    model.set(frontend(1), &[endpoint(1)]).unwrap();
-    let writes = model.set(frontend(1), &[endpoint(1), endpoint(2)]).unwrap();
+    model.set(frontend(1), &target(&[1])).unwrap();
+    let writes = model.set(frontend(1), &target(&[1, 2])).unwrap();
+    let select = |write: &Write| matches!(write, Write::Select { slot: 0, .. });
     assert!(
-        matches!(
-            writes[..],
-            [Write::Backend { .. }, Write::Table { offset: 1, .. }, Write::Select { slot: 0, .. }]
-        ),
+        matches!(&writes[..], [Write::Backend { .. }, Write::Table { offset: 1, .. }, selects @ ..]
+            if selects.len() == 2 && selects.iter().all(select)),
         "{writes:?}"
     );
 }
@@ -456,18 +613,18 @@ fn one_more_endpoint_costs_its_backend_a_table_and_one_word() {
 #[test]
 fn freed_space_is_not_reused_before_it_is_released() {
     let mut model = new_model();
-    model.set(frontend(1), &[endpoint(1)]).unwrap();
-    model.set(frontend(1), &[endpoint(2)]).unwrap();
+    model.set(frontend(1), &target(&[1])).unwrap();
+    model.set(frontend(1), &target(&[2])).unwrap();
     let table = |writes: Vec<Write>| {
         writes.into_iter().find_map(|write| match write {
             Write::Table { offset, .. } => Some(offset),
             _ => None,
         })
     };
-    assert_eq!(table(model.set(frontend(1), &[endpoint(3)]).unwrap()), Some(2));
+    assert_eq!(table(model.set(frontend(1), &target(&[3])).unwrap()), Some(2));
     assert!(model.release_pending());
     model.release();
-    assert_eq!(table(model.set(frontend(1), &[endpoint(4)]).unwrap()), Some(0));
+    assert_eq!(table(model.set(frontend(1), &target(&[4])).unwrap()), Some(0));
 }
 
 #[test]
@@ -475,7 +632,7 @@ fn a_service_that_is_too_large_changes_nothing() {
     let mut model = new_model();
     let many: Vec<SocketAddrV4> =
         (0..=MAX_ENDPOINTS).map(|n| SocketAddrV4::new(Ipv4Addr::from(n as u32), 1)).collect();
-    let error = model.set(frontend(1), &many).unwrap_err();
+    let error = model.set(frontend(1), &Target::all(many)).unwrap_err();
     assert_eq!(error.to_string(), "no room for more EndpointsOfOneService: at most 65535");
     assert_eq!(model.frontends().count(), 0);
 }
@@ -483,25 +640,27 @@ fn a_service_that_is_too_large_changes_nothing() {
 #[test]
 fn adopting_removes_what_makes_no_sense() {
     let key = to_key(frontend(1));
-    let service = Service { key: to_key(frontend(2)), selection: 0, flags: 1, reserved: 0 };
+    let service = Service { key: to_key(frontend(2)), flags: 1, ..empty_service() };
     let backend = Backend { addr_be: 1, port_be: 1, reserved: 0, generation: 7, last_generation: 7 };
     let found = Found {
         frontends: vec![(key, 3)],
         services: vec![(3, service)],
         tables: HashMap::new(),
+        sources: vec![SourceKey { prefix: 56, set: 4, addr_be: 0 }],
         backends: vec![(9, backend)],
         last_generation: 7,
     };
-    let (model, leftovers) = Model::adopt(&found, Capacity::default());
+    let (mut model, leftovers) = Model::adopt(&found, Capacity::default());
     assert_eq!(model.frontends().count(), 0);
     assert_eq!(
         leftovers,
         [
             Write::FrontendRemove { key },
             Write::Service { slot: 3, value: empty_service() },
-            Write::Backend { id: 9, value: freed(backend) },
+            Write::SourceRemove { key: found.sources[0] },
         ]
     );
+    assert_eq!(model.release_held(), [Write::Backend { id: 9, value: freed(backend) }]);
 }
 
 #[test]
@@ -512,12 +671,51 @@ fn masquerade_settings_are_network_order() {
         excluded: vec!["10.244.0.0/16".parse().unwrap()],
         overlay: Some(Overlay { link: 9, address: Ipv4Addr::new(10, 244, 1, 0) }),
     };
-    let config = config(Some(&masquerade)).unwrap();
+    let before = Config { node_netns: 7, masquerade_be: 1, ..Config::default() };
+    let config = config(before, Some(&masquerade)).unwrap();
+    assert_eq!(super::config(before, None).unwrap(), Config { node_netns: 7, ..Config::default() });
+    assert_eq!(config.node_netns, 7);
     assert_eq!((config.overlay_link, config.overlay_be.to_ne_bytes()), (9, [10, 244, 1, 0]));
     assert_eq!(config.pods.network_be.to_ne_bytes(), [10, 244, 1, 0]);
     assert_eq!(config.pods.mask_be.to_ne_bytes(), [255, 255, 255, 0]);
     assert_eq!(config.masquerade_be.to_ne_bytes(), [192, 168, 0, 2]);
     assert_eq!(config.unmasqueraded_count, 1);
+}
+
+#[test]
+fn a_backend_that_drains_keeps_its_number_until_it_serves_no_more() {
+    let mut model = new_model();
+    model.set(frontend(1), &target(&[1, 2])).unwrap();
+    let (id, generation) = (model.by_address[&endpoint(1)], 1);
+    let draining = Target { draining: [endpoint(1)].into(), ..target(&[2]) };
+    assert!(!model.let_go());
+    let writes = model.set(frontend(1), &draining).unwrap();
+    assert!(!writes.iter().any(|write| matches!(write, Write::Backend { .. })), "{writes:?}");
+    assert!(model.let_go() && model.serves()(0, id, generation));
+    assert_eq!(model.set(frontend(1), &draining).unwrap(), []);
+    assert!(!model.let_go());
+    let writes = model.set(frontend(1), &target(&[2])).unwrap();
+    assert!(
+        matches!(writes[..], [Write::Backend { id: freed, value }] if freed == id && value.generation == 0)
+    );
+    assert!(model.let_go() && !model.serves()(0, id, generation));
+    // One that nobody was ever led to has no number to keep.
+    let stranger = Target { draining: [endpoint(9)].into(), ..target(&[2]) };
+    assert_eq!(model.set(frontend(1), &stranger).unwrap(), []);
+}
+
+#[test]
+fn a_backend_that_drains_keeps_its_number_when_a_new_process_takes_over() {
+    let mut world = World::new();
+    world.change(1, &[1, 2]);
+    let draining = Target { draining: [endpoint(1)].into(), ..target(&[2]) };
+    world.plan(1, Some(draining.clone())).iter().for_each(|write| world.maps.apply(write));
+    let id = world.model.by_address[&endpoint(1)];
+    let (mut model, leftovers) = Model::adopt(&world.maps.found(), Capacity::default());
+    assert_eq!(leftovers, []);
+    assert_eq!(model.set(frontend(1), &draining).unwrap(), []);
+    assert_eq!(model.release_held(), []);
+    assert!(model.serves()(0, id, 1));
 }
 
 #[test]
@@ -530,7 +728,9 @@ fn a_backend_is_found_in_the_table_of_its_own_service_alone() {
     let slots = [1, 3].map(|number| world.maps.frontends[&to_key(frontend(number)).to_bytes()]);
     let mut found = |slot: u32, id: u32| {
         let writes = VecDeque::new();
-        let mut reader = Reader { maps: &mut world.maps, writes, paces: &[0], reads: 0, slot };
+        let origin = Origin::Outside;
+        let mut reader =
+            Reader { maps: &mut world.maps, writes, paces: &[0], reads: 0, slot, origin, network: 0 };
         find(&mut reader, id).is_some()
     };
     assert!(found(slots[0], first) && found(slots[0], shared) && !found(slots[0], second));
@@ -540,7 +740,7 @@ fn a_backend_is_found_in_the_table_of_its_own_service_alone() {
 #[test]
 fn a_slot_that_is_used_again_has_another_selection() {
     let mut world = World::new();
-    let word = |world: &World| world.maps.services[&0].selection;
+    let word = |world: &World| world.maps.services[&0].inside;
     world.change(1, &[1]);
     let first = word(&world);
     let writes = world.plan(1, None);
@@ -562,4 +762,56 @@ fn a_flow_may_be_silent_for_as_long_as_its_state_allows() {
     // A shortage of ports ends no connection that is open.
     assert_eq!(scarce_idle_limit(protocol::TCP, ANSWERED), 7440);
     assert_eq!(scarce_idle_limit(protocol::UDP, ANSWERED), 5);
+}
+
+#[test]
+fn every_number_of_a_long_table_is_found() {
+    let mut world = World::new();
+    let all: Vec<SocketAddrV4> = (1..=MAX_ENDPOINTS as u32)
+        .map(|number| SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), 1))
+        .collect();
+    for length in [1, 2, 3, 1000, MAX_ENDPOINTS] {
+        let writes = world.plan(1, Some(Target::all(&all[..length])));
+        writes.iter().for_each(|write| world.apply(write));
+        let ids = world.maps.table(world.maps.services[&0].inside);
+        let (writes, origin) = (VecDeque::new(), Origin::Inside);
+        let mut reader =
+            Reader { maps: &mut world.maps, writes, paces: &[0], reads: 0, slot: 0, origin, network: 0 };
+        assert!(ids.iter().all(|id| find(&mut reader, *id).is_some()), "{length}");
+        assert_eq!(find(&mut reader, u32::MAX), None);
+    }
+}
+
+#[test]
+fn a_client_stays_while_it_comes_back_in_time_and_its_backend_is_the_services() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut world = World::new();
+    world.change(1, &[1, 2]);
+    let id = world.model.by_address[&endpoint(2)];
+    let generation = world.maps.backends[&id].generation;
+    let selection = world.maps.services[&0].inside;
+    let held = Affinity { selection, used: 100 * SECOND, backend: id, generation };
+    let kept = |world: &mut World, now: u64| {
+        let (writes, origin) = (VecDeque::new(), Origin::Inside);
+        let mut reader =
+            Reader { maps: &mut world.maps, writes, paces: &[0], reads: 0, slot: 0, origin, network: 0 };
+        keep(&mut reader, held, now, 10).map(|chosen| (chosen.id, chosen.selection))
+    };
+    assert_eq!(kept(&mut world, 110 * SECOND), Some((id, selection)));
+    assert_eq!(kept(&mut world, 110 * SECOND + 1), None);
+    assert_eq!(kept(&mut world, 99 * SECOND), Some((id, selection)), "another processor was ahead");
+    world.change(1, &[2, 3, 4]);
+    let renewed = world.maps.services[&0].inside;
+    assert_ne!(renewed, selection);
+    assert_eq!(kept(&mut world, 101 * SECOND), Some((id, renewed)));
+    // Another service keeps the backend alive.
+    world.change(3, &[2]);
+    world.change(1, &[3, 4]);
+    assert_eq!(kept(&mut world, 101 * SECOND), None);
+    // The number comes back with another generation.
+    world.change(3, &[]);
+    world.model.release();
+    world.change(1, &[3, 4, 5]);
+    assert_eq!(world.model.by_address[&endpoint(5)], id);
+    assert_eq!(kept(&mut world, 101 * SECOND), None);
 }

@@ -1,8 +1,9 @@
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::*;
 use crate::model::{Capacity, Model, to_key};
-use crate::{Frontend, Protocol};
+use crate::{Frontend, Protocol, Target};
 
 fn frontend(number: u8) -> Frontend {
     Frontend { address: Ipv4Addr::new(10, 96, 0, number), port: 80, protocol: Protocol::Tcp }
@@ -10,24 +11,30 @@ fn frontend(number: u8) -> Frontend {
 
 const ENDPOINT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), 8080);
 
-/// The frontends map, and whether it takes writes.
+/// The maps that can refuse a write, and whether they do.
 #[derive(Default)]
 struct Frontends {
     keys: BTreeMap<FrontendKey, u32>,
+    ranges: BTreeSet<SourceKey>,
     broken: bool,
     calls: usize,
 }
 
 impl Frontends {
     fn write(&mut self, write: &Write) -> Result<(), &'static str> {
-        let Some(key) = written_key(write) else { return Ok(()) };
+        if written(write).is_none() {
+            return Ok(());
+        }
         self.calls += 1;
         if self.broken {
             return Err("no memory");
         }
         match write {
-            Write::FrontendInsert { slot, .. } => drop(self.keys.insert(key, *slot)),
-            _ => drop(self.keys.remove(&key)),
+            Write::FrontendInsert { key, slot } => drop(self.keys.insert(*key, *slot)),
+            Write::FrontendRemove { key } => drop(self.keys.remove(key)),
+            Write::SourceInsert { key } => drop(self.ranges.insert(*key)),
+            Write::SourceRemove { key } => drop(self.ranges.remove(key)),
+            other => unreachable!("{other:?} cannot fail"),
         }
         Ok(())
     }
@@ -49,7 +56,14 @@ impl Both {
     }
 
     fn set(&mut self, number: u8) -> Result<(), &'static str> {
-        let writes = self.model.set(frontend(number), &[ENDPOINT]).unwrap();
+        let writes = self.model.set(frontend(number), &Target::all([ENDPOINT])).unwrap();
+        self.unapplied.apply(to_key(frontend(number)), &writes, |write| self.map.write(write))
+    }
+
+    fn set_with_ranges(&mut self, number: u8, ranges: &[&str]) -> Result<(), &'static str> {
+        let sources = Some(ranges.iter().map(|range| range.parse().unwrap()).collect());
+        let target = Target { sources, ..Target::all([ENDPOINT]) };
+        let writes = self.model.set(frontend(number), &target).unwrap();
         self.unapplied.apply(to_key(frontend(number)), &writes, |write| self.map.write(write))
     }
 
@@ -86,6 +100,25 @@ fn what_fails_for_one_frontend_leaves_the_others_alone_and_is_repaired_by_them()
     both.map.broken = false;
     both.set(2).unwrap();
     assert!(both.present(2) && !both.present(1));
+}
+
+#[test]
+fn setting_again_repairs_source_ranges_and_says_when_it_does_not() {
+    let mut both = Both::new();
+    let ranges = ["192.0.2.0/24", "198.51.100.0/24"];
+    both.map.broken = true;
+    both.set_with_ranges(1, &ranges).unwrap_err();
+    assert_eq!(both.set_with_ranges(1, &ranges), Err("no memory"));
+    both.map.broken = false;
+    both.set_with_ranges(1, &ranges).unwrap();
+    assert_eq!(both.map.ranges.len(), 2);
+    // Ranges that could not be taken away are of no set that is given again.
+    both.map.broken = true;
+    both.set_with_ranges(1, &ranges[..1]).unwrap_err();
+    both.model.release();
+    both.map.broken = false;
+    both.set_with_ranges(1, &ranges[1..]).unwrap();
+    assert_eq!(both.map.ranges.len(), 1, "{:?}", both.map.ranges);
 }
 
 #[test]

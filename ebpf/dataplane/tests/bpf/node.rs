@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
-use dataplane::{Dataplane, Frontend, OpenError, Options, Protocol, UplinkHook};
-use dataplane_abi::{LAYOUT_VERSION, NatValue};
+use dataplane::{Dataplane, Frontend, OpenError, Options, Origin, Protocol, Target, UplinkHook};
+use dataplane_abi::{Affinity, AffinityKey, LAYOUT_VERSION, NatValue, map};
 
 pub const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
 pub const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -115,8 +115,13 @@ impl Node {
         found
     }
 
+    /// Leads everybody to the same endpoints.
     pub fn set(&mut self, frontend: Frontend, endpoints: &[SocketAddrV4]) {
-        self.dataplane.as_mut().unwrap().set(frontend, endpoints).unwrap();
+        self.lead(frontend, &Target::all(endpoints));
+    }
+
+    pub fn lead(&mut self, frontend: Frontend, target: &Target) {
+        self.dataplane.as_mut().unwrap().set(frontend, target).unwrap();
     }
 
     pub fn counter(&self, index: u32) -> u64 {
@@ -136,6 +141,22 @@ impl Node {
                 None => flows.remove(&key).unwrap(),
             }
         }
+    }
+
+    /// Clients that services with session affinity remember; `change` sees each and may alter it behind the programs' back.
+    pub fn rewrite_affinities(&self, of: Origin, change: impl Fn(&mut Affinity)) -> Vec<AffinityKey> {
+        let name = [map::AFFINITY, map::AFFINITY_OUTSIDE][of as usize];
+        let data = MapData::from_pin(self.pins().join(name)).unwrap();
+        let mut clients: HashMap<MapData, [u8; 16], [u8; 24]> =
+            HashMap::try_from(Map::LruHashMap(data)).unwrap();
+        let all: Vec<_> = clients.iter().collect::<Result<_, _>>().unwrap();
+        let rewritten = all.into_iter().map(|(key, value)| {
+            let mut affinity = Affinity::from_bytes(value);
+            change(&mut affinity);
+            clients.insert(key, affinity.to_bytes(), 0).unwrap();
+            AffinityKey::from_bytes(key)
+        });
+        rewritten.collect()
     }
 
     /// As after a kill: the process's descriptors close, pins stay.

@@ -3,15 +3,18 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dataplane::Protocol::{Tcp, Udp};
+use dataplane::{Origin, Target};
 use dataplane_abi::{LAYOUT_VERSION, map};
 
-use crate::node::{Node, ask_tcp, ask_udp, frontend, serve_tcp, serve_udp};
+use crate::node::{Links, Node, ask_tcp, ask_udp, frontend, inside, ip, serve_tcp, serve_udp};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
+const SECOND: u64 = 1_000_000_000;
 const LOCAL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
 
 /// Enough for a lookup to meet a change many times over.
@@ -156,6 +159,111 @@ fn a_connected_datagram_socket_shows_the_cluster_ip() {
     assert_eq!(socket.peer_addr().unwrap().to_string(), backend.to_string());
 }
 
+/// Eight servers that answer with their own letter.
+fn servers() -> Vec<SocketAddrV4> {
+    ["a", "b", "c", "d", "e", "f", "g", "h"].map(|name| serve_tcp(LOCAL, name)).to_vec()
+}
+
+fn sticky(endpoints: &[SocketAddrV4]) -> Target {
+    Target { affinity_seconds: NonZeroU32::new(3600), ..Target::all(endpoints) }
+}
+
+/// Who answers so many connections.
+fn answers(connections: usize) -> BTreeSet<String> {
+    (0..connections).map(|_| ask_tcp(vip(80)).unwrap()).collect()
+}
+
+#[test]
+fn a_client_stays_with_its_endpoint_as_long_as_the_service_wants_it() {
+    let mut node = Node::open();
+    let (service, servers) = (frontend(VIP, 80, Tcp), servers());
+    node.lead(service, &sticky(&servers));
+    assert_eq!(answers(30).len(), 1);
+    node.set(service, &servers);
+    assert!(answers(100).len() > 4, "of 8 endpoints");
+    node.lead(service, &sticky(&servers));
+    assert_eq!(answers(30).len(), 1);
+}
+
+#[test]
+fn a_client_whose_endpoint_goes_stays_with_the_next_one() {
+    let mut node = Node::open();
+    let (service, servers) = (frontend(VIP, 80, Tcp), servers());
+    node.lead(service, &sticky(&servers));
+    let first = answers(1);
+    let used = "abcdefgh".find(|letter| first.iter().all(|answer| answer.starts_with(letter))).unwrap();
+    let others: Vec<_> = servers.iter().copied().filter(|server| *server != servers[used]).collect();
+    node.lead(service, &sticky(&others));
+    let second = answers(20);
+    assert!(second.len() == 1 && second != first, "{first:?}, {second:?}");
+    node.lead(service, &sticky(&servers));
+    assert_eq!(answers(20), second, "the first one is back");
+}
+
+#[test]
+fn a_client_that_was_away_for_long_is_led_anywhere() {
+    let mut node = Node::open();
+    let target = Target { affinity_seconds: NonZeroU32::new(1), ..Target::all(servers()) };
+    node.lead(frontend(VIP, 80, Tcp), &target);
+    let mut seen = BTreeSet::new();
+    for _ in 0..60 {
+        seen.extend(answers(1));
+        let clients = node.rewrite_affinities(Origin::Inside, |client| client.used -= 2 * SECOND);
+        assert_eq!(clients.len(), 1);
+    }
+    assert!(seen.len() > 4, "{seen:?} of 8 endpoints");
+}
+
+#[test]
+fn whoever_shares_a_network_namespace_is_one_client() {
+    let _links = Links::make();
+    let mut node = Node::open();
+    let servers: Vec<_> = ["a", "b", "c"]
+        .map(|name| serve_tcp(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), name).port())
+        .to_vec();
+    let at_node = |port: &u16| SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), *port);
+    node.lead(frontend(VIP, 80, Tcp), &sticky(&servers.iter().map(at_node).collect::<Vec<_>>()));
+    let ask = || (0..10).map(|_| ask_tcp(vip(80)).unwrap()).collect::<BTreeSet<String>>();
+    let [here, pod] = [std::thread::spawn(ask), inside("pod", ask)].map(|client| client.join().unwrap());
+    assert_eq!((here.len(), pod.len()), (1, 1), "{here:?} {pod:?}");
+    let clients = node.rewrite_affinities(Origin::Inside, |_| {});
+    let namespaces: BTreeSet<u64> = clients.iter().map(|client| client.client).collect();
+    assert_eq!((clients.len(), namespaces.len()), (2, 2), "{clients:?}");
+}
+
+#[test]
+fn clients_on_the_node_are_not_led_where_those_from_outside_are() {
+    let mut node = Node::open();
+    let (near, far) = (Target::all([serve_tcp(LOCAL, "in")]), Target::all([serve_tcp(LOCAL, "out")]));
+    node.lead(frontend(VIP, 80, Tcp), &Target { outside: far.outside, ..near });
+    assert_eq!(answers(10), BTreeSet::from(["in saw 127.0.0.1".to_owned()]));
+}
+
+#[test]
+fn a_loopback_address_leads_to_a_service_on_the_node_alone() {
+    let _links = Links::make();
+    ip("-n pod link set lo up");
+    let mut node = Node::open();
+    let (any, port) = (Ipv4Addr::UNSPECIFIED, 30080);
+    inside("pod", move || {
+        (serve_tcp(SocketAddrV4::new(any, port), "own"), serve_udp(SocketAddrV4::new(any, port), "own"))
+    })
+    .join()
+    .unwrap();
+    let at_node = |server: SocketAddrV4| SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), server.port());
+    let (tcp, udp) =
+        (serve_tcp(SocketAddrV4::new(any, 0), "tcp"), serve_udp(SocketAddrV4::new(any, 0), "udp"));
+    node.set(frontend([127, 0, 0, 1], port, Tcp), &[at_node(tcp)]);
+    node.set(frontend([127, 0, 0, 1], port, Udp), &[at_node(udp)]);
+    let ask = move || {
+        let socket = UdpSocket::bind(SocketAddrV4::new(any, 0)).unwrap();
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        [ask_tcp(address).unwrap(), ask_udp(&socket, address).unwrap().0].map(|said| said[..3].to_owned())
+    };
+    assert_eq!(ask(), ["tcp", "udp"]);
+    assert_eq!(inside("pod", ask).join().unwrap(), ["own", "own"]);
+}
+
 #[test]
 fn a_removed_service_is_not_translated_any_more() {
     let mut node = Node::open();
@@ -182,9 +290,9 @@ fn translation_outlives_the_process_and_the_next_one_adopts_it() {
     assert_eq!(node.reopen(), 2);
     assert_eq!(attached(), links, "the links are the same objects");
     let mut after = node.dataplane.as_ref().unwrap().list();
-    after.sort();
+    after.sort_by_key(|(frontend, _)| *frontend);
     let mut before = before;
-    before.sort();
+    before.sort_by_key(|(frontend, _)| *frontend);
     assert_eq!(after, before);
     let removed = node.dataplane.as_mut().unwrap().retain(&[kept].into_iter().collect()).unwrap();
     assert_eq!(removed, 1);
@@ -208,7 +316,7 @@ fn attached() -> Vec<u64> {
             pinned.push(link["id"].as_u64().unwrap());
         }
     }
-    assert!(pinned.len() == 7 && links.len() >= pinned.len(), "{pinned:?}");
+    assert!(pinned.len() == 8 && links.len() >= pinned.len(), "{pinned:?}");
     pinned.sort_unstable();
     pinned
 }

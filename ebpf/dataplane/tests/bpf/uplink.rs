@@ -1,11 +1,14 @@
 //! Node ports and masquerading: packets that cross the uplink.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::time::Duration;
 
 use dataplane::Protocol::{Tcp, Udp};
-use dataplane::{Masquerade, Overlay, UplinkHook};
+use dataplane::{Masquerade, Origin, Overlay, Target, UplinkHook};
 use dataplane_abi::{NatValue, counter, map, nat};
 
 use crate::node::{
@@ -13,6 +16,8 @@ use crate::node::{
 };
 use crate::tun::Tun;
 
+/// For what is not answered.
+const SHORT: Duration = Duration::from_millis(500);
 pub const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
 pub fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
@@ -116,6 +121,143 @@ fn what_reaches_a_pod_directly_is_answered_by_the_pod() {
     .unwrap();
     assert_eq!(tcp.unwrap(), "pod saw 192.0.2.9");
     assert_eq!(udp.unwrap().1, "10.244.0.2:8080");
+}
+
+#[test]
+fn an_address_outside_stays_with_its_endpoint() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    crate::node::ip("-n outside addr add 192.0.2.10/24 dev eth0");
+    let ports = [8081, 8082, 8083, 8084];
+    let names = ["a", "b", "c", "d"];
+    inside("pod", move || {
+        for (port, name) in ports.into_iter().zip(names) {
+            serve_tcp(at(ANY, port), name);
+        }
+    })
+    .join()
+    .unwrap();
+    let target = Target {
+        affinity_seconds: std::num::NonZeroU32::new(3600),
+        ..Target::all(ports.map(|port| at(POD, port)))
+    };
+    node.lead(frontend(NODE.octets(), 30080, Tcp), &target);
+    let ask = |source: Ipv4Addr| {
+        let answers = inside("outside", move || {
+            (0..20).map(|_| ask_tcp_from(source, at(NODE, 30080)).unwrap()).collect::<BTreeSet<String>>()
+        });
+        answers.join().unwrap()
+    };
+    let other = Ipv4Addr::new(192, 0, 2, 10);
+    let (first, second) = (ask(OUTSIDE), ask(other));
+    assert_eq!((first.len(), second.len()), (1, 1), "{first:?} {second:?}");
+    let clients: BTreeSet<u64> =
+        node.rewrite_affinities(Origin::Outside, |_| {}).into_iter().map(|client| client.client).collect();
+    let addresses = [OUTSIDE, other].map(|address| u64::from(u32::from_ne_bytes(address.octets())));
+    assert_eq!(clients, BTreeSet::from(addresses));
+}
+
+fn ask_tcp_from(source: Ipv4Addr, address: SocketAddrV4) -> std::io::Result<String> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+    let client = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(client.as_raw_fd(), &SockaddrIn::from(at(source, 0)))?;
+    connect(client.as_raw_fd(), &SockaddrIn::from(address))?;
+    let mut answer = String::new();
+    TcpStream::from(client).read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn what_comes_from_outside_is_led_where_the_external_policy_says() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    inside("pod", || (serve_tcp(at(ANY, 8081), "in"), serve_tcp(at(ANY, 8082), "out"))).join().unwrap();
+    let service = frontend(NODE.octets(), 30080, Tcp);
+    let (near, far) = (Target::all([at(POD, 8081)]), Target::all([at(POD, 8082)]));
+    node.lead(service, &Target { outside: far.outside.clone(), ..near.clone() });
+    let ask = || inside("outside", || ask_tcp(at(NODE, 30080))).join().unwrap();
+    assert_eq!(ask().unwrap(), "out saw 192.0.2.9");
+    node.lead(service, &near);
+    assert_eq!(ask().unwrap(), "in saw 192.0.2.9");
+}
+
+#[test]
+fn without_an_endpoint_anywhere_the_node_refuses_at_its_own_address() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    let services = [Tcp, Udp].map(|protocol| frontend(NODE.octets(), 30080, protocol));
+    let ask = || {
+        let errors = inside("outside", || {
+            let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
+            socket.set_read_timeout(Some(SHORT)).unwrap();
+            socket.connect(at(NODE, 30080)).unwrap();
+            socket.send(b"?").unwrap();
+            [
+                TcpStream::connect_timeout(&at(NODE, 30080).into(), SHORT).unwrap_err().kind(),
+                socket.recv(&mut [0; 64]).unwrap_err().kind(),
+            ]
+        });
+        errors.join().unwrap()
+    };
+    let nobody = Target { own_address: true, ..Target::default() };
+    services.iter().for_each(|service| node.lead(*service, &nobody));
+    assert_eq!(ask(), [ErrorKind::ConnectionRefused; 2]);
+    // A load balancer in front goes by silence: with a Local policy another node may have an endpoint.
+    let elsewhere = Target { inside: [at(POD, 8080)].into(), ..nobody };
+    services.iter().for_each(|service| node.lead(*service, &elsewhere));
+    assert_eq!(ask(), [ErrorKind::TimedOut, ErrorKind::WouldBlock]);
+    assert!(node.counter(counter::NODE_PORT_NO_BACKEND) >= 4);
+}
+
+#[test]
+fn source_ranges_keep_others_out() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    inside("pod", || (serve_tcp(at(ANY, 8080), "pod"), serve_udp(at(ANY, 8080), "pod"))).join().unwrap();
+    let among = |ranges: &[&str]| Target {
+        sources: Some(ranges.iter().map(|range| range.parse().unwrap()).collect()),
+        ..Target::all([at(POD, 8080)])
+    };
+    let services = [Tcp, Udp].map(|protocol| frontend(NODE.octets(), 30080, protocol));
+    let ask = || {
+        let answers = inside("outside", || {
+            let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
+            socket.set_read_timeout(Some(SHORT)).unwrap();
+            socket.send_to(b"?", at(NODE, 30080)).unwrap();
+            [
+                TcpStream::connect_timeout(&at(NODE, 30080).into(), SHORT).map(drop),
+                socket.recv(&mut [0; 64]).map(drop),
+            ]
+        });
+        answers.join().unwrap().map(|answer| answer.is_ok())
+    };
+    let mut lead = |target: &Target| services.iter().for_each(|service| node.lead(*service, target));
+    lead(&among(&["192.0.2.0/25", "198.51.100.0/24"]));
+    assert_eq!(ask(), [true; 2]);
+    lead(&among(&["192.0.2.8/32", "198.51.100.0/24"]));
+    assert_eq!(ask(), [false; 2]);
+    lead(&among(&["0.0.0.0/0"]));
+    assert_eq!(ask(), [true; 2]);
+    lead(&among(&[]));
+    assert_eq!(ask(), [false; 2]);
+    lead(&Target::all([at(POD, 8080)]));
+    assert_eq!(ask(), [true; 2]);
+    assert!(node.counter(counter::SOURCE_REFUSED) >= 4);
+}
+
+#[test]
+fn a_flow_of_datagrams_ends_when_its_source_range_goes() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    inside("pod", || serve_udp(at(ANY, 8080), "pod")).join().unwrap();
+    let service = frontend(NODE.octets(), 30080, Udp);
+    node.set(service, &[at(POD, 8080)]);
+    let client = inside("outside", || UdpSocket::bind(at(ANY, 0)).unwrap()).join().unwrap();
+    assert_eq!(ask_udp(&client, at(NODE, 30080)).unwrap().0, "pod saw 192.0.2.9");
+    let elsewhere = ["198.51.100.0/24".parse().unwrap()].into();
+    node.lead(service, &Target { sources: Some(elsewhere), ..Target::all([at(POD, 8080)]) });
+    client.send_to(b"?", at(NODE, 30080)).unwrap();
+    wait_until(|| node.counter(counter::SOURCE_REFUSED) == 1);
 }
 
 #[test]

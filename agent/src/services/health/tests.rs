@@ -1,0 +1,79 @@
+use std::net::Ipv4Addr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn key(name: &str) -> Key {
+    Key { namespace: "ns".into(), name: name.into() }
+}
+
+fn check(port: u16, local_endpoints: usize) -> Option<HealthCheck> {
+    Some(HealthCheck { port, local_endpoints })
+}
+
+/// A port that was free a moment ago.
+async fn port() -> u16 {
+    TcpListener::bind((HERE, 0)).await.unwrap().local_addr().unwrap().port()
+}
+
+/// The status line, the weight and the body.
+async fn ask(port: u16) -> io::Result<(String, String, serde_json::Value)> {
+    let mut stream = TcpStream::connect((HERE, port)).await?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let weight = head.lines().find_map(|line| line.strip_prefix("x-load-balancing-endpoint-weight: "));
+    let (status, weight) = (head.lines().next().unwrap(), weight.unwrap());
+    Ok((status.to_owned(), weight.to_owned(), serde_json::from_str(body).unwrap()))
+}
+
+#[tokio::test]
+async fn a_node_without_a_ready_endpoint_says_so() {
+    let (mut servers, port) = (Servers::new(HERE), port().await);
+    servers.set(&key("web"), check(port, 2)).unwrap();
+    let (status, weight, body) = ask(port).await.unwrap();
+    assert_eq!((status.as_str(), weight.as_str()), ("HTTP/1.1 200 OK", "2"));
+    let service = json!({"namespace": "ns", "name": "web"});
+    assert_eq!(body, json!({"service": service, "localEndpoints": 2, "serviceProxyHealthy": true}));
+    servers.set(&key("web"), check(port, 0)).unwrap();
+    let (status, _, body) = ask(port).await.unwrap();
+    assert_eq!((status.as_str(), &body["localEndpoints"]), ("HTTP/1.1 503 Service Unavailable", &json!(0)));
+}
+
+#[tokio::test]
+async fn a_port_is_open_as_long_as_its_service_has_it() {
+    let (mut servers, first, second) = (Servers::new(HERE), port().await, port().await);
+    servers.set(&key("web"), check(first, 1)).unwrap();
+    servers.set(&key("web"), check(second, 1)).unwrap();
+    assert!(ask(second).await.is_ok());
+    assert_eq!(ask(first).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    servers.set(&key("web"), None).unwrap();
+    assert_eq!(ask(second).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn services_may_swap_their_ports() {
+    let (mut servers, first, second) = (Servers::new(HERE), port().await, port().await);
+    servers.set(&key("a"), check(first, 1)).unwrap();
+    servers.set(&key("b"), check(second, 2)).unwrap();
+    let swapped = [(key("a"), check(second, 1)), (key("b"), check(first, 2))];
+    swapped.iter().for_each(|(service, check)| servers.make_way(service, *check));
+    swapped.iter().for_each(|(service, check)| servers.set(service, *check).unwrap());
+    assert_eq!([ask(first).await.unwrap().1, ask(second).await.unwrap().1], ["2", "1"]);
+}
+
+#[tokio::test]
+async fn a_port_that_somebody_else_has_is_an_error_and_may_be_tried_again() {
+    let taken = TcpListener::bind((HERE, 0)).await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut servers = Servers::new(HERE);
+    let error = servers.set(&key("web"), check(port, 1)).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    drop(taken);
+    servers.set(&key("web"), check(port, 1)).unwrap();
+    assert!(ask(port).await.is_ok());
+}
