@@ -11,7 +11,7 @@ pub struct Load<'a> {
 }
 
 /// What it counts.
-pub const KINDS: [&str; 3] = ["connections", "kept_alive", "datagrams"];
+pub const KINDS: [&str; 4] = ["connections", "kept_alive", "datagrams", "connected_datagrams"];
 /// New connections per second, unless `ORLOP_LOAD_RATE` says another number: an emulated processor is slow.
 const RATE: u32 = 200;
 /// How much of the rate must have been reached: the machine is shared with the cluster.
@@ -20,7 +20,7 @@ const LEAST: f64 = 0.9;
 const MOST_SECONDS: u32 = 600;
 
 impl<'a> Load<'a> {
-    /// Makes new connections at the rate, one kept-alive connection and one flow of datagrams until
+    /// Makes new connections at the rate, one kept-alive connection and two flows of datagrams until
     /// [`Self::assert_no_failure`]. Returns when it runs.
     #[track_caller]
     pub fn start(kubectl: &'a Kubectl, name: &str, target: &str) -> Self {

@@ -22,6 +22,8 @@ mod node_api;
 mod overlay;
 #[path = "cluster/port_forward.rs"]
 mod port_forward;
+#[path = "cluster/services.rs"]
+mod services;
 #[path = "cluster/several_nodes.rs"]
 mod several_nodes;
 #[path = "cluster/way_out.rs"]

@@ -91,6 +91,48 @@ fn pods_talk_across_nodes_under_their_own_addresses() {
 }
 
 #[test]
+fn a_policy_keeps_traffic_from_outside_on_its_node_and_a_hint_that_of_the_pods() {
+    let cluster = Cluster::of_three();
+    let kubectl = cluster.namespace("near");
+    let service = start(&cluster, &kubectl);
+    let pods = hello_pods(&kubectl);
+    let on = |place: &str| -> BTreeSet<String> {
+        pods.iter().filter(|(_, node, _)| node == place).map(|(name, ..)| name.clone()).collect()
+    };
+    let patch = |spec: &str| {
+        kubectl.run(&["patch", "service/hello", "-p", &format!("{{\"spec\":{spec}}}")]);
+    };
+    let wait_for = |what: &str, target: &str, wanted: &BTreeSet<String>| {
+        kubectl.wait(what, || match answered(&load::ask(&kubectl, "client", target, 50)) {
+            seen if seen == *wanted => Ok(()),
+            seen => Err(format!("{seen:?} instead of {wanted:?}")),
+        });
+    };
+    let all: BTreeSet<String> = pods.iter().map(|(name, ..)| name.clone()).collect();
+    let home = kubectl.get("pod/client", "{.spec.nodeName}");
+
+    patch(r#"{"externalTrafficPolicy":"Local"}"#);
+    for node in NODES {
+        let address = cluster.node_address(node);
+        // The client's own address reaches the pod, since no other node had to be asked.
+        let wanted: BTreeSet<String> = on(node).iter().map(|name| format!("{name} 10.85.0.1")).collect();
+        kubectl.wait(&format!("only pods on {node} answer there"), || {
+            let seen: BTreeSet<String> =
+                (0..20).map(|_| http::get(&address, 30080).trim().to_owned()).collect();
+            if seen == wanted { Ok(()) } else { Err(format!("{seen:?} instead of {wanted:?}")) }
+        });
+    }
+    let own_node_port = format!("{}:30080", cluster.node_address(&home));
+    wait_for("a pod on the node is led anywhere", &own_node_port, &all);
+
+    patch(r#"{"externalTrafficPolicy":"Cluster","trafficDistribution":"PreferSameNode"}"#);
+    let cluster_ip = format!("{service}:80");
+    wait_for("the client is led to its own node", &cluster_ip, &on(&home));
+    patch(r#"{"trafficDistribution":null}"#);
+    wait_for("the client is led anywhere", &cluster_ip, &all);
+}
+
+#[test]
 fn a_node_dies_under_load_and_comes_back() {
     let cluster = Cluster::of_three();
     let kubectl = cluster.namespace("node-dies");

@@ -1,12 +1,14 @@
 //! The client: asks a Service and counts who answered and what failed. Prints one JSON document, at its end or on SIGTERM.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 
 /// A request that takes longer has failed.
@@ -83,7 +85,8 @@ pub fn get(target: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// New connections at a rate, one kept-alive connection and one flow of datagrams, all at once, for `seconds` at the most.
+/// New connections at a rate, one kept-alive connection, one flow of datagrams and one of a connected socket, all at once, for
+/// `seconds` at the most.
 pub fn run(target: &str, seconds: &str, rate: &str) -> Result<(), String> {
     let address = resolve(target)?;
     let seconds: u64 = seconds.parse().map_err(|_| format!("{seconds:?} is not a number of seconds"))?;
@@ -94,14 +97,16 @@ pub fn run(target: &str, seconds: &str, rate: &str) -> Result<(), String> {
     let connections = std::thread::spawn(move || new_connections(address, rate, end));
     let kept = std::thread::spawn(move || kept_alive(address, end));
     let datagrams = std::thread::spawn(move || datagrams(address, end));
+    let connected = std::thread::spawn(move || connected_datagrams(address, end));
     let (connections, time) = joined(connections)?;
-    let (kept, datagrams) = (joined(kept)?, joined(datagrams)?);
+    let (kept, datagrams, connected) = (joined(kept)?, joined(datagrams)?, joined(connected)?);
     println!(
-        "{{\"seconds\":{:.3},\"rate\":{rate},\"connections\":{},\"kept_alive\":{},\"datagrams\":{}}}",
+        "{{\"seconds\":{:.3},\"rate\":{rate},\"connections\":{},\"kept_alive\":{},\"datagrams\":{},\"connected_datagrams\":{}}}",
         time.as_secs_f64(),
         connections.json(),
         kept.json(),
-        datagrams.json()
+        datagrams.json(),
+        connected.json()
     );
     Ok(())
 }
@@ -210,6 +215,50 @@ fn datagrams(address: SocketAddr, end: Instant) -> Count {
         std::thread::sleep(Duration::from_millis(20));
     }
     count
+}
+
+/// A connected socket. One that is told that its peer has gone connects again at once, as programs do that stay connected.
+fn connected_datagrams(address: SocketAddr, end: Instant) -> Count {
+    let mut count = Count::default();
+    let mut socket = connected_socket(address);
+    while goes_on(end) {
+        let begun = SystemTime::now();
+        let mut answer = socket.as_ref().map_err(copy).and_then(exchange);
+        if answer.as_ref().is_err_and(is_told) {
+            socket = connected_socket(address);
+            answer = socket.as_ref().map_err(copy).and_then(exchange);
+        }
+        let peer = socket.as_ref().ok().and_then(|socket| socket.peer_addr().ok());
+        count.wrong_peer += u64::from(answer.is_ok() && peer != Some(address));
+        count.add(begun, answer.map_err(|error| format!("connected datagram: {error}")));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    count
+}
+
+/// The peer has gone; after that the socket has none.
+fn is_told(error: &io::Error) -> bool {
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused)
+        || error.raw_os_error() == Some(Errno::EDESTADDRREQ as i32)
+}
+
+fn connected_socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    socket.connect(address)?;
+    Ok(socket)
+}
+
+/// Who answers.
+fn exchange(socket: &UdpSocket) -> io::Result<String> {
+    let mut buffer = [0; 2048];
+    socket.send(b"?")?;
+    let length = socket.recv(&mut buffer)?;
+    Ok(first_word(&String::from_utf8_lossy(&buffer[..length])))
+}
+
+fn copy(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), error.to_string())
 }
 
 fn connect(address: SocketAddr) -> Result<TcpStream, String> {

@@ -2,7 +2,7 @@
 //!
 //! `echo serve [PORT]` answers HTTP, plain TCP lines and UDP datagrams on one port. After SIGTERM it goes on for two seconds,
 //! as a well-behaved server does while the last clients learn that it is leaving, and asks kept-alive clients to come again.
-//! `echo load HOST:PORT …` keeps three kinds of traffic running until its time is over or SIGTERM comes, and counts what failed.
+//! `echo load HOST:PORT …` keeps four kinds of traffic running until its time is over or SIGTERM comes, and counts what failed.
 
 mod load;
 mod serve;
