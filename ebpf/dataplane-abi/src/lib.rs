@@ -25,6 +25,7 @@ pub mod map {
     pub const INBOUND: &str = "ORLOP_INBOUND";
     pub const FLOWS: &str = "ORLOP_FLOWS";
     pub const SOCKETS: &str = "ORLOP_SOCKETS";
+    pub const PEERS: &str = "ORLOP_PEERS";
     pub const CONFIG: &str = "ORLOP_CONFIG";
     pub const COUNTERS: &str = "ORLOP_COUNTERS";
 }
@@ -38,6 +39,8 @@ pub mod capacity {
     pub const BACKENDS: usize = 262_144;
     /// Clients inside, and as many outside, that are remembered by services with session affinity; the one not seen longest goes.
     pub const AFFINITY: usize = 32_768;
+    /// TCP sockets that connected to a virtual address; beyond, those that did so longest ago show the backend's as their peer.
+    pub const PEERS: usize = 131_072;
     /// UDP sockets that connected to a virtual address; those that did so longest ago are forgotten, and not told when their backend goes.
     pub const CONNECTED: usize = 65_536;
     /// Networks that may ask services with source ranges.
@@ -181,7 +184,18 @@ pub struct Backend {
     pub last_generation: u32,
 }
 
-/// What a socket that was translated remembers.
+/// What a TCP socket shows as its peer, by the socket's cookie. Not in the socket's storage: of a connection on the loopback with
+/// 20,000 services, making that took 5 % of the time, this takes 1 %.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShownPeer {
+    pub vip_be: u32,
+    pub backend_be: u32,
+    pub vip_port_be: u16,
+    pub backend_port_be: u16,
+}
+
+/// What a UDP socket that was translated remembers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketRecord {
@@ -430,6 +444,7 @@ plain! {
     AffinityKey: 16 { client: u64, slot: u32, reserved: u32 }
     Affinity: 24 { selection: u64, used: u64, backend: u32, generation: u32 }
     Backend: 16 { addr_be: u32, port_be: u16, reserved: u16, generation: u32, last_generation: u32 }
+    ShownPeer: 12 { vip_be: u32, backend_be: u32, vip_port_be: u16, backend_port_be: u16 }
     SocketRecord: 40 { vip_be: u32, backend_be: u32, vip_port_be: u16, backend_port_be: u16, backend: u32, generation: u32, slot: u32, selection: u64, state: u32, reserved: u32 }
     Connected: 32 { netns: u64, backend_be: u32, backend_port_be: u16, reserved: u16, slot: u32, backend: u32, generation: u32, reserved2: u32 }
     FlowKey: 16 { cookie: u64, addr_be: u32, port_be: u16, direction: u16 }

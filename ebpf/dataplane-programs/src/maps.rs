@@ -4,7 +4,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkSto
 use aya_ebpf::macros::btf_map;
 use dataplane_abi::{
     Affinity, AffinityKey, Backend, Config, Connected, FlowKey, FlowValue, FrontendKey, NatKey, NatValue,
-    Service, SocketRecord, capacity, counter,
+    Service, ShownPeer, SocketRecord, capacity, counter,
 };
 
 /// User space writes these through memory instead of system calls.
@@ -47,6 +47,9 @@ pub static ORLOP_FLOWS: LruHashMap<FlowKey, FlowValue, { capacity::FLOWS }> = Lr
 
 #[btf_map]
 pub static ORLOP_SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
+
+#[btf_map]
+pub static ORLOP_PEERS: LruHashMap<u64, ShownPeer, { capacity::PEERS }> = LruHashMap::new();
 
 #[btf_map]
 pub static ORLOP_CONNECTED: LruHashMap<u64, Connected, { capacity::CONNECTED }> = LruHashMap::new();

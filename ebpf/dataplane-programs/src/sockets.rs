@@ -13,10 +13,11 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use dataplane_abi::{
-    Connected, FlowKey, FlowValue, FrontendKey, Origin, SocketRecord, counter, flow, protocol, record,
+    Connected, FlowKey, FlowValue, FrontendKey, Origin, ShownPeer, SocketRecord, counter, flow, protocol,
+    record,
 };
 
-use crate::maps::{ORLOP_CONFIG, ORLOP_CONNECTED, ORLOP_FLOWS, ORLOP_SOCKETS, count};
+use crate::maps::{ORLOP_CONFIG, ORLOP_CONNECTED, ORLOP_FLOWS, ORLOP_PEERS, ORLOP_SOCKETS, count};
 use crate::select::{self, Choice, Chosen, Pick};
 
 const ALLOW: i32 = 1;
@@ -97,16 +98,17 @@ pub fn orlop_getpeername6(ctx: SockAddrContext) -> i32 {
     show_mapped_vip(&ctx)
 }
 
-/// A socket is closed: nothing has to be told to it any more. Without this, resolvers, which connect for each question, would push
-/// out what is connected for long.
+/// A socket is closed: nothing has to be known of it any more. Without this, those that connect for each question would push out
+/// what is connected for long.
 #[cgroup_sock(sock_release)]
 pub fn orlop_release(ctx: SockContext) -> i32 {
-    // SAFETY: the kernel hands every program of this type a valid socket.
-    if unsafe { (*ctx.sock).protocol } as u8 == protocol::UDP {
-        // SAFETY: as above; the helper only reads it.
-        let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
-        let _ = ORLOP_CONNECTED.remove(&cookie);
-    }
+    // SAFETY: the kernel hands every program of this type a valid socket, and the helper only reads it.
+    let (protocol, cookie) = unsafe { ((*ctx.sock).protocol as u8, bpf_get_socket_cookie(ctx.sock.cast())) };
+    let _ = match protocol {
+        protocol::TCP => ORLOP_PEERS.remove(&cookie),
+        protocol::UDP => ORLOP_CONNECTED.remove(&cookie),
+        _ => Ok(()),
+    };
     ALLOW
 }
 
@@ -165,8 +167,12 @@ fn connect(ctx: &SockAddrContext, peer: Peer, set_peer: impl FnOnce(&SockAddrCon
         }
         Choice::NoBackend | Choice::LeftToNode | Choice::Forbidden => refuse(counter::CONNECT_NO_BACKEND),
         Choice::Backend(chosen) => {
-            remember(ctx, peer, chosen, record::ALONE);
-            note_connected(ctx, chosen);
+            if protocol(ctx) == protocol::TCP {
+                note_peer(ctx, peer, chosen);
+            } else {
+                remember(ctx, peer, chosen, record::ALONE);
+                note_connected(ctx, chosen);
+            }
             set_peer(ctx, Peer { addr_be: chosen.addr_be, port_be: chosen.port_be });
             count(counter::CONNECT_TRANSLATED);
             ALLOW
@@ -255,12 +261,21 @@ fn remember(ctx: &SockAddrContext, vip: Peer, chosen: Chosen, state: u32) {
     }
 }
 
+#[inline(always)]
+fn note_peer(ctx: &SockAddrContext, vip: Peer, chosen: Chosen) {
+    let shown = ShownPeer {
+        vip_be: vip.addr_be,
+        backend_be: chosen.addr_be,
+        vip_port_be: vip.port_be,
+        backend_port_be: chosen.port_be,
+    };
+    // Where the kernel has no room for a moment, the socket shows its backend.
+    let _ = ORLOP_PEERS.insert(&socket_cookie(ctx), &shown, 0);
+}
+
 /// A connected UDP socket would send to its backend for ever: user space ends it when that goes.
 #[inline(always)]
 fn note_connected(ctx: &SockAddrContext, chosen: Chosen) {
-    if protocol(ctx) != protocol::UDP {
-        return;
-    }
     let connected = Connected {
         netns: netns_cookie(ctx),
         backend_be: chosen.addr_be,
@@ -278,11 +293,11 @@ fn note_connected(ctx: &SockAddrContext, chosen: Chosen) {
 /// A socket that connects elsewhere no longer belongs to the service.
 #[inline(always)]
 fn forget(ctx: &SockAddrContext) {
-    if let Some(record) = record(ctx) {
+    if protocol(ctx) == protocol::TCP {
+        let _ = ORLOP_PEERS.remove(&socket_cookie(ctx));
+    } else if let Some(record) = record(ctx) {
         record.state = record::VOID;
-        if protocol(ctx) == protocol::UDP {
-            let _ = ORLOP_CONNECTED.remove(&socket_cookie(ctx));
-        }
+        let _ = ORLOP_CONNECTED.remove(&socket_cookie(ctx));
     }
 }
 
@@ -370,6 +385,16 @@ fn flow_value(addr_be: u32, port_be: u16, pick: Pick) -> FlowValue {
 /// Puts the virtual address in the place of the backend's.
 #[inline(always)]
 fn show_vip(ctx: &SockAddrContext, peer: Peer, set_peer: impl Fn(&SockAddrContext, Peer)) -> i32 {
+    if protocol(ctx) == protocol::TCP {
+        // SAFETY: the value is copied at once; one of a recycled element names another backend.
+        let shown = unsafe { ORLOP_PEERS.get(&socket_cookie(ctx)) }.copied();
+        if let Some(ShownPeer { vip_be, backend_be, vip_port_be, backend_port_be }) = shown
+            && (backend_be, backend_port_be) == (peer.addr_be, peer.port_be)
+        {
+            set_peer(ctx, Peer { addr_be: vip_be, port_be: vip_port_be });
+        }
+        return ALLOW;
+    }
     let Some(record) = record(ctx) else { return ALLOW };
     if record.state == record::SEVERAL {
         let key = flow_key(ctx, peer.addr_be, peer.port_be, flow::TO_VIP);

@@ -63,6 +63,7 @@ const PINNED_MAPS: &[&str] = &[
     map::INBOUND,
     map::FLOWS,
     map::SOCKETS,
+    map::PEERS,
     map::CONFIG,
     map::COUNTERS,
 ];
@@ -285,7 +286,7 @@ fn shape(name: &str) -> (u32, u32, u32) {
     use dataplane_abi::{
         Affinity, AffinityKey, Backend, Config, Connected, FlowKey, FlowValue, FrontendKey, NatKey,
     };
-    use dataplane_abi::{NatValue, Service, SocketRecord, SourceKey, capacity, counter};
+    use dataplane_abi::{NatValue, Service, ShownPeer, SocketRecord, SourceKey, capacity, counter};
     let (key, value, elements) = match name {
         map::FRONTENDS => (size_of::<FrontendKey>(), 4, capacity::FRONTENDS),
         map::SERVICES => (4, size_of::<Service>(), capacity::FRONTENDS),
@@ -299,6 +300,7 @@ fn shape(name: &str) -> (u32, u32, u32) {
         map::NAT => (size_of::<NatKey>(), size_of::<NatValue>(), capacity::NAT),
         map::INBOUND => (size_of::<NatKey>(), size_of::<NatValue>(), capacity::INBOUND),
         map::FLOWS => (size_of::<FlowKey>(), size_of::<FlowValue>(), capacity::FLOWS),
+        map::PEERS => (8, size_of::<ShownPeer>(), capacity::PEERS),
         map::SOCKETS => (4, size_of::<SocketRecord>(), 0),
         map::CONFIG => (4, size_of::<Config>(), 1),
         map::COUNTERS => (4, size_of::<u64>(), counter::COUNT as usize),

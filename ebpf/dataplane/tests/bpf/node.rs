@@ -159,6 +159,13 @@ impl Node {
         rewritten.collect()
     }
 
+    /// How many sockets one of the maps knows by cookie.
+    pub fn keys(&self, map: &str) -> usize {
+        let data = MapData::from_pin(self.pins().join(map)).unwrap();
+        let sockets: HashMap<MapData, u64, [u8; 12]> = HashMap::try_from(Map::LruHashMap(data)).unwrap();
+        sockets.keys().map(Result::unwrap).count()
+    }
+
     /// As after a kill: the process's descriptors close, pins stay.
     pub fn crash(&mut self) {
         self.dataplane = None;

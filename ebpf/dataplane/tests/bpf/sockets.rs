@@ -36,6 +36,17 @@ fn a_connection_reaches_every_endpoint_and_its_peer_is_the_cluster_ip() {
 }
 
 #[test]
+fn closed_connections_are_forgotten() {
+    let mut node = Node::open();
+    let server = serve_tcp(LOCAL, "a");
+    node.set(frontend(VIP, 80, Tcp), &[server]);
+    let streams = [vip(80), vip(80), server].map(|address| TcpStream::connect(address).unwrap());
+    assert_eq!(node.keys(map::PEERS), 2, "one did not ask for the service");
+    drop(streams);
+    assert_eq!(node.keys(map::PEERS), 0);
+}
+
+#[test]
 fn without_an_endpoint_a_connection_is_refused_at_once() {
     let mut node = Node::open();
     node.set(frontend(VIP, 80, Tcp), &[]);
