@@ -1,7 +1,7 @@
 //! Services: what pods learn of them by environment variables, and what the dataplane does for them.
 //!
-//! In: watches of Services and EndpointSlices, and what the node knows of the end of its own pods ([`Departures`]). Out: [`Cache`], a snapshot for whoever builds an environment, and writes to the
-//! dataplane. `convert` reads API objects, `plan` decides (pure), `proxy` owns the one task that watches and writes,
+//! In: watches of Services and EndpointSlices, the own Node, and what the node knows of the end of its own pods ([`Departures`]). Out:
+//! [`Cache`], a snapshot for whoever builds an environment, writes to the dataplane, and health check ports. `convert` reads API objects, `plan` decides (pure), `proxy` owns the one task that watches and writes,
 //! `health` answers load balancers, `orphans` ends what is connected to a backend that has gone.
 //! IPv6 endpoints are skipped.
 

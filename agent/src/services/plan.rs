@@ -493,9 +493,10 @@ fn merge<'a>(
     all
 }
 
-/// Those that still serve while they terminate: sockets that are connected to them over UDP may stay.
+/// Those that serve, terminating or not, here or elsewhere: as for kube-proxy, a change of policies or hints moves no socket that is
+/// connected to them over UDP.
 fn draining(endpoints: &BTreeMap<SocketAddrV4, Merged>) -> Arc<[SocketAddrV4]> {
-    let serving = endpoints.iter().filter(|(_, merged)| merged.usable == Usable::Fallback);
+    let serving = endpoints.iter().filter(|(_, merged)| merged.usable != Usable::No);
     serving.map(|(address, _)| *address).collect()
 }
 

@@ -1,7 +1,8 @@
-//! The task that owns Services: two watches and the ends of this node's pods in, the cache and the dataplane out.
+//! The task that owns Services: two watches, the own Node's zone and the ends of this node's pods in; the cache, the dataplane, health
+//! check ports and the wake of `orphans` out.
 //!
 //! ```text
-//! Syncing --both watches listed once, and ending pods known, or CATCH_UP later--> Running --every change--> Running
+//! Syncing --both watches listed once; ending pods and zone known, or CATCH_UP later--> Running --every change--> Running
 //! ```
 //! While Syncing the dataplane keeps what an earlier agent left: connections go on being translated, nothing is refused because
 //! its slices have not been listed yet, and nobody is sent again to a pod that had left, of which slices may not know. On the
@@ -51,6 +52,10 @@ struct Proxy {
     slices: Listing,
     /// Ends of pods that an earlier agent began are known.
     caught_up: bool,
+    /// So is the own Node, and with it the zone.
+    located: bool,
+    /// What an earlier agent programmed could not be removed.
+    stale: bool,
     /// When that is waited for no longer; none: the watches have not been listed.
     catch_up_by: Option<Instant>,
     running: bool,
@@ -102,6 +107,8 @@ impl Proxy {
             services: Listing::default(),
             slices: Listing::default(),
             caught_up: false,
+            located: false,
+            stale: false,
             catch_up_by: None,
             running: false,
             failed: BTreeSet::new(),
@@ -159,8 +166,10 @@ impl Proxy {
 
     /// The cloud's controller may label the node late, and its administrator at any time.
     fn on_node(&mut self) {
-        let node = self.context.node.borrow_and_update().clone();
-        let labels = node.as_ref().and_then(|node| node.metadata.labels.as_ref());
+        // A Node that is deleted is made again: the machine stays where it is.
+        let Some(node) = self.context.node.borrow_and_update().clone() else { return };
+        self.located = true;
+        let labels = node.metadata.labels.as_ref();
         self.planner.set_zone(labels.and_then(|labels| labels.get(ZONE_LABEL)).map(String::as_str));
     }
 
@@ -168,10 +177,15 @@ impl Proxy {
         if self.running {
             self.retry_at = None;
             self.retry();
-        } else if !self.caught_up {
-            tracing::warn!("this node's pods are not known yet: those that end may get connections");
-            self.caught_up = true;
+            return;
         }
+        if !self.caught_up {
+            tracing::warn!("this node's pods are not known yet: those that end may get connections");
+        }
+        if !self.located {
+            tracing::warn!("this node's zone is not known yet: its pods may be led to other zones");
+        }
+        (self.caught_up, self.located) = (true, true);
     }
 
     /// Tells those who end pods that the dataplane follows. What it refused has been reported and does not hold them up.
@@ -272,7 +286,7 @@ impl Proxy {
             return;
         }
         self.catch_up_by.get_or_insert_with(|| Instant::now() + CATCH_UP);
-        if !self.caught_up {
+        if !self.caught_up || !self.located {
             return;
         }
         let Changes { changes, conflicts, health_checks } = self.planner.take_changes();
@@ -356,6 +370,9 @@ impl Proxy {
     }
 
     fn retry(&mut self) {
+        if std::mem::take(&mut self.stale) {
+            self.remove_stale();
+        }
         for frontend in self.failed.clone() {
             let wanted = self.planner.desired(&frontend);
             let change = match wanted.map(|(service, target)| (service.clone(), target.clone())) {
@@ -371,11 +388,15 @@ impl Proxy {
 
     /// What an earlier agent programmed and nobody wants any more.
     fn remove_stale(&mut self) {
-        let Some(dataplane) = &self.context.dataplane else { return };
+        let Some(dataplane) = self.context.dataplane.clone() else { return };
         let keep = self.planner.frontends();
         match dataplane.with(|dataplane| dataplane.retain(&keep)) {
             Ok(removed) => tracing::info!(frontends = keep.len(), removed, "services are programmed"),
-            Err(error) => tracing::error!(error = chain(&error), "cannot remove stale frontends"),
+            Err(error) => {
+                tracing::error!(error = chain(&error), "cannot remove stale frontends, trying again");
+                self.stale = true;
+                self.schedule_retry();
+            }
         }
     }
 }

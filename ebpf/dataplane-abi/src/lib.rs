@@ -37,7 +37,8 @@ pub mod capacity {
     /// Backend numbers over all selection tables.
     pub const TABLE_ENTRIES: usize = 524_288;
     pub const BACKENDS: usize = 262_144;
-    /// Clients inside, and as many outside, that are remembered by services with session affinity; the one not seen longest goes.
+    /// Pairs of a client and a frontend with session affinity that are remembered, inside, and as many outside; beyond, those not seen
+    /// for long go.
     pub const AFFINITY: usize = 32_768;
     /// TCP sockets that connected to a virtual address; beyond, those that did so longest ago show the backend's as their peer.
     pub const PEERS: usize = 131_072;

@@ -67,8 +67,8 @@ const PINNED_MAPS: &[&str] = &[
     map::CONFIG,
     map::COUNTERS,
 ];
-/// `sock_release` for cgroups is from 5.9; the links alone from 5.7.
-const CGROUP_LINKS_SINCE: &str = "5.9";
+/// `bpf_set_retval` is from 5.18; cgroup links alone from 5.7.
+const CGROUP_LINKS_SINCE: &str = "5.18";
 const TCX_SINCE: &str = "6.6";
 
 /// Why the dataplane could not be opened.

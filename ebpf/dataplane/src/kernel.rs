@@ -109,6 +109,16 @@ impl Kernel {
                 }
             }
             Write::Service { slot, value } => self.services.write(*slot, value.to_bytes()),
+            Write::Clear { slot } => {
+                let [flags, inside, outside] = [
+                    std::mem::offset_of!(Service, flags),
+                    std::mem::offset_of!(Service, inside),
+                    std::mem::offset_of!(Service, outside),
+                ];
+                for field in [flags, inside, outside] {
+                    self.services.store_word(*slot, field, 0);
+                }
+            }
             Write::Select { slot, origin, selection } => {
                 let field = match origin {
                     Origin::Inside => std::mem::offset_of!(Service, inside),

@@ -93,7 +93,7 @@ pub struct Target {
     pub affinity_seconds: Option<NonZeroU32>,
     /// The networks that may ask from outside, sorted and each once; none: everybody may.
     pub sources: Option<Arc<[Ipv4Network]>>,
-    /// Endpoints that no new client is led to, and that still serve those that they have.
+    /// Endpoints that serve clients that were led to them before, whether new ones are or not.
     pub draining: Arc<[SocketAddrV4]>,
     /// The frontend's address is one of the node's: while there is no endpoint at all, the node's kernel refuses what comes in by
     /// an uplink. At another address that is dropped.
@@ -166,6 +166,7 @@ impl Dataplane {
     /// this one, has the same place open. The caller's network namespace is the node's: sockets of other ones reach no service at
     /// a loopback address.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
+        let node_netns = Netns::current().and_then(|own| own.cookie()).map_err(OpenError::Namespace)?;
         let (root, maps) = attach::open(options)?;
         let mut kernel = Kernel::open(maps).map_err(OpenError::Maps)?;
         let state = kernel.read().map_err(OpenError::Maps)?;
@@ -174,7 +175,6 @@ impl Dataplane {
             kernel.apply(&write).map_err(OpenError::Maps)?;
         }
         let config = kernel.read_config().map_err(OpenError::Maps)?;
-        let node_netns = Netns::current().and_then(|own| own.cookie()).map_err(OpenError::Namespace)?;
         kernel.write_config(&Config { node_netns, ..config }).map_err(OpenError::Maps)?;
         // Pieces of the tables that the earlier process freed a moment ago may be reused from here on.
         kernel::wait_for_readers().map_err(OpenError::Maps)?;
@@ -211,19 +211,20 @@ impl Dataplane {
         self.apply(frontend, &writes)
     }
 
-    /// Removes every frontend that is not in `keep`, and what builds with other map layouts left behind: called once after
+    /// Removes every frontend that is not in `keep`, as far as that succeeds, and what builds with other map layouts left behind: called once after
     /// the first full sync of an adopted dataplane.
     pub fn retain(&mut self, keep: &HashSet<Frontend>) -> Result<usize, WriteError> {
         let stale: Vec<Frontend> =
             self.model.frontends().filter(|frontend| !keep.contains(frontend)).collect();
+        let mut result = Ok(stale.len());
         for frontend in &stale {
-            self.remove(*frontend)?;
+            result = self.remove(*frontend).and(result);
         }
         for write in self.model.release_held() {
-            self.kernel.apply(&write).map_err(WriteError::Map)?;
+            result = self.kernel.apply(&write).map_err(WriteError::Map).and(result);
         }
-        attach::remove_other_layouts(&self.pin_root).map_err(Box::new).map_err(WriteError::OtherLayout)?;
-        Ok(stale.len())
+        let removed = attach::remove_other_layouts(&self.pin_root);
+        removed.map_err(Box::new).map_err(WriteError::OtherLayout).and(result)
     }
 
     /// Sets how pods appear outside; `None` lets them keep their addresses.

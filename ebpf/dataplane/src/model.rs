@@ -41,6 +41,10 @@ pub enum Write {
         slot: u32,
         value: Service,
     },
+    /// Empties a slot: first it is nobody's, then it leads nowhere. What else it says stays for readers on their way.
+    Clear {
+        slot: u32,
+    },
     /// Switches a service that is in use, for clients of one origin; a single store.
     Select {
         slot: u32,
@@ -285,7 +289,7 @@ impl Model {
             }
         }
         for (slot, _) in services.iter().filter(|(slot, _)| !model.slots.is_taken(**slot)) {
-            leftovers.push(Write::Service { slot: *slot, value: empty_service() });
+            leftovers.push(Write::Clear { slot: *slot });
         }
         for (id, backend) in &found.backends {
             if !model.ids.is_taken(*id) && !model.hold(*id, *backend) {
@@ -473,10 +477,8 @@ impl Model {
 
     pub fn remove(&mut self, frontend: Frontend) -> Vec<Write> {
         let Some(old) = self.entries.remove(&frontend) else { return Vec::new() };
-        let mut writes = vec![
-            Write::FrontendRemove { key: to_key(frontend) },
-            Write::Service { slot: old.slot, value: empty_service() },
-        ];
+        let mut writes =
+            vec![Write::FrontendRemove { key: to_key(frontend) }, Write::Clear { slot: old.slot }];
         self.slots.free(old.slot);
         for list in old.lists() {
             self.drop_list(list, &mut writes);
@@ -714,11 +716,6 @@ pub fn socket_address(addr_be: u32, port_be: u16) -> SocketAddrV4 {
 
 fn address(addr_be: u32) -> Ipv4Addr {
     Ipv4Addr::from(addr_be.to_ne_bytes())
-}
-
-fn empty_service() -> Service {
-    let key = FrontendKey { addr_be: 0, port_be: 0, protocol: 0, reserved: 0 };
-    Service { key, inside: 0, outside: 0, flags: 0, affinity_seconds: 0, sources: 0, reserved: 0 }
 }
 
 fn backend(address: SocketAddrV4, generation: u32) -> Backend {

@@ -143,8 +143,13 @@ pub fn of_processes() -> Result<Vec<Netns>, crate::Error> {
     let mut seen = HashSet::new();
     let of = |pid: i32| {
         let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        // Cheaper than opening each; one that ends between the two is not counted as seen.
         let number = fs::metadata(&path).ok()?.ino();
-        if seen.insert(number) { Netns::open(path).ok() } else { None }
+        if seen.contains(&number) {
+            return None;
+        }
+        let netns = Netns::open(path).ok()?;
+        seen.insert(netns.id().ok()?).then_some(netns)
     };
     Ok(crate::process::list()?.into_iter().filter_map(of).collect())
 }

@@ -14,9 +14,16 @@ fn check(port: u16, local_endpoints: usize) -> Option<HealthCheck> {
     Some(HealthCheck { port, local_endpoints })
 }
 
-/// A port that was free a moment ago.
-async fn port() -> u16 {
-    TcpListener::bind((HERE, 0)).await.unwrap().local_addr().unwrap().port()
+/// Ports that no other test asks for (each is a process), and that the kernel gives nobody.
+async fn ports<const COUNT: usize>() -> [u16; COUNT] {
+    let first = 20_000 + (std::process::id() % 1000) as u16 * 10;
+    let mut free = Vec::new();
+    for port in first..first + 10 {
+        if TcpListener::bind((HERE, port)).await.is_ok() {
+            free.push(port);
+        }
+    }
+    free[..COUNT].try_into().unwrap()
 }
 
 /// The status line, the weight and the body.
@@ -33,7 +40,7 @@ async fn ask(port: u16) -> io::Result<(String, String, serde_json::Value)> {
 
 #[tokio::test]
 async fn a_node_without_a_ready_endpoint_says_so() {
-    let (mut servers, port) = (Servers::new(HERE), port().await);
+    let (mut servers, [port]) = (Servers::new(HERE), ports().await);
     servers.set(&key("web"), check(port, 2)).unwrap();
     let (status, weight, body) = ask(port).await.unwrap();
     assert_eq!((status.as_str(), weight.as_str()), ("HTTP/1.1 200 OK", "2"));
@@ -46,7 +53,7 @@ async fn a_node_without_a_ready_endpoint_says_so() {
 
 #[tokio::test]
 async fn a_port_is_open_as_long_as_its_service_has_it() {
-    let (mut servers, first, second) = (Servers::new(HERE), port().await, port().await);
+    let (mut servers, [first, second]) = (Servers::new(HERE), ports().await);
     servers.set(&key("web"), check(first, 1)).unwrap();
     servers.set(&key("web"), check(second, 1)).unwrap();
     assert!(ask(second).await.is_ok());
@@ -57,7 +64,7 @@ async fn a_port_is_open_as_long_as_its_service_has_it() {
 
 #[tokio::test]
 async fn services_may_swap_their_ports() {
-    let (mut servers, first, second) = (Servers::new(HERE), port().await, port().await);
+    let (mut servers, [first, second]) = (Servers::new(HERE), ports().await);
     servers.set(&key("a"), check(first, 1)).unwrap();
     servers.set(&key("b"), check(second, 2)).unwrap();
     let swapped = [(key("a"), check(second, 1)), (key("b"), check(first, 2))];
@@ -68,8 +75,8 @@ async fn services_may_swap_their_ports() {
 
 #[tokio::test]
 async fn a_port_that_somebody_else_has_is_an_error_and_may_be_tried_again() {
-    let taken = TcpListener::bind((HERE, 0)).await.unwrap();
-    let port = taken.local_addr().unwrap().port();
+    let [port] = ports().await;
+    let taken = TcpListener::bind((HERE, port)).await.unwrap();
     let mut servers = Servers::new(HERE);
     let error = servers.set(&key("web"), check(port, 1)).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);

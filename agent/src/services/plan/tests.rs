@@ -207,13 +207,14 @@ fn source_ranges_are_for_the_addresses_of_load_balancers() {
 }
 
 #[test]
-fn endpoints_that_still_serve_drain_where_datagrams_are_sent() {
-    let mut both = service(1);
+fn sockets_may_stay_with_endpoints_that_serve_where_datagrams_are_sent() {
+    let mut both = Service { internal_policy: TrafficPolicy::Local, ..service(1) };
     both.ports = vec![
         Port { name: "t".into(), port: 53, protocol: Protocol::Tcp, node_port: None },
         Port { name: "u".into(), port: 53, protocol: Protocol::Udp, node_port: None },
     ];
-    let mut slice = slice(&[(1, Usable::Ready, true), (2, Usable::Fallback, true), (3, Usable::No, true)]);
+    let endpoints = [(1, Usable::Ready, true), (2, Usable::Fallback, true), (3, Usable::No, true)];
+    let mut slice = slice(&[&endpoints[..], &[(4, Usable::Ready, false)]].concat());
     slice.ports = [("t", Protocol::Tcp), ("u", Protocol::Udp)]
         .map(|(name, protocol)| SlicePort { name: name.into(), port: 5353, protocol })
         .into();
@@ -224,7 +225,7 @@ fn endpoints_that_still_serve_drain_where_datagrams_are_sent() {
         let frontend = Frontend { address: Ipv4Addr::new(10, 96, 0, 1), port: 53, protocol };
         last_bytes(&lists[&frontend].draining)
     };
-    assert_eq!((draining(Protocol::Tcp), draining(Protocol::Udp)), (vec![], vec![2]));
+    assert_eq!((draining(Protocol::Tcp), draining(Protocol::Udp)), (vec![], vec![1, 2, 4]));
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn listed() -> Proxy {
         shutdown: CancellationToken::new(),
     };
     let mut proxy = Proxy::new(context, cache().0);
-    (proxy.services.listed_once, proxy.slices.listed_once) = (true, true);
+    (proxy.services.listed_once, proxy.slices.listed_once, proxy.located) = (true, true, true);
     proxy
 }
 
@@ -28,6 +28,21 @@ async fn nothing_is_written_before_the_pods_that_were_ending_are_known() {
     proxy.flush();
     assert!(!proxy.running);
     proxy.on_notice(Notice::CaughtUp);
+    proxy.flush();
+    assert!(proxy.running);
+}
+
+#[tokio::test]
+async fn nothing_is_written_before_the_zone_is_known() {
+    let mut proxy = listed();
+    let (sender, receiver) = tokio::sync::watch::channel(None);
+    (proxy.context.node, proxy.located) = (receiver, false);
+    proxy.on_notice(Notice::CaughtUp);
+    proxy.on_node();
+    proxy.flush();
+    assert!(!proxy.running && proxy.catch_up_by.is_some());
+    sender.send_replace(Some(std::sync::Arc::default()));
+    proxy.on_node();
     proxy.flush();
     assert!(proxy.running);
 }

@@ -269,7 +269,7 @@ fn what_attaching_needs_is_said_for_each_hook() {
     let mut node = Node::open();
     node.options().cgroup = "/proc/self".into();
     let error = node.try_reopen().unwrap_err().to_string();
-    assert_eq!(error, "attach orlop_connect4 to /proc/self: needs root and a kernel from 5.9 on");
+    assert_eq!(error, "attach orlop_connect4 to /proc/self: needs root and a kernel from 5.18 on");
     node.options().cgroup = Node::cgroup_root();
     node.options().uplinks = vec!["nowhere".into()];
     assert_eq!(node.try_reopen().unwrap_err().to_string(), "uplink nowhere does not exist");
