@@ -1,0 +1,370 @@
+//! The load balancer beside what it replaces, in one private host: loading services, changing one, connecting through one, and
+//! telling UDP sockets that their backend has gone. Started by `cargo xtask bench dataplane`, which prints what this prints.
+//!
+//! The peer is nftables with the rules that kube-proxy 1.36 writes for the same services, in a network namespace of its own: a
+//! verdict map of addresses, a chain for each service and for each endpoint. Everything is on the loopback, so that nothing but the
+//! translation differs from a connection to the endpoint itself.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dataplane::{Dataplane, Ended, Frontend, Options, Protocol, Target, UplinkHook};
+use linux::netns::{self, Netns};
+
+const SERVICES: u32 = 10_000;
+const MANY_SERVICES: u32 = 50_000;
+const CHANGES: usize = 200_000;
+const CONNECTIONS: usize = 20_000;
+const REQUESTS: usize = 100_000;
+const SOCKETS: usize = 10_000;
+/// Pairs are compared block by block: the spread of the blocks is that of the ratio.
+const BLOCKS: usize = 40;
+/// Our programs see every socket of this process, and know nothing of this one.
+const PEERS_VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 20), 80);
+const ENDPOINT: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
+
+fn main() {
+    harness::private_host::require();
+    // A connection to an address of no link is routed before it is translated by rules.
+    for line in ["addr add 10.244.0.1/32 dev lo", "route add default dev lo"] {
+        run("ip", line);
+    }
+    println!("| what | aim | Orlop | nftables | the endpoint itself |");
+    println!("|---|---|---|---|---|");
+    let peer = Peer::load();
+    cold_load(&peer);
+    many_endpoints();
+    changes();
+    connections(&peer);
+    datagrams();
+    netns::remove(peer.netns.path()).expect("remove the peer's namespace");
+    let _ = std::fs::remove_dir_all("/run/netns");
+    run("ip", "route del default dev lo");
+    run("ip", "addr del 10.244.0.1/32 dev lo");
+}
+
+fn row(what: &str, cells: [&str; 4]) {
+    println!("| {what} | {} |", cells.join(" | "));
+}
+
+/// A dataplane of this process's own cgroup; it leaves nothing behind.
+struct Bench(Option<Dataplane>);
+
+impl Bench {
+    fn open() -> Self {
+        let unified = std::path::PathBuf::from("/sys/fs/cgroup/unified");
+        let options = Options {
+            pin_root: "/sys/fs/bpf/bench".into(),
+            cgroup: if unified.is_dir() { unified } else { "/sys/fs/cgroup".into() },
+            uplinks: Vec::new(),
+            uplink_hook: UplinkHook::Newest,
+        };
+        Self(Some(Dataplane::open(&options).unwrap_or_else(|error| panic!("{error:?}"))))
+    }
+
+    fn set(&mut self, frontend: Frontend, target: &Target) {
+        self.0.as_mut().expect("open").set(frontend, target).expect("room");
+    }
+
+    fn fill(&mut self, services: u32, endpoints: u32) -> Duration {
+        let wanted: Vec<(Frontend, Target)> =
+            (0..services).map(|number| (service(number), target(number, endpoints))).collect();
+        let begin = Instant::now();
+        wanted.iter().for_each(|(frontend, target)| self.set(*frontend, target));
+        begin.elapsed()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.0 = None;
+        dataplane::remove_all("/sys/fs/bpf/bench".as_ref()).expect("remove the dataplane");
+    }
+}
+
+fn service(number: u32) -> Frontend {
+    Frontend { address: Ipv4Addr::from(0x0a60_0100 + number), port: 80, protocol: Protocol::Tcp }
+}
+
+fn target(service: u32, endpoints: u32) -> Target {
+    let one = |number| SocketAddrV4::new(Ipv4Addr::from(0x0b00_0000 + service * endpoints + number), 8080);
+    Target::all((0..endpoints).map(one).collect::<Vec<_>>())
+}
+
+/// nftables, with a server.
+struct Peer {
+    netns: Netns,
+    took: Duration,
+    vip: SocketAddrV4,
+    listener: TcpListener,
+}
+
+impl Peer {
+    fn load() -> Self {
+        let netns = netns::create("/run/netns/peer").expect("make a namespace");
+        let listener = netns.run(|| {
+            for line in ["link set lo up", "addr add 10.244.0.1/32 dev lo", "route add default dev lo"] {
+                run("ip", line);
+            }
+            TcpListener::bind((ENDPOINT, 0)).expect("listen")
+        });
+        let listener = listener.expect("enter the namespace");
+        let port = listener.local_addr().expect("its address").port();
+        let rules = rules(SocketAddrV4::new(ENDPOINT, port));
+        let begin = Instant::now();
+        netns.run(|| feed("nft", &["-f", "-"], &rules)).expect("enter the namespace");
+        let took = begin.elapsed();
+        Self { netns, took, vip: PEERS_VIP, listener }
+    }
+}
+
+/// What kube-proxy writes: the services of [`cold_load`], and one that leads to a server.
+fn rules(server: SocketAddrV4) -> String {
+    let mut text = String::from(
+        "table ip kube-proxy {\n\
+         map service-ips { type ipv4_addr . inet_proto . inet_service : verdict; }\n\
+         chain mark-for-masquerade { meta mark set meta mark or 0x4000; }\n\
+         chain services { ip daddr . meta l4proto . th dport vmap @service-ips; }\n\
+         chain nat-prerouting { type nat hook prerouting priority dstnat; policy accept; jump services; }\n\
+         chain nat-output { type nat hook output priority -100; policy accept; jump services; }\n\
+         chain masquerading { meta mark & 0x4000 == 0 return; meta mark set meta mark xor 0x4000; masquerade fully-random; }\n\
+         chain nat-postrouting { type nat hook postrouting priority srcnat; policy accept; jump masquerading; }\n\
+         }\n",
+    );
+    let mut one = |name: &str, vip: SocketAddrV4, endpoints: &[SocketAddrV4]| {
+        let (address, port) = (vip.ip(), vip.port());
+        let mut choices = Vec::new();
+        for (number, endpoint) in endpoints.iter().enumerate() {
+            let chain = format!("endpoint-{name}-{number}");
+            let ip = endpoint.ip();
+            let _ = writeln!(text, "add chain ip kube-proxy {chain}");
+            let _ = writeln!(text, "add rule ip kube-proxy {chain} ip saddr {ip} jump mark-for-masquerade");
+            let _ = writeln!(text, "add rule ip kube-proxy {chain} meta l4proto tcp dnat to {endpoint}");
+            choices.push(format!("{number} : goto {chain}"));
+        }
+        let (count, choices) = (endpoints.len(), choices.join(", "));
+        let chain = format!("service-{name}");
+        let _ = writeln!(text, "add chain ip kube-proxy {chain}");
+        let _ = writeln!(
+            text,
+            "add rule ip kube-proxy {chain} ip daddr {address} tcp dport {port} ip saddr != 10.244.0.0/16 jump \
+             mark-for-masquerade"
+        );
+        let _ =
+            writeln!(text, "add rule ip kube-proxy {chain} numgen random mod {count} vmap {{ {choices} }}");
+        let _ = writeln!(
+            text,
+            "add element ip kube-proxy service-ips {{ {address} . tcp . {port} : goto {chain} }}"
+        );
+    };
+    for number in 0..SERVICES {
+        let Frontend { address, port, .. } = service(number);
+        one(&number.to_string(), SocketAddrV4::new(address, port), &target(number, 2).inside);
+    }
+    one("server", PEERS_VIP, &[server]);
+    text
+}
+
+fn cold_load(peer: &Peer) {
+    let took = Bench::open().fill(SERVICES, 2);
+    row(
+        &format!("{SERVICES} services with 2 endpoints each, from nothing"),
+        ["30 ms", &shown(took), &shown(peer.took), "-"],
+    );
+}
+
+fn many_endpoints() {
+    let took = Bench::open().fill(5_000, 50);
+    row("5,000 services with 250,000 endpoints, from nothing", ["300 ms", &shown(took), "not measured", "-"]);
+}
+
+fn changes() {
+    let mut bench = Bench::open();
+    bench.fill(MANY_SERVICES, 2);
+    let (mut times, begin) = (Vec::with_capacity(CHANGES), Instant::now());
+    let mut random = Random(1);
+    for _ in 0..CHANGES {
+        let number = random.below(MANY_SERVICES);
+        let target = target(number, 1 + random.below(2));
+        let begin = Instant::now();
+        bench.set(service(number), &target);
+        times.push(begin.elapsed());
+    }
+    let rate = CHANGES as f64 / begin.elapsed().as_secs_f64();
+    row(
+        &format!("changes of a service's endpoints, of {MANY_SERVICES}: a second"),
+        ["500,000", &format!("{rate:.0}"), "not measured", "-"],
+    );
+    times.sort();
+    let p99 = times[times.len() * 99 / 100];
+    row("until a change is in the kernel: p99", ["100 µs", &shown(p99), "not measured", "-"]);
+}
+
+fn connections(peer: &Peer) {
+    let mut bench = Bench::open();
+    bench.fill(MANY_SERVICES, 2);
+    let listener = TcpListener::bind((ENDPOINT, 0)).expect("listen");
+    let SocketAddr::V4(direct) = listener.local_addr().expect("its address") else { panic!("IPv4") };
+    let vip = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 10), 80);
+    let frontend = Frontend { address: *vip.ip(), port: 80, protocol: Protocol::Tcp };
+    bench.set(frontend, &Target::all([direct]));
+    let ways = [(&listener, direct), (&listener, vip)];
+    let [itself, ours] = alternate(CONNECTIONS, |way| connect(ways[way].0, ways[way].1));
+    let theirs: Vec<Duration> = (peer.netns)
+        .run(|| (0..CONNECTIONS).map(|_| connect(&peer.listener, peer.vip)).collect())
+        .expect("enter the namespace");
+    row(
+        &format!("a connection through a cluster IP, {MANY_SERVICES} services (nftables: {SERVICES})"),
+        [
+            "1.02 times direct",
+            &format!("{}, {}", shown(median(&ours)), ratio(&ours, &itself)),
+            &shown(median(&theirs)),
+            &shown(median(&itself)),
+        ],
+    );
+    let [mut straight, mut through] = [direct, vip].map(|address| Exchange::open(&listener, address));
+    let [itself, ours] = alternate(REQUESTS, |way| if way == 0 { straight.ask() } else { through.ask() });
+    let theirs = peer.netns.run(|| {
+        let mut exchange = Exchange::open(&peer.listener, peer.vip);
+        (0..REQUESTS).map(|_| exchange.ask()).collect::<Vec<_>>()
+    });
+    let theirs = theirs.expect("enter the namespace");
+    row(
+        "a request and its answer on an open connection",
+        [
+            "1.01 times direct",
+            &format!("{}, {}", shown(median(&ours)), ratio(&ours, &itself)),
+            &shown(median(&theirs)),
+            &shown(median(&itself)),
+        ],
+    );
+}
+
+/// Measures two ways in turn.
+fn alternate(count: usize, mut measure: impl FnMut(usize) -> Duration) -> [Vec<Duration>; 2] {
+    let mut times = [Vec::with_capacity(count), Vec::with_capacity(count)];
+    for _ in 0..count {
+        for (way, times) in times.iter_mut().enumerate() {
+            times.push(measure(way));
+        }
+    }
+    times
+}
+
+fn connect(listener: &TcpListener, address: SocketAddrV4) -> Duration {
+    let begin = Instant::now();
+    let stream = TcpStream::connect(address).expect("connect");
+    let took = begin.elapsed();
+    drop((listener.accept().expect("accept"), stream));
+    took
+}
+
+/// A connection with both its ends.
+struct Exchange {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Exchange {
+    fn open(listener: &TcpListener, address: SocketAddrV4) -> Self {
+        let client = TcpStream::connect(address).expect("connect");
+        let (server, _) = listener.accept().expect("accept");
+        [&client, &server].iter().for_each(|end| end.set_nodelay(true).expect("set TCP_NODELAY"));
+        Self { client, server }
+    }
+
+    fn ask(&mut self) -> Duration {
+        let (begin, mut byte) = (Instant::now(), [0]);
+        self.client.write_all(b"?").expect("ask");
+        self.server.read_exact(&mut byte).expect("be asked");
+        self.server.write_all(b"!").expect("answer");
+        self.client.read_exact(&mut byte).expect("be answered");
+        begin.elapsed()
+    }
+}
+
+fn datagrams() {
+    let mut bench = Bench::open();
+    let servers = [(); 2].map(|()| UdpSocket::bind((ENDPOINT, 0)).expect("bind"));
+    let [old, new] = servers.each_ref().map(|server| match server.local_addr().expect("its address") {
+        SocketAddr::V4(address) => address,
+        SocketAddr::V6(_) => panic!("IPv4"),
+    });
+    let vip = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 11), 53);
+    let frontend = Frontend { address: *vip.ip(), port: 53, protocol: Protocol::Udp };
+    bench.set(frontend, &Target::all([old]));
+    let connected = |to: SocketAddrV4| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("bind");
+        socket.connect(to).expect("connect");
+        socket
+    };
+    let sockets: Vec<UdpSocket> = (0..SOCKETS).map(|_| connected(vip)).collect();
+    let direct: Vec<UdpSocket> = (0..SOCKETS / 10).map(|_| connected(old)).collect();
+    let begin = Instant::now();
+    bench.set(frontend, &Target::all([new]));
+    dataplane::wait_for_readers().expect("a grace period");
+    let dataplane = bench.0.as_mut().expect("open");
+    let orphans = dataplane.orphans().expect("read the map");
+    let Ended { ended, failure } = dataplane::end(&orphans);
+    let took = begin.elapsed();
+    assert!(failure.is_none() && ended.len() == SOCKETS, "{} ended, {failure:?}", ended.len());
+    assert!(direct.iter().all(|socket| socket.take_error().expect("an answer").is_none()), "none too many");
+    drop(sockets);
+    row(
+        &format!("{SOCKETS} connected UDP sockets of one namespace are told that their backend has gone"),
+        ["50 ms", &shown(took), "not at all", "-"],
+    );
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    sorted[sorted.len() / 2]
+}
+
+/// The ratio of the medians, and where nine tenths of the blocks' ratios lie.
+fn ratio(ours: &[Duration], itself: &[Duration]) -> String {
+    let of =
+        |ours: &[Duration], itself: &[Duration]| median(ours).as_secs_f64() / median(itself).as_secs_f64();
+    let size = ours.len() / BLOCKS;
+    let mut blocks: Vec<f64> = ours.chunks(size).zip(itself.chunks(size)).map(|(a, b)| of(a, b)).collect();
+    blocks.sort_by(f64::total_cmp);
+    let (low, high) = (blocks[blocks.len() / 20], blocks[blocks.len() * 19 / 20]);
+    format!("{:.3} times ({low:.3} to {high:.3})", of(ours, itself))
+}
+
+fn shown(time: Duration) -> String {
+    let micros = time.as_secs_f64() * 1e6;
+    match micros {
+        _ if micros < 1e3 => format!("{micros:.1} µs"),
+        _ if micros < 1e6 => format!("{:.1} ms", micros / 1e3),
+        _ => format!("{:.1} s", micros / 1e6),
+    }
+}
+
+/// Marsaglia's xorshift: the same changes in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u32) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 32) as u32 % limit
+    }
+}
+
+fn run(program: &str, arguments: &str) {
+    let status = Command::new(program).args(arguments.split(' ')).status().expect("start a program");
+    assert!(status.success(), "{program} {arguments}");
+}
+
+fn feed(program: &str, arguments: &[&str], input: &str) {
+    let mut child =
+        Command::new(program).args(arguments).stdin(Stdio::piped()).spawn().expect("start a program");
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("feed it");
+    assert!(child.wait().expect("wait").success(), "{program} {arguments:?}");
+}
