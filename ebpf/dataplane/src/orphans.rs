@@ -10,7 +10,7 @@ use std::net::{SocketAddr, SocketAddrV4};
 
 use dataplane_abi::Connected;
 use linux::netns::{self, Netns};
-use linux::sockets::Sockets;
+use linux::sockets::{ConnectedSocket, Sockets};
 
 use crate::kernel::MapError;
 use crate::{Dataplane, model};
@@ -121,11 +121,13 @@ fn end_in(
     ended: &mut Vec<Orphan>,
 ) -> Result<(), linux::netlink::Error> {
     let sockets = Sockets::open_in(netns)?;
-    for socket in sockets.connected_datagrams()? {
-        let Some(orphan) = wanted.get(&socket.cookie) else { continue };
-        if socket.peer == SocketAddr::V4(orphan.backend()) && sockets.end(&socket)? {
-            ended.push(*orphan);
-        }
-    }
+    let mut doomed = sockets.connected_datagrams()?;
+    let orphan = |socket: &ConnectedSocket| {
+        let orphan = wanted.get(&socket.cookie)?;
+        (socket.peer == SocketAddr::V4(orphan.backend())).then_some(*orphan)
+    };
+    doomed.retain(|socket| orphan(socket).is_some());
+    let verdicts = sockets.end(&doomed)?;
+    ended.extend(doomed.iter().zip(verdicts).filter_map(|(socket, ended)| orphan(socket).filter(|_| ended)));
     Ok(())
 }

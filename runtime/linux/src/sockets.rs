@@ -3,13 +3,14 @@
 //! Owns: one socket per [`Sockets`], bound for good to the network namespace that it was opened in. Formats are from
 //! `linux/inet_diag.h` and `linux/sock_diag.h`. Ending needs a kernel with `CONFIG_INET_DIAG_DESTROY`, which distributions set.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use netlink_bindings::inet_diag::{Msg, ReqV2, Sockid};
 use nix::sys::socket::SockProtocol;
 
 use crate::{
-    blocking::{Request, Socket},
+    blocking::{Request, Socket, frame},
     netlink::Error,
     netns::Netns,
 };
@@ -19,6 +20,9 @@ const LIST: u16 = 20;
 const DESTROY: u16 = 21;
 /// `TCP_ESTABLISHED`, which is what a connected socket of any protocol is in.
 const CONNECTED: u8 = 1;
+
+/// Requests in one datagram: the answers to all of them fit the socket's buffer.
+const BATCH: usize = 128;
 
 /// See the module.
 #[derive(Debug)]
@@ -61,22 +65,49 @@ impl Sockets {
         Ok(all)
     }
 
-    /// Ends a socket: it has no peer any more, and its owner gets ECONNABORTED, or EDESTADDRREQ for sending. False: it is gone, or has another peer by now.
+    /// Ends sockets: they have no peer any more, and their owners get ECONNABORTED, or EDESTADDRREQ for sending. Returns which, in
+    /// order: not those that are gone or have another peer by now.
     ///
     /// # Errors
     /// When the kernel refuses; `EOPNOTSUPP` where it cannot.
-    pub fn end(&self, socket: &ConnectedSocket) -> Result<bool, Error> {
-        let wanted = ReqV2 { sockid: socket.id.clone(), ..of_udp(socket.family) };
-        match self.socket.tell(&request(
-            "end",
-            format!("the UDP socket to {}", socket.peer),
-            DESTROY,
-            &wanted,
-        )) {
-            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
-            ended => ended.map(|()| true),
+    pub fn end(&self, sockets: &[ConnectedSocket]) -> Result<Vec<bool>, Error> {
+        let mut ended = Vec::with_capacity(sockets.len());
+        for batch in sockets.chunks(BATCH) {
+            self.end_batch(batch, &mut ended)?;
         }
+        Ok(ended)
     }
+
+    /// One datagram of requests. The kernel answers those that fail, and the last one, which says that all were worked on.
+    fn end_batch(&self, batch: &[ConnectedSocket], ended: &mut Vec<bool>) -> Result<(), Error> {
+        let requests: Vec<Request> = batch.iter().map(destruction).collect();
+        let Some(last) = requests.last() else { return Ok(()) };
+        let count = u32::try_from(requests.len()).unwrap_or(u32::MAX);
+        let first = self.socket.take_sequence(count);
+        let mut bytes = Vec::new();
+        for (place, request) in (0..count).zip(&requests) {
+            let acknowledged = if place + 1 == count { libc::NLM_F_ACK } else { 0 };
+            frame(&mut bytes, request, (libc::NLM_F_REQUEST | acknowledged) as u16, first + place);
+        }
+        self.socket.send(&bytes).map_err(|error| last.refused(error))?;
+        let begin = ended.len();
+        ended.resize(begin + requests.len(), true);
+        self.socket.receive(last, |message| {
+            let place = message.sequence.wrapping_sub(first) as usize;
+            let (request, code) = (requests.get(place)?, message.verdict()?);
+            match code {
+                0 => {}
+                libc::ENOENT => ended[begin + place] = false,
+                code => return Some(Err(request.refused(io::Error::from_raw_os_error(code)))),
+            }
+            (place + 1 == requests.len()).then_some(Ok(()))
+        })
+    }
+}
+
+fn destruction(socket: &ConnectedSocket) -> Request {
+    let wanted = ReqV2 { sockid: socket.id.clone(), ..of_udp(socket.family) };
+    request("end", format!("the UDP socket to {}", socket.peer), DESTROY, &wanted)
 }
 
 fn of_udp(family: u8) -> ReqV2 {

@@ -36,11 +36,11 @@ fn one_connected_socket_is_ended_and_the_others_stay() {
     drop(second);
     let left = to(&sockets, peer);
     let gone = found.iter().find(|socket| !left.contains(socket)).expect("one less");
-    assert!(!sockets.end(gone).expect("an answer"), "closed already");
-
-    for socket in &left {
-        assert!(sockets.end(socket).expect("an end"));
-    }
+    let gone = [gone.clone()];
+    assert_eq!(sockets.end(&gone).expect("an answer"), [false], "closed already");
+    assert!(sockets.end(&[]).expect("an answer").is_empty());
+    let mixed = [&left[..1], &gone, &left[1..]].concat();
+    assert_eq!(sockets.end(&mixed).expect("an answer"), [true, false, true]);
     for socket in [&first, &of_ipv6] {
         let error = socket.take_error().expect("an answer").expect("an error");
         assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED));
@@ -48,6 +48,18 @@ fn one_connected_socket_is_ended_and_the_others_stay() {
     }
     elsewhere.send(b"?").expect("untouched");
     assert!(to(&sockets, peer).is_empty());
+}
+
+#[test]
+fn more_sockets_than_fit_one_request_are_ended() {
+    harness::private_host::require();
+    let server = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let peer = server.local_addr().expect("its address");
+    let all: Vec<UdpSocket> = (0..300).map(|_| connected("127.0.0.1:0", peer)).collect();
+    let sockets = Sockets::open_in(&Netns::current().expect("a namespace")).expect("a socket");
+    let ended = sockets.end(&to(&sockets, peer)).expect("an answer");
+    assert_eq!((ended.len(), ended.iter().all(|ended| *ended)), (300, true));
+    assert!(all.iter().all(|socket| socket.take_error().expect("an answer").is_some()));
 }
 
 #[test]
@@ -59,7 +71,7 @@ fn a_socket_that_has_another_peer_by_now_is_not_ended() {
     let sockets = Sockets::open_in(&Netns::current().expect("a namespace")).expect("a socket");
     let found = to(&sockets, old);
     socket.connect(new).expect("another peer");
-    assert!(!sockets.end(&found[0]).expect("an answer"));
+    assert_eq!(sockets.end(&found[..1]).expect("an answer"), [false]);
     socket.send(b"?").expect("untouched");
     assert_eq!(to(&sockets, new)[0].cookie, found[0].cookie);
 }
