@@ -244,6 +244,17 @@ fn targets(endpoints: std::ops::Range<u8>, most: usize) -> impl Strategy<Value =
     })
 }
 
+impl Step {
+    /// Of a step that only changes a frontend: which, and where it is to lead.
+    fn change(self) -> Option<(u8, Option<Target>)> {
+        match self {
+            Self::Set(f, target) => Some((f, Some(target))),
+            Self::Remove(f) => Some((f, None)),
+            _ => None,
+        }
+    }
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => (0u8..6, targets(0..12, 8)).prop_map(|(f, e)| Step::Set(f, e)),
@@ -405,13 +416,9 @@ proptest! {
         let origin = Origin::ALL[usize::from(outside)];
         let mut world = World::new();
         for step in steps {
-            let (f, target) = match step {
-                Step::Set(f, target) => (f, Some(target)),
-                Step::Remove(f) => (f, None),
-                _ => {
-                    world.model.release();
-                    continue;
-                }
+            let Some((f, target)) = step.change() else {
+                world.model.release();
+                continue;
             };
             let before = world.wanted.get(&f).cloned();
             let writes = world.plan(f, target).into();
@@ -440,13 +447,9 @@ proptest! {
     fn a_reader_amid_a_change_lets_in_who_may_ask(steps in steps(), paces in prop::collection::vec(0u8..5, 1..20)) {
         let mut world = World::new();
         for step in steps {
-            let (f, target) = match step {
-                Step::Set(f, target) => (f, Some(target)),
-                Step::Remove(f) => (f, None),
-                _ => {
-                    world.model.release();
-                    continue;
-                }
+            let Some((f, target)) = step.change() else {
+                world.model.release();
+                continue;
             };
             let Some(before) = world.wanted.get(&f).cloned() else {
                 world.plan(f, target).iter().for_each(|write| world.maps.apply(write));
