@@ -159,9 +159,9 @@ fn with_dataplane(context: &Context) -> Result<&Dataplane, String> {
 fn services(dataplane: &Dataplane) -> Vec<Frontend> {
     let mut all = dataplane.with(|dataplane| dataplane.list());
     all.sort_by_key(|(frontend, _)| *frontend);
-    let texts = |endpoints: &[std::net::SocketAddrV4]| endpoints.iter().map(ToString::to_string).collect();
+    let texts = |endpoints: &[std::net::SocketAddr]| endpoints.iter().map(ToString::to_string).collect();
     let shown = |(frontend, target): (dataplane::Frontend, dataplane::Target)| Frontend {
-        address: format!("{}:{}", frontend.address, frontend.port),
+        address: std::net::SocketAddr::new(frontend.address, frontend.port).to_string(),
         protocol: match frontend.protocol {
             dataplane::Protocol::Tcp => "TCP".to_owned(),
             dataplane::Protocol::Udp => "UDP".to_owned(),

@@ -98,7 +98,7 @@ impl Server {
         let acceptor = TlsAcceptor::from(tls::config(&context.settings)?);
         let port = context.settings.port;
         let mut listeners = Vec::new();
-        for ip in [context.settings.node_ip, Ipv4Addr::LOCALHOST] {
+        for ip in [context.settings.node_ips.v4, Ipv4Addr::LOCALHOST] {
             let address = SocketAddr::new(IpAddr::V4(ip), port);
             let listener = TcpListener::bind(address).await;
             listeners.push(listener.map_err(|source| Error::Listen { address, source })?);

@@ -1,6 +1,6 @@
 //! This node's place in the pod network: uplinks, forwarding, the CNI configuration, masquerade.
 //!
-//! In: the own Node's `spec.podCIDRs`, settings. Out: `10-orlop.conflist` (written atomically, only when it differs), IPv4
+//! In: the own Node's `spec.podCIDRs`, settings. Out: `10-orlop.conflist` (written atomically, only when it differs),
 //! forwarding in the node's own network namespace, the dataplane's masquerade, and [`State`] for the Node's Ready condition.
 //! What leads to the pods of other nodes is [`routes`]'s, the link that it may lead through [`overlay`]'s. Pods' interfaces are
 //! the CNI plugins' work. With the network backend `none` all this is somebody else's, and only [`State`] is told.
@@ -17,13 +17,13 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::Masquerade;
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
 use runtime::Runtime;
 use tokio::sync::watch;
@@ -43,8 +43,13 @@ const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How soon a network that is ready is looked at again: plugins tell only who asks them.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
-/// Multicast is never masqueraded.
-const MULTICAST: (Ipv4Addr, u8) = (Ipv4Addr::new(224, 0, 0, 0), 4);
+const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
+/// Multicast is never masqueraded, and neither is what stays on a link.
+const KEPT: [(IpAddr, u8); 3] = [
+    (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
+    (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+    (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+];
 
 /// Whether pods can get a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,8 +95,8 @@ impl State {
 pub enum Error {
     #[error("{operation} {path}")]
     File { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("set masquerade of pods {pods}")]
-    Masquerade { pods: Ipv4Network, source: dataplane::WriteError },
+    #[error("set masquerade of pods {pods:?}")]
+    Masquerade { pods: Vec<IpNetwork>, source: Box<dataplane::WriteError> },
     #[error("end masquerade of pods")]
     NoMasquerade(#[source] dataplane::WriteError),
     #[error("remove routes to other nodes")]
@@ -114,7 +119,24 @@ pub struct Context {
 
 /// Lets packets pass between pods and the world. Needed before the first pod, with or without an API server.
 pub fn enable_forwarding() -> Result<(), Error> {
-    let path = Path::new(FORWARDING);
+    switch_on(Path::new(FORWARDING))
+}
+
+/// A link that learns its routers from their advertisements would stop to once the node forwards.
+fn keep_routers(uplink: &str) -> Result<(), Error> {
+    let path = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{uplink}/accept_ra"));
+    let failed = |operation, source| Error::File { operation, path: path.clone(), source };
+    match fs::read_to_string(&path) {
+        Ok(accepts) if accepts.trim() == "1" => {
+            fs::write(&path, "2").map_err(|source| failed("write", source))
+        }
+        // Without IPv6 on the link there is none.
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("read", source)),
+        _ => Ok(()),
+    }
+}
+
+fn switch_on(path: &Path) -> Result<(), Error> {
     let failed = |operation| move |source| Error::File { operation, path: path.to_owned(), source };
     if fs::read_to_string(path).map_err(failed("read"))?.trim() == "1" {
         return Ok(());
@@ -126,7 +148,7 @@ pub fn enable_forwarding() -> Result<(), Error> {
 pub fn annotations(settings: &Settings, overlay: Option<&Overlay>) -> BTreeMap<String, String> {
     match settings.network_backend {
         NetworkBackend::None => BTreeMap::new(),
-        _ => lease::annotations(overlay.map(|overlay| overlay.end), settings.node_ip.into()),
+        _ => lease::annotations(overlay.map(|overlay| overlay.end), settings.node_ips.v4.into()),
     }
 }
 
@@ -170,15 +192,16 @@ pub async fn run(mut context: Context) {
 
 fn apply(context: &Context, pods: &[IpNetwork]) -> Result<(), Error> {
     let settings = &context.settings;
-    let ipv4 = pods.iter().find_map(|pods| match pods {
-        IpNetwork::V4(pods) => Some(*pods),
-        IpNetwork::V6(_) => None,
-    });
-    if let (Some(dataplane), Some(pods)) = (&context.dataplane, ipv4) {
-        let masquerade = masquerade(settings, context.overlay.as_ref(), pods);
+    if pods.iter().any(IpNetwork::is_ipv6) {
+        context.uplinks.names.iter().try_for_each(|uplink| keep_routers(uplink))?;
+        switch_on(Path::new(FORWARDING_V6))?;
+    }
+    if let Some(dataplane) = &context.dataplane {
+        let overlay = context.overlay.as_ref();
+        let families: Vec<_> = pods.iter().filter_map(|pods| masquerade(settings, overlay, *pods)).collect();
         dataplane
-            .with(|dataplane| dataplane.set_masquerade(Some(&masquerade)))
-            .map_err(|source| Error::Masquerade { pods, source })?;
+            .with(|dataplane| dataplane.set_masquerade(&families))
+            .map_err(|source| Error::Masquerade { pods: pods.to_vec(), source: Box::new(source) })?;
     }
     let content = conflist::render(&conflist::Options {
         pods: pods.to_vec(),
@@ -191,7 +214,7 @@ fn apply(context: &Context, pods: &[IpNetwork]) -> Result<(), Error> {
 /// Takes away what an agent with another backend made, but what the pods hang on.
 async fn leave(context: &Context) -> Result<(), Error> {
     if let Some(dataplane) = &context.dataplane {
-        dataplane.with(|dataplane| dataplane.set_masquerade(None)).map_err(Error::NoMasquerade)?;
+        dataplane.with(|dataplane| dataplane.set_masquerade(&[])).map_err(Error::NoMasquerade)?;
     }
     let path = context.settings.cni_conf_dir.join(CONFLIST_NAME);
     match fs::remove_file(&path) {
@@ -203,18 +226,19 @@ async fn leave(context: &Context) -> Result<(), Error> {
     routes::remove_all().await.map_err(Error::Routes)
 }
 
-fn masquerade(settings: &Settings, overlay: Option<&Overlay>, pods: Ipv4Network) -> Masquerade {
-    let (multicast, prefix) = MULTICAST;
-    let multicast = Ipv4Network::new(multicast, prefix).ok();
-    let cluster = settings.cluster_cidr.iter().find_map(|cluster| match cluster {
-        IpNetwork::V4(cluster) => Some(*cluster),
-        IpNetwork::V6(_) => None,
-    });
+/// Without an address of the node in the family there is nothing that pods could show.
+fn masquerade(settings: &Settings, overlay: Option<&Overlay>, pods: IpNetwork) -> Option<Masquerade> {
+    let Some(address) = settings.node_ips.like(&pods) else {
+        tracing::warn!(%pods, "pods show their own addresses outside: the node has none of that family (--node-ip)");
+        return None;
+    };
+    let cluster = settings.cluster_cidr.iter().find(|cluster| cluster.is_ipv4() == pods.is_ipv4());
+    let kept = KEPT.iter().filter_map(|(network, prefix)| IpNetwork::new(*network, *prefix).ok());
     // Without a cluster network, at least the pods of this node see each other's own addresses.
-    let excluded = [Some(cluster.unwrap_or(pods)), multicast].into_iter().flatten().collect();
+    let excluded = std::iter::once(*cluster.unwrap_or(&pods)).chain(kept).collect();
     // The link's own address, which `routes` gives it.
     let overlay = overlay.map(|overlay| dataplane::Overlay { link: overlay.link, address: pods.network() });
-    Masquerade { pods, address: settings.node_ip, excluded, overlay }
+    Some(Masquerade { pods, address, excluded, overlay })
 }
 
 /// Readers see the old file or the new one.

@@ -190,7 +190,7 @@ impl Reporter {
             return;
         }
         let name = &self.context.settings.node_name;
-        let patch = Patch::Strategic(serde_json::json!({"status": next}));
+        let patch = Patch::Strategic(status::patch(&next));
         match self.api.patch_status(name, &PatchParams::default(), &patch).await {
             Ok(node) => {
                 self.posted_at = Some(Instant::now());

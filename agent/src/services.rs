@@ -3,7 +3,6 @@
 //! In: watches of Services and EndpointSlices, the own Node, and what the node knows of the end of its own pods ([`Departures`]). Out:
 //! [`Cache`], a snapshot for whoever builds an environment, writes to the dataplane, and health check ports. `convert` reads API objects, `plan` decides (pure), `proxy` owns the one task that watches and writes,
 //! `health` answers load balancers, `orphans` ends what is connected to a backend that has gone.
-//! IPv6 endpoints are skipped.
 
 mod convert;
 mod departures;
@@ -14,7 +13,7 @@ pub mod plan;
 mod proxy;
 pub mod table;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::watch;
@@ -50,7 +49,7 @@ pub struct Context {
     pub node_name: String,
     pub node: OwnNode,
     /// The node's own addresses: node ports answer there, and at its loopback.
-    pub node_addresses: Vec<Ipv4Addr>,
+    pub node_addresses: Vec<IpAddr>,
     /// None: somebody else translates services; the cache is still kept.
     pub dataplane: Option<Dataplane>,
     pub recorder: Recorder,

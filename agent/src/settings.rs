@@ -12,7 +12,7 @@ mod registries;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
@@ -66,14 +66,48 @@ pub struct Reserved {
     pub ephemeral_storage_bytes: i64,
 }
 
+/// The addresses by which others reach a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeIps {
+    /// The kubelet API listens here.
+    pub v4: Ipv4Addr,
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl NodeIps {
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        [Some(self.v4.into()), self.v6.map(IpAddr::V6)].into_iter().flatten()
+    }
+
+    /// Of the same family as `other`.
+    pub fn like(&self, other: &IpNetwork) -> Option<IpAddr> {
+        self.iter().find(|ip| ip.is_ipv4() == other.is_ipv4())
+    }
+}
+
+/// As the setting is written.
+impl std::fmt::Display for NodeIps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.v4)?;
+        self.v6.map_or(Ok(()), |v6| write!(f, ",{v6}"))
+    }
+}
+
+impl Serialize for NodeIps {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// Validated settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Settings {
     /// `metadata.name` of the Node.
     pub node_name: String,
-    /// InternalIP of the Node; the kubelet API listens here.
-    pub node_ip: Ipv4Addr,
+    /// InternalIPs of the Node.
+    #[serde(rename = "nodeIp")]
+    pub node_ips: NodeIps,
     /// Labels that the Node gets at registration, besides the well-known ones.
     pub node_labels: BTreeMap<String, String>,
     pub kubeconfig: PathBuf,
@@ -165,7 +199,7 @@ impl Settings {
         let state_dir = absolute("stateDir", raw.state_dir, "/run/orlop")?;
         Ok(Self {
             node_name: node_name(raw.node_name, machine)?,
-            node_ip: node_ip(raw.node_ip, machine)?,
+            node_ips: node_ips(raw.node_ip, machine)?,
             node_labels: node_labels::validate(&raw.node_labels)?,
             kubeconfig: required("kubeconfig", "kubeconfig", raw.kubeconfig)?,
             log_dir: absolute("logDir", raw.log_dir, "/var/log/pods")?,
@@ -288,14 +322,32 @@ fn node_name(value: Option<String>, machine: &Machine) -> Result<String, Error> 
     }
 }
 
-fn node_ip(value: Option<String>, machine: &Machine) -> Result<Ipv4Addr, Error> {
-    match value {
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|ip: &Ipv4Addr| !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast())
-            .ok_or_else(|| invalid("nodeIp", text, "an IPv4 address of this machine other than loopback")),
-        None => machine.address.ok_or(Error::Missing { key: "nodeIp", flag: "node-ip" }),
+/// One that needs a link beside it, or that is one of IPv4.
+fn is_of_no_use(ip: &IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some())
+}
+
+/// One address, or one of each family in either order with a comma between them (kubelet).
+fn node_ips(value: Option<String>, machine: &Machine) -> Result<NodeIps, Error> {
+    let Some(text) = value else {
+        let v4 = machine.address.ok_or(Error::Missing { key: "nodeIp", flag: "node-ip" })?;
+        return Ok(NodeIps { v4, v6: None });
+    };
+    let address = |part: &str| {
+        let ip: Option<IpAddr> = part.trim().parse().ok();
+        ip.filter(|ip| !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast() && !is_of_no_use(ip))
+    };
+    let all: Vec<Option<IpAddr>> = text.split(',').map(address).collect();
+    match all.as_slice() {
+        [Some(IpAddr::V4(v4))] => Ok(NodeIps { v4: *v4, v6: None }),
+        [Some(IpAddr::V4(v4)), Some(IpAddr::V6(v6))] | [Some(IpAddr::V6(v6)), Some(IpAddr::V4(v4))] => {
+            Ok(NodeIps { v4: *v4, v6: Some(*v6) })
+        }
+        _ => {
+            let expected = "an IPv4 address of this machine other than loopback, or one and an IPv6 address with a \
+                            comma between them";
+            Err(invalid("nodeIp", text, expected))
+        }
     }
 }
 

@@ -189,7 +189,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         shutdown,
     };
     let server = kubelet_api::Server::bind(context).await?;
-    tracing::info!("listening on https://{}:{}", settings.node_ip, settings.port);
+    tracing::info!("listening on https://{}:{}", settings.node_ips.v4, settings.port);
     tasks.push(tokio::spawn(server.run()));
     Ok(tasks)
 }

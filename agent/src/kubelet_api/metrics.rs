@@ -38,6 +38,7 @@ pub const DATAPLANE_COUNTERS: &[(u32, &str)] = &[
     (dataplane::counter::MASQUERADE_IMPOSSIBLE, "masquerade_impossible"),
     (dataplane::counter::NAT_INSERT_FAILED, "nat_insert_failed"),
     (dataplane::counter::SOURCE_REFUSED, "source_refused"),
+    (dataplane::counter::ICMP_ERROR_TRANSLATED, "icmp_error_translated"),
 ];
 
 /// All metrics as text.

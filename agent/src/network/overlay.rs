@@ -136,11 +136,11 @@ async fn remove(netlink: &Netlink, link: &Link) -> Result<(), netlink::Error> {
 
 async fn vxlan(netlink: &Netlink, settings: &Settings, mtu: u32) -> Result<NewLink, netlink::Error> {
     let addresses = netlink.addresses(None).await?;
-    let carrier = addresses.iter().find(|address| address.network.ip() == IpAddr::V4(settings.node_ip));
+    let carrier = addresses.iter().find(|address| address.network.ip() == IpAddr::V4(settings.node_ips.v4));
     let vxlan = Vxlan {
         id: VXLAN_ID,
         port: VXLAN_PORT,
-        local: settings.node_ip,
+        local: settings.node_ips.v4,
         carrier: carrier.map_or(0, |address| address.link),
     };
     Ok(NewLink {

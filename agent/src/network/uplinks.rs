@@ -3,11 +3,11 @@
 //! In: settings, and what rtnetlink says. Out: [`Uplinks`]. The choice is pure; `discover` asks the kernel.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use linux::netlink::{self, MAIN_TABLE, Netlink, Route};
+use linux::netlink::{self, Address, AddressFlags, MAIN_TABLE, Netlink, Route};
 
-use crate::settings::Settings;
+use crate::settings::{NodeIps, Settings};
 
 #[cfg(test)]
 mod tests;
@@ -17,8 +17,8 @@ mod tests;
 pub struct Uplinks {
     /// Names of the links.
     pub names: Vec<String>,
-    /// IPv4 addresses on them, the node's own first: node ports answer here.
-    pub addresses: Vec<Ipv4Addr>,
+    /// Addresses on them that others can use, the node's own first: node ports answer here.
+    pub addresses: Vec<IpAddr>,
     /// The smallest of their MTUs, bytes.
     pub mtu: u32,
 }
@@ -33,7 +33,7 @@ pub enum Error {
     #[error(
         "find uplinks: no link has address {node_ip} and there is no default route; name one with --uplink"
     )]
-    None { node_ip: Ipv4Addr },
+    None { node_ip: NodeIps },
 }
 
 /// What the choice depends on.
@@ -42,8 +42,8 @@ struct Facts {
     /// Index, name, MTU.
     links: Vec<(u32, String, u32)>,
     /// Link and address.
-    addresses: Vec<(u32, Ipv4Addr)>,
-    /// Links of IPv4 default routes.
+    addresses: Vec<(u32, IpAddr)>,
+    /// Links of default routes.
     default_routes: BTreeSet<u32>,
 }
 
@@ -57,30 +57,48 @@ pub async fn discover(settings: &Settings) -> Result<Uplinks, Error> {
         links: links.into_iter().map(|link| (link.index, link.name, link.mtu)).collect(),
         addresses: addresses
             .into_iter()
-            .filter_map(|address| match address.network.ip() {
-                IpAddr::V4(ip) => Some((address.link, ip)),
-                IpAddr::V6(_) => None,
-            })
+            .filter(is_lasting)
+            .map(|address| (address.link, address.network.ip()))
+            .filter(|(_, ip)| has_family(settings.node_ips, ip.is_ipv4()))
             .collect(),
-        default_routes: default_routes(&routes),
+        default_routes: default_routes(&routes, settings.node_ips),
     };
-    choose(&settings.uplinks, settings.node_ip, &facts)
+    choose(&settings.uplinks, settings.node_ips, &facts)
+}
+
+/// Whether others can go on using it: not a link-local one of IPv6, which means nothing without its link, nor one that the kernel
+/// makes anew now and then.
+fn is_lasting(address: &Address) -> bool {
+    let passing = AddressFlags::Secondary | AddressFlags::Deprecated | AddressFlags::Dadfailed;
+    match address.network.ip() {
+        IpAddr::V4(_) => true,
+        // What is secondary in IPv4 is temporary in IPv6.
+        IpAddr::V6(ip) => !ip.is_unicast_link_local() && !address.flags.intersects(passing),
+    }
+}
+
+/// Without an address of its own in a family the node could not answer for backends on other nodes.
+fn has_family(node_ips: NodeIps, is_ipv4: bool) -> bool {
+    node_ips.iter().any(|ip| ip.is_ipv4() == is_ipv4)
 }
 
 /// Those of other tables are for packets that a rule chooses, as of a VPN: the world does not come in there.
-fn default_routes(routes: &[Route]) -> BTreeSet<u32> {
+fn default_routes(routes: &[Route], node_ips: NodeIps) -> BTreeSet<u32> {
     let is_default = |route: &&Route| {
-        route.table == MAIN_TABLE && route.destination.is_ipv4() && route.destination.prefix() == 0
+        let to = route.destination;
+        route.table == MAIN_TABLE && to.prefix() == 0 && has_family(node_ips, to.is_ipv4())
     };
     routes.iter().filter(is_default).filter_map(|route| route.link).collect()
 }
 
-fn choose(configured: &[String], node_ip: Ipv4Addr, facts: &Facts) -> Result<Uplinks, Error> {
+fn choose(configured: &[String], node_ips: NodeIps, facts: &Facts) -> Result<Uplinks, Error> {
     let known = |name: &String| facts.links.iter().any(|(_, link, _)| link == name);
     if let Some(name) = configured.iter().find(|name| !known(name)) {
         return Err(Error::NoSuchLink { name: name.clone() });
     }
-    let has_node_ip = |index: u32| facts.addresses.contains(&(index, node_ip));
+    let is_node_ip = |address: &IpAddr| node_ips.iter().any(|ip| ip == *address);
+    let has_node_ip =
+        |index: u32| facts.addresses.iter().any(|(link, address)| *link == index && is_node_ip(address));
     let chosen: Vec<&(u32, String, u32)> = facts
         .links
         .iter()
@@ -90,10 +108,10 @@ fn choose(configured: &[String], node_ip: Ipv4Addr, facts: &Facts) -> Result<Upl
         })
         .collect();
     let Some(mtu) = chosen.iter().map(|(_, _, mtu)| *mtu).min() else {
-        return Err(Error::None { node_ip });
+        return Err(Error::None { node_ip: node_ips });
     };
     let on_them = facts.addresses.iter().filter(|(link, _)| chosen.iter().any(|(index, _, _)| index == link));
-    let mut addresses = vec![node_ip];
-    addresses.extend(on_them.map(|(_, address)| *address).filter(|address| *address != node_ip));
+    let mut addresses: Vec<IpAddr> = node_ips.iter().collect();
+    addresses.extend(on_them.map(|(_, address)| *address).filter(|address| !is_node_ip(address)));
     Ok(Uplinks { names: chosen.iter().map(|(_, name, _)| name.clone()).collect(), addresses, mtu })
 }

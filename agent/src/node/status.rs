@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use runtime::Image;
+use serde_json::{Value, json};
 
 use super::Facts;
 use crate::network;
@@ -101,6 +102,15 @@ pub fn build(inputs: &Inputs<'_>, before: Option<&NodeStatus>) -> NodeStatus {
     }
 }
 
+/// What makes a Node's status this one. Its addresses would be merged by their type, of which several are one.
+pub fn patch(next: &NodeStatus) -> Value {
+    let mut status = json!(next);
+    if let Some(addresses) = status["addresses"].as_array_mut() {
+        addresses.push(json!({"$patch": "replace"}));
+    }
+    json!({"status": status})
+}
+
 /// Whether there is news in `next`. Heartbeat times are none.
 pub fn differs(before: Option<&NodeStatus>, next: &NodeStatus) -> bool {
     let Some(before) = before else { return true };
@@ -125,7 +135,8 @@ pub fn differs(before: Option<&NodeStatus>, next: &NodeStatus) -> bool {
 
 fn addresses(settings: &Settings) -> Vec<NodeAddress> {
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
-    vec![address("InternalIP", settings.node_ip.to_string()), address("Hostname", settings.node_name.clone())]
+    let internal = settings.node_ips.iter().map(|ip| address("InternalIP", ip.to_string()));
+    internal.chain([address("Hostname", settings.node_name.clone())]).collect()
 }
 
 /// An amount with the unit that it is written in.

@@ -78,7 +78,7 @@ impl Site {
             images: Puller::new(context.runtime.clone()),
             node: Arc::new(NodeFacts {
                 name: settings.node_name.clone(),
-                ips: vec![settings.node_ip.into()],
+                ips: settings.node_ips.iter().collect(),
                 memory: i64::try_from(crate::node::machine_memory()).unwrap_or(i64::MAX),
             }),
             names: NameService {

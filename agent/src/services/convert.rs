@@ -3,17 +3,17 @@
 //! Pure. What cannot be used is left out and said in words, so that the rest of the object still works.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use dataplane::Protocol;
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{ObjectReference, Service as ApiService, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointHints, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::plan::{Endpoint, Key, Port, Service, Slice, SlicePort, TrafficPolicy, Usable};
+use super::plan::{ByFamily, Endpoint, Key, Port, Service, Slice, SlicePort, TrafficPolicy, Usable};
 use super::{Entry, EntryPort};
 
 #[cfg(test)]
@@ -103,49 +103,52 @@ fn policy(text: Option<&str>) -> TrafficPolicy {
     if text == Some("Local") { TrafficPolicy::Local } else { TrafficPolicy::Cluster }
 }
 
-/// The IPv4 ones, once each. IPv6 is fine, but not for us yet.
+/// Once each; a mapped address is the one of IPv4 that it maps, as for kube-proxy.
 fn addresses<'a>(
     field: &str,
     texts: impl Iterator<Item = &'a String>,
     problems: &mut Vec<String>,
-) -> Vec<Ipv4Addr> {
+) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     for text in texts.filter(|text| !text.is_empty()) {
-        match text.parse() {
-            Ok(std::net::IpAddr::V4(address)) => {
+        match text.parse().as_ref().map(IpAddr::to_canonical) {
+            Ok(address) => {
                 if !addresses.contains(&address) {
                     addresses.push(address);
                 }
             }
-            Ok(std::net::IpAddr::V6(address)) => tracing::debug!(%address, field, "IPv6 is skipped"),
             Err(_) => problems.push(format!("{field}: \"{text}\" is not an IP address")),
         }
     }
     addresses
 }
 
-/// The ranges of IPv4: where all are of IPv6, they say nothing about it, as for kube-proxy. What cannot be read lets nobody in.
+/// Where all are of one family, they say nothing about the other, as for kube-proxy. What cannot be read lets nobody in.
 fn source_ranges<'a>(
     texts: impl Iterator<Item = &'a String>,
     problems: &mut Vec<String>,
-) -> Option<Arc<[Ipv4Network]>> {
-    let (mut ranges, mut unread) = (BTreeSet::new(), false);
+) -> ByFamily<Option<Arc<[IpNetwork]>>> {
+    let (mut all, mut unread) = (BTreeSet::new(), false);
     for text in texts {
         match text.trim().parse() {
-            Ok(IpNetwork::V4(range)) => drop(ranges.insert(normal(range))),
-            Ok(IpNetwork::V6(_)) => {}
+            Ok(range) => drop(all.insert(normal(range))),
             Err(_) => {
                 unread = true;
                 problems.push(format!("spec.loadBalancerSourceRanges: \"{text}\" is not a network"));
             }
         }
     }
-    (unread || !ranges.is_empty()).then(|| ranges.into_iter().collect())
+    let of = |is_ipv4: bool| {
+        let ranges: Arc<[IpNetwork]> =
+            all.iter().copied().filter(|range| range.is_ipv4() == is_ipv4).collect();
+        (unread || !ranges.is_empty()).then_some(ranges)
+    };
+    ByFamily { v4: of(true), v6: of(false) }
 }
 
 /// Without the bits of a host.
-fn normal(range: Ipv4Network) -> Ipv4Network {
-    Ipv4Network::new(range.network(), range.prefix()).unwrap_or(range)
+fn normal(range: IpNetwork) -> IpNetwork {
+    IpNetwork::new(range.network(), range.prefix()).unwrap_or(range)
 }
 
 fn service_port(port: &ServicePort, problems: &mut Vec<String>) -> Option<Port> {
@@ -183,17 +186,22 @@ pub fn slice_service(meta: &ObjectMeta) -> Option<Key> {
     Some(Key { namespace: meta.namespace.clone()?, name: name.clone() })
 }
 
-/// The planner's slice, and what had to be left out of it. Slices of other address families are empty.
+/// The planner's slice, and what had to be left out of it. One of names is empty.
 pub fn slice(object: &EndpointSlice, node_name: &str) -> (Slice, Vec<String>) {
     let mut problems = Vec::new();
-    if object.address_type != "IPv4" {
-        let name = object.metadata.name.as_deref().unwrap_or_default();
-        tracing::debug!(slice = name, address_type = object.address_type, "only IPv4 endpoints are used");
-        return (Slice::default(), problems);
-    }
+    let is_ipv4 = match object.address_type.as_str() {
+        "IPv4" => true,
+        "IPv6" => false,
+        other => {
+            let name = object.metadata.name.as_deref().unwrap_or_default();
+            tracing::debug!(slice = name, address_type = other, "only addresses are endpoints");
+            return (Slice::default(), problems);
+        }
+    };
     let ports = object.ports.iter().flatten().filter_map(slice_port).collect();
     let all = object.endpoints.iter().flatten();
-    let endpoints = all.filter_map(|endpoint| one_endpoint(endpoint, node_name, &mut problems)).collect();
+    let endpoints = all.filter_map(|endpoint| one_endpoint(endpoint, is_ipv4, node_name, &mut problems));
+    let endpoints = endpoints.collect();
     (Slice { ports, endpoints }, problems)
 }
 
@@ -206,11 +214,18 @@ fn slice_port(port: &EndpointPort) -> Option<SlicePort> {
     })
 }
 
-fn one_endpoint(endpoint: &ApiEndpoint, node_name: &str, problems: &mut Vec<String>) -> Option<Endpoint> {
+fn one_endpoint(
+    endpoint: &ApiEndpoint,
+    is_ipv4: bool,
+    node_name: &str,
+    problems: &mut Vec<String>,
+) -> Option<Endpoint> {
     // More than one address has no defined meaning; all take the first.
     let text = endpoint.addresses.first()?;
-    let Ok(address) = text.parse() else {
-        problems.push(format!("endpoints: \"{text}\" is not an IPv4 address"));
+    let address = text.parse().as_ref().map(IpAddr::to_canonical).ok();
+    let Some(address) = address.filter(|address| address.is_ipv4() == is_ipv4) else {
+        let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+        problems.push(format!("endpoints: \"{text}\" is not an {family} address"));
         return None;
     };
     let (usable, departing) = usable(endpoint);

@@ -1,12 +1,12 @@
 //! Health check ports: what a load balancer asks a node before it sends the traffic of a Service with a Local policy there.
 //!
 //! In: which Services have such a port, and how many endpoints on this node are ready. Out: HTTP on that port of every address,
-//! in kube-proxy's words: 200 while there is such an endpoint, 503 otherwise. IPv4 alone. Decides nothing: `plan` counts.
+//! in kube-proxy's words: 200 while there is such an endpoint, 503 otherwise. Decides nothing: `plan` counts.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +21,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::Shutdown;
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -35,6 +36,8 @@ mod tests;
 const ENDPOINT_WEIGHT: &str = "x-load-balancing-endpoint-weight";
 /// Connections to one port at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
+/// How many wait there.
+const BACKLOG: i32 = 128;
 /// How long a connection may last: a check is one request.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept (out of descriptors), so that it is not tried in a tight loop.
@@ -65,8 +68,14 @@ impl Drop for Open {
 
 impl Servers {
     /// `address`: where the ports are opened.
-    pub fn new(address: IpAddr) -> Self {
+    fn new(address: IpAddr) -> Self {
         Self { address, open: HashMap::new() }
+    }
+
+    /// At every address of the node, of IPv6 too where the kernel has that.
+    pub fn everywhere() -> Self {
+        let has_ipv6 = Socket::new(Domain::IPV6, Type::STREAM, None).is_ok();
+        Self::new(if has_ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() })
     }
 
     /// Closes the port of a Service that is to have another one or none, so that others may have it.
@@ -88,15 +97,26 @@ impl Servers {
             return Ok(());
         }
         self.open.remove(service);
-        let listener = std::net::TcpListener::bind(SocketAddr::new(self.address, port))?;
-        listener.set_nonblocking(true)?;
-        let listener = Arc::new(TcpListener::from_std(listener)?);
+        let listener = Arc::new(listen(SocketAddr::new(self.address, port))?);
         let endpoints = Arc::new(AtomicUsize::new(local_endpoints));
         let serving = tokio::spawn(accept(listener.clone(), Arc::new(service.clone()), endpoints.clone()));
         let open = Open { port, listener, endpoints, _serving: AbortOnDropHandle::new(serving) };
         self.open.insert(service.clone(), open);
         Ok(())
     }
+}
+
+/// The unspecified address of IPv6 takes connections of IPv4 too.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 /// Runs until it is aborted, and its connections with it.

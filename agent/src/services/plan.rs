@@ -7,13 +7,13 @@
 //! What the node itself knows of the end of its own pods ([`Departure`]) counts before the slices say so. An address and port that two Services claim belongs to the older one (then to the lower name), whatever the order in
 //! which they became known; the other one is reported.
 
-use core::net::{Ipv4Addr, SocketAddrV4};
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use core::num::NonZeroU32;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use dataplane::{Frontend, Protocol, Target};
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 mod departed;
 
@@ -36,6 +36,23 @@ impl std::fmt::Display for Key {
     }
 }
 
+/// Something for each address family.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ByFamily<T> {
+    pub v4: T,
+    pub v6: T,
+}
+
+impl<T> ByFamily<T> {
+    fn map<U>(self, change: impl Fn(T) -> U) -> ByFamily<U> {
+        ByFamily { v4: change(self.v4), v6: change(self.v6) }
+    }
+
+    fn of(&self, address: IpAddr) -> &T {
+        if address.is_ipv4() { &self.v4 } else { &self.v6 }
+    }
+}
+
 /// Which endpoints traffic may go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TrafficPolicy {
@@ -51,12 +68,12 @@ pub struct Service {
     pub uid: String,
     /// Seconds since 1970.
     pub created: i64,
-    pub cluster_ips: Vec<Ipv4Addr>,
-    pub external_ips: Vec<Ipv4Addr>,
+    pub cluster_ips: Vec<IpAddr>,
+    pub external_ips: Vec<IpAddr>,
     /// The addresses of load balancers.
-    pub balancer_ips: Vec<Ipv4Addr>,
+    pub balancer_ips: Vec<IpAddr>,
     /// Who may ask there, sorted and each once; none: everybody.
-    pub source_ranges: Option<Arc<[Ipv4Network]>>,
+    pub source_ranges: ByFamily<Option<Arc<[IpNetwork]>>>,
     pub ports: Vec<Port>,
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,
@@ -103,7 +120,7 @@ pub struct SlicePort {
 /// One address of an EndpointSlice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub usable: Usable,
     /// The same once its pod is being ended, before the slice says so.
     pub departing: Usable,
@@ -146,7 +163,7 @@ pub enum Change {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthCheck {
     pub port: u16,
-    /// Those that are ready, each address once.
+    /// Those that are ready, each address once; of a Service of both families, of the one that has more.
     pub local_endpoints: usize,
 }
 
@@ -175,7 +192,7 @@ type Claimant = (i64, Key);
 /// The objects, and what was last decided for them.
 #[derive(Debug, Default)]
 pub struct Planner {
-    node_addresses: Vec<Ipv4Addr>,
+    node_addresses: Vec<IpAddr>,
     /// Where this node is, as far as it is known.
     zone: Option<Box<str>>,
     services: HashMap<Key, Service>,
@@ -196,7 +213,7 @@ pub struct Planner {
 
 impl Planner {
     /// `node_addresses`: where node ports answer.
-    pub fn new(node_addresses: Vec<Ipv4Addr>) -> Self {
+    pub fn new(node_addresses: Vec<IpAddr>) -> Self {
         Self { node_addresses, ..Self::default() }
     }
 
@@ -349,8 +366,9 @@ impl Planner {
                     endpoint.local && usable == Usable::Ready
                 };
                 let endpoints = slices.flat_map(|slice| &slice.endpoints).filter(ready);
-                let addresses: HashSet<Ipv4Addr> = endpoints.map(|endpoint| endpoint.address).collect();
-                HealthCheck { port, local_endpoints: addresses.len() }
+                let addresses: HashSet<IpAddr> = endpoints.map(|endpoint| endpoint.address).collect();
+                let v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+                HealthCheck { port, local_endpoints: v4.max(addresses.len() - v4) }
             },
         );
         let before = match next {
@@ -415,7 +433,7 @@ impl Planner {
 pub struct View<'a> {
     pub departed: &'a Departed,
     /// Where node ports answer.
-    pub addresses: &'a [Ipv4Addr],
+    pub addresses: &'a [IpAddr],
     pub zone: Option<&'a str>,
 }
 
@@ -427,30 +445,42 @@ pub fn frontends<'a>(
 ) -> Lists {
     let mut lists = Lists::new();
     for port in &service.ports {
-        let endpoints = merge(port, slices.clone(), service.publish_not_ready, node);
-        let [cluster, internal, external] =
-            [TrafficPolicy::Cluster, service.internal_policy, service.external_policy]
-                .map(|policy| choose(&endpoints, policy));
-        let affinity_seconds = service.affinity_seconds;
-        let draining = if port.protocol == Protocol::Udp { draining(&endpoints) } else { Arc::default() };
-        let at = |address: Ipv4Addr, number: u16| Frontend { address, port: number, protocol: port.protocol };
-        let node_ports =
-            port.node_port.into_iter().flat_map(|number| node.addresses.iter().map(move |ip| (*ip, number)));
-        let public =
-            Target { inside: cluster, outside: external, affinity_seconds, draining, ..Target::default() };
-        for address in &service.external_ips {
-            lists.insert(at(*address, port.port), public.clone());
+        let all = merge(port, slices.clone(), service.publish_not_ready, node);
+        let by_family = all.map(|endpoints| {
+            let [cluster, internal, external] =
+                [TrafficPolicy::Cluster, service.internal_policy, service.external_policy]
+                    .map(|policy| choose(&endpoints, policy));
+            let draining = if port.protocol == Protocol::Udp { draining(&endpoints) } else { Arc::default() };
+            let affinity_seconds = service.affinity_seconds;
+            let public = Target {
+                inside: cluster,
+                outside: external,
+                affinity_seconds,
+                draining,
+                ..Target::default()
+            };
+            let private = Target { inside: internal.clone(), outside: internal, ..public.clone() };
+            (public, private)
+        });
+        // A Service that has no cluster IP of a family does not answer in it.
+        let answers_at =
+            |address: &&IpAddr| service.cluster_ips.iter().any(|ip| ip.is_ipv4() == address.is_ipv4());
+        let public = |address: &IpAddr| by_family.of(*address).0.clone();
+        let at = |address: IpAddr, number: u16| Frontend { address, port: number, protocol: port.protocol };
+        for address in service.external_ips.iter().filter(answers_at) {
+            lists.insert(at(*address, port.port), public(address));
         }
-        for (address, number) in node_ports {
-            lists.insert(at(address, number), Target { own_address: true, ..public.clone() });
+        if let Some(number) = port.node_port {
+            for address in node.addresses.iter().filter(answers_at) {
+                lists.insert(at(*address, number), Target { own_address: true, ..public(address) });
+            }
         }
-        for address in &service.balancer_ips {
-            let sources = service.source_ranges.clone();
-            lists.insert(at(*address, port.port), Target { sources, ..public.clone() });
+        for address in service.balancer_ips.iter().filter(answers_at) {
+            let sources = service.source_ranges.of(*address).clone();
+            lists.insert(at(*address, port.port), Target { sources, ..public(address) });
         }
         for address in &service.cluster_ips {
-            let target = Target { inside: internal.clone(), outside: internal.clone(), ..public.clone() };
-            lists.insert(at(*address, port.port), target);
+            lists.insert(at(*address, port.port), by_family.of(*address).1.clone());
         }
     }
     lists
@@ -466,20 +496,22 @@ struct Merged {
     for_node: Option<bool>,
 }
 
+type Endpoints = BTreeMap<SocketAddr, Merged>;
+
 /// The endpoints of one port, over all slices, by what each is worth now.
 fn merge<'a>(
     port: &Port,
     slices: impl Iterator<Item = &'a Slice>,
     published: bool,
     node: View<'_>,
-) -> BTreeMap<SocketAddrV4, Merged> {
-    let mut all = BTreeMap::new();
+) -> ByFamily<Endpoints> {
+    let mut all = Endpoints::new();
     for slice in slices {
         let same =
             |candidate: &&SlicePort| candidate.name == port.name && candidate.protocol == port.protocol;
         for target in slice.ports.iter().filter(same) {
             for endpoint in &slice.endpoints {
-                let address = SocketAddrV4::new(endpoint.address, target.port);
+                let address = SocketAddr::new(endpoint.address, target.port);
                 let unknown = Merged { usable: Usable::No, local: false, for_zone: None, for_node: None };
                 let merged = all.entry(address).or_insert(unknown);
                 let in_zone = |zones: &Arc<[Box<str>]>| zones.iter().any(|zone| node.zone == Some(zone));
@@ -490,22 +522,24 @@ fn merge<'a>(
             }
         }
     }
-    all
+    // In the order of addresses those of IPv6 come last.
+    let v6 = all.split_off(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0));
+    ByFamily { v4: all, v6 }
 }
 
 /// Those that serve, terminating or not, here or elsewhere: as for kube-proxy, a change of policies or hints moves no socket that is
 /// connected to them over UDP.
-fn draining(endpoints: &BTreeMap<SocketAddrV4, Merged>) -> Arc<[SocketAddrV4]> {
+fn draining(endpoints: &Endpoints) -> Arc<[SocketAddr]> {
     let serving = endpoints.iter().filter(|(_, merged)| merged.usable != Usable::No);
     serving.map(|(address, _)| *address).collect()
 }
 
-fn choose(endpoints: &BTreeMap<SocketAddrV4, Merged>, policy: TrafficPolicy) -> Arc<[SocketAddrV4]> {
+fn choose(endpoints: &Endpoints, policy: TrafficPolicy) -> Arc<[SocketAddr]> {
     let with = |wanted: Usable| {
         let allowed = |merged: &Merged| policy == TrafficPolicy::Cluster || merged.local;
         endpoints.iter().filter(move |(_, merged)| merged.usable == wanted && allowed(merged))
     };
-    let addresses = |chosen: &mut dyn Iterator<Item = (&SocketAddrV4, &Merged)>| -> Arc<[SocketAddrV4]> {
+    let addresses = |chosen: &mut dyn Iterator<Item = (&SocketAddr, &Merged)>| -> Arc<[SocketAddr]> {
         chosen.map(|(address, _)| *address).collect()
     };
     if with(Usable::Ready).next().is_none() {

@@ -100,7 +100,7 @@ impl Proxy {
     fn new(context: Context, cache: CacheWriter) -> Self {
         Self {
             planner: Planner::new(
-                context.node_addresses.iter().copied().chain([Ipv4Addr::LOCALHOST]).collect(),
+                context.node_addresses.iter().copied().chain([Ipv4Addr::LOCALHOST.into()]).collect(),
             ),
             context,
             cache,
@@ -113,7 +113,7 @@ impl Proxy {
             running: false,
             failed: BTreeSet::new(),
             retry_at: None,
-            health: health::Servers::new(Ipv4Addr::UNSPECIFIED.into()),
+            health: health::Servers::everywhere(),
             unhealthy: BTreeSet::new(),
             wake_orphans: orphans::Wake::default(),
             waiting: Vec::new(),
@@ -291,8 +291,7 @@ impl Proxy {
         }
         let Changes { changes, conflicts, health_checks } = self.planner.take_changes();
         for conflict in conflicts {
-            let Frontend { address, port, protocol } = conflict.frontend;
-            let message = format!("{address}:{port}/{protocol:?} belongs to service {}", conflict.winner);
+            let message = format!("{} belongs to service {}", conflict.frontend, conflict.winner);
             let uid = self.planner.service(&conflict.loser).map(|service| service.uid.clone());
             self.warn(&conflict.loser, &uid.unwrap_or_default(), "AddressConflict", message);
         }

@@ -36,7 +36,8 @@ pub struct Raw {
     /// Name of this Node [default: the host name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Address of this Node [default: the source address of the default route]
+    /// Address of this Node, or one of IPv4, which counts as the first, and one of IPv6 with a comma between them [default: the source address of the
+    /// default route]
     #[arg(long, value_name = "IP")]
     pub node_ip: Option<String>,
     /// Label of this Node, KEY=VALUE

@@ -26,7 +26,7 @@ fn raw() -> Raw {
 fn defaults_are_the_documented_ones() {
     let settings = Settings::validate(raw(), &machine()).expect("valid");
     assert_eq!(settings.node_name, "node-a");
-    assert_eq!(settings.node_ip.to_string(), "10.0.0.5");
+    assert_eq!(settings.node_ips.to_string(), "10.0.0.5");
     assert_eq!(settings.root_dir, PathBuf::from("/var/lib/orlop"));
     assert_eq!(settings.state_dir, PathBuf::from("/run/orlop"));
     assert_eq!(settings.log_dir, PathBuf::from("/var/log/pods"));
@@ -42,9 +42,29 @@ fn defaults_are_the_documented_ones() {
 }
 
 #[test]
+fn a_node_may_have_an_address_of_each_family() {
+    for text in ["10.0.0.5,fd00::5", "fd00::5, 10.0.0.5"] {
+        let raw = Raw { node_ip: Some(text.into()), ..raw() };
+        let settings = Settings::validate(raw, &machine()).expect("settings");
+        assert_eq!(settings.node_ips.to_string(), "10.0.0.5,fd00::5");
+    }
+}
+
+#[test]
+fn a_node_has_no_address_that_others_cannot_use() {
+    for text in
+        ["10.0.0.5,fe80::5", "10.0.0.5,::ffff:10.0.0.6", "10.0.0.5,", "fd00::5", "10.0.0.5,fd00::5,fd00::6"]
+    {
+        let raw = Raw { node_ip: Some(text.into()), ..raw() };
+        let error = Settings::validate(raw, &machine()).expect_err(text).to_string();
+        assert!(error.starts_with(&format!("setting nodeIp: {text:?} is not an IPv4 address")), "{error}");
+    }
+}
+
+#[test]
 fn errors_name_key_value_and_expectation() {
     type Change = fn(&mut Raw);
-    let cases: [(Change, &str); 15] = [
+    let cases: [(Change, &str); 16] = [
         (
             |raw| raw.node_lease_duration_seconds = Some("0".into()),
             "setting nodeLeaseDurationSeconds: \"0\" is not a number of seconds from 1 on",
@@ -59,7 +79,13 @@ fn errors_name_key_value_and_expectation() {
         ),
         (
             |raw| raw.node_ip = Some("127.0.0.1".into()),
-            "setting nodeIp: \"127.0.0.1\" is not an IPv4 address of this machine other than loopback",
+            "setting nodeIp: \"127.0.0.1\" is not an IPv4 address of this machine other than loopback, or one and an IPv6 address \
+             with a comma between them",
+        ),
+        (
+            |raw| raw.node_ip = Some("10.0.0.5,10.0.0.6".into()),
+            "setting nodeIp: \"10.0.0.5,10.0.0.6\" is not an IPv4 address of this machine other than loopback, or one and \
+             an IPv6 address with a comma between them",
         ),
         (
             |raw| raw.cluster_cidr = Some("10.244.0.1/16".into()),

@@ -312,7 +312,7 @@ async fn run(
     let name = host(node);
     // The address that it had before is another's by now.
     ip(&format!("-n {name} -4 addr flush dev eth0"));
-    ip(&format!("-n {name} addr add {}/24 dev eth0", settings.node_ip));
+    ip(&format!("-n {name} addr add {}/24 dev eth0", settings.node_ips.v4));
     let uplinks = network::discover(settings).await.unwrap();
     let overlay = Overlay::open(settings, &uplinks).await.unwrap();
     let client = agent::api::client(&settings.kubeconfig).await.unwrap();
@@ -347,7 +347,7 @@ async fn register(node: u8, settings: &Settings, overlay: Option<&Overlay>, node
         }
         created => drop(created.unwrap()),
     }
-    let addresses = [settings.node_ip.to_string(), format!("fd00:85::1{node}")];
+    let addresses = [settings.node_ips.v4.to_string(), format!("fd00:85::1{node}")];
     let addresses = addresses.map(|address| json!({"type": "InternalIP", "address": address}));
     let patch = Patch::Merge(json!({"status": {"addresses": addresses}}));
     nodes.patch_status(&name, &PatchParams::default(), &patch).await.unwrap();

@@ -8,7 +8,7 @@
 pub mod select;
 
 /// Part of the pin path: maps of different layouts never meet.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Names of the maps, as the kernel shows them (15 characters at most). The loader takes a map's name from its type
 /// information, which is the name of the Rust static: hence capitals.
@@ -61,13 +61,60 @@ pub mod protocol {
     pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    pub const ICMPV6: u8 = 58;
+}
+
+/// An IPv6 address as its bytes stand in a packet, or an IPv4 address mapped into one (`::ffff:a.b.c.d`): the tables and the programs
+/// know one kind of address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    pub words_be: [u32; 4],
+}
+
+impl Address {
+    /// The third word of a mapped address; the two before it are zero.
+    const MAPPED_BE: u32 = 0xffff_u32.to_be();
+    /// The bits before the IPv4 address in a mapped one.
+    pub const MAPPED_BITS: u32 = 96;
+    pub const BITS: u32 = 128;
+    /// `::1`
+    const LOOPBACK: Self = Self { words_be: [0, 0, 0, 1_u32.to_be()] };
+    pub const NONE: Self = Self { words_be: [0; 4] };
+
+    #[inline(always)]
+    pub const fn from_v4(addr_be: u32) -> Self {
+        Self { words_be: [0, 0, Self::MAPPED_BE, addr_be] }
+    }
+
+    /// The IPv4 address, if it is one.
+    #[inline(always)]
+    pub const fn to_v4(self) -> Option<u32> {
+        match self.words_be {
+            [0, 0, Self::MAPPED_BE, addr_be] => Some(addr_be),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn is_v4(self) -> bool {
+        self.to_v4().is_some()
+    }
+
+    #[inline(always)]
+    pub fn is_loopback(self) -> bool {
+        match self.to_v4() {
+            Some(addr_be) => u32::from_be(addr_be) >> 24 == 127,
+            None => self == Self::LOOPBACK,
+        }
+    }
 }
 
 /// A virtual address that a service answers at.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendKey {
-    pub addr_be: u32,
+    pub address: Address,
     pub port_be: u16,
     pub protocol: u8,
     pub reserved: u8,
@@ -92,6 +139,8 @@ impl Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
     pub key: FrontendKey,
+    /// The set of networks whose addresses may ask from outside; 0: everybody may.
+    pub sources: u32,
     /// A [`Selection`] for clients of each [`Origin`], read and written whole: one such word switches a service to a new table.
     pub inside: u64,
     pub outside: u64,
@@ -99,9 +148,6 @@ pub struct Service {
     pub flags: u32,
     /// How long after its last choice a client stays with its backend; 0: it does not.
     pub affinity_seconds: u32,
-    /// The set of networks whose addresses may ask from outside; 0: everybody may.
-    pub sources: u32,
-    pub reserved: u32,
 }
 
 pub mod service_flag {
@@ -116,26 +162,25 @@ pub mod service_flag {
 pub struct SourceKey {
     pub prefix: u32,
     pub set: u32,
-    pub addr_be: u32,
+    pub address: Address,
 }
 
 impl SourceKey {
     /// The bits of a set's number, which match whole.
     pub const SET_BITS: u32 = u32::BITS;
     /// The key that looks an address up.
-    pub const WHOLE: u32 = Self::SET_BITS + u32::BITS;
+    pub const WHOLE: u32 = Self::SET_BITS + Address::BITS;
 }
 
 /// A client of a service with session affinity. There is a map for each [`Origin`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AffinityKey {
-    /// Inside: the cookie of the client's network namespace, since a socket that connects may have no address yet. Outside: the
-    /// address, as it stands in the packet.
-    pub client: u64,
+    /// Outside: its address. Inside: the cookie of its network namespace in two words of an address, since a socket that connects may
+    /// have none yet.
+    pub client: Address,
     /// The service's slot.
     pub slot: u32,
-    pub reserved: u32,
 }
 
 /// Which backend a client was led to last.
@@ -175,9 +220,10 @@ impl Selection {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
-    pub addr_be: u32,
+    pub address: Address,
     pub port_be: u16,
     pub reserved: u16,
+    pub reserved2: u32,
     /// 0 is a free number. A flow remembers the generation and notices when its backend is gone.
     pub generation: u32,
     /// The generation that this number has, or had before it was freed: it stays in the kernel, so that no later process
@@ -190,8 +236,8 @@ pub struct Backend {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShownPeer {
-    pub vip_be: u32,
-    pub backend_be: u32,
+    pub vip: Address,
+    pub backend_address: Address,
     pub vip_port_be: u16,
     pub backend_port_be: u16,
 }
@@ -200,8 +246,8 @@ pub struct ShownPeer {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketRecord {
-    pub vip_be: u32,
-    pub backend_be: u32,
+    pub vip: Address,
+    pub backend_address: Address,
     pub vip_port_be: u16,
     pub backend_port_be: u16,
     pub backend: u32,
@@ -221,13 +267,12 @@ pub struct SocketRecord {
 pub struct Connected {
     /// The cookie of the socket's network namespace.
     pub netns: u64,
-    pub backend_be: u32,
+    pub backend_address: Address,
     pub backend_port_be: u16,
     pub reserved: u16,
     pub slot: u32,
     pub backend: u32,
     pub generation: u32,
-    pub reserved2: u32,
 }
 
 pub mod record {
@@ -244,10 +289,11 @@ pub mod record {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowKey {
     pub cookie: u64,
-    pub addr_be: u32,
+    pub address: Address,
     pub port_be: u16,
     /// [`flow::TO_BACKEND`] or [`flow::TO_VIP`].
     pub direction: u16,
+    pub reserved: u32,
 }
 
 pub mod flow {
@@ -260,23 +306,22 @@ pub mod flow {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowValue {
-    pub addr_be: u32,
+    pub address: Address,
     pub port_be: u16,
     pub reserved: u16,
     pub backend: u32,
     pub generation: u32,
+    pub slot: u32,
     /// As in [`SocketRecord`].
     pub selection: u64,
-    pub slot: u32,
-    pub reserved2: u32,
 }
 
 /// A packet's addresses as it crosses an uplink, before translation.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NatKey {
-    pub source_be: u32,
-    pub destination_be: u32,
+    pub source: Address,
+    pub destination: Address,
     pub source_port_be: u16,
     pub destination_port_be: u16,
     pub protocol: u8,
@@ -339,32 +384,61 @@ pub mod nat {
     }
 }
 
-/// What takes the place of the address that the direction rewrites.
+/// What takes the place of the address that the direction rewrites. What most entries do not have stands apart: for a longer row of zeros the
+/// compiler calls a function that writes byte after byte.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NatValue {
-    pub addr_be: u32,
+    pub address: Address,
+    /// As in [`SocketRecord`].
+    pub selection: u64,
+    /// The last packet's time in ticks of [`nat::TICK_SHIFT`], kept like `state`.
+    pub used: u32,
+    pub slot: u32,
     pub port_be: u16,
-    /// One of [`nat`]'s kinds.
-    pub kind: u8,
     /// Bits of [`nat`], kept where ports are contended: with a masqueraded flow's [`nat::IN`] and a node port's
     /// [`nat::OUT`] entry.
     pub state: u8,
+    /// One of [`nat`]'s kinds.
+    pub kind: u8,
     pub backend: u32,
     pub generation: u32,
-    /// As in [`SocketRecord`].
-    pub selection: u64,
-    pub slot: u32,
-    /// The last packet's time in ticks of [`nat::TICK_SHIFT`], kept like `state`.
-    pub used: u32,
+    pub reserved: u32,
 }
 
-/// A network: an address belongs to it if `addr & mask == network`, all in network byte order.
+/// A network: an address belongs to it if its bits under the mask are the network's. No mask is no network.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Network {
-    pub network_be: u32,
-    pub mask_be: u32,
+    pub network: Address,
+    pub mask: Address,
+}
+
+impl Network {
+    #[inline(always)]
+    pub fn contains(&self, address: &Address) -> bool {
+        let [a, b, c, d] = self.mask.words_be;
+        let (wanted, found) = (&self.network.words_be, &address.words_be);
+        let differs = ((found[0] & a) ^ wanted[0])
+            | ((found[1] & b) ^ wanted[1])
+            | ((found[2] & c) ^ wanted[2])
+            | ((found[3] & d) ^ wanted[3]);
+        (a | b | c | d) != 0 && differs == 0
+    }
+}
+
+/// How pods appear outside, in one address family.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Masquerade {
+    /// Pods of this node; no network turns masquerading off.
+    pub pods: Network,
+    /// The address that they show.
+    pub shown: Address,
+    /// What is masqueraded on the overlay shows this one.
+    pub overlay: Address,
+    /// Where pods go under their own address. Those that are not used are no networks.
+    pub unmasqueraded: [Network; capacity::UNMASQUERADED],
 }
 
 /// Settings of the programs.
@@ -373,16 +447,11 @@ pub struct Network {
 pub struct Config {
     /// The cookie of the node's own network namespace.
     pub node_netns: u64,
-    /// Pods of this node; a zero mask turns masquerading off.
-    pub pods: Network,
-    /// The address that pods show outside.
-    pub masquerade_be: u32,
     /// Index of the link that leads to other nodes' pods where that is no uplink; 0: none.
     pub overlay_link: u32,
-    /// What is masqueraded there shows this address.
-    pub overlay_be: u32,
-    pub unmasqueraded_count: u32,
-    pub unmasqueraded: [Network; capacity::UNMASQUERADED],
+    pub reserved: u32,
+    pub v4: Masquerade,
+    pub v6: Masquerade,
 }
 
 /// Per-CPU counters: packets or calls by what became of them.
@@ -409,7 +478,9 @@ pub mod counter {
     pub const NAT_INSERT_FAILED: u32 = 14;
     /// A client outside that none of the service's source ranges holds.
     pub const SOURCE_REFUSED: u32 = 15;
-    pub const COUNT: u32 = 16;
+    /// An ICMP error was translated as the packet that it quotes.
+    pub const ICMP_ERROR_TRANSLATED: u32 = 16;
+    pub const COUNT: u32 = 17;
 }
 
 /// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.
@@ -439,19 +510,21 @@ macro_rules! plain {
 }
 
 plain! {
-    FrontendKey: 8 { addr_be: u32, port_be: u16, protocol: u8, reserved: u8 }
-    Service: 40 { key: FrontendKey, inside: u64, outside: u64, flags: u32, affinity_seconds: u32, sources: u32, reserved: u32 }
-    SourceKey: 12 { prefix: u32, set: u32, addr_be: u32 }
-    AffinityKey: 16 { client: u64, slot: u32, reserved: u32 }
+    Address: 16 { words_be: [u32; 4] }
+    FrontendKey: 20 { address: Address, port_be: u16, protocol: u8, reserved: u8 }
+    Service: 48 { key: FrontendKey, sources: u32, inside: u64, outside: u64, flags: u32, affinity_seconds: u32 }
+    SourceKey: 24 { prefix: u32, set: u32, address: Address }
+    AffinityKey: 20 { client: Address, slot: u32 }
     Affinity: 24 { selection: u64, used: u64, backend: u32, generation: u32 }
-    Backend: 16 { addr_be: u32, port_be: u16, reserved: u16, generation: u32, last_generation: u32 }
-    ShownPeer: 12 { vip_be: u32, backend_be: u32, vip_port_be: u16, backend_port_be: u16 }
-    SocketRecord: 40 { vip_be: u32, backend_be: u32, vip_port_be: u16, backend_port_be: u16, backend: u32, generation: u32, slot: u32, selection: u64, state: u32, reserved: u32 }
-    Connected: 32 { netns: u64, backend_be: u32, backend_port_be: u16, reserved: u16, slot: u32, backend: u32, generation: u32, reserved2: u32 }
-    FlowKey: 16 { cookie: u64, addr_be: u32, port_be: u16, direction: u16 }
-    FlowValue: 32 { addr_be: u32, port_be: u16, reserved: u16, backend: u32, generation: u32, selection: u64, slot: u32, reserved2: u32 }
-    NatKey: 16 { source_be: u32, destination_be: u32, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }
-    NatValue: 32 { addr_be: u32, port_be: u16, kind: u8, state: u8, backend: u32, generation: u32, selection: u64, slot: u32, used: u32 }
-    Network: 8 { network_be: u32, mask_be: u32 }
-    Config: 96 { node_netns: u64, pods: Network, masquerade_be: u32, overlay_link: u32, overlay_be: u32, unmasqueraded_count: u32, unmasqueraded: [Network; capacity::UNMASQUERADED] }
+    Backend: 32 { address: Address, port_be: u16, reserved: u16, reserved2: u32, generation: u32, last_generation: u32 }
+    ShownPeer: 36 { vip: Address, backend_address: Address, vip_port_be: u16, backend_port_be: u16 }
+    SocketRecord: 64 { vip: Address, backend_address: Address, vip_port_be: u16, backend_port_be: u16, backend: u32, generation: u32, slot: u32, selection: u64, state: u32, reserved: u32 }
+    Connected: 40 { netns: u64, backend_address: Address, backend_port_be: u16, reserved: u16, slot: u32, backend: u32, generation: u32 }
+    FlowKey: 32 { cookie: u64, address: Address, port_be: u16, direction: u16, reserved: u32 }
+    FlowValue: 40 { address: Address, port_be: u16, reserved: u16, backend: u32, generation: u32, slot: u32, selection: u64 }
+    NatKey: 40 { source: Address, destination: Address, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }
+    NatValue: 48 { address: Address, selection: u64, used: u32, slot: u32, port_be: u16, state: u8, kind: u8, backend: u32, generation: u32, reserved: u32 }
+    Network: 32 { network: Address, mask: Address }
+    Masquerade: 320 { pods: Network, shown: Address, overlay: Address, unmasqueraded: [Network; capacity::UNMASQUERADED] }
+    Config: 656 { node_netns: u64, overlay_link: u32, reserved: u32, v4: Masquerade, v6: Masquerade }
 }

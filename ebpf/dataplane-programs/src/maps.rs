@@ -33,7 +33,7 @@ pub static ORLOP_AFF_OUT: LruHashMap<AffinityKey, Affinity, { capacity::AFFINITY
 
 /// The number of the set, and an address.
 #[btf_map]
-pub static ORLOP_SOURCES: LpmTrie<[u32; 2], u32, { capacity::SOURCES }> = LpmTrie::new();
+pub static ORLOP_SOURCES: LpmTrie<[u32; 5], u32, { capacity::SOURCES }> = LpmTrie::new();
 
 #[btf_map]
 pub static ORLOP_NAT: LruHashMap<NatKey, NatValue, { capacity::NAT }> = LruHashMap::new();

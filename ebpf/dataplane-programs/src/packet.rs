@@ -1,17 +1,35 @@
-//! Reading and rewriting the addresses of an IPv4 packet.
+//! Reading and rewriting the addresses of an IPv4 or IPv6 packet.
 
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_csum_update};
 use aya_ebpf::programs::TcContext;
-use dataplane_abi::protocol;
+use dataplane_abi::{Address, protocol};
 
 const ETHERNET_LENGTH: usize = 14;
 const ETHERTYPE_OFFSET: usize = 12;
 const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
 
-const FRAGMENT_OFFSET: usize = 6;
-const PROTOCOL_OFFSET: usize = 9;
-const IP_CHECKSUM_OFFSET: usize = 10;
-const SOURCE_OFFSET: usize = 12;
-const DESTINATION_OFFSET: usize = 16;
+const V4_FRAGMENT_OFFSET: usize = 6;
+/// More fragments, or not the first one.
+const V4_FRAGMENT: u16 = 0x3fff;
+const V4_PROTOCOL_OFFSET: usize = 9;
+const V4_CHECKSUM_OFFSET: usize = 10;
+const V4_SOURCE_OFFSET: usize = 12;
+const V4_DESTINATION_OFFSET: usize = 16;
+
+const V6_LENGTH: usize = 40;
+const V6_NEXT_HEADER_OFFSET: usize = 6;
+const V6_SOURCE_OFFSET: usize = 8;
+const V6_DESTINATION_OFFSET: usize = 24;
+const V6_HOP_BY_HOP: u8 = 0;
+const V6_ROUTING: u8 = 43;
+const V6_FRAGMENT_HEADER: u8 = 44;
+const V6_DESTINATION_OPTIONS: u8 = 60;
+/// Headers between that of IPv6 and that of the transport which are looked through: one of each kind, and the destination
+/// options that may stand twice (RFC 8200, 4.1).
+const V6_EXTENSIONS: u32 = 5;
+/// Offset and "more fragments"; between them are reserved bits.
+const V6_FRAGMENT: u16 = 0xfff9;
 
 const TCP_FLAGS_OFFSET: usize = 13;
 const TCP_FIN: u8 = 0x01;
@@ -22,8 +40,16 @@ const TCP_CHECKSUM_OFFSET: usize = 16;
 const UDP_CHECKSUM_OFFSET: usize = 6;
 const ICMP_CHECKSUM_OFFSET: usize = 2;
 const ICMP_ID_OFFSET: usize = 4;
+const ICMP_LENGTH: usize = 8;
 const ICMP_ECHO_REPLY: u8 = 0;
 const ICMP_ECHO: u8 = 8;
+const ICMP_UNREACHABLE: u8 = 3;
+const ICMP_TIME_EXCEEDED: u8 = 11;
+const ICMP_PARAMETER_PROBLEM: u8 = 12;
+/// Below are errors, of which there are four.
+const ICMPV6_ERRORS: core::ops::RangeInclusive<u8> = 1..=4;
+const ICMPV6_ECHO: u8 = 128;
+const ICMPV6_ECHO_REPLY: u8 = 129;
 
 const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
 const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
@@ -39,8 +65,8 @@ pub enum Layer {
 /// A packet that can be translated. An ICMP echo's identifier stands in for the port of the side that asked.
 #[derive(Clone, Copy)]
 pub struct Packet {
-    pub source_be: u32,
-    pub destination_be: u32,
+    pub source: Address,
+    pub destination: Address,
     pub source_port_be: u16,
     pub destination_port_be: u16,
     pub protocol: u8,
@@ -57,17 +83,29 @@ pub struct Packet {
 /// The two ends of a packet whose ports are unknown.
 #[derive(Clone, Copy)]
 pub struct Ends {
-    pub source_be: u32,
-    pub destination_be: u32,
+    pub source: Address,
+    pub destination: Address,
+}
+
+/// An ICMP message about a packet, of which it quotes the beginning.
+#[derive(Clone, Copy)]
+pub struct IcmpError {
+    pub source: Address,
+    pub destination: Address,
+    pub quoted: Packet,
+    network: usize,
+    checksum: usize,
 }
 
 pub enum Parsed {
     Packet(Packet),
+    /// An ICMP message that is no echo: [`parse_error`] says more.
+    Icmp,
     /// A fragment: later ones have no ports.
     Fragment(Ends),
-    /// Another protocol, an ICMP message that is no echo, or a packet that ends before its ports.
+    /// Another protocol, or a packet that ends before its ports.
     Portless(Ends),
-    /// No IPv4.
+    /// No IP.
     Other,
 }
 
@@ -78,42 +116,136 @@ pub enum End {
     Destination,
 }
 
+impl End {
+    #[inline(always)]
+    fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Destination,
+            Self::Destination => Self::Source,
+        }
+    }
+}
+
+/// An IP header, looked through to what it carries.
+struct Header {
+    ends: Ends,
+    protocol: u8,
+    network: usize,
+    transport: usize,
+}
+
+enum Headed {
+    Whole(Header),
+    Fragment(Ends),
+    /// What it carries cannot be found, or is nobody's business.
+    Closed(Ends),
+}
+
 #[inline(always)]
 pub fn parse(ctx: &TcContext, layer: Layer) -> Parsed {
     try_parse(ctx, layer).unwrap_or(Parsed::Other)
 }
 
+/// An ICMP message that quotes a packet with ports, or the ends of another message.
+#[inline(always)]
+pub fn parse_error(ctx: &TcContext, layer: Layer) -> Result<IcmpError, Option<Ends>> {
+    match first_header(ctx, layer) {
+        Some(Headed::Whole(outer)) => icmp_error(ctx, &outer).ok_or(Some(outer.ends)),
+        Some(Headed::Fragment(ends) | Headed::Closed(ends)) => Err(Some(ends)),
+        None => Err(None),
+    }
+}
+
 #[inline(always)]
 fn try_parse(ctx: &TcContext, layer: Layer) -> Option<Parsed> {
-    let network = match layer {
-        Layer::Ethernet if u16::from_be(ctx.load(ETHERTYPE_OFFSET).ok()?) == ETHERTYPE_IPV4 => {
-            ETHERNET_LENGTH
-        }
-        Layer::Ip if ctx.load::<u8>(0).ok()? >> 4 == 4 => 0,
-        _ => return None,
+    let header = match first_header(ctx, layer)? {
+        Headed::Whole(header) => header,
+        Headed::Fragment(ends) => return Some(Parsed::Fragment(ends)),
+        Headed::Closed(ends) => return Some(Parsed::Portless(ends)),
     };
-    let ends = Ends {
-        source_be: ctx.load(network + SOURCE_OFFSET).ok()?,
-        destination_be: ctx.load(network + DESTINATION_OFFSET).ok()?,
-    };
-    // More fragments, or not the first.
-    if u16::from_be(ctx.load(network + FRAGMENT_OFFSET).ok()?) & 0x3fff != 0 {
-        return Some(Parsed::Fragment(ends));
-    }
-    Some(match with_ports(ctx, network, ends) {
-        Some(packet) => Parsed::Packet(packet),
-        None => Parsed::Portless(ends),
+    Some(match (with_ports(ctx, &header, false), header.protocol) {
+        (Some(packet), _) => Parsed::Packet(packet),
+        (None, protocol::ICMP | protocol::ICMPV6) => Parsed::Icmp,
+        (None, _) => Parsed::Portless(header.ends),
     })
 }
 
 #[inline(always)]
-fn with_ports(ctx: &TcContext, network: usize, Ends { source_be, destination_be }: Ends) -> Option<Packet> {
+fn first_header(ctx: &TcContext, layer: Layer) -> Option<Headed> {
+    let (network, version) = match layer {
+        Layer::Ethernet => match u16::from_be(ctx.load(ETHERTYPE_OFFSET).ok()?) {
+            ETHERTYPE_IPV4 => (ETHERNET_LENGTH, 4),
+            ETHERTYPE_IPV6 => (ETHERNET_LENGTH, 6),
+            _ => return None,
+        },
+        Layer::Ip => (0, ctx.load::<u8>(0).ok()? >> 4),
+    };
+    header(ctx, network, version)
+}
+
+#[inline(always)]
+fn header(ctx: &TcContext, network: usize, version: u8) -> Option<Headed> {
+    match version {
+        4 => header_v4(ctx, network),
+        6 => header_v6(ctx, network),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn header_v4(ctx: &TcContext, network: usize) -> Option<Headed> {
+    let ends = Ends {
+        source: Address::from_v4(ctx.load(network + V4_SOURCE_OFFSET).ok()?),
+        destination: Address::from_v4(ctx.load(network + V4_DESTINATION_OFFSET).ok()?),
+    };
+    if u16::from_be(ctx.load(network + V4_FRAGMENT_OFFSET).ok()?) & V4_FRAGMENT != 0 {
+        return Some(Headed::Fragment(ends));
+    }
     let version: u8 = ctx.load(network).ok()?;
+    let protocol: u8 = ctx.load(network + V4_PROTOCOL_OFFSET).ok()?;
     let transport = network + ((version & 0x0f) as usize) * 4;
-    let protocol: u8 = ctx.load(network + PROTOCOL_OFFSET).ok()?;
+    Some(Headed::Whole(Header { ends, protocol, network, transport }))
+}
+
+#[inline(always)]
+fn header_v6(ctx: &TcContext, network: usize) -> Option<Headed> {
+    let ends = Ends {
+        source: ctx.load(network + V6_SOURCE_OFFSET).ok()?,
+        destination: ctx.load(network + V6_DESTINATION_OFFSET).ok()?,
+    };
+    // On the wire these are no addresses: they would be taken for those of IPv4.
+    if ends.source.is_v4() || ends.destination.is_v4() {
+        return Some(Headed::Closed(ends));
+    }
+    let mut protocol: u8 = ctx.load(network + V6_NEXT_HEADER_OFFSET).ok()?;
+    let mut transport = network + V6_LENGTH;
+    for _ in 0..V6_EXTENSIONS {
+        let length = match protocol {
+            V6_HOP_BY_HOP | V6_ROUTING | V6_DESTINATION_OPTIONS => match ctx.load::<u8>(transport + 1) {
+                Ok(length) => (length as usize + 1) * 8,
+                Err(_) => return Some(Headed::Closed(ends)),
+            },
+            V6_FRAGMENT_HEADER => match ctx.load(transport + 2).map(u16::from_be) {
+                // One that is a packet's only fragment is a packet.
+                Ok(place) if place & V6_FRAGMENT == 0 => 8,
+                _ => return Some(Headed::Fragment(ends)),
+            },
+            _ => break,
+        };
+        let Ok(next) = ctx.load(transport) else { return Some(Headed::Closed(ends)) };
+        protocol = next;
+        transport += length;
+    }
+    Some(Headed::Whole(Header { ends, protocol, network, transport }))
+}
+
+/// `is_quoted`: eight bytes of the transport are all that is sure to be there.
+#[inline(always)]
+fn with_ports(ctx: &TcContext, header: &Header, is_quoted: bool) -> Option<Packet> {
+    let Header { ends: Ends { source, destination }, protocol, network, transport } = *header;
     let mut packet = Packet {
-        source_be,
-        destination_be,
+        source,
+        destination,
         source_port_be: 0,
         destination_port_be: 0,
         protocol,
@@ -127,34 +259,65 @@ fn with_ports(ctx: &TcContext, network: usize, Ends { source_be, destination_be 
         protocol::TCP | protocol::UDP => {
             packet.source_port_be = ctx.load(transport).ok()?;
             packet.destination_port_be = ctx.load(transport + 2).ok()?;
-            if protocol == protocol::TCP {
+            if protocol == protocol::TCP && !is_quoted {
                 let flags: u8 = ctx.load(transport + TCP_FLAGS_OFFSET).ok()?;
                 packet.may_begin_flow = flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
                 packet.fin = flags & TCP_FIN != 0;
                 packet.reset = flags & TCP_RST != 0;
             }
         }
-        protocol::ICMP => {
+        protocol::ICMP | protocol::ICMPV6 => {
             let kind: u8 = ctx.load(transport).ok()?;
             let id: u16 = ctx.load(transport + ICMP_ID_OFFSET).ok()?;
-            match kind {
-                ICMP_ECHO => packet.source_port_be = id,
-                ICMP_ECHO_REPLY => packet.destination_port_be = id,
+            match (protocol, kind) {
+                (protocol::ICMP, ICMP_ECHO) | (protocol::ICMPV6, ICMPV6_ECHO) => packet.source_port_be = id,
+                (protocol::ICMP, ICMP_ECHO_REPLY) | (protocol::ICMPV6, ICMPV6_ECHO_REPLY) => {
+                    packet.destination_port_be = id;
+                    packet.may_begin_flow = false;
+                }
                 _ => return None,
             }
-            packet.may_begin_flow = kind == ICMP_ECHO;
         }
         _ => return None,
     }
     Some(packet)
 }
 
-/// Writes another address and port to one end and mends the checksums. `Err` leaves a packet that must be dropped.
 #[inline(always)]
-pub fn rewrite(ctx: &TcContext, packet: &Packet, end: End, addr_be: u32, port_be: u16) -> Result<(), i64> {
-    let (old_addr, old_port, addr_offset) = match end {
-        End::Source => (packet.source_be, packet.source_port_be, SOURCE_OFFSET),
-        End::Destination => (packet.destination_be, packet.destination_port_be, DESTINATION_OFFSET),
+fn icmp_error(ctx: &TcContext, outer: &Header) -> Option<IcmpError> {
+    let kind: u8 = ctx.load(outer.transport).ok()?;
+    let version = match (outer.protocol, kind) {
+        (protocol::ICMP, ICMP_UNREACHABLE | ICMP_TIME_EXCEEDED | ICMP_PARAMETER_PROBLEM) => 4,
+        (protocol::ICMPV6, kind) if ICMPV6_ERRORS.contains(&kind) => 6,
+        _ => return None,
+    };
+    let network = outer.transport + ICMP_LENGTH;
+    if ctx.load::<u8>(network).ok()? >> 4 != version {
+        return None;
+    }
+    let Headed::Whole(inner) = header(ctx, network, version)? else { return None };
+    Some(IcmpError {
+        source: outer.ends.source,
+        destination: outer.ends.destination,
+        quoted: with_ports(ctx, &inner, true)?,
+        network: outer.network,
+        checksum: outer.transport + ICMP_CHECKSUM_OFFSET,
+    })
+}
+
+/// Writes another address, of the same family, and port to one end and mends the checksums. `Err` leaves a packet that must be
+/// dropped.
+#[inline(always)]
+pub fn rewrite(
+    ctx: &TcContext,
+    packet: &Packet,
+    end: End,
+    address: &Address,
+    port_be: u16,
+) -> Result<(), i64> {
+    let (old, old_port) = match end {
+        End::Source => (&packet.source, packet.source_port_be),
+        End::Destination => (&packet.destination, packet.destination_port_be),
     };
     let (checksum, port_offset, flags) = match packet.protocol {
         protocol::TCP => (TCP_CHECKSUM_OFFSET, port_of(end), 0),
@@ -162,15 +325,103 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, end: End, addr_be: u32, port_be
         _ => (ICMP_CHECKSUM_OFFSET, ICMP_ID_OFFSET, 0),
     };
     let checksum = packet.transport + checksum;
-    if packet.protocol != protocol::ICMP {
-        ctx.l4_csum_replace(checksum, old_addr as u64, addr_be as u64, 4 | BPF_F_PSEUDO_HDR | flags)?;
-    }
     if old_port != port_be {
         ctx.l4_csum_replace(checksum, old_port as u64, port_be as u64, 2 | flags)?;
         ctx.store(packet.transport + port_offset, &port_be, 0)?;
     }
-    ctx.l3_csum_replace(packet.network + IP_CHECKSUM_OFFSET, old_addr as u64, addr_be as u64, 4)?;
-    ctx.store(packet.network + addr_offset, &addr_be, 0)
+    match (old.to_v4(), address.to_v4()) {
+        (Some(old), Some(new)) => {
+            if packet.protocol != protocol::ICMP {
+                ctx.l4_csum_replace(checksum, old as u64, new as u64, 4 | BPF_F_PSEUDO_HDR | flags)?;
+            }
+            rewrite_v4(ctx, packet.network, end, old, new)
+        }
+        _ => rewrite_v6(ctx, packet.network, end, old, address, checksum, flags),
+    }
+}
+
+/// Writes another address and port to one end of what an ICMP error quotes, and mends the error's checksums; with `is_told`, whoever
+/// it is sent to (or by) is that address too. The quoted transport's own checksum stays: nobody can check it.
+#[inline(always)]
+pub fn rewrite_error(
+    ctx: &TcContext,
+    error: &IcmpError,
+    end: End,
+    is_told: bool,
+    address: &Address,
+    port_be: u16,
+) -> Result<(), i64> {
+    let IcmpError { quoted, network, checksum, .. } = error;
+    let (old, old_port) = match end {
+        End::Source => (&quoted.source, quoted.source_port_be),
+        End::Destination => (&quoted.destination, quoted.destination_port_be),
+    };
+    let told = match end {
+        End::Source => &error.destination,
+        End::Destination => &error.source,
+    };
+    if old_port != port_be {
+        let port_offset = match quoted.protocol {
+            protocol::TCP | protocol::UDP => port_of(end),
+            _ => ICMP_ID_OFFSET,
+        };
+        ctx.l4_csum_replace(*checksum, old_port as u64, port_be as u64, 2)?;
+        ctx.store(quoted.transport + port_offset, &port_be, 0)?;
+    }
+    if let (Some(old), Some(told), Some(new)) = (old.to_v4(), told.to_v4(), address.to_v4()) {
+        // The quoted header's checksum makes up for its address: the sum of the whole stays.
+        rewrite_v4(ctx, quoted.network, end, old, new)?;
+        return if is_told { rewrite_v4(ctx, *network, end.other(), told, new) } else { Ok(()) };
+    }
+    ctx.l4_csum_replace(*checksum, 0, difference(old, address), 0)?;
+    ctx.store(quoted.network + place_v6(end), address, 0)?;
+    if is_told { rewrite_v6(ctx, *network, end.other(), told, address, *checksum, 0) } else { Ok(()) }
+}
+
+#[inline(always)]
+fn rewrite_v4(ctx: &TcContext, network: usize, end: End, old_be: u32, new_be: u32) -> Result<(), i64> {
+    ctx.l3_csum_replace(network + V4_CHECKSUM_OFFSET, old_be as u64, new_be as u64, 4)?;
+    let place = match end {
+        End::Source => V4_SOURCE_OFFSET,
+        End::Destination => V4_DESTINATION_OFFSET,
+    };
+    ctx.store(network + place, &new_be, 0)
+}
+
+#[inline(always)]
+fn rewrite_v6(
+    ctx: &TcContext,
+    network: usize,
+    end: End,
+    old: &Address,
+    new: &Address,
+    checksum: usize,
+    flags: u64,
+) -> Result<(), i64> {
+    let difference = difference(old, new);
+    ctx.l4_csum_replace(checksum, 0, difference, BPF_F_PSEUDO_HDR | flags)?;
+    // The kernel takes it that a header's own checksum makes up for the addresses, as in IPv4, and changes the sum that a device
+    // made of the whole packet. Here the transport's makes up for them, so that this goes back. No device made one: no effect.
+    // SAFETY: the kernel gave this context to this run of the program.
+    unsafe { bpf_csum_update(ctx.skb.skb, difference as u32) };
+    ctx.store(network + place_v6(end), new, 0)
+}
+
+/// What another address changes in a checksum.
+#[inline(always)]
+fn difference(old: &Address, new: &Address) -> u64 {
+    const LENGTH: u32 = size_of::<Address>() as u32;
+    let words = |address: &Address| address.words_be.as_ptr().cast_mut();
+    // SAFETY: the helper reads two addresses, and writes nothing.
+    unsafe { bpf_csum_diff(words(old), LENGTH, words(new), LENGTH, 0) as u64 }
+}
+
+#[inline(always)]
+fn place_v6(end: End) -> usize {
+    match end {
+        End::Source => V6_SOURCE_OFFSET,
+        End::Destination => V6_DESTINATION_OFFSET,
+    }
 }
 
 #[inline(always)]

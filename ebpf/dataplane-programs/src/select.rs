@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use dataplane_abi::select::{self, Reads};
 use dataplane_abi::{
-    Affinity, AffinityKey, Backend, FrontendKey, Origin, Selection, Service, SourceKey, service_flag,
+    Address, Affinity, AffinityKey, Backend, FrontendKey, Origin, Selection, Service, SourceKey, service_flag,
 };
 
 use crate::maps::{
@@ -29,7 +29,7 @@ pub enum Choice {
 /// A backend, and which service's table named it.
 #[derive(Clone, Copy)]
 pub struct Chosen {
-    pub addr_be: u32,
+    pub address: Address,
     pub port_be: u16,
     pub pick: Pick,
 }
@@ -46,7 +46,7 @@ pub struct Pick {
 /// Looks `key` up and picks one of its backends: the client's last one, where the service wants that, else any. `client` is
 /// asked for what stands in [`AffinityKey`].
 #[inline(always)]
-pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> u64) -> Choice {
+pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> Address) -> Choice {
     let Some((slot, service)) = look_up(key) else { return Choice::NoService };
     let mut maps = Maps::of(service, origin, &client);
     if !may_ask(&mut maps) {
@@ -56,7 +56,7 @@ pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> u64) -> Ch
     let affinity_seconds = unsafe { core::ptr::read_volatile(&raw const (*service).affinity_seconds) };
     let mut remembered = None;
     if affinity_seconds != 0 {
-        let key = AffinityKey { client: client(), slot, reserved: 0 };
+        let key = AffinityKey { client: client(), slot };
         if let Some(kept) = keep(&mut maps, &key, affinity_seconds) {
             return Choice::Backend(chosen(slot, kept));
         }
@@ -79,7 +79,7 @@ pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> u64) -> Ch
 #[inline(always)]
 fn chosen(slot: u32, select::Chosen { id, backend, selection }: select::Chosen) -> Chosen {
     Chosen {
-        addr_be: backend.addr_be,
+        address: backend.address,
         port_be: backend.port_be,
         pick: Pick { id, generation: backend.generation, slot, selection },
     }
@@ -88,7 +88,12 @@ fn chosen(slot: u32, select::Chosen { id, backend, selection }: select::Chosen) 
 /// The choice brought up to date, if its backend lives and still is one of `key`'s, and the client may still ask. That another
 /// service lists the backend does not count.
 #[inline(always)]
-pub fn still_there(key: &FrontendKey, origin: Origin, client: impl Fn() -> u64, pick: Pick) -> Option<Pick> {
+pub fn still_there(
+    key: &FrontendKey,
+    origin: Origin,
+    client: impl Fn() -> Address,
+    pick: Pick,
+) -> Option<Pick> {
     if ORLOP_BACKENDS.get(pick.id)?.generation != pick.generation {
         return None;
     }
@@ -177,14 +182,14 @@ struct Maps {
     service: *const Service,
     origin: Origin,
     /// The address of one that is outside.
-    addr_be: u32,
+    client: Address,
 }
 
 impl Maps {
     #[inline(always)]
-    fn of(service: *const Service, origin: Origin, client: &impl Fn() -> u64) -> Self {
-        let addr_be = if origin == Origin::Outside { client() as u32 } else { 0 };
-        Self { service, origin, addr_be }
+    fn of(service: *const Service, origin: Origin, client: &impl Fn() -> Address) -> Self {
+        let client = if origin == Origin::Outside { client() } else { Address::NONE };
+        Self { service, origin, client }
     }
 
     #[inline(always)]
@@ -232,7 +237,8 @@ impl Reads for Maps {
 
     #[inline(always)]
     fn holds(&mut self, set: u32) -> bool {
-        let key = Key::new(SourceKey::WHOLE, [set, self.addr_be]);
+        let [a, b, c, d] = self.client.words_be;
+        let key = Key::new(SourceKey::WHOLE, [set, a, b, c, d]);
         ORLOP_SOURCES.get(&key).is_some()
     }
 }

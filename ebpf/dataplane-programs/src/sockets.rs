@@ -1,20 +1,19 @@
-//! Translation at the socket: connect, sendmsg, recvmsg and getpeername, for IPv4.
+//! Translation at the socket: connect, sendmsg, recvmsg and getpeername.
 //!
-//! A socket of IPv6 reaches IPv4 by mapped addresses (`::ffff:a.b.c.d`). The kernel runs the IPv6 hooks for those, and they are
-//! translated like plain ones; every other IPv6 address is let through as it is. Sending is the exception: the kernel turns a
-//! mapped address into a plain one and runs sendmsg4, before sendmsg6 would have its turn. It does so for connected sockets
-//! too, and so a program may meet the backend's address there.
+//! A socket of IPv6 reaches IPv4 by mapped addresses (`::ffff:a.b.c.d`), which is how the tables hold IPv4 anyway. The kernel runs
+//! the IPv6 hooks for those. Sending is the exception: the kernel turns a mapped address into a plain one and runs sendmsg4, before
+//! sendmsg6 would have its turn. It does so for connected sockets too, and so a program may meet the backend's address there.
 //!
 //! A connected socket is translated once. An unconnected UDP socket keeps its backend, per virtual address, as long as that
 //! lives and belongs to the service. What a program sees of its peer is the virtual address again.
 
-use aya_ebpf::bindings::{BPF_TCP_ESTABLISHED, bpf_sock_addr};
+use aya_ebpf::bindings::BPF_TCP_ESTABLISHED;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use dataplane_abi::{
-    Connected, FlowKey, FlowValue, FrontendKey, Origin, ShownPeer, SocketRecord, counter, flow, protocol,
-    record,
+    Address, Connected, FlowKey, FlowValue, FrontendKey, Origin, ShownPeer, SocketRecord, counter, flow,
+    protocol, record,
 };
 
 use crate::maps::{ORLOP_CONFIG, ORLOP_CONNECTED, ORLOP_FLOWS, ORLOP_PEERS, ORLOP_SOCKETS, count};
@@ -23,79 +22,59 @@ use crate::select::{self, Choice, Chosen, Pick};
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
-/// The first byte of a loopback address.
-const LOOPBACK: u32 = 127;
-/// The third word of a mapped address; the two before it are zero.
-const MAPPED: u32 = 0xffff_u32.to_be();
 
 /// The address that the caller named or is about to see.
 #[derive(Clone, Copy)]
 struct Peer {
-    addr_be: u32,
+    address: Address,
     port_be: u16,
+}
+
+/// Which hooks' context a program was given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
 }
 
 #[cgroup_sock_addr(connect4)]
 pub fn orlop_connect4(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, peer(&ctx), set_peer)
+    connect(&ctx, Family::V4)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn orlop_connect6(ctx: SockAddrContext) -> i32 {
-    match mapped_peer(&ctx) {
-        Some(peer) => connect(&ctx, peer, set_mapped_peer),
-        None => ALLOW,
-    }
+    connect(&ctx, Family::V6)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn orlop_sendmsg4(ctx: SockAddrContext) -> i32 {
-    let peer = peer(&ctx);
-    if is_connected_to_backend(&ctx, peer) || is_a_pods_loopback(&ctx, peer) {
-        return ALLOW;
-    }
-    let key = frontend(&ctx, peer);
-    if let Some(used) = remembered(&ctx, peer)
-        && let Some(pick) = select::still_there(&key, Origin::Inside, || netns_cookie(&ctx), used.pick)
-    {
-        if pick != used.pick {
-            remember_flow(&ctx, peer, Chosen { pick, ..used });
-        }
-        note_sent(&ctx, peer, used);
-        set_peer(&ctx, Peer { addr_be: used.addr_be, port_be: used.port_be });
-        return ALLOW;
-    }
-    match select::select(&key, Origin::Inside, || netns_cookie(&ctx)) {
-        Choice::NoService => ALLOW,
-        Choice::NoBackend | Choice::LeftToNode | Choice::Forbidden => refuse(counter::SENDMSG_NO_BACKEND),
-        Choice::Backend(chosen) => {
-            remember_flow(&ctx, peer, chosen);
-            note_sent(&ctx, peer, chosen);
-            set_peer(&ctx, Peer { addr_be: chosen.addr_be, port_be: chosen.port_be });
-            count(counter::SENDMSG_TRANSLATED);
-            ALLOW
-        }
-    }
+    send(&ctx, Family::V4)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn orlop_sendmsg6(ctx: SockAddrContext) -> i32 {
+    send(&ctx, Family::V6)
 }
 
 #[cgroup_sock_addr(recvmsg4)]
 pub fn orlop_recvmsg4(ctx: SockAddrContext) -> i32 {
-    show_vip(&ctx, peer(&ctx), set_peer)
+    show_vip(&ctx, Family::V4)
 }
 
 #[cgroup_sock_addr(recvmsg6)]
 pub fn orlop_recvmsg6(ctx: SockAddrContext) -> i32 {
-    show_mapped_vip(&ctx)
+    show_vip(&ctx, Family::V6)
 }
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn orlop_getpeername4(ctx: SockAddrContext) -> i32 {
-    show_vip(&ctx, peer(&ctx), set_peer)
+    show_vip(&ctx, Family::V4)
 }
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn orlop_getpeername6(ctx: SockAddrContext) -> i32 {
-    show_mapped_vip(&ctx)
+    show_vip(&ctx, Family::V6)
 }
 
 /// A socket is closed: nothing has to be known of it any more. Without this, those that connect for each question would push out
@@ -113,54 +92,56 @@ pub fn orlop_release(ctx: SockContext) -> i32 {
 }
 
 #[inline(always)]
-fn peer(ctx: &SockAddrContext) -> Peer {
+fn peer(ctx: &SockAddrContext, family: Family) -> Peer {
     // SAFETY: the kernel hands every program of this type a valid context.
-    let addr: &bpf_sock_addr = unsafe { &*ctx.sock_addr };
-    Peer { addr_be: addr.user_ip4, port_be: addr.user_port as u16 }
-}
-
-#[inline(always)]
-fn set_peer(ctx: &SockAddrContext, peer: Peer) {
-    // SAFETY: as above; these two fields are writable in every program of this type.
-    unsafe {
-        (*ctx.sock_addr).user_ip4 = peer.addr_be;
-        (*ctx.sock_addr).user_port = peer.port_be as u32;
-    }
-}
-
-/// The IPv4 address that the context of an IPv6 hook names, if it names one.
-#[inline(always)]
-fn mapped_peer(ctx: &SockAddrContext) -> Option<Peer> {
-    let addr = ctx.sock_addr;
-    // SAFETY: as above. Volatile: the verifier wants the words read one by one.
-    let (words, port) = unsafe {
-        let words = (&raw const (*addr).user_ip6).cast::<u32>();
-        let word = |index| words.add(index).read_volatile();
-        ([word(0), word(1), word(2), word(3)], (*addr).user_port)
+    let port_be = unsafe { (*ctx.sock_addr).user_port } as u16;
+    let address = match family {
+        // SAFETY: as above.
+        Family::V4 => Address::from_v4(unsafe { (*ctx.sock_addr).user_ip4 }),
+        Family::V6 => {
+            let words = address_words(ctx);
+            // SAFETY: as above. Volatile: the verifier wants the words read one by one.
+            let word = |index| unsafe { words.add(index).read_volatile() };
+            Address { words_be: [word(0), word(1), word(2), word(3)] }
+        }
     };
-    match words {
-        [0, 0, MAPPED, addr_be] => Some(Peer { addr_be, port_be: port as u16 }),
-        _ => None,
+    Peer { address, port_be }
+}
+
+#[inline(always)]
+fn set_peer(ctx: &SockAddrContext, family: Family, address: Address, port_be: u16) {
+    let [a, b, c, d] = address.words_be;
+    // SAFETY: as in `peer`; these fields are writable in every program of this type.
+    unsafe {
+        (*ctx.sock_addr).user_port = port_be as u32;
+        match family {
+            Family::V4 => (*ctx.sock_addr).user_ip4 = d,
+            Family::V6 => {
+                let words = address_words(ctx);
+                words.write_volatile(a);
+                words.add(1).write_volatile(b);
+                words.add(2).write_volatile(c);
+                words.add(3).write_volatile(d);
+            }
+        }
     }
 }
 
 #[inline(always)]
-fn set_mapped_peer(ctx: &SockAddrContext, peer: Peer) {
-    // SAFETY: as above; the address was a mapped one, so that its last word is the whole IPv4 address.
-    unsafe {
-        (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>().add(3).write_volatile(peer.addr_be);
-        (*ctx.sock_addr).user_port = peer.port_be as u32;
-    }
+fn address_words(ctx: &SockAddrContext) -> *mut u32 {
+    // SAFETY: as in `peer`; only the place is taken.
+    unsafe { (&raw mut (*ctx.sock_addr).user_ip6).cast() }
 }
 
 /// Leads a socket that connects to a virtual address to one of its backends.
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, peer: Peer, set_peer: impl FnOnce(&SockAddrContext, Peer)) -> i32 {
+fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
+    let peer = peer(ctx, family);
     if is_a_pods_loopback(ctx, peer) {
         forget(ctx);
         return ALLOW;
     }
-    match select::select(&frontend(ctx, peer), Origin::Inside, || netns_cookie(ctx)) {
+    match select::select(&frontend(ctx, peer), Origin::Inside, || client(ctx)) {
         Choice::NoService => {
             forget(ctx);
             ALLOW
@@ -173,8 +154,39 @@ fn connect(ctx: &SockAddrContext, peer: Peer, set_peer: impl FnOnce(&SockAddrCon
                 remember(ctx, peer, chosen, record::ALONE);
                 note_connected(ctx, chosen);
             }
-            set_peer(ctx, Peer { addr_be: chosen.addr_be, port_be: chosen.port_be });
+            set_peer(ctx, family, chosen.address, chosen.port_be);
             count(counter::CONNECT_TRANSLATED);
+            ALLOW
+        }
+    }
+}
+
+/// Leads one datagram.
+#[inline(always)]
+fn send(ctx: &SockAddrContext, family: Family) -> i32 {
+    let peer = peer(ctx, family);
+    if is_connected_to_backend(ctx, peer) || is_a_pods_loopback(ctx, peer) {
+        return ALLOW;
+    }
+    let key = frontend(ctx, peer);
+    if let Some(used) = remembered(ctx, peer)
+        && let Some(pick) = select::still_there(&key, Origin::Inside, || client(ctx), used.pick)
+    {
+        if pick != used.pick {
+            remember_flow(ctx, peer, Chosen { pick, ..used });
+        }
+        note_sent(ctx, peer, used);
+        set_peer(ctx, family, used.address, used.port_be);
+        return ALLOW;
+    }
+    match select::select(&key, Origin::Inside, || client(ctx)) {
+        Choice::NoService => ALLOW,
+        Choice::NoBackend | Choice::LeftToNode | Choice::Forbidden => refuse(counter::SENDMSG_NO_BACKEND),
+        Choice::Backend(chosen) => {
+            remember_flow(ctx, peer, chosen);
+            note_sent(ctx, peer, chosen);
+            set_peer(ctx, family, chosen.address, chosen.port_be);
+            count(counter::SENDMSG_TRANSLATED);
             ALLOW
         }
     }
@@ -193,13 +205,13 @@ fn is_connected_to_backend(ctx: &SockAddrContext, peer: Peer) -> bool {
 #[inline(always)]
 fn leads_to(record: &SocketRecord, peer: Peer) -> bool {
     record.state != record::VOID
-        && record.backend_be == peer.addr_be
+        && record.backend_address == peer.address
         && record.backend_port_be == peer.port_be
 }
 
 #[inline(always)]
 fn frontend(ctx: &SockAddrContext, peer: Peer) -> FrontendKey {
-    FrontendKey { addr_be: peer.addr_be, port_be: peer.port_be, protocol: protocol(ctx), reserved: 0 }
+    FrontendKey { address: peer.address, port_be: peer.port_be, protocol: protocol(ctx), reserved: 0 }
 }
 
 #[inline(always)]
@@ -211,11 +223,17 @@ fn protocol(ctx: &SockAddrContext) -> u8 {
 /// Node ports answer at the node's loopback too; every other namespace's is its own.
 #[inline(always)]
 fn is_a_pods_loopback(ctx: &SockAddrContext, peer: Peer) -> bool {
-    u32::from_be(peer.addr_be) >> 24 == LOOPBACK
+    peer.address.is_loopback()
         && ORLOP_CONFIG.get(0).is_none_or(|config| config.node_netns != netns_cookie(ctx))
 }
 
 /// Whoever shares the socket's network namespace, and so its addresses, is one client.
+#[inline(always)]
+fn client(ctx: &SockAddrContext) -> Address {
+    let cookie = netns_cookie(ctx);
+    Address { words_be: [0, 0, (cookie >> 32) as u32, cookie as u32] }
+}
+
 #[inline(always)]
 fn netns_cookie(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the context is valid, and the helper only reads it.
@@ -242,8 +260,8 @@ fn record(ctx: &SockAddrContext) -> Option<&mut SocketRecord> {
 #[inline(always)]
 fn remember(ctx: &SockAddrContext, vip: Peer, chosen: Chosen, state: u32) {
     let mut fresh = SocketRecord {
-        vip_be: vip.addr_be,
-        backend_be: chosen.addr_be,
+        vip: vip.address,
+        backend_address: chosen.address,
         vip_port_be: vip.port_be,
         backend_port_be: chosen.port_be,
         backend: chosen.pick.id,
@@ -256,16 +274,20 @@ fn remember(ctx: &SockAddrContext, vip: Peer, chosen: Chosen, state: u32) {
     // SAFETY: as in `record`.
     let record = unsafe { ORLOP_SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut fresh)) };
     if !record.is_null() {
-        // SAFETY: as in `record`. An older record of this socket is replaced as a whole.
-        unsafe { *record = fresh };
+        let (from, to) = ((&raw const fresh).cast::<u64>(), record.cast::<u64>());
+        // An older record of this socket is replaced as a whole. Word by word: the compiler would call a function that copies bytes.
+        for word in 0..size_of::<SocketRecord>() / size_of::<u64>() {
+            // SAFETY: as in `record`; a record is words without padding.
+            unsafe { to.add(word).write_volatile(from.add(word).read()) };
+        }
     }
 }
 
 #[inline(always)]
 fn note_peer(ctx: &SockAddrContext, vip: Peer, chosen: Chosen) {
     let shown = ShownPeer {
-        vip_be: vip.addr_be,
-        backend_be: chosen.addr_be,
+        vip: vip.address,
+        backend_address: chosen.address,
         vip_port_be: vip.port_be,
         backend_port_be: chosen.port_be,
     };
@@ -278,13 +300,12 @@ fn note_peer(ctx: &SockAddrContext, vip: Peer, chosen: Chosen) {
 fn note_connected(ctx: &SockAddrContext, chosen: Chosen) {
     let connected = Connected {
         netns: netns_cookie(ctx),
-        backend_be: chosen.addr_be,
+        backend_address: chosen.address,
         backend_port_be: chosen.port_be,
         reserved: 0,
         slot: chosen.pick.slot,
         backend: chosen.pick.id,
         generation: chosen.pick.generation,
-        reserved2: 0,
     };
     // Where the kernel has no room for a moment, this socket is not told.
     let _ = ORLOP_CONNECTED.insert(&socket_cookie(ctx), &connected, 0);
@@ -303,8 +324,8 @@ fn forget(ctx: &SockAddrContext) {
 
 /// The key of this socket's flow with `peer`.
 #[inline(always)]
-fn flow_key(ctx: &SockAddrContext, addr_be: u32, port_be: u16, direction: u16) -> FlowKey {
-    FlowKey { cookie: socket_cookie(ctx), addr_be, port_be, direction }
+fn flow_key(ctx: &SockAddrContext, address: Address, port_be: u16, direction: u16) -> FlowKey {
+    FlowKey { cookie: socket_cookie(ctx), address, port_be, direction, reserved: 0 }
 }
 
 #[inline(always)]
@@ -320,9 +341,9 @@ fn remembered(ctx: &SockAddrContext, vip: Peer) -> Option<Chosen> {
     if record.state == record::VOID {
         return None;
     }
-    if record.vip_be == vip.addr_be && record.vip_port_be == vip.port_be {
+    if record.vip == vip.address && record.vip_port_be == vip.port_be {
         return Some(Chosen {
-            addr_be: record.backend_be,
+            address: record.backend_address,
             port_be: record.backend_port_be,
             pick: Pick {
                 id: record.backend,
@@ -332,11 +353,11 @@ fn remembered(ctx: &SockAddrContext, vip: Peer) -> Option<Chosen> {
             },
         });
     }
-    let key = flow_key(ctx, vip.addr_be, vip.port_be, flow::TO_BACKEND);
+    let key = flow_key(ctx, vip.address, vip.port_be, flow::TO_BACKEND);
     // SAFETY: the value is copied at once. A recycled element would show another flow's backend once, a lost race that costs one datagram.
-    let FlowValue { addr_be, port_be, backend, generation, selection, slot, .. } =
+    let FlowValue { address, port_be, backend, generation, selection, slot, .. } =
         *unsafe { ORLOP_FLOWS.get(&key) }?;
-    Some(Chosen { addr_be, port_be, pick: Pick { id: backend, generation, slot, selection } })
+    Some(Chosen { address, port_be, pick: Pick { id: backend, generation, slot, selection } })
 }
 
 /// The first virtual address of a socket stands in the socket's own record, further ones in the flow table.
@@ -346,10 +367,10 @@ fn remember_flow(ctx: &SockAddrContext, vip: Peer, chosen: Chosen) {
     if let Some(record) = record(ctx)
         && record.state != record::VOID
     {
-        if record.vip_be != vip.addr_be || record.vip_port_be != vip.port_be {
+        if record.vip != vip.address || record.vip_port_be != vip.port_be {
             record.state = record::SEVERAL;
-            let key = flow_key(ctx, vip.addr_be, vip.port_be, flow::TO_BACKEND);
-            let _ = ORLOP_FLOWS.insert(&key, &flow_value(chosen.addr_be, chosen.port_be, chosen.pick), 0);
+            let key = flow_key(ctx, vip.address, vip.port_be, flow::TO_BACKEND);
+            let _ = ORLOP_FLOWS.insert(&key, &flow_value(chosen.address, chosen.port_be, chosen.pick), 0);
             return;
         }
         state = record.state;
@@ -364,56 +385,50 @@ fn note_sent(ctx: &SockAddrContext, vip: Peer, chosen: Chosen) {
     if record.state != record::SEVERAL {
         return;
     }
-    let key = flow_key(ctx, chosen.addr_be, chosen.port_be, flow::TO_VIP);
+    let key = flow_key(ctx, chosen.address, chosen.port_be, flow::TO_VIP);
     // SAFETY: the value is copied at once.
     if let Some(shown) = unsafe { ORLOP_FLOWS.get(&key) }.copied()
-        && shown.addr_be == vip.addr_be
+        && shown.address == vip.address
         && shown.port_be == vip.port_be
     {
         return;
     }
     // A full table evicts; answers then show the socket's first virtual address or the backend's own.
-    let _ = ORLOP_FLOWS.insert(&key, &flow_value(vip.addr_be, vip.port_be, chosen.pick), 0);
+    let _ = ORLOP_FLOWS.insert(&key, &flow_value(vip.address, vip.port_be, chosen.pick), 0);
 }
 
 #[inline(always)]
-fn flow_value(addr_be: u32, port_be: u16, pick: Pick) -> FlowValue {
+fn flow_value(address: Address, port_be: u16, pick: Pick) -> FlowValue {
     let Pick { id, generation, slot, selection } = pick;
-    FlowValue { addr_be, port_be, reserved: 0, backend: id, generation, selection, slot, reserved2: 0 }
+    FlowValue { address, port_be, reserved: 0, backend: id, generation, slot, selection }
 }
 
 /// Puts the virtual address in the place of the backend's.
 #[inline(always)]
-fn show_vip(ctx: &SockAddrContext, peer: Peer, set_peer: impl Fn(&SockAddrContext, Peer)) -> i32 {
+fn show_vip(ctx: &SockAddrContext, family: Family) -> i32 {
+    let peer = peer(ctx, family);
     if protocol(ctx) == protocol::TCP {
         // SAFETY: the value is copied at once; one of a recycled element names another backend.
         let shown = unsafe { ORLOP_PEERS.get(&socket_cookie(ctx)) }.copied();
-        if let Some(ShownPeer { vip_be, backend_be, vip_port_be, backend_port_be }) = shown
-            && (backend_be, backend_port_be) == (peer.addr_be, peer.port_be)
+        if let Some(ShownPeer { vip, backend_address, vip_port_be, backend_port_be }) = shown
+            && backend_address == peer.address
+            && backend_port_be == peer.port_be
         {
-            set_peer(ctx, Peer { addr_be: vip_be, port_be: vip_port_be });
+            set_peer(ctx, family, vip, vip_port_be);
         }
         return ALLOW;
     }
     let Some(record) = record(ctx) else { return ALLOW };
     if record.state == record::SEVERAL {
-        let key = flow_key(ctx, peer.addr_be, peer.port_be, flow::TO_VIP);
+        let key = flow_key(ctx, peer.address, peer.port_be, flow::TO_VIP);
         // SAFETY: the value is copied at once.
         if let Some(vip) = unsafe { ORLOP_FLOWS.get(&key) }.copied() {
-            set_peer(ctx, Peer { addr_be: vip.addr_be, port_be: vip.port_be });
+            set_peer(ctx, family, vip.address, vip.port_be);
             return ALLOW;
         }
     }
     if leads_to(record, peer) {
-        set_peer(ctx, Peer { addr_be: record.vip_be, port_be: record.vip_port_be });
+        set_peer(ctx, family, record.vip, record.vip_port_be);
     }
     ALLOW
-}
-
-#[inline(always)]
-fn show_mapped_vip(ctx: &SockAddrContext) -> i32 {
-    match mapped_peer(ctx) {
-        Some(peer) => show_vip(ctx, peer, set_mapped_peer),
-        None => ALLOW,
-    }
 }

@@ -6,10 +6,10 @@
 //! node has a pair in both: it goes on under the node's own address, so that the answers come back here. Over the overlay, that
 //! is the overlay's address: another one would come out of a tunnel that it does not belong to.
 //!
-//! What should be masqueraded and cannot be (fragments, protocols without ports, ICMP errors, connections whose entry is
+//! What should be masqueraded and cannot be (fragments, protocols without ports, ICMP errors of unknown flows, connections whose entry is
 //! gone) is dropped and counted: it never leaves under the pod's address. Only ports are translated towards a pod, not the
 //! client's: one client address and port that uses two node ports of one pod at the same time has the later flow dropped
-//! and counted. ICMP errors for masqueraded flows are not translated back.
+//! and counted. ICMP errors are translated as the packets that they quote, both ways, so that path MTUs and refusals reach whom they concern.
 //!
 //! The kernel may have no room for an entry for a moment. What then could not be answered is dropped and counted; its sender
 //! tries again.
@@ -20,7 +20,9 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use dataplane_abi::{Config, FrontendKey, NatKey, NatValue, Network, Origin, counter, nat, protocol};
+use dataplane_abi::{
+    Address, Config, FrontendKey, Masquerade, NatKey, NatValue, Origin, counter, nat, protocol,
+};
 
 use crate::maps::{ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
 use crate::packet::{self, End, Ends, Layer, Packet, Parsed};
@@ -53,10 +55,32 @@ pub fn orlop_egress_l3(ctx: TcContext) -> i32 {
     leaves(&ctx, Layer::Ip)
 }
 
+/// In the place of a verdict: an ICMP message, which may be about a packet.
+const ICMP: i32 = -2;
+
 #[inline(always)]
 fn enters(ctx: &TcContext, layer: Layer) -> i32 {
+    match packet_in(ctx, layer) {
+        ICMP => error_in(ctx, layer),
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
+    match packet_out(ctx, layer) {
+        ICMP => error_out(ctx, layer),
+        verdict => verdict,
+    }
+}
+
+// Functions of their own, because the stack has room for either alone.
+
+#[inline(never)]
+fn packet_in(ctx: &TcContext, layer: Layer) -> i32 {
     match packet::parse(ctx, layer) {
         Parsed::Packet(packet) => ingress(ctx, &packet),
+        Parsed::Icmp => ICMP,
         // Untranslated; the counter tells why a flow does not work.
         Parsed::Fragment(_) => {
             count(counter::FRAGMENT);
@@ -66,10 +90,11 @@ fn enters(ctx: &TcContext, layer: Layer) -> i32 {
     }
 }
 
-#[inline(always)]
-fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
+#[inline(never)]
+fn packet_out(ctx: &TcContext, layer: Layer) -> i32 {
     match packet::parse(ctx, layer) {
         Parsed::Packet(packet) => egress(ctx, &packet),
+        Parsed::Icmp => ICMP,
         Parsed::Fragment(ends) => {
             count(counter::FRAGMENT);
             untranslatable(ends)
@@ -79,10 +104,50 @@ fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
     }
 }
 
+/// An error about a packet that left here reaches whoever sent that.
+#[inline(never)]
+fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
+    let Ok(error) = packet::parse_error(ctx, layer) else { return NEXT };
+    let key = answer_key(&error.quoted, nat::IN);
+    // SAFETY: the value is copied at once; one of a recycled element tells another flow's owner, who knows no such packet.
+    let entry = unsafe { ORLOP_NAT.get(&key).or_else(|| ORLOP_INBOUND.get(&key)) }.copied();
+    match entry {
+        Some(NatValue { address, port_be, .. }) if error.destination == error.quoted.source => {
+            count(counter::ICMP_ERROR_TRANSLATED);
+            finish(packet::rewrite_error(ctx, &error, End::Source, true, &address, port_be))
+        }
+        _ => NEXT,
+    }
+}
+
+/// An error about a packet that came in here tells the world of the address that the packet was sent to.
+#[inline(never)]
+fn error_out(ctx: &TcContext, layer: Layer) -> i32 {
+    let error = match packet::parse_error(ctx, layer) {
+        Ok(error) => error,
+        Err(ends) => return ends.map_or(NEXT, untranslatable),
+    };
+    let key = answer_key(&error.quoted, nat::OUT);
+    // SAFETY: as in `error_in`.
+    let entry = unsafe { ORLOP_NAT.get(&key).or_else(|| ORLOP_INBOUND.get(&key)) }.copied();
+    let Some(NatValue { address, port_be, kind, .. }) = entry else {
+        return untranslatable(Ends { source: error.source, destination: error.destination });
+    };
+    if kind == nat::DIRECT {
+        return NEXT;
+    }
+    // A router on the way keeps its own address, unless it is one that nobody outside knows, or one that does not belong to the tunnel.
+    let is_told = error.source == error.quoted.destination
+        || leaves_under_another_address(&error.source, &error.destination)
+        || ORLOP_CONFIG.get(0).is_some_and(|config| link_of(ctx) == config.overlay_link);
+    count(counter::ICMP_ERROR_TRANSLATED);
+    finish(packet::rewrite_error(ctx, &error, End::Destination, is_told, &address, port_be))
+}
+
 /// A packet without ports on its way out.
 #[inline(always)]
-fn untranslatable(Ends { source_be, destination_be }: Ends) -> i32 {
-    if !leaves_under_another_address(source_be, destination_be) {
+fn untranslatable(Ends { source, destination }: Ends) -> i32 {
+    if !leaves_under_another_address(&source, &destination) {
         return NEXT;
     }
     count(counter::MASQUERADE_IMPOSSIBLE);
@@ -97,14 +162,15 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
         return answer_in(ctx, packet, &key, &entry);
     }
     let frontend = FrontendKey {
-        addr_be: packet.destination_be,
+        address: packet.destination,
         port_be: packet.destination_port_be,
         protocol: packet.protocol,
         reserved: 0,
     };
-    let client = || packet.source_be as u64;
-    // SAFETY: as above.
-    if let Some(entry) = unsafe { ORLOP_INBOUND.get(&key) }.copied() {
+    let client = || packet.source;
+    if let Some(element) = ORLOP_INBOUND.get_ptr_mut(&key) {
+        // SAFETY: as above.
+        let entry = unsafe { *element };
         if !packet.may_begin_flow {
             return translate_in(ctx, packet, &entry);
         }
@@ -112,14 +178,17 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
         let before = pick_of(&entry);
         if let Some(pick) = select::still_there(&frontend, Origin::Outside, client, before) {
             if pick != before {
-                // Unrenewed, the entry only costs a longer look at each packet.
-                let renewed = NatValue { selection: pick.selection, slot: pick.slot, ..entry };
-                written(ORLOP_INBOUND.insert(&key, &renewed, 0));
+                // SAFETY: as above. Of two processors each writes what is true; half of it only costs a longer look.
+                unsafe {
+                    (&raw mut (*element).selection).write_volatile(pick.selection);
+                    (&raw mut (*element).slot).write_volatile(pick.slot);
+                }
             }
             return translate_in(ctx, packet, &entry);
         }
     }
-    if is_loopback(packet.destination_be) {
+    // The kernel drops what comes from elsewhere to its loopback; the node's own sockets find services there.
+    if packet.destination.is_loopback() {
         return NEXT;
     }
     if !packet.may_begin_flow {
@@ -150,7 +219,7 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
         }
         Choice::Backend(chosen) => {
             let entry = NatValue {
-                addr_be: chosen.addr_be,
+                address: chosen.address,
                 port_be: chosen.port_be,
                 kind: nat::NODE_PORT,
                 state: 0,
@@ -159,6 +228,7 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
                 selection: chosen.pick.selection,
                 slot: chosen.pick.slot,
                 used: 0,
+                reserved: 0,
             };
             if !written(ORLOP_INBOUND.insert(&key, &entry, 0)) {
                 return DROP;
@@ -169,12 +239,6 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
     }
 }
 
-/// The kernel drops what comes from elsewhere to its loopback; the node's own sockets find services there.
-#[inline(always)]
-fn is_loopback(addr_be: u32) -> bool {
-    u32::from_be(addr_be) >> 24 == 127
-}
-
 /// The answer to a masqueraded packet goes back to its pod.
 #[inline(always)]
 fn answer_in(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue) -> i32 {
@@ -183,11 +247,10 @@ fn answer_in(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue) -
     let back = out_key(packet, entry);
     // SAFETY: only whether it is there matters; looking also keeps it from being evicted.
     if unsafe { ORLOP_NAT.get(&back) }.is_none() {
-        let shown =
-            NatValue { addr_be: packet.destination_be, port_be: packet.destination_port_be, ..*entry };
+        let shown = NatValue { address: packet.destination, port_be: packet.destination_port_be, ..*entry };
         written(ORLOP_NAT.insert(&back, &shown, BPF_NOEXIST as u64));
     }
-    finish(packet::rewrite(ctx, packet, End::Destination, entry.addr_be, entry.port_be))
+    finish(packet::rewrite(ctx, packet, End::Destination, &entry.address, entry.port_be))
 }
 
 /// Towards a node port's backend: rewrites the destination and makes sure that the answers find their way back.
@@ -197,7 +260,7 @@ fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue) -> i32 {
     // SAFETY: the value is copied at once.
     let held = unsafe { ORLOP_INBOUND.get(&back) }.copied();
     match held {
-        Some(held) if held.addr_be == packet.destination_be && held.port_be == packet.destination_port_be => {
+        Some(held) if held.address == packet.destination && held.port_be == packet.destination_port_be => {
             // SAFETY: as in `answer_in`.
             unsafe { touch(ORLOP_INBOUND.get_ptr_mut(&back), packet, nat::IN) };
         }
@@ -208,7 +271,7 @@ fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue) -> i32 {
         }
         _ => {
             let shown = NatValue {
-                addr_be: packet.destination_be,
+                address: packet.destination,
                 port_be: packet.destination_port_be,
                 state: 0,
                 used: now(),
@@ -220,7 +283,7 @@ fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue) -> i32 {
             }
         }
     }
-    finish(packet::rewrite(ctx, packet, End::Destination, entry.addr_be, entry.port_be))
+    finish(packet::rewrite(ctx, packet, End::Destination, &entry.address, entry.port_be))
 }
 
 #[inline(always)]
@@ -229,7 +292,7 @@ fn egress(ctx: &TcContext, packet: &Packet) -> i32 {
     // SAFETY: the value is copied at once.
     if let Some(entry) = unsafe { ORLOP_NAT.get(&key) }.copied() {
         if still_holds_port(packet, &entry) {
-            return finish(packet::rewrite(ctx, packet, End::Source, entry.addr_be, entry.port_be));
+            return finish(packet::rewrite(ctx, packet, End::Source, &entry.address, entry.port_be));
         }
         // Another flow took the port over while this one was silent.
         let _ = ORLOP_NAT.remove(&key);
@@ -238,8 +301,7 @@ fn egress(ctx: &TcContext, packet: &Packet) -> i32 {
     if let Some(entry) = unsafe { ORLOP_INBOUND.get(&key) }.copied() {
         return answer_out(ctx, packet, &key, &entry);
     }
-    if !leaves_under_another_address(packet.source_be, packet.destination_be) && !goes_on_to_a_backend(packet)
-    {
+    if !leaves_under_another_address(&packet.source, &packet.destination) && !goes_on_to_a_backend(packet) {
         return NEXT;
     }
     if !packet.may_begin_flow {
@@ -253,10 +315,10 @@ fn egress(ctx: &TcContext, packet: &Packet) -> i32 {
 /// here it is known what the client asked for.
 #[inline(always)]
 fn goes_on_to_a_backend(packet: &Packet) -> bool {
-    if ORLOP_CONFIG.get(0).is_none_or(|config| config.masquerade_be == 0) {
+    if ORLOP_CONFIG.get(0).is_none_or(|config| masquerade_of(config, &packet.source).shown == Address::NONE) {
         return false;
     }
-    let back = answer_key(packet);
+    let back = answer_key(packet, nat::OUT);
     // SAFETY: the value is copied at once.
     unsafe { ORLOP_INBOUND.get(&back) }.is_some_and(|entry| entry.kind == nat::NODE_PORT)
 }
@@ -269,21 +331,21 @@ fn answer_out(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue) 
     if entry.kind == nat::DIRECT {
         return NEXT;
     }
-    let back = back_in(packet, entry.addr_be, entry.port_be);
+    let back = back_in(packet, &entry.address, entry.port_be);
     // SAFETY: only whether it is there matters. One that leads elsewhere stays: the flow has moved on, and this is a late answer.
     if unsafe { ORLOP_INBOUND.get(&back) }.is_none() {
         written(ORLOP_INBOUND.insert(&back, &inside(packet, entry), BPF_NOEXIST as u64));
     }
-    finish(packet::rewrite(ctx, packet, End::Source, entry.addr_be, entry.port_be))
+    finish(packet::rewrite(ctx, packet, End::Source, &entry.address, entry.port_be))
 }
 
 /// Whether the outside port of a masqueraded flow still leads back to it. One that was evicted is made again.
 #[inline(always)]
 fn still_holds_port(packet: &Packet, entry: &NatValue) -> bool {
-    let back = back_in(packet, entry.addr_be, entry.port_be);
+    let back = back_in(packet, &entry.address, entry.port_be);
     // SAFETY: the value is copied at once.
     match unsafe { ORLOP_NAT.get(&back) }.copied() {
-        Some(held) if held.addr_be == packet.source_be && held.port_be == packet.source_port_be => {
+        Some(held) if held.address == packet.source && held.port_be == packet.source_port_be => {
             // SAFETY: as in `answer_in`.
             unsafe { touch(ORLOP_NAT.get_ptr_mut(&back), packet, nat::OUT) };
             true
@@ -302,13 +364,11 @@ fn still_holds_port(packet: &Packet, entry: &NatValue) -> bool {
 #[inline(always)]
 fn masquerade(ctx: &TcContext, packet: &Packet, key: &NatKey) -> i32 {
     let Some(config) = ORLOP_CONFIG.get(0) else { return NEXT };
-    // SAFETY: the kernel gave this context to this run of the program.
-    let addr_be = match unsafe { (*ctx.skb.skb).ifindex } {
-        link if link == config.overlay_link => config.overlay_be,
-        _ => config.masquerade_be,
-    };
+    let is_overlay = link_of(ctx) == config.overlay_link;
+    let masquerade = masquerade_of(config, &packet.source);
+    let address = if is_overlay { masquerade.overlay } else { masquerade.shown };
     let entry = NatValue {
-        addr_be,
+        address,
         port_be: 0,
         kind: nat::MASQUERADE,
         state: 0,
@@ -317,11 +377,12 @@ fn masquerade(ctx: &TcContext, packet: &Packet, key: &NatKey) -> i32 {
         selection: 0,
         slot: 0,
         used: now(),
+        reserved: 0,
     };
     let value = inside(packet, &entry);
     for attempt in 0..nat::PORT_TRIES {
         let port_be = random_port().to_be();
-        let back = back_in(packet, addr_be, port_be);
+        let back = back_in(packet, &address, port_be);
         let mut taken = ORLOP_NAT.insert(&back, &value, BPF_NOEXIST as u64);
         if !written(taken) {
             return DROP;
@@ -335,7 +396,7 @@ fn masquerade(ctx: &TcContext, packet: &Packet, key: &NatKey) -> i32 {
                 return DROP;
             }
             count(counter::MASQUERADED);
-            return finish(packet::rewrite(ctx, packet, End::Source, addr_be, port_be));
+            return finish(packet::rewrite(ctx, packet, End::Source, &address, port_be));
         }
     }
     count(counter::MASQUERADE_NO_PORT);
@@ -351,8 +412,8 @@ fn vacate(packet: &Packet, back: &NatKey, scarce: bool) -> bool {
         return false;
     }
     let forward = NatKey {
-        source_be: old.addr_be,
-        destination_be: packet.destination_be,
+        source: old.address,
+        destination: packet.destination,
         source_port_be: old.port_be,
         destination_port_be: packet.destination_port_be,
         protocol: packet.protocol,
@@ -426,12 +487,12 @@ fn random_port() -> u16 {
     nat::FIRST_PORT + ((random * width) >> 16) as u16
 }
 
-/// The key under which the answer to a packet that leaves as `addr`:`port` comes back.
+/// The key under which the answer to a packet that leaves as `address`:`port` comes back.
 #[inline(always)]
-fn back_in(packet: &Packet, addr_be: u32, port_be: u16) -> NatKey {
+fn back_in(packet: &Packet, address: &Address, port_be: u16) -> NatKey {
     NatKey {
-        source_be: packet.destination_be,
-        destination_be: addr_be,
+        source: packet.destination,
+        destination: *address,
         source_port_be: packet.destination_port_be,
         destination_port_be: port_be,
         protocol: packet.protocol,
@@ -444,8 +505,8 @@ fn back_in(packet: &Packet, addr_be: u32, port_be: u16) -> NatKey {
 #[inline(always)]
 fn out_key(packet: &Packet, entry: &NatValue) -> NatKey {
     NatKey {
-        source_be: entry.addr_be,
-        destination_be: packet.source_be,
+        source: entry.address,
+        destination: packet.source,
         source_port_be: entry.port_be,
         // An ICMP answer has no port on this side, and neither has the question.
         destination_port_be: packet.source_port_be,
@@ -458,14 +519,14 @@ fn out_key(packet: &Packet, entry: &NatValue) -> NatKey {
 /// What stands inside for `entry`'s outside: the packet's own source.
 #[inline(always)]
 fn inside(packet: &Packet, entry: &NatValue) -> NatValue {
-    NatValue { addr_be: packet.source_be, port_be: packet.source_port_be, ..*entry }
+    NatValue { address: packet.source, port_be: packet.source_port_be, ..*entry }
 }
 
 #[inline(always)]
 fn nat_key(packet: &Packet, direction: u8) -> NatKey {
     NatKey {
-        source_be: packet.source_be,
-        destination_be: packet.destination_be,
+        source: packet.source,
+        destination: packet.destination,
         source_port_be: packet.source_port_be,
         destination_port_be: packet.destination_port_be,
         protocol: packet.protocol,
@@ -476,14 +537,14 @@ fn nat_key(packet: &Packet, direction: u8) -> NatKey {
 
 /// The key of a packet that answers this one.
 #[inline(always)]
-fn answer_key(packet: &Packet) -> NatKey {
+fn answer_key(packet: &Packet, direction: u8) -> NatKey {
     NatKey {
-        source_be: packet.destination_be,
-        destination_be: packet.source_be,
+        source: packet.destination,
+        destination: packet.source,
         source_port_be: packet.destination_port_be,
         destination_port_be: packet.source_port_be,
         protocol: packet.protocol,
-        direction: nat::OUT,
+        direction,
         reserved: 0,
     }
 }
@@ -496,13 +557,13 @@ fn pick_of(entry: &NatValue) -> Pick {
 /// A packet that reaches a pod under the pod's own address: the answer is not a new flow and keeps its source.
 #[inline(always)]
 fn note_direct_flow(packet: &Packet) {
-    if !leaves_under_another_address(packet.destination_be, packet.source_be) {
+    if !leaves_under_another_address(&packet.destination, &packet.source) {
         return;
     }
-    let back = answer_key(packet);
+    let back = answer_key(packet, nat::OUT);
     let direct = NatValue {
-        addr_be: 0,
-        port_be: 0,
+        address: packet.destination,
+        port_be: packet.destination_port_be,
         kind: nat::DIRECT,
         state: 0,
         backend: 0,
@@ -510,6 +571,7 @@ fn note_direct_flow(packet: &Packet) {
         selection: 0,
         slot: 0,
         used: now(),
+        reserved: 0,
     };
     // SAFETY: the value is copied at once.
     match unsafe { ORLOP_INBOUND.get(&back) }.copied() {
@@ -527,23 +589,24 @@ fn note_direct_flow(packet: &Packet) {
 
 /// Whether a packet with these ends is to be masqueraded.
 #[inline(always)]
-fn leaves_under_another_address(source_be: u32, destination_be: u32) -> bool {
+fn leaves_under_another_address(source: &Address, destination: &Address) -> bool {
     let Some(config) = ORLOP_CONFIG.get(0) else { return false };
-    let config: &Config = config;
-    if config.pods.mask_be == 0 || !contains(&config.pods, source_be) {
-        return false;
-    }
-    for (index, network) in config.unmasqueraded.iter().enumerate() {
-        if (index as u32) < config.unmasqueraded_count && contains(network, destination_be) {
-            return false;
-        }
-    }
-    true
+    let masquerade = masquerade_of(config, source);
+    masquerade.pods.contains(source)
+        && !masquerade.unmasqueraded.iter().any(|network| network.contains(destination))
 }
 
+/// Index of the link that the packet crosses.
 #[inline(always)]
-fn contains(network: &Network, addr_be: u32) -> bool {
-    network.mask_be != 0 && addr_be & network.mask_be == network.network_be
+fn link_of(ctx: &TcContext) -> u32 {
+    // SAFETY: the kernel gave this context to this run of the program.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+/// The settings of the address's family.
+#[inline(always)]
+fn masquerade_of<'a>(config: &'a Config, address: &Address) -> &'a Masquerade {
+    if address.is_v4() { &config.v4 } else { &config.v6 }
 }
 
 /// Whether an entry stands now, from whoever: `false`, and counted, when the kernel had no room for it.

@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,30 +22,78 @@ const REQUESTS: usize = 100_000;
 const SOCKETS: usize = 10_000;
 /// Pairs are compared block by block: the spread of the blocks is that of the ratio.
 const BLOCKS: usize = 40;
-/// Our programs see every socket of this process, and know nothing of this one.
-const PEERS_VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 20), 80);
-const ENDPOINT: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
+
+/// The addresses of one family, and what nftables calls it.
+#[derive(Clone, Copy)]
+struct Family {
+    name: &'static str,
+    /// Of a server on the loopback.
+    endpoint: IpAddr,
+    /// Of services: those of [`service`] follow on it.
+    vip: IpAddr,
+    table: &'static str,
+    address: &'static str,
+}
+
+const V4: Family = Family {
+    name: "IPv4",
+    endpoint: IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1)),
+    vip: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 0)),
+    table: "ip",
+    address: "ipv4_addr",
+};
+
+const V6: Family = Family {
+    name: "IPv6",
+    endpoint: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 1)),
+    vip: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0)),
+    table: "ip6",
+    address: "ipv6_addr",
+};
+
+/// Services that are asked. Our programs see every socket of this process, and know nothing of the peer's.
+const OURS: u32 = 10;
+const PEERS: u32 = 20;
+
+impl Family {
+    fn vip(&self, number: u32) -> IpAddr {
+        add(self.vip, number)
+    }
+}
+
+fn add(address: IpAddr, number: u32) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::from(u32::from(address) + number).into(),
+        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) + u128::from(number)).into(),
+    }
+}
+
+/// A connection to an address of no link is routed before it is translated by rules.
+const ROUTES: [&str; 4] = [
+    "addr add 10.244.0.1/32 dev lo",
+    "route add default dev lo",
+    "addr add fd00:244::1/128 dev lo nodad",
+    "-6 route add default dev lo",
+];
 
 fn main() {
     harness::private_host::require();
-    // A connection to an address of no link is routed before it is translated by rules.
-    for line in ["addr add 10.244.0.1/32 dev lo", "route add default dev lo"] {
-        run("ip", line);
-    }
+    ROUTES.iter().for_each(|line| run("ip", line));
     println!("| what | aim | Orlop | nftables | the endpoint itself |");
     println!("|---|---|---|---|---|");
     // First, while the allocator holds nothing that others have given back.
     memory();
-    let peer = Peer::load();
-    cold_load(&peer);
+    for family in [V4, V6] {
+        let peer = Peer::load(family);
+        cold_load(&peer);
+        connections(&peer);
+        netns::remove(peer.netns.path()).expect("remove the peer's namespace");
+    }
     many_endpoints();
     changes();
-    connections(&peer);
     datagrams();
-    netns::remove(peer.netns.path()).expect("remove the peer's namespace");
     let _ = std::fs::remove_dir_all("/run/netns");
-    run("ip", "route del default dev lo");
-    run("ip", "addr del 10.244.0.1/32 dev lo");
+    ROUTES.iter().rev().for_each(|line| run("ip", &line.replace(" add ", " del ").replace(" nodad", "")));
 }
 
 fn row(what: &str, cells: [&str; 4]) {
@@ -71,9 +119,10 @@ impl Bench {
         self.0.as_mut().expect("open").set(frontend, target).expect("room");
     }
 
-    fn fill(&mut self, services: u32, endpoints: u32) -> Duration {
-        let wanted: Vec<(Frontend, Target)> =
-            (0..services).map(|number| (service(number), target(number, endpoints))).collect();
+    fn fill(&mut self, family: Family, services: u32, endpoints: u32) -> Duration {
+        let wanted: Vec<(Frontend, Target)> = (0..services)
+            .map(|number| (service(family, number), target(family, number, endpoints)))
+            .collect();
         let begin = Instant::now();
         wanted.iter().for_each(|(frontend, target)| self.set(*frontend, target));
         begin.elapsed()
@@ -87,99 +136,98 @@ impl Drop for Bench {
     }
 }
 
-fn service(number: u32) -> Frontend {
-    Frontend { address: Ipv4Addr::from(0x0a60_0100 + number), port: 80, protocol: Protocol::Tcp }
+fn service(family: Family, number: u32) -> Frontend {
+    Frontend { address: family.vip(256 + number), port: 80, protocol: Protocol::Tcp }
 }
 
-fn target(service: u32, endpoints: u32) -> Target {
-    let one = |number| SocketAddrV4::new(Ipv4Addr::from(0x0b00_0000 + service * endpoints + number), 8080);
+/// Endpoints where nobody is.
+fn target(family: Family, service: u32, endpoints: u32) -> Target {
+    let one = |number| SocketAddr::new(add(family.endpoint, 65_536 + service * endpoints + number), 8080);
     Target::all((0..endpoints).map(one).collect::<Vec<_>>())
 }
 
 /// nftables, with a server.
 struct Peer {
+    family: Family,
     netns: Netns,
     took: Duration,
-    vip: SocketAddrV4,
+    vip: SocketAddr,
     listener: TcpListener,
 }
 
 impl Peer {
-    fn load() -> Self {
+    fn load(family: Family) -> Self {
         let netns = netns::create("/run/netns/peer").expect("make a namespace");
         let listener = netns.run(|| {
-            for line in ["link set lo up", "addr add 10.244.0.1/32 dev lo", "route add default dev lo"] {
-                run("ip", line);
-            }
-            TcpListener::bind((ENDPOINT, 0)).expect("listen")
+            run("ip", "link set lo up");
+            ROUTES.iter().for_each(|line| run("ip", line));
+            TcpListener::bind((family.endpoint, 0)).expect("listen")
         });
         let listener = listener.expect("enter the namespace");
-        let port = listener.local_addr().expect("its address").port();
-        let rules = rules(SocketAddrV4::new(ENDPOINT, port));
+        let rules = rules(family, listener.local_addr().expect("its address"));
         let begin = Instant::now();
         netns.run(|| feed("nft", &["-f", "-"], &rules)).expect("enter the namespace");
         let took = begin.elapsed();
-        Self { netns, took, vip: PEERS_VIP, listener }
+        Self { family, netns, took, vip: SocketAddr::new(family.vip(PEERS), 80), listener }
     }
 }
 
 /// What kube-proxy writes: the services of [`cold_load`], and one that leads to a server.
-fn rules(server: SocketAddrV4) -> String {
-    let mut text = String::from(
-        "table ip kube-proxy {\n\
-         map service-ips { type ipv4_addr . inet_proto . inet_service : verdict; }\n\
-         chain mark-for-masquerade { meta mark set meta mark or 0x4000; }\n\
-         chain services { ip daddr . meta l4proto . th dport vmap @service-ips; }\n\
-         chain nat-prerouting { type nat hook prerouting priority dstnat; policy accept; jump services; }\n\
-         chain nat-output { type nat hook output priority -100; policy accept; jump services; }\n\
-         chain masquerading { meta mark & 0x4000 == 0 return; meta mark set meta mark xor 0x4000; masquerade fully-random; }\n\
-         chain nat-postrouting { type nat hook postrouting priority srcnat; policy accept; jump masquerading; }\n\
-         }\n",
+fn rules(family: Family, server: SocketAddr) -> String {
+    let Family { table, address: kind, .. } = family;
+    let mut text = format!(
+        "table {table} kube-proxy {{\n\
+         map service-ips {{ type {kind} . inet_proto . inet_service : verdict; }}\n\
+         chain mark-for-masquerade {{ meta mark set meta mark or 0x4000; }}\n\
+         chain services {{ {table} daddr . meta l4proto . th dport vmap @service-ips; }}\n\
+         chain nat-prerouting {{ type nat hook prerouting priority dstnat; policy accept; jump services; }}\n\
+         chain nat-output {{ type nat hook output priority -100; policy accept; jump services; }}\n\
+         chain masquerading {{ meta mark & 0x4000 == 0 return; meta mark set meta mark xor 0x4000; masquerade fully-random; }}\n\
+         chain nat-postrouting {{ type nat hook postrouting priority srcnat; policy accept; jump masquerading; }}\n\
+         }}\n",
     );
-    let mut one = |name: &str, vip: SocketAddrV4, endpoints: &[SocketAddrV4]| {
+    let mut one = |name: &str, vip: SocketAddr, endpoints: &[SocketAddr]| {
         let (address, port) = (vip.ip(), vip.port());
         let mut choices = Vec::new();
         for (number, endpoint) in endpoints.iter().enumerate() {
             let chain = format!("endpoint-{name}-{number}");
-            let ip = endpoint.ip();
-            let _ = writeln!(text, "add chain ip kube-proxy {chain}");
-            let _ = writeln!(text, "add rule ip kube-proxy {chain} ip saddr {ip} jump mark-for-masquerade");
-            let _ = writeln!(text, "add rule ip kube-proxy {chain} meta l4proto tcp dnat to {endpoint}");
+            let add = format!("add rule {table} kube-proxy {chain}");
+            let _ = writeln!(text, "add chain {table} kube-proxy {chain}");
+            let _ = writeln!(text, "{add} {table} saddr {} jump mark-for-masquerade", endpoint.ip());
+            let _ = writeln!(text, "{add} meta l4proto tcp dnat to {endpoint}");
             choices.push(format!("{number} : goto {chain}"));
         }
         let (count, choices) = (endpoints.len(), choices.join(", "));
         let chain = format!("service-{name}");
-        let _ = writeln!(text, "add chain ip kube-proxy {chain}");
+        let add = format!("add rule {table} kube-proxy {chain}");
+        let pods = if address.is_ipv4() { "10.244.0.0/16" } else { "fd00:244::/48" };
+        let _ = writeln!(text, "add chain {table} kube-proxy {chain}");
         let _ = writeln!(
             text,
-            "add rule ip kube-proxy {chain} ip daddr {address} tcp dport {port} ip saddr != 10.244.0.0/16 jump \
-             mark-for-masquerade"
+            "{add} {table} daddr {address} tcp dport {port} {table} saddr != {pods} jump mark-for-masquerade"
         );
-        let _ =
-            writeln!(text, "add rule ip kube-proxy {chain} numgen random mod {count} vmap {{ {choices} }}");
-        let _ = writeln!(
-            text,
-            "add element ip kube-proxy service-ips {{ {address} . tcp . {port} : goto {chain} }}"
-        );
+        let _ = writeln!(text, "{add} numgen random mod {count} vmap {{ {choices} }}");
+        let element = format!("{address} . tcp . {port} : goto {chain}");
+        let _ = writeln!(text, "add element {table} kube-proxy service-ips {{ {element} }}");
     };
     for number in 0..SERVICES {
-        let Frontend { address, port, .. } = service(number);
-        one(&number.to_string(), SocketAddrV4::new(address, port), &target(number, 2).inside);
+        let Frontend { address, port, .. } = service(family, number);
+        one(&number.to_string(), SocketAddr::new(address, port), &target(family, number, 2).inside);
     }
-    one("server", PEERS_VIP, &[server]);
+    one("server", SocketAddr::new(family.vip(PEERS), 80), &[server]);
     text
 }
 
 fn cold_load(peer: &Peer) {
-    let took = Bench::open().fill(SERVICES, 2);
+    let took = Bench::open().fill(peer.family, SERVICES, 2);
     row(
-        &format!("{SERVICES} services with 2 endpoints each, from nothing"),
+        &format!("{SERVICES} services with 2 endpoints each, from nothing, {}", peer.family.name),
         ["30 ms", &shown(took), &shown(peer.took), "-"],
     );
 }
 
 fn many_endpoints() {
-    let took = Bench::open().fill(5_000, 50);
+    let took = Bench::open().fill(V4, 5_000, 50);
     row("5,000 services with 250,000 endpoints, from nothing", ["300 ms", &shown(took), "not measured", "-"]);
 }
 
@@ -189,7 +237,7 @@ fn memory() {
     let mut bench = Bench::open();
     let before = resident();
     for number in 0..SERVICES {
-        bench.set(service(number), &target(number, 10));
+        bench.set(service(V4, number), &target(V4, number, 10));
     }
     let mebibytes = (resident() - before) as f64 / f64::from(1 << 20);
     row(
@@ -207,14 +255,14 @@ fn resident() -> u64 {
 
 fn changes() {
     let mut bench = Bench::open();
-    bench.fill(MANY_SERVICES, 2);
+    bench.fill(V4, MANY_SERVICES, 2);
     let (mut times, begin) = (Vec::with_capacity(CHANGES), Instant::now());
     let mut random = Random(1);
     for _ in 0..CHANGES {
         let number = random.below(MANY_SERVICES);
-        let target = target(number, 1 + random.below(2));
+        let target = target(V4, number, 1 + random.below(2));
         let begin = Instant::now();
-        bench.set(service(number), &target);
+        bench.set(service(V4, number), &target);
         times.push(begin.elapsed());
     }
     let rate = CHANGES as f64 / begin.elapsed().as_secs_f64();
@@ -228,12 +276,12 @@ fn changes() {
 }
 
 fn connections(peer: &Peer) {
-    let mut bench = Bench::open();
-    bench.fill(MANY_SERVICES, 2);
-    let listener = TcpListener::bind((ENDPOINT, 0)).expect("listen");
-    let SocketAddr::V4(direct) = listener.local_addr().expect("its address") else { panic!("IPv4") };
-    let vip = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 10), 80);
-    let frontend = Frontend { address: *vip.ip(), port: 80, protocol: Protocol::Tcp };
+    let (mut bench, family) = (Bench::open(), peer.family);
+    bench.fill(family, MANY_SERVICES, 2);
+    let listener = TcpListener::bind((family.endpoint, 0)).expect("listen");
+    let direct = listener.local_addr().expect("its address");
+    let vip = SocketAddr::new(family.vip(OURS), 80);
+    let frontend = Frontend { address: vip.ip(), port: 80, protocol: Protocol::Tcp };
     bench.set(frontend, &Target::all([direct]));
     let ways = [(&listener, direct), (&listener, vip)];
     let [itself, ours] = alternate(CONNECTIONS, |way| connect(ways[way].0, ways[way].1));
@@ -241,7 +289,10 @@ fn connections(peer: &Peer) {
         .run(|| (0..CONNECTIONS).map(|_| connect(&peer.listener, peer.vip)).collect())
         .expect("enter the namespace");
     row(
-        &format!("a connection through a cluster IP, {MANY_SERVICES} services (nftables: {SERVICES})"),
+        &format!(
+            "a connection through a cluster IP, {}, {MANY_SERVICES} services (nftables: {SERVICES})",
+            family.name
+        ),
         [
             "1.02 times direct",
             &format!("{}, {}", shown(median(&ours)), ratio(&ours, &itself)),
@@ -257,7 +308,7 @@ fn connections(peer: &Peer) {
     });
     let theirs = theirs.expect("enter the namespace");
     row(
-        "a request and its answer on an open connection",
+        &format!("a request and its answer on an open connection, {}", family.name),
         [
             "1.01 times direct",
             &format!("{}, {}", shown(median(&ours)), ratio(&ours, &itself)),
@@ -278,7 +329,7 @@ fn alternate(count: usize, mut measure: impl FnMut(usize) -> Duration) -> [Vec<D
     times
 }
 
-fn connect(listener: &TcpListener, address: SocketAddrV4) -> Duration {
+fn connect(listener: &TcpListener, address: SocketAddr) -> Duration {
     let begin = Instant::now();
     let stream = TcpStream::connect(address).expect("connect");
     let took = begin.elapsed();
@@ -293,7 +344,7 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn open(listener: &TcpListener, address: SocketAddrV4) -> Self {
+    fn open(listener: &TcpListener, address: SocketAddr) -> Self {
         let client = TcpStream::connect(address).expect("connect");
         let (server, _) = listener.accept().expect("accept");
         [&client, &server].iter().for_each(|end| end.set_nodelay(true).expect("set TCP_NODELAY"));
@@ -312,15 +363,12 @@ impl Exchange {
 
 fn datagrams() {
     let mut bench = Bench::open();
-    let servers = [(); 2].map(|()| UdpSocket::bind((ENDPOINT, 0)).expect("bind"));
-    let [old, new] = servers.each_ref().map(|server| match server.local_addr().expect("its address") {
-        SocketAddr::V4(address) => address,
-        SocketAddr::V6(_) => panic!("IPv4"),
-    });
-    let vip = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 11), 53);
-    let frontend = Frontend { address: *vip.ip(), port: 53, protocol: Protocol::Udp };
+    let servers = [(); 2].map(|()| UdpSocket::bind((V4.endpoint, 0)).expect("bind"));
+    let [old, new] = servers.each_ref().map(|server| server.local_addr().expect("its address"));
+    let vip = SocketAddr::new(V4.vip(OURS), 53);
+    let frontend = Frontend { address: vip.ip(), port: 53, protocol: Protocol::Udp };
     bench.set(frontend, &Target::all([old]));
-    let connected = |to: SocketAddrV4| {
+    let connected = |to: SocketAddr| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("bind");
         socket.connect(to).expect("connect");
         socket

@@ -33,11 +33,11 @@ use links::Target;
 /// The object that `cargo xtask build-ebpf` made; empty without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane.o"));
 
-/// Those for IPv6 sockets are for mapped IPv4 addresses; the kernel runs sendmsg4 for these too.
 const SOCKET_PROGRAMS: &[&str] = &[
     "orlop_connect4",
     "orlop_connect6",
     "orlop_sendmsg4",
+    "orlop_sendmsg6",
     "orlop_recvmsg4",
     "orlop_recvmsg6",
     "orlop_getpeername4",

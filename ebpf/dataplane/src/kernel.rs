@@ -8,7 +8,8 @@ use std::os::fd::AsFd;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_abi::{
-    Backend, Config, Connected, FrontendKey, Origin, Selection, Service, SourceKey, capacity, counter, map,
+    Address, Backend, Config, Connected, FrontendKey, Origin, Selection, Service, SourceKey, capacity,
+    counter, map,
 };
 
 use crate::attach::Maps;
@@ -33,7 +34,7 @@ const KEY_SIZE: usize = size_of::<FrontendKey>();
 
 pub struct Kernel {
     frontends: HashMap<MapData, [u8; KEY_SIZE], u32>,
-    sources: LpmTrie<MapData, [u32; 2], u32>,
+    sources: LpmTrie<MapData, [u32; 5], u32>,
     connected: HashMap<MapData, u64, [u8; CONNECTED_SIZE]>,
     /// The same map, to be read as a whole.
     all_connected: MapData,
@@ -72,8 +73,9 @@ impl Kernel {
         }
         for key in self.sources.keys() {
             let key = typed_operation("read", map::SOURCES, key)?;
-            let [set, addr_be] = key.data();
-            found.sources.push(SourceKey { prefix: key.prefix_len(), set, addr_be });
+            let [set, a, b, c, d] = key.data();
+            let address = Address { words_be: [a, b, c, d] };
+            found.sources.push(SourceKey { prefix: key.prefix_len(), set, address });
         }
         for slot in 0..capacity::FRONTENDS as u32 {
             let service = Service::from_bytes(self.services.read(slot));
@@ -127,7 +129,7 @@ impl Kernel {
                 self.services.store_word(*slot, field, selection.pack());
             }
             Write::Sources { slot, set } => {
-                self.services.store_word(*slot, std::mem::offset_of!(Service, sources), u64::from(*set));
+                self.services.store_number(*slot, std::mem::offset_of!(Service, sources), *set);
             }
             Write::SourceInsert { key } => {
                 let inserted = self.sources.insert(&trie_key(*key), 1, 0);
@@ -157,8 +159,10 @@ impl Kernel {
         self.backends.store_word(id, place, last_generation);
         if value.generation != 0 {
             let bytes = value.to_bytes();
-            let (address, _) = bytes.split_first_chunk().expect("a backend has two words");
-            self.backends.store_word(id, 0, u64::from_ne_bytes(*address));
+            let (before, _) = bytes[..place].as_chunks();
+            for (index, word) in before.iter().enumerate() {
+                self.backends.store_word(id, index * size_of::<u64>(), u64::from_ne_bytes(*word));
+            }
             self.backends.store_word(id, place, u64::from(value.generation) | last_generation);
         }
     }
@@ -227,8 +231,9 @@ fn twin(map: &Map) -> io::Result<MapData> {
     MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?).map_err(io::Error::other)
 }
 
-fn trie_key(SourceKey { prefix, set, addr_be }: SourceKey) -> Key<[u32; 2]> {
-    Key::new(prefix, [set, addr_be])
+fn trie_key(SourceKey { prefix, set, address }: SourceKey) -> Key<[u32; 5]> {
+    let [a, b, c, d] = address.words_be;
+    Key::new(prefix, [set, a, b, c, d])
 }
 
 fn typed<T>(map: &'static str, opened: Result<T, aya::maps::MapError>) -> Result<T, MapError> {

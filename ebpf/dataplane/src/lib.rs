@@ -16,7 +16,7 @@ mod unapplied;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use attach::PinRoot;
 use dataplane_abi::Config;
 pub use dataplane_abi::{Origin, counter};
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use kernel::Kernel;
 use linux::netns::Netns;
 use model::{Capacity, Model};
@@ -67,7 +67,7 @@ pub enum Protocol {
 /// An address and port that a service answers at: a cluster IP, or a node port on one of the node's addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub port: u16,
     pub protocol: Protocol,
 }
@@ -78,23 +78,23 @@ impl fmt::Display for Frontend {
             Protocol::Tcp => "TCP",
             Protocol::Udp => "UDP",
         };
-        write!(f, "{}:{}/{protocol}", self.address, self.port)
+        write!(f, "{}/{protocol}", SocketAddr::new(self.address, self.port))
     }
 }
 
-/// Where a frontend leads. An empty list refuses.
+/// Where a frontend leads: to addresses of its own family. An empty list refuses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Target {
     /// The endpoints for clients on this node.
-    pub inside: Arc<[SocketAddrV4]>,
+    pub inside: Arc<[SocketAddr]>,
     /// The endpoints for what comes in by an uplink.
-    pub outside: Arc<[SocketAddrV4]>,
+    pub outside: Arc<[SocketAddr]>,
     /// A client whose last connection is no longer ago than so many seconds is led to the same endpoint.
     pub affinity_seconds: Option<NonZeroU32>,
     /// The networks that may ask from outside, sorted and each once; none: everybody may.
-    pub sources: Option<Arc<[Ipv4Network]>>,
+    pub sources: Option<Arc<[IpNetwork]>>,
     /// Endpoints that serve clients that were led to them before, whether new ones are or not.
-    pub draining: Arc<[SocketAddrV4]>,
+    pub draining: Arc<[SocketAddr]>,
     /// The frontend's address is one of the node's: while there is no endpoint at all, the node's kernel refuses what comes in by
     /// an uplink. At another address that is dropped.
     pub own_address: bool,
@@ -102,12 +102,20 @@ pub struct Target {
 
 impl Target {
     /// The same endpoints for everybody.
-    pub fn all(endpoints: impl Into<Arc<[SocketAddrV4]>>) -> Self {
+    pub fn all(endpoints: impl Into<Arc<[SocketAddr]>>) -> Self {
         let endpoints = endpoints.into();
         Self { inside: endpoints.clone(), outside: endpoints, ..Self::default() }
     }
 
-    pub fn endpoints(&self, origin: Origin) -> &[SocketAddrV4] {
+    /// All that is in it, which is of one family.
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let endpoints =
+            [&self.inside, &self.outside, &self.draining].into_iter().flat_map(|list| list.iter());
+        let sources = self.sources.iter().flat_map(|networks| networks.iter());
+        endpoints.map(SocketAddr::ip).chain(sources.map(IpNetwork::ip))
+    }
+
+    pub fn endpoints(&self, origin: Origin) -> &[SocketAddr] {
         match origin {
             Origin::Inside => &self.inside,
             Origin::Outside => &self.outside,
@@ -115,15 +123,17 @@ impl Target {
     }
 }
 
-/// How pods appear outside of the cluster.
+/// How pods appear outside of the cluster, in one address family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Masquerade {
     /// The pods of this node.
-    pub pods: Ipv4Network,
+    pub pods: IpNetwork,
     /// The node's own address on the uplink.
-    pub address: Ipv4Addr,
-    /// Destinations that pods reach under their own address, such as all pods of the cluster; at most 8.
-    pub excluded: Vec<Ipv4Network>,
+    pub address: IpAddr,
+    /// Destinations that pods reach under their own address, such as all pods of the cluster; at most 8. Those of the other family
+    /// say nothing.
+    pub excluded: Vec<IpNetwork>,
+    /// Where the link to other nodes' pods is no uplink.
     pub overlay: Option<Overlay>,
 }
 
@@ -133,7 +143,7 @@ pub struct Overlay {
     /// Its index.
     pub link: u32,
     /// What is masqueraded on its way there, such as a node port's flow to a backend elsewhere, shows this address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
 }
 
 /// What a map write can fail with.
@@ -147,6 +157,10 @@ pub enum WriteError {
     OtherLayout(#[source] Box<OpenError>),
     #[error("masquerade: {count} excluded networks, at most {limit} are supported")]
     TooManyExcluded { count: usize, limit: usize },
+    #[error("masquerade: {address} is not of the family of {pods}")]
+    MixedFamilies { address: IpAddr, pods: IpNetwork },
+    #[error("{frontend} cannot lead to {address}, which is of another address family")]
+    OtherFamily { frontend: Frontend, address: IpAddr },
 }
 
 /// The load balancer of this machine.
@@ -192,6 +206,9 @@ impl Dataplane {
     /// Makes `frontend` lead to `target`. The switch is one store in memory for each [`Origin`]: a connection sees the old list
     /// or the new one. After an error of the kernel the same call tries again.
     pub fn set(&mut self, frontend: Frontend, target: &Target) -> Result<(), WriteError> {
+        if let Some(address) = target.addresses().find(|ip| ip.is_ipv4() != frontend.address.is_ipv4()) {
+            return Err(WriteError::OtherFamily { frontend, address });
+        }
         let planned = match self.model.set(frontend, target) {
             // What was freed may be reused once no program can still be reading it.
             Err(_) if self.model.release_pending() => {
@@ -227,10 +244,10 @@ impl Dataplane {
         removed.map_err(Box::new).map_err(WriteError::OtherLayout).and(result)
     }
 
-    /// Sets how pods appear outside; `None` lets them keep their addresses.
-    pub fn set_masquerade(&mut self, masquerade: Option<&Masquerade>) -> Result<(), WriteError> {
+    /// Sets how pods appear outside, at most once for each address family; those of one that is not there keep their addresses.
+    pub fn set_masquerade(&mut self, families: &[Masquerade]) -> Result<(), WriteError> {
         let before = self.kernel.read_config().map_err(WriteError::Map)?;
-        let config = model::config(before, masquerade)?;
+        let config = model::config(before, families)?;
         self.kernel.write_config(&config).map_err(WriteError::Map)
     }
 

@@ -7,15 +7,15 @@
 mod pool;
 
 use std::collections::{HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use dataplane_abi::{
-    Backend, Config, FrontendKey, Network, Origin, Selection, Service, SourceKey, capacity, protocol,
-    service_flag,
+    Address, Backend, Config, FrontendKey, Network, Origin, Selection, Service, SourceKey, capacity,
+    protocol, service_flag,
 };
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use pool::{Numbers, Ranges};
 
 use crate::{Frontend, Masquerade, Protocol, Target, WriteError};
@@ -133,7 +133,7 @@ impl Default for Capacity {
 struct Parts<'a> {
     tables: &'a HashMap<u64, Vec<u32>>,
     backends: &'a HashMap<u32, Backend>,
-    sources: &'a HashMap<u32, Vec<Ipv4Network>>,
+    sources: &'a HashMap<u32, Vec<IpNetwork>>,
 }
 
 #[derive(Debug)]
@@ -153,15 +153,15 @@ struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Sources {
     set: NonZeroU32,
-    networks: Arc<[Ipv4Network]>,
+    networks: Arc<[IpNetwork]>,
 }
 
 impl Sources {
     fn keys(&self) -> impl Iterator<Item = SourceKey> {
         self.networks.iter().map(|network| SourceKey {
-            prefix: SourceKey::SET_BITS + u32::from(network.prefix()),
+            prefix: SourceKey::SET_BITS + mapped_prefix(*network),
             set: self.set.get(),
-            addr_be: u32::from_ne_bytes(network.network().octets()),
+            address: to_address(network.network()),
         })
     }
 }
@@ -179,7 +179,7 @@ impl Entry {
         self.sources.as_ref().map_or(0, |sources| sources.set.get())
     }
 
-    fn networks(&self) -> Option<&Arc<[Ipv4Network]>> {
+    fn networks(&self) -> Option<&Arc<[IpNetwork]>> {
         self.sources.as_ref().map(|sources| &sources.networks)
     }
 
@@ -217,7 +217,7 @@ struct List {
 
 #[derive(Debug, Clone, Copy)]
 struct Use {
-    address: SocketAddrV4,
+    address: SocketAddr,
     generation: u32,
     /// How many table entries name this backend.
     references: usize,
@@ -227,7 +227,7 @@ struct Use {
 pub struct Model {
     capacity: Capacity,
     entries: HashMap<Frontend, Entry>,
-    by_address: HashMap<SocketAddrV4, u32>,
+    by_address: HashMap<SocketAddr, u32>,
     uses: HashMap<u32, Use>,
     slots: Numbers,
     ids: Numbers,
@@ -273,7 +273,7 @@ impl Model {
         model.last_generation = living.max(found.last_generation);
         let words = services.values().flat_map(|service| [service.inside, service.outside]);
         model.last_selection = words.map(|word| Selection::unpack(word).generation).max().unwrap_or(0);
-        let mut sources: HashMap<u32, Vec<Ipv4Network>> = HashMap::new();
+        let mut sources: HashMap<u32, Vec<IpNetwork>> = HashMap::new();
         for key in &found.sources {
             sources.entry(key.set).or_default().extend(from_source(*key));
         }
@@ -357,7 +357,7 @@ impl Model {
     }
 
     fn refer(&mut self, id: u32, backend: Backend) {
-        let address = socket_address(backend.addr_be, backend.port_be);
+        let address = socket_address(backend.address, backend.port_be);
         self.ids.take(id);
         self.by_address.insert(address, id);
         let used = Use { address, generation: backend.generation, references: 0 };
@@ -366,7 +366,7 @@ impl Model {
 
     /// Keeps a backend of no table, unless another one has its address.
     fn hold(&mut self, id: u32, backend: Backend) -> bool {
-        if self.by_address.contains_key(&socket_address(backend.addr_be, backend.port_be)) {
+        if self.by_address.contains_key(&socket_address(backend.address, backend.port_be)) {
             return false;
         }
         self.refer(id, backend);
@@ -390,7 +390,7 @@ impl Model {
     /// Every frontend, and where it leads; endpoints in the order of their addresses.
     pub fn list(&self) -> impl Iterator<Item = (Frontend, Target)> {
         self.entries.iter().map(|(frontend, entry)| {
-            let inside: Arc<[SocketAddrV4]> = self.endpoints(&entry.inside.backends);
+            let inside: Arc<[SocketAddr]> = self.endpoints(&entry.inside.backends);
             let outside = entry.outside.as_ref();
             let outside = outside.map_or_else(|| inside.clone(), |list| self.endpoints(&list.backends));
             let affinity_seconds = NonZeroU32::new(entry.affinity_seconds);
@@ -401,7 +401,7 @@ impl Model {
         })
     }
 
-    fn endpoints(&self, ids: &[u32]) -> Arc<[SocketAddrV4]> {
+    fn endpoints(&self, ids: &[u32]) -> Arc<[SocketAddr]> {
         let mut endpoints: Vec<_> = ids.iter().map(|id| self.uses[id].address).collect();
         endpoints.sort_unstable();
         endpoints.into()
@@ -503,7 +503,7 @@ impl Model {
     }
 
     /// Whether a table names just these endpoints.
-    fn leads_to(&self, list: &List, endpoints: &[SocketAddrV4]) -> bool {
+    fn leads_to(&self, list: &List, endpoints: &[SocketAddr]) -> bool {
         if list.backends.len() != endpoints.len() {
             return false;
         }
@@ -543,8 +543,8 @@ impl Model {
     fn check_room(
         &self,
         frontend: Frontend,
-        fresh: [Option<&[SocketAddrV4]>; 2],
-        new_sources: Option<&Arc<[Ipv4Network]>>,
+        fresh: [Option<&[SocketAddr]>; 2],
+        new_sources: Option<&Arc<[IpNetwork]>>,
     ) -> Result<(), Full> {
         let full = |resource, limit| Err(Full { resource, limit });
         let lists = || fresh.into_iter().flatten();
@@ -567,7 +567,7 @@ impl Model {
     }
 
     /// Room for the tables of all lists, or for none.
-    fn allocate_tables(&mut self, fresh: [Option<&[SocketAddrV4]>; 2]) -> Result<[u32; 2], Full> {
+    fn allocate_tables(&mut self, fresh: [Option<&[SocketAddr]>; 2]) -> Result<[u32; 2], Full> {
         let [first, second] = fresh.map(|endpoints| endpoints.map_or(0, |endpoints| endpoints.len() as u32));
         let limit = self.capacity.table_entries as usize;
         let full = Full { resource: Resource::TableEntries, limit };
@@ -581,7 +581,7 @@ impl Model {
         }
     }
 
-    fn new_list(&mut self, endpoints: &[SocketAddrV4], offset: u32, writes: &mut Vec<Write>) -> List {
+    fn new_list(&mut self, endpoints: &[SocketAddr], offset: u32, writes: &mut Vec<Write>) -> List {
         let mut backends: Vec<u32> =
             endpoints.iter().map(|address| self.take_backend(*address, writes)).collect();
         backends.sort_unstable();
@@ -599,7 +599,7 @@ impl Model {
         self.drop_backends(&list.backends, writes);
     }
 
-    fn new_sources(&mut self, networks: &Arc<[Ipv4Network]>, writes: &mut Vec<Write>) -> Sources {
+    fn new_sources(&mut self, networks: &Arc<[IpNetwork]>, writes: &mut Vec<Write>) -> Sources {
         self.last_set = self.last_set.wrapping_add(1).max(1);
         let set = NonZeroU32::new(self.last_set).unwrap_or(NonZeroU32::MIN);
         let sources = Sources { set, networks: networks.clone() };
@@ -619,14 +619,13 @@ impl Model {
         let key = to_key(frontend);
         let [inside, outside] = Origin::ALL.map(|origin| entry.list(origin).selection.pack());
         let Entry { flags, affinity_seconds, .. } = *entry;
-        let value =
-            Service { key, inside, outside, flags, affinity_seconds, sources: entry.set(), reserved: 0 };
+        let value = Service { key, sources: entry.set(), inside, outside, flags, affinity_seconds };
         writes.push(Write::Service { slot, value });
         writes.push(Write::FrontendInsert { key, slot });
         slot
     }
 
-    fn take_backend(&mut self, address: SocketAddrV4, writes: &mut Vec<Write>) -> u32 {
+    fn take_backend(&mut self, address: SocketAddr, writes: &mut Vec<Write>) -> u32 {
         if let Some(id) = self.by_address.get(&address) {
             self.uses.get_mut(id).expect("every known address is in use").references += 1;
             return *id;
@@ -655,35 +654,44 @@ impl Model {
     }
 }
 
-/// The settings with another masquerade.
-pub fn config(before: Config, masquerade: Option<&Masquerade>) -> Result<Config, WriteError> {
-    let without = Config { node_netns: before.node_netns, ..Config::default() };
-    let Some(masquerade) = masquerade else { return Ok(without) };
-    let (count, limit) = (masquerade.excluded.len(), capacity::UNMASQUERADED);
-    if count > limit {
-        return Err(WriteError::TooManyExcluded { count, limit });
-    }
-    let mut config = Config {
-        pods: network(masquerade.pods),
-        masquerade_be: u32::from_ne_bytes(masquerade.address.octets()),
-        unmasqueraded_count: count as u32,
-        ..without
-    };
-    if let Some(overlay) = masquerade.overlay {
-        config.overlay_link = overlay.link;
-        config.overlay_be = u32::from_ne_bytes(overlay.address.octets());
-    }
-    for (place, excluded) in config.unmasqueraded.iter_mut().zip(&masquerade.excluded) {
-        *place = network(*excluded);
+/// The settings with other masquerades.
+pub fn config(before: Config, families: &[Masquerade]) -> Result<Config, WriteError> {
+    let mut config = Config { node_netns: before.node_netns, ..Config::default() };
+    for family in families {
+        let pods = family.pods;
+        let is_of_family = |address: &IpAddr| address.is_ipv4() == pods.is_ipv4();
+        let mut shown = std::iter::once(family.address).chain(family.overlay.map(|overlay| overlay.address));
+        if let Some(address) = shown.find(|address| !is_of_family(address)) {
+            return Err(WriteError::MixedFamilies { address, pods });
+        }
+        let excluded = family.excluded.iter().filter(|network| network.is_ipv4() == pods.is_ipv4());
+        let (count, limit) = (excluded.clone().count(), capacity::UNMASQUERADED);
+        if count > limit {
+            return Err(WriteError::TooManyExcluded { count, limit });
+        }
+        let settings = if pods.is_ipv4() { &mut config.v4 } else { &mut config.v6 };
+        settings.pods = to_network(pods);
+        settings.shown = to_address(family.address);
+        for (place, excluded) in settings.unmasqueraded.iter_mut().zip(excluded) {
+            *place = to_network(*excluded);
+        }
+        if let Some(overlay) = family.overlay {
+            settings.overlay = to_address(overlay.address);
+            config.overlay_link = overlay.link;
+        }
     }
     Ok(config)
 }
 
-fn network(network: Ipv4Network) -> Network {
-    Network {
-        network_be: u32::from_ne_bytes(network.network().octets()),
-        mask_be: u32::from_ne_bytes(network.mask().octets()),
-    }
+fn to_network(network: IpNetwork) -> Network {
+    let mask = u128::MAX.checked_shl(Address::BITS - mapped_prefix(network)).unwrap_or(0);
+    Network { network: to_address(network.network()), mask: Address::from_bytes(mask.to_be_bytes()) }
+}
+
+/// The length of the network's prefix where IPv4 is mapped.
+fn mapped_prefix(network: IpNetwork) -> u32 {
+    let before = if network.is_ipv4() { Address::MAPPED_BITS } else { 0 };
+    before + u32::from(network.prefix())
 }
 
 pub fn to_key(frontend: Frontend) -> FrontendKey {
@@ -691,8 +699,8 @@ pub fn to_key(frontend: Frontend) -> FrontendKey {
         Protocol::Tcp => protocol::TCP,
         Protocol::Udp => protocol::UDP,
     };
-    let addr_be = u32::from_ne_bytes(frontend.address.octets());
-    FrontendKey { addr_be, port_be: frontend.port.to_be(), protocol, reserved: 0 }
+    let address = to_address(frontend.address);
+    FrontendKey { address, port_be: frontend.port.to_be(), protocol, reserved: 0 }
 }
 
 fn from_key(key: FrontendKey) -> Option<Frontend> {
@@ -701,26 +709,42 @@ fn from_key(key: FrontendKey) -> Option<Frontend> {
         protocol::UDP => Protocol::Udp,
         _ => return None,
     };
-    Some(Frontend { address: address(key.addr_be), port: u16::from_be(key.port_be), protocol })
+    Some(Frontend { address: address(key.address), port: u16::from_be(key.port_be), protocol })
 }
 
 /// `None` for a key that we would not write.
-fn from_source(key: SourceKey) -> Option<Ipv4Network> {
-    let prefix = u8::try_from(key.prefix.checked_sub(SourceKey::SET_BITS)?).ok()?;
-    Ipv4Network::new(address(key.addr_be), prefix).ok()
+fn from_source(key: SourceKey) -> Option<IpNetwork> {
+    let address = address(key.address);
+    let before = if address.is_ipv4() { Address::MAPPED_BITS } else { 0 };
+    let prefix = key.prefix.checked_sub(SourceKey::SET_BITS)?.checked_sub(before)?;
+    IpNetwork::new(address, u8::try_from(prefix).ok()?).ok()
 }
 
-pub fn socket_address(addr_be: u32, port_be: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(address(addr_be), u16::from_be(port_be))
+pub fn socket_address(of: Address, port_be: u16) -> SocketAddr {
+    SocketAddr::new(address(of), u16::from_be(port_be))
 }
 
-fn address(addr_be: u32) -> Ipv4Addr {
-    Ipv4Addr::from(addr_be.to_ne_bytes())
+/// An IPv6 address that maps one of IPv4 is that one.
+fn to_address(address: IpAddr) -> Address {
+    Address::from_bytes(match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    })
 }
 
-fn backend(address: SocketAddrV4, generation: u32) -> Backend {
-    let addr_be = u32::from_ne_bytes(address.ip().octets());
-    Backend { addr_be, port_be: address.port().to_be(), reserved: 0, generation, last_generation: generation }
+fn address(address: Address) -> IpAddr {
+    Ipv6Addr::from(address.to_bytes()).to_canonical()
+}
+
+fn backend(address: SocketAddr, generation: u32) -> Backend {
+    Backend {
+        address: to_address(address.ip()),
+        port_be: address.port().to_be(),
+        reserved: 0,
+        reserved2: 0,
+        generation,
+        last_generation: generation,
+    }
 }
 
 /// A free number: what it was stays behind, for readers that are on their way to it.

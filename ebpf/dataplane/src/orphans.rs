@@ -6,7 +6,7 @@
 //! the pod's own address are not noted.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use dataplane_abi::Connected;
 use linux::netns::{self, Netns};
@@ -29,8 +29,8 @@ impl Orphan {
     }
 
     /// Where it sends to.
-    pub fn backend(&self) -> SocketAddrV4 {
-        model::socket_address(self.connected.backend_be, self.connected.backend_port_be)
+    pub fn backend(&self) -> SocketAddr {
+        model::socket_address(self.connected.backend_address, self.connected.backend_port_be)
     }
 }
 
@@ -124,7 +124,7 @@ fn end_in(
     let mut doomed = sockets.connected_datagrams()?;
     let orphan = |socket: &ConnectedSocket| {
         let orphan = wanted.get(&socket.cookie)?;
-        (socket.peer == SocketAddr::V4(orphan.backend())).then_some(*orphan)
+        (socket.peer == orphan.backend()).then_some(*orphan)
     };
     doomed.retain(|socket| orphan(socket).is_some());
     let verdicts = sockets.end(&doomed)?;

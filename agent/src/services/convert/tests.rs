@@ -1,6 +1,8 @@
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
@@ -18,7 +20,7 @@ fn addresses_ports_and_policies() {
     let object = api_service(
         serde_json::json!({
             "type": "LoadBalancer", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7", "fd00::7"],
-            "externalIPs": ["203.0.113.9", "broken"], "externalTrafficPolicy": "Local",
+            "externalIPs": ["203.0.113.9", "broken", "::ffff:203.0.113.9", "2001:db8::9"], "externalTrafficPolicy": "Local",
             "internalTrafficPolicy": "Cluster", "sessionAffinity": "ClientIP",
             "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}, "healthCheckNodePort": 30999,
             "loadBalancerSourceRanges": ["203.0.113.77/24", "198.51.100.0/25", "203.0.113.0/24", "fd00::/64", "all"],
@@ -29,12 +31,15 @@ fn addresses_ports_and_policies() {
         ]}}),
     );
     let (read, problems) = service(&object);
-    assert_eq!(read.cluster_ips.len(), 1);
-    assert_eq!(read.external_ips, [Ipv4Addr::new(203, 0, 113, 9)]);
+    let shown = |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(shown(&read.cluster_ips), ["10.96.0.7", "fd00::7"]);
+    assert_eq!(shown(&read.external_ips), ["203.0.113.9", "2001:db8::9"]);
     assert_eq!(read.balancer_ips, [Ipv4Addr::new(203, 0, 113, 1)]);
-    let ranges: Vec<String> =
-        read.source_ranges.iter().flat_map(|all| all.iter()).map(ToString::to_string).collect();
-    assert_eq!(ranges, ["198.51.100.0/25", "203.0.113.0/24"]);
+    let ranges = |ranges: Option<Arc<[IpNetwork]>>| -> Vec<String> {
+        ranges.iter().flat_map(|all| all.iter()).map(ToString::to_string).collect()
+    };
+    assert_eq!(ranges(read.source_ranges.v4), ["198.51.100.0/25", "203.0.113.0/24"]);
+    assert_eq!(ranges(read.source_ranges.v6), ["fd00::/64"]);
     assert_eq!((read.internal_policy, read.external_policy), (TrafficPolicy::Cluster, TrafficPolicy::Local));
     assert_eq!(read.health_check_port, Some(30999));
     assert_eq!((read.affinity_seconds, read.publish_not_ready), (NonZeroU32::new(60), false));
@@ -62,13 +67,14 @@ fn affinity_is_for_three_hours_unless_the_service_says_otherwise() {
 fn source_ranges_that_cannot_be_read_let_nobody_in() {
     let read = |ranges: &[&str]| {
         let spec = serde_json::json!({"loadBalancerSourceRanges": ranges});
-        service(&api_service(spec, serde_json::json!({}))).0.source_ranges.map(|ranges| ranges.len())
+        let read = service(&api_service(spec, serde_json::json!({}))).0.source_ranges;
+        [read.v4, read.v6].map(|ranges| ranges.map(|ranges| ranges.len()))
     };
-    assert_eq!([read(&[]), read(&["fd00::/64"])], [None; 2]);
-    assert_eq!(
-        [read(&["all"]), read(&["10.0.0.0/8"]), read(&["10.0.0.0/8", "all"])],
-        [Some(0), Some(1), Some(1)]
-    );
+    assert_eq!(read(&[]), [None, None]);
+    assert_eq!(read(&["fd00::/64"]), [None, Some(1)]);
+    assert_eq!(read(&["10.0.0.0/8"]), [Some(1), None]);
+    assert_eq!(read(&["all"]), [Some(0), Some(0)]);
+    assert_eq!(read(&["10.0.0.0/8", "all"]), [Some(1), Some(0)]);
 }
 
 #[test]

@@ -1,5 +1,3 @@
-use std::net::Ipv4Addr;
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
@@ -12,6 +10,16 @@ fn key(name: &str) -> Key {
 
 fn check(port: u16, local_endpoints: usize) -> Option<HealthCheck> {
     Some(HealthCheck { port, local_endpoints })
+}
+
+#[tokio::test]
+async fn a_port_answers_in_both_families() {
+    let [port] = ports().await;
+    let mut servers = Servers::everywhere();
+    servers.set(&key("a"), check(port, 1)).unwrap();
+    for address in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+        TcpStream::connect((address, port)).await.unwrap_or_else(|error| panic!("{address}: {error}"));
+    }
 }
 
 /// Ports that no other test asks for (each is a process), and that the kernel gives nobody.

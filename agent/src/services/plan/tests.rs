@@ -1,16 +1,17 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use dataplane::{Frontend, Protocol, Target};
 use proptest::prelude::*;
 
 use super::departed::{Departed, PODS};
 use super::{
-    Change, Departure, Endpoint, HealthCheck, Key, Planner, Port, Service, Slice, SlicePort, TrafficPolicy,
-    Usable, View, frontends,
+    ByFamily, Change, Departure, Endpoint, HealthCheck, Key, Planner, Port, Service, Slice, SlicePort,
+    TrafficPolicy, Usable, View, frontends,
 };
 
-const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 5);
+const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 0, 5));
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 fn key(name: &str) -> Key {
     Key { namespace: "default".into(), name: name.into() }
@@ -20,7 +21,7 @@ fn service(ip: u8) -> Service {
     Service {
         uid: format!("uid-{ip}"),
         created: 100,
-        cluster_ips: vec![Ipv4Addr::new(10, 96, 0, ip)],
+        cluster_ips: vec![Ipv4Addr::new(10, 96, 0, ip).into()],
         ports: vec![Port { name: String::new(), port: 80, protocol: Protocol::Tcp, node_port: Some(30080) }],
         ..Service::default()
     }
@@ -38,7 +39,7 @@ fn slice_of(endpoints: Vec<Endpoint>) -> Slice {
 /// One that serves if it is usable at all.
 fn endpoint(last: u8, usable: Usable, local: bool, pod: Option<&str>) -> Endpoint {
     Endpoint {
-        address: Ipv4Addr::new(10, 244, 0, last),
+        address: Ipv4Addr::new(10, 244, 0, last).into(),
         usable,
         departing: usable.min(Usable::Fallback),
         local,
@@ -54,15 +55,22 @@ fn pods(pods: &[(u8, &str)]) -> Slice {
 }
 
 fn cluster_frontend(ip: u8) -> Frontend {
-    Frontend { address: Ipv4Addr::new(10, 96, 0, ip), port: 80, protocol: Protocol::Tcp }
+    Frontend { address: Ipv4Addr::new(10, 96, 0, ip).into(), port: 80, protocol: Protocol::Tcp }
 }
 
 fn node_frontend() -> Frontend {
     Frontend { address: NODE, port: 30080, protocol: Protocol::Tcp }
 }
 
-fn last_bytes(list: &[SocketAddrV4]) -> Vec<u8> {
-    list.iter().map(|address| address.ip().octets()[3]).collect()
+fn last_bytes(list: &[SocketAddr]) -> Vec<u8> {
+    list.iter().map(|address| last_byte(address.ip())).collect()
+}
+
+fn last_byte(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(address) => address.octets()[15],
+    }
 }
 
 #[test]
@@ -86,9 +94,9 @@ fn categories_of_endpoints() {
         let service = Service { internal_policy, external_policy, ..service(1) };
         let slices = [slice(endpoints)];
         let departed = Departed::default();
-        let view = View { departed: &departed, addresses: &[NODE, Ipv4Addr::LOCALHOST], zone: None };
+        let view = View { departed: &departed, addresses: &[NODE, LOCALHOST], zone: None };
         let lists = frontends(&service, slices.iter(), view);
-        let loopback = Frontend { address: Ipv4Addr::LOCALHOST, ..node_frontend() };
+        let loopback = Frontend { address: LOCALHOST, ..node_frontend() };
         assert_eq!((lists.len(), &lists[&loopback]), (3, &lists[&node_frontend()]));
         let (cluster_ip, node_port) = (&lists[&cluster_frontend(1)], &lists[&node_frontend()]);
         let seen = [&cluster_ip.inside, &node_port.inside, &node_port.outside].map(|list| last_bytes(list));
@@ -188,22 +196,88 @@ fn a_health_check_counts_the_ready_pods_of_this_node() {
 
 #[test]
 fn source_ranges_are_for_the_addresses_of_load_balancers() {
-    let ranges: std::sync::Arc<[ipnetwork::Ipv4Network]> = ["203.0.113.0/24".parse().unwrap()].into();
-    let (external, balancer) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+    let range = |text: &str| Some([text.parse().unwrap()].into());
+    let (external, balancer) = (Ipv4Addr::new(192, 0, 2, 1).into(), Ipv4Addr::new(192, 0, 2, 2).into());
+    let balancer_v6 = V6_OUTSIDE.into();
     let service = Service {
         external_ips: vec![external],
-        balancer_ips: vec![balancer],
-        source_ranges: Some(ranges.clone()),
+        balancer_ips: vec![balancer, balancer_v6],
+        source_ranges: ByFamily { v4: range("203.0.113.0/24"), v6: range("fd00::/8") },
+        cluster_ips: vec![cluster_frontend(1).address, V6_CLUSTER_IP.into()],
         ..service(1)
     };
     let departed = Departed::default();
     let view = View { departed: &departed, addresses: &[NODE], zone: None };
     let lists = frontends(&service, [].iter(), view);
     let at = |address| Frontend { address, port: 80, protocol: Protocol::Tcp };
-    assert_eq!(lists[&at(balancer)].sources, Some(ranges));
+    assert_eq!(lists[&at(balancer)].sources, range("203.0.113.0/24"));
+    assert_eq!(lists[&at(balancer_v6)].sources, range("fd00::/8"));
     for frontend in [at(external), cluster_frontend(1), node_frontend()] {
         assert_eq!(lists[&frontend].sources, None, "{frontend}");
     }
+}
+
+const V6_CLUSTER_IP: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1);
+const V6_OUTSIDE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+
+#[test]
+fn each_address_leads_to_endpoints_of_its_family() {
+    let v6 = |last: u16, usable| Endpoint {
+        address: Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, last).into(),
+        ..endpoint(0, usable, true, None)
+    };
+    let node_v6: IpAddr = V6_OUTSIDE.into();
+    let outside = [Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2).into()];
+    let slices = [
+        slice_of(vec![endpoint(1, Usable::Ready, true, None), endpoint(2, Usable::Ready, true, None)]),
+        // Of one family nobody is ready: the other one does not matter.
+        slice_of(vec![v6(3, Usable::Fallback), v6(4, Usable::No)]),
+    ];
+    let both = vec![cluster_frontend(1).address, V6_CLUSTER_IP.into()];
+    let cases = [(vec![both[0]], [true, false]), (vec![both[1]], [false, true]), (both, [true; 2])];
+    for (cluster_ips, answers) in cases {
+        let service = Service {
+            external_ips: outside.into(),
+            balancer_ips: outside.into(),
+            cluster_ips: cluster_ips.clone(),
+            ..service(1)
+        };
+        let departed = Departed::default();
+        let view = View { departed: &departed, addresses: &[NODE, LOCALHOST, node_v6], zone: None };
+        let lists = frontends(&service, slices.iter(), view);
+        let mut wanted = BTreeMap::new();
+        for ((address, node), is_ipv4) in [(outside[0], vec![NODE, LOCALHOST]), (outside[1], vec![node_v6])]
+            .into_iter()
+            .zip([true, false])
+            .filter(|(_, is_ipv4)| answers[usize::from(!is_ipv4)])
+        {
+            let leads_to = if is_ipv4 { vec![1, 2] } else { vec![3] };
+            let own = cluster_ips.iter().copied().filter(|ip| ip.is_ipv4() == is_ipv4);
+            for address in own.chain([address]) {
+                wanted.insert(Frontend { address, port: 80, protocol: Protocol::Tcp }, leads_to.clone());
+            }
+            for address in node {
+                wanted.insert(Frontend { address, ..node_frontend() }, leads_to.clone());
+            }
+        }
+        let seen = lists.iter().map(|(frontend, target)| (*frontend, last_bytes(&target.inside)));
+        assert_eq!(seen.collect::<BTreeMap<_, _>>(), wanted);
+        assert!(lists.values().all(|target| target.inside == target.outside));
+    }
+}
+
+#[test]
+fn load_balancers_are_told_of_pods_and_not_of_addresses() {
+    let mut planner = Planner::new(vec![NODE]);
+    planner.set_service(key("a"), Service { health_check_port: Some(30999), ..service(1) });
+    let v6 = |last: u16| Endpoint {
+        address: Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, last).into(),
+        ..endpoint(0, Usable::Ready, true, None)
+    };
+    planner.set_slice(key("a-v4"), key("a"), slice(&[(1, Usable::Ready, true), (2, Usable::Ready, true)]));
+    planner.set_slice(key("a-v6"), key("a"), slice_of(vec![v6(1), v6(2), v6(3)]));
+    let told = planner.take_changes().health_checks;
+    assert_eq!(told, [(key("a"), Some(HealthCheck { port: 30999, local_endpoints: 3 }))]);
 }
 
 #[test]
@@ -222,7 +296,7 @@ fn sockets_may_stay_with_endpoints_that_serve_where_datagrams_are_sent() {
     let view = View { departed: &departed, addresses: &[], zone: None };
     let lists = frontends(&both, [slice].iter(), view);
     let draining = |protocol| {
-        let frontend = Frontend { address: Ipv4Addr::new(10, 96, 0, 1), port: 53, protocol };
+        let frontend = Frontend { address: Ipv4Addr::new(10, 96, 0, 1).into(), port: 53, protocol };
         last_bytes(&lists[&frontend].draining)
     };
     assert_eq!((draining(Protocol::Tcp), draining(Protocol::Udp)), (vec![], vec![1, 2, 4]));
@@ -266,7 +340,7 @@ fn slices_are_merged_ports_match_by_name_and_protocol() {
     let departed = Departed::default();
     let view = View { departed: &departed, addresses: &[], zone: None };
     let lists = frontends(&two_ports, slices.iter(), view);
-    let at = |protocol| Frontend { address: Ipv4Addr::new(10, 96, 0, 1), port: 53, protocol };
+    let at = |protocol| Frontend { address: Ipv4Addr::new(10, 96, 0, 1).into(), port: 53, protocol };
     assert_eq!(last_bytes(&lists[&at(Protocol::Udp)].inside), [1, 2, 3]);
     assert_eq!(last_bytes(&lists[&at(Protocol::Tcp)].inside), [1]);
     assert_eq!(lists[&at(Protocol::Tcp)].inside[0].port(), 5354);
@@ -475,7 +549,7 @@ fn oracle(
         let pick = |wanted: Usable, local_only: bool| {
             let mut picked: Vec<u8> = (0..=255)
                 .filter(|last| {
-                    let same: Vec<_> = endpoints.iter().filter(|e| e.address.octets()[3] == *last).collect();
+                    let same: Vec<_> = endpoints.iter().filter(|e| last_byte(e.address) == *last).collect();
                     same.iter().map(|e| worth(e)).max() == Some(wanted)
                         && (!local_only || same.iter().any(|e| e.local))
                 })
@@ -487,7 +561,7 @@ fn oracle(
             let ready = pick(Usable::Ready, local_only);
             if ready.is_empty() { pick(Usable::Fallback, local_only) } else { ready }
         };
-        let cluster_ip = service.cluster_ips[0].octets()[3];
+        let cluster_ip = last_byte(service.cluster_ips[0]);
         all.entry(cluster_frontend(cluster_ip)).or_insert_with(|| [chosen(false), chosen(false)]);
         let local = service.external_policy == TrafficPolicy::Local;
         all.entry(node_frontend()).or_insert_with(|| [chosen(false), chosen(local)]);

@@ -4,7 +4,7 @@
 
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aya::maps::MapData;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -59,6 +59,14 @@ impl<const SIZE: usize> MappedArray<SIZE> {
         // SAFETY: inside the mapping and aligned: the base is a page, the stride and the offset are multiples of 8.
         let word_at = unsafe { AtomicU64::from_ptr(self.element(index).add(offset).cast()) };
         word_at.store(word, Ordering::Release);
+    }
+
+    /// As [`Self::store_word`], for half a word.
+    pub fn store_number(&mut self, index: u32, offset: usize, number: u32) {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= SIZE, "a number inside the element");
+        // SAFETY: inside the mapping and aligned: the base is a page, the stride a multiple of 8, the offset one of 4.
+        let number_at = unsafe { AtomicU32::from_ptr(self.element(index).add(offset).cast()) };
+        number_at.store(number, Ordering::Release);
     }
 
     fn element(&self, index: u32) -> *mut u8 {

@@ -4,13 +4,15 @@ use dataplane_abi::Affinity;
 use dataplane_abi::select::{Choice, Reads, choose, find, keep, may_ask};
 use proptest::prelude::*;
 
+use std::net::Ipv4Addr;
+
 use super::*;
 use crate::Overlay;
 
 /// The maps as a program would see them after some writes.
 #[derive(Clone, Default)]
 struct Maps {
-    frontends: BTreeMap<[u8; 8], u32>,
+    frontends: BTreeMap<[u8; size_of::<FrontendKey>()], u32>,
     services: HashMap<u32, Service>,
     tables: HashMap<u32, u32>,
     backends: HashMap<u32, Backend>,
@@ -71,10 +73,10 @@ impl Maps {
         (0..u32::from(table.length)).map(|index| self.tables[&(table.offset + index)]).collect()
     }
 
-    fn backend(&self, id: u32) -> SocketAddrV4 {
+    fn backend(&self, id: u32) -> SocketAddr {
         let backend = self.backends[&id];
         assert_ne!(backend.generation, 0, "a table names a free backend");
-        SocketAddrV4::new(address(backend.addr_be), u16::from_be(backend.port_be))
+        socket_address(backend.address, backend.port_be)
     }
 
     fn found(&self) -> Found {
@@ -111,7 +113,7 @@ fn word_of(service: &mut Service, origin: Origin) -> &mut u64 {
 
 /// The order of endpoints means nothing.
 fn sorted(target: &Target) -> Target {
-    let list = |endpoints: &[SocketAddrV4]| {
+    let list = |endpoints: &[SocketAddr]| {
         let mut endpoints = endpoints.to_vec();
         endpoints.sort_unstable();
         endpoints.into()
@@ -146,7 +148,7 @@ impl Reader<'_> {
     }
 
     /// `None` for no service; otherwise the endpoint, if there is one.
-    fn look_up(&mut self, frontend: Frontend) -> Option<Option<SocketAddrV4>> {
+    fn look_up(&mut self, frontend: Frontend) -> Option<Option<SocketAddr>> {
         let key = to_key(frontend);
         self.pause();
         self.slot = *self.maps.frontends.get(&key.to_bytes())?;
@@ -158,8 +160,8 @@ impl Reader<'_> {
         match choose(self) {
             Choice::NoBackend => Some(None),
             Choice::Backend(chosen) => {
-                let Backend { addr_be, port_be, .. } = chosen.backend;
-                Some(Some(SocketAddrV4::new(address(addr_be), u16::from_be(port_be))))
+                let Backend { address, port_be, .. } = chosen.backend;
+                Some(Some(socket_address(address, port_be)))
             }
         }
     }
@@ -204,11 +206,20 @@ impl Reads for Reader<'_> {
 
 fn frontend(number: u8) -> Frontend {
     let protocol = if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp };
-    Frontend { address: Ipv4Addr::new(10, 96, 0, number), port: 80, protocol }
+    Frontend { address: address_of(number, 0x0a60_0000), port: 80, protocol }
 }
 
-fn endpoint(number: u8) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, number), 8080)
+fn endpoint(number: u8) -> SocketAddr {
+    SocketAddr::new(address_of(number, 0x0af4_0000), 8080)
+}
+
+/// Of either family: every third is of IPv6, with the bits of an IPv4 address that others have.
+fn address_of(number: u8, network: u32) -> IpAddr {
+    if number.is_multiple_of(3) {
+        Ipv6Addr::from(0xfd00 << 112 | 0xffff << 32 | u128::from(network | u32::from(number ^ 1))).into()
+    } else {
+        Ipv4Addr::from(network | u32::from(number)).into()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -221,8 +232,9 @@ enum Step {
     Crash(u8, Option<Target>, usize),
 }
 
-fn network(number: u8) -> Ipv4Network {
-    Ipv4Network::new(Ipv4Addr::new(192, 0, number, 0), 24).unwrap()
+fn network(number: u8) -> IpNetwork {
+    let network = address_of(number, 0xc000_0200);
+    IpNetwork::new(network, if network.is_ipv4() { 32 } else { 128 }).unwrap()
 }
 
 fn target(numbers: &[u8]) -> Target {
@@ -237,7 +249,10 @@ fn targets(endpoints: std::ops::Range<u8>, most: usize) -> impl Strategy<Value =
     parts.prop_map(|(inside, outside, affinity, sources, draining)| Target {
         affinity_seconds: NonZeroU32::new(affinity),
         own_address: affinity > 1,
-        sources: sources.map(|numbers| numbers.into_iter().map(network).collect()),
+        sources: sources.map(|numbers| {
+            let networks: BTreeSet<IpNetwork> = numbers.into_iter().map(network).collect();
+            networks.into_iter().collect()
+        }),
         draining: draining.into_iter().map(endpoint).collect(),
         outside: target(outside.as_ref().unwrap_or(&inside)).outside,
         ..target(&inside)
@@ -428,7 +443,7 @@ proptest! {
             reader.finish();
             let lists = [before.as_ref(), world.wanted.get(&f)]
                 .map(|target| target.map(|target| target.endpoints(origin)));
-            let fits = |list: &Option<&[SocketAddrV4]>| match (&seen, list) {
+            let fits = |list: &Option<&[SocketAddr]>| match (&seen, list) {
                 (None, None) => true,
                 (Some(None), Some(list)) => list.is_empty(),
                 (Some(Some(endpoint)), Some(list)) => list.contains(endpoint),
@@ -466,7 +481,7 @@ proptest! {
                 let mut reader =
                     Reader { maps, writes, paces: &paces, reads: 0, slot, origin, network: number };
                 let seen = may_ask(&mut reader);
-                let holds = |networks: &Arc<[Ipv4Network]>| networks.contains(&network(number));
+                let holds = |networks: &Arc<[IpNetwork]>| networks.contains(&network(number));
                 let allows = |target: &Target| target.sources.as_ref().is_none_or(holds);
                 // A service that goes may refuse while it does, and lets nobody in who might not ask before.
                 let (old, new) = (allows(&before), target.as_ref().is_some_and(allows));
@@ -642,8 +657,8 @@ fn freed_space_is_not_reused_before_it_is_released() {
 #[test]
 fn a_service_that_is_too_large_changes_nothing() {
     let mut model = new_model();
-    let many: Vec<SocketAddrV4> =
-        (0..=MAX_ENDPOINTS).map(|n| SocketAddrV4::new(Ipv4Addr::from(n as u32), 1)).collect();
+    let many: Vec<SocketAddr> =
+        (0..=MAX_ENDPOINTS).map(|n| SocketAddr::from((Ipv4Addr::from(n as u32), 1))).collect();
     let error = model.set(frontend(1), &Target::all(many)).unwrap_err();
     assert_eq!(error.to_string(), "no room for more EndpointsOfOneService: at most 65535");
     assert_eq!(model.frontends().count(), 0);
@@ -653,12 +668,12 @@ fn a_service_that_is_too_large_changes_nothing() {
 fn adopting_removes_what_makes_no_sense() {
     let key = to_key(frontend(1));
     let service = Service { flags: 1, ..Service::from_bytes([0; size_of::<Service>()]) };
-    let backend = Backend { addr_be: 1, port_be: 1, reserved: 0, generation: 7, last_generation: 7 };
+    let backend = backend(endpoint(1), 7);
     let found = Found {
         frontends: vec![(key, 3)],
         services: vec![(3, service)],
         tables: HashMap::new(),
-        sources: vec![SourceKey { prefix: 56, set: 4, addr_be: 0 }],
+        sources: vec![SourceKey { prefix: 56, set: 4, address: Address::NONE }],
         backends: vec![(9, backend)],
         last_generation: 7,
     };
@@ -677,21 +692,62 @@ fn adopting_removes_what_makes_no_sense() {
 
 #[test]
 fn masquerade_settings_are_network_order() {
-    let masquerade = Masquerade {
-        pods: "10.244.1.7/24".parse().unwrap(),
-        address: Ipv4Addr::new(192, 168, 0, 2),
-        excluded: vec!["10.244.0.0/16".parse().unwrap()],
-        overlay: Some(Overlay { link: 9, address: Ipv4Addr::new(10, 244, 1, 0) }),
+    let excluded: Vec<IpNetwork> = ["10.244.0.0/16", "fd00:244::/48", "224.0.0.0/4"].map(network_of).into();
+    let family = |pods, address: &str, overlay: &str| Masquerade {
+        pods: network_of(pods),
+        address: address.parse().unwrap(),
+        excluded: excluded.clone(),
+        overlay: Some(Overlay { link: 9, address: overlay.parse().unwrap() }),
     };
-    let before = Config { node_netns: 7, masquerade_be: 1, ..Config::default() };
-    let config = config(before, Some(&masquerade)).unwrap();
-    assert_eq!(super::config(before, None).unwrap(), Config { node_netns: 7, ..Config::default() });
-    assert_eq!(config.node_netns, 7);
-    assert_eq!((config.overlay_link, config.overlay_be.to_ne_bytes()), (9, [10, 244, 1, 0]));
-    assert_eq!(config.pods.network_be.to_ne_bytes(), [10, 244, 1, 0]);
-    assert_eq!(config.pods.mask_be.to_ne_bytes(), [255, 255, 255, 0]);
-    assert_eq!(config.masquerade_be.to_ne_bytes(), [192, 168, 0, 2]);
-    assert_eq!(config.unmasqueraded_count, 1);
+    let v4 = family("10.244.1.7/24", "192.168.0.2", "10.244.1.0");
+    let v6 = family("fd00:244:0:1::7/60", "2001:db8::2", "fd00:244::");
+    let before = Config { node_netns: 7, overlay_link: 3, ..Config::default() };
+    assert_eq!(config(before, &[]).unwrap(), Config { node_netns: 7, ..Config::default() });
+    let both = config(before, &[v4.clone(), v6.clone()]).unwrap();
+    assert_eq!((both.node_netns, both.overlay_link), (7, 9));
+    assert_eq!(both.v4, config(before, &[v4]).unwrap().v4);
+
+    let octets = |address: &str| address.parse::<Ipv6Addr>().unwrap().octets();
+    let is = |found: Address, wanted: &str| assert_eq!(found.to_bytes(), octets(wanted));
+    is(both.v4.pods.network, "::ffff:10.244.1.0");
+    is(both.v4.pods.mask, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00");
+    is(both.v4.shown, "::ffff:192.168.0.2");
+    is(both.v4.overlay, "::ffff:10.244.1.0");
+    assert_eq!(both.v4.unmasqueraded[..2], ["10.244.0.0/16", "224.0.0.0/4"].map(network_of).map(to_network));
+    is(both.v6.pods.network, "fd00:244::");
+    is(both.v6.pods.mask, "ffff:ffff:ffff:fff0::");
+    is(both.v6.shown, "2001:db8::2");
+    is(both.v6.overlay, "fd00:244::");
+    assert_eq!(both.v6.unmasqueraded[..2], [to_network(network_of("fd00:244::/48")), Network::default()]);
+
+    let error = config(before, &[Masquerade { address: Ipv4Addr::LOCALHOST.into(), ..v6 }]).unwrap_err();
+    assert_eq!(error.to_string(), "masquerade: 127.0.0.1 is not of the family of fd00:244:0:1::7/60");
+}
+
+fn network_of(text: &str) -> IpNetwork {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_network_holds_addresses_of_its_family_alone() {
+    let cases = [
+        ("10.244.1.0/24", "10.244.1.255", true),
+        ("10.244.1.0/24", "10.244.2.0", false),
+        ("10.244.1.0/24", "::10.244.1.1", false),
+        ("0.0.0.0/0", "203.0.113.7", true),
+        ("0.0.0.0/0", "fd00::1", false),
+        ("10.244.1.1/32", "10.244.1.1", true),
+        ("10.244.1.1/32", "10.244.1.0", false),
+        ("fd00:244::/60", "fd00:244:0:f::1", true),
+        ("fd00:244::/60", "fd00:244:0:10::1", false),
+        ("fd00::1/128", "fd00::1", true),
+        ("fd00::1/128", "fd00::3", false),
+    ];
+    for (of, address, holds) in cases {
+        let address = to_address(address.parse().unwrap());
+        assert_eq!(to_network(network_of(of)).contains(&address), holds, "{of} {address:?}");
+    }
+    assert!(!Network::default().contains(&Address::NONE));
 }
 
 #[test]
@@ -779,8 +835,8 @@ fn a_flow_may_be_silent_for_as_long_as_its_state_allows() {
 #[test]
 fn every_number_of_a_long_table_is_found() {
     let mut world = World::new();
-    let all: Vec<SocketAddrV4> = (1..=MAX_ENDPOINTS as u32)
-        .map(|number| SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), 1))
+    let all: Vec<SocketAddr> = (1..=MAX_ENDPOINTS as u32)
+        .map(|number| SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + number), 1)))
         .collect();
     for length in [1, 2, 3, 1000, MAX_ENDPOINTS] {
         let writes = world.plan(1, Some(Target::all(&all[..length])));

@@ -1,15 +1,15 @@
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::*;
 use crate::model::{Capacity, Model, to_key};
 use crate::{Frontend, Protocol, Target};
 
 fn frontend(number: u8) -> Frontend {
-    Frontend { address: Ipv4Addr::new(10, 96, 0, number), port: 80, protocol: Protocol::Tcp }
+    Frontend { address: Ipv4Addr::new(10, 96, 0, number).into(), port: 80, protocol: Protocol::Tcp }
 }
 
-const ENDPOINT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), 8080);
+const ENDPOINT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1)), 8080);
 
 /// The maps that can refuse a write, and whether they do.
 #[derive(Default)]

@@ -10,8 +10,8 @@ use dataplane_abi::counter;
 use linux::netlink::{Direction, FilterPlace, Netlink};
 use linux::netns::Netns;
 
-use crate::node::{Links, NODE, Node, OUTSIDE, POD, ask_tcp, frontend, inside, run, serve_tcp, tc_json};
-use crate::uplink::{ANY, at, masquerade, wait_until};
+use crate::node::{Links, NODE, Node, OUTSIDE, POD, ask_tcp, at, frontend, inside, run, serve_tcp, tc_json};
+use crate::uplink::{ANY, wait_until};
 
 macro_rules! both_ways {
     ($($case:ident)+) => {
@@ -47,7 +47,7 @@ fn serve(node: &mut Node) {
 }
 
 fn publish(node: &mut Node) {
-    node.set(frontend(NODE.octets(), 30080, Tcp), &[at(POD, 8080)]);
+    node.set(frontend(NODE, 30080, Tcp), &[at(POD, 8080)]);
 }
 
 fn qdiscs() -> Vec<String> {
@@ -87,7 +87,7 @@ fn the_newest_way_is_tcx_where_the_kernel_has_it() {
 fn traffic_is_translated(hook: UplinkHook) {
     let _links = Links::make();
     let mut node = Node::with_hook(hook);
-    masquerade(&mut node);
+    node.masquerade();
     serve(&mut node);
     inside("outside", || serve_tcp(at(ANY, 7000), "out")).join().unwrap();
     assert_eq!(ask(), "pod saw 192.0.2.9");
@@ -220,7 +220,7 @@ fn another_layouts_programs_go_after_the_first_sync(hook: UplinkHook) {
     assert_eq!(node.reopen(), 0);
     assert_eq!(ask(), "pod saw 192.0.2.9", "the earlier one goes on until the new one is complete");
     publish(&mut node);
-    node.dataplane.as_mut().unwrap().retain(&[frontend(NODE.octets(), 30080, Tcp)].into()).unwrap();
+    node.dataplane.as_mut().unwrap().retain(&[frontend(NODE, 30080, Tcp)].into()).unwrap();
     assert!(!node.pins().with_file_name("v1").exists());
     assert_eq!(filters().len(), usize::from(by_filter));
     assert_eq!(ask(), "pod saw 192.0.2.9");

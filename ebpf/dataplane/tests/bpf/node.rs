@@ -3,19 +3,86 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
-use dataplane::{Dataplane, Frontend, OpenError, Options, Origin, Protocol, Target, UplinkHook};
-use dataplane_abi::{Affinity, AffinityKey, LAYOUT_VERSION, NatValue, map};
+use dataplane::{Dataplane, Frontend, Masquerade, OpenError, Options, Origin, Protocol, Target, UplinkHook};
+use dataplane_abi::{Affinity, AffinityKey, LAYOUT_VERSION, NatKey, NatValue, ShownPeer, map};
 
 pub const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
 pub const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
+
+/// The addresses of the place in one family.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub pod: IpAddr,
+    /// The node, as the pod sees it.
+    pub gateway: IpAddr,
+    pub node: IpAddr,
+    pub outside: IpAddr,
+    /// Another host there.
+    pub neighbour: IpAddr,
+    /// A pod of another node.
+    pub remote: IpAddr,
+    pub any: IpAddr,
+    pub localhost: IpAddr,
+    pub cluster_ip: IpAddr,
+    /// The pods of this node, and all.
+    pods: &'static str,
+    all_pods: &'static str,
+}
+
+pub const V4: Place = Place {
+    pod: IpAddr::V4(POD),
+    gateway: IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1)),
+    node: IpAddr::V4(NODE),
+    outside: IpAddr::V4(OUTSIDE),
+    neighbour: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10)),
+    remote: IpAddr::V4(Ipv4Addr::new(10, 244, 7, 7)),
+    any: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    localhost: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    cluster_ip: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)),
+    pods: "10.244.0.0/24",
+    all_pods: "10.244.0.0/16",
+};
+
+pub const V6: Place = Place {
+    pod: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 2)),
+    gateway: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 1)),
+    node: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+    outside: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9)),
+    neighbour: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 10)),
+    remote: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 0, 7, 0, 0, 0, 7)),
+    any: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    localhost: IpAddr::V6(Ipv6Addr::LOCALHOST),
+    cluster_ip: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 10)),
+    pods: "fd00:244::/64",
+    all_pods: "fd00:244::/48",
+};
+
+pub const PLACES: [Place; 2] = [V4, V6];
+
+impl Place {
+    /// Pods show the node's address, but to other pods.
+    pub fn masquerade(&self) -> Masquerade {
+        Masquerade {
+            pods: self.pods.parse().unwrap(),
+            address: self.node,
+            excluded: vec![self.all_pods.parse().unwrap()],
+            overlay: None,
+        }
+    }
+}
+
+pub fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(address.into(), port)
+}
+
 pub const LIMIT: Duration = Duration::from_secs(5);
 
 fn options(uplinks: &[&str]) -> Options {
@@ -116,8 +183,14 @@ impl Node {
     }
 
     /// Leads everybody to the same endpoints.
-    pub fn set(&mut self, frontend: Frontend, endpoints: &[SocketAddrV4]) {
+    pub fn set(&mut self, frontend: Frontend, endpoints: &[SocketAddr]) {
         self.lead(frontend, &Target::all(endpoints));
+    }
+
+    /// In every family.
+    pub fn masquerade(&mut self) {
+        let families = PLACES.map(|place| place.masquerade());
+        self.dataplane.as_mut().unwrap().set_masquerade(&families).unwrap();
     }
 
     pub fn lead(&mut self, frontend: Frontend, target: &Target) {
@@ -132,7 +205,7 @@ impl Node {
     /// `None` to remove the entry.
     pub fn rewrite_flows(&self, map: &str, change: impl Fn(NatValue) -> Option<NatValue>) {
         let data = MapData::from_pin(self.pins().join(map)).unwrap();
-        let mut flows: HashMap<MapData, [u8; 16], [u8; 32]> =
+        let mut flows: HashMap<MapData, [u8; size_of::<NatKey>()], [u8; size_of::<NatValue>()]> =
             HashMap::try_from(Map::LruHashMap(data)).unwrap();
         let all: Vec<_> = flows.iter().collect::<Result<_, _>>().unwrap();
         for (key, value) in all {
@@ -147,7 +220,7 @@ impl Node {
     pub fn rewrite_affinities(&self, of: Origin, change: impl Fn(&mut Affinity)) -> Vec<AffinityKey> {
         let name = [map::AFFINITY, map::AFFINITY_OUTSIDE][of as usize];
         let data = MapData::from_pin(self.pins().join(name)).unwrap();
-        let mut clients: HashMap<MapData, [u8; 16], [u8; 24]> =
+        let mut clients: HashMap<MapData, [u8; size_of::<AffinityKey>()], [u8; size_of::<Affinity>()]> =
             HashMap::try_from(Map::LruHashMap(data)).unwrap();
         let all: Vec<_> = clients.iter().collect::<Result<_, _>>().unwrap();
         let rewritten = all.into_iter().map(|(key, value)| {
@@ -162,7 +235,8 @@ impl Node {
     /// How many sockets one of the maps knows by cookie.
     pub fn keys(&self, map: &str) -> usize {
         let data = MapData::from_pin(self.pins().join(map)).unwrap();
-        let sockets: HashMap<MapData, u64, [u8; 12]> = HashMap::try_from(Map::LruHashMap(data)).unwrap();
+        let sockets: HashMap<MapData, u64, [u8; size_of::<ShownPeer>()]> =
+            HashMap::try_from(Map::LruHashMap(data)).unwrap();
         sockets.keys().map(Result::unwrap).count()
     }
 
@@ -226,14 +300,14 @@ pub fn tc_json(arguments: &str) -> Vec<serde_json::Value> {
     if text.trim().is_empty() { Vec::new() } else { serde_json::from_str(&text).unwrap() }
 }
 
-pub fn frontend(address: [u8; 4], port: u16, protocol: Protocol) -> Frontend {
+pub fn frontend(address: impl Into<IpAddr>, port: u16, protocol: Protocol) -> Frontend {
     Frontend { address: address.into(), port, protocol }
 }
 
 /// A server that answers each connection with its own name and the peer it sees.
-pub fn serve_tcp(address: SocketAddrV4, name: &'static str) -> SocketAddrV4 {
+pub fn serve_tcp(address: SocketAddr, name: &'static str) -> SocketAddr {
     let listener = TcpListener::bind(address).unwrap();
-    let SocketAddr::V4(bound) = listener.local_addr().unwrap() else { panic!("not IPv4") };
+    let bound = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
@@ -245,9 +319,9 @@ pub fn serve_tcp(address: SocketAddrV4, name: &'static str) -> SocketAddrV4 {
 }
 
 /// A server that answers each datagram with its own name and the peer it sees.
-pub fn serve_udp(address: SocketAddrV4, name: &'static str) -> SocketAddrV4 {
+pub fn serve_udp(address: SocketAddr, name: &'static str) -> SocketAddr {
     let socket = UdpSocket::bind(address).unwrap();
-    let SocketAddr::V4(bound) = socket.local_addr().unwrap() else { panic!("not IPv4") };
+    let bound = socket.local_addr().unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
@@ -294,19 +368,37 @@ impl Links {
             "link add uplink type veth peer name eth0 netns outside",
             "addr add 10.244.0.1/24 dev pod0",
             "addr add 192.0.2.1/24 dev uplink",
+            "addr add fd00:244::1/64 dev pod0 nodad",
+            "addr add 2001:db8::1/64 dev uplink nodad",
             "link set pod0 up",
             "link set uplink up",
             "-n pod addr add 10.244.0.2/24 dev eth0",
+            "-n pod addr add fd00:244::2/64 dev eth0 nodad",
             "-n pod link set eth0 up",
             "-n pod route add default via 10.244.0.1",
+            "-n pod route add default via fd00:244::1",
             "-n outside addr add 192.0.2.9/24 dev eth0",
+            "-n outside addr add 2001:db8::9/64 dev eth0 nodad",
             "-n outside link set eth0 up",
             "-n outside link set lo up",
         ] {
             ip(line);
         }
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{forwarding}"), "1").unwrap();
+        }
+        await_address(&[], V6.gateway);
+        await_address(&[], V6.node);
+        await_address(&["-n", "pod"], V6.pod);
+        await_address(&["-n", "outside"], V6.outside);
         Self
+    }
+
+    /// One more address of the host outside.
+    pub fn add_neighbour(&self, place: &Place) {
+        let (length, flags) = if place.node.is_ipv4() { (24, "") } else { (64, " nodad") };
+        ip(&format!("-n outside addr add {}/{length} dev eth0{flags}", place.neighbour));
+        await_address(&["-n", "outside"], place.neighbour);
     }
 }
 
@@ -319,6 +411,18 @@ impl Drop for Links {
         nix::mount::umount("/run/netns").unwrap();
         std::fs::remove_dir("/run/netns").unwrap();
     }
+}
+
+/// Waits until an IPv6 address takes packets: the kernel puts in the route that does later, in the background.
+pub fn await_address(of: &[&str], address: IpAddr) {
+    let route = format!("local {address} dev");
+    harness::wait::until("the address's route", LIMIT, || {
+        let family = if address.is_ipv4() { "-4" } else { "-6" };
+        let mut command = Command::new("ip");
+        command.args(of).args([family, "route", "show", "table", "local"]);
+        let shown = String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned();
+        if shown.contains(&route) { Ok(()) } else { Err(shown) }
+    });
 }
 
 /// Runs `work` on a thread of its own inside the named namespace.

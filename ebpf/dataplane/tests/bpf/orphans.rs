@@ -1,26 +1,22 @@
 //! UDP sockets that are connected through a service, when their backend goes.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 
 use dataplane::Protocol::Udp;
 use dataplane::{Ended, Target, end, wait_for_readers};
 
-use crate::node::{LIMIT, Links, Node, frontend, inside, serve_udp};
+use crate::node::{LIMIT, Links, Node, PLACES, V4, V6, at, frontend, inside, serve_udp};
 
-const VIP: [u8; 4] = [10, 96, 0, 10];
-const LOCAL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+const LOCAL: SocketAddr = SocketAddr::new(V4.localhost, 0);
 
 fn vip(port: u16) -> SocketAddr {
-    SocketAddrV4::new(VIP.into(), port).into()
+    at(VIP, port)
 }
 
-fn connected(to: impl Into<SocketAddr>) -> UdpSocket {
-    let to = to.into();
-    let any: SocketAddr = match to {
-        SocketAddr::V4(_) => LOCAL.into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
+fn connected(to: SocketAddr) -> UdpSocket {
+    let any = if to.is_ipv4() { LOCAL } else { at(V6.any, 0) };
     let socket = UdpSocket::bind(any).unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
     socket.connect(to).unwrap();
@@ -60,7 +56,7 @@ fn exactly_the_sockets_that_were_led_to_the_backend_are_told() {
     node.set(frontend(VIP, 53, Udp), &[a]);
     node.set(frontend(VIP, 54, Udp), &[a]);
     assert!(node.dataplane.as_mut().unwrap().may_have_orphans(), "an earlier process may have left some");
-    let mapped = SocketAddr::new(Ipv4Addr::from(VIP).to_ipv6_mapped().into(), 53);
+    let mapped = at(VIP.to_ipv6_mapped(), 53);
     let (through, dual_stack, other_service, direct) =
         (connected(vip(53)), connected(mapped), connected(vip(54)), connected(a));
     let moved = connected(vip(53));
@@ -131,25 +127,27 @@ fn sockets_of_pods_are_told_in_their_own_namespace() {
     // A namespace is found by its processes.
     let mut process =
         Command::new("ip").args(["netns", "exec", "pod", "busybox", "sleep", "60"]).spawn().unwrap();
-    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
-    let [a, b] =
-        ["a", "b"].map(|name| SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), serve_udp(any, name).port()));
-    node.set(frontend(VIP, 53, Udp), &[a]);
-    let through = inside("pod", move || {
-        let socket = UdpSocket::bind(any).unwrap();
-        socket.set_read_timeout(Some(LIMIT)).unwrap();
-        socket.connect(vip(53)).unwrap();
-        assert_eq!(ask(&socket).unwrap(), "a");
-        socket
-    });
-    let through = through.join().unwrap();
     harness::wait::until("the process is in the pod", LIMIT, || {
         let link = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).map_err(|e| e.to_string());
         if link(&process.id().to_string())? == link("self")? { Err("not yet".into()) } else { Ok(()) }
     });
-    node.set(frontend(VIP, 53, Udp), &[b]);
-    assert_eq!(sweep(&mut node), (1, 1));
-    is_told(&through);
+    for place in PLACES {
+        let (any, vip) = (at(place.any, 0), at(place.cluster_ip, 53));
+        let [a, b] = ["a", "b"].map(|name| at(place.gateway, serve_udp(any, name).port()));
+        let service = frontend(place.cluster_ip, 53, Udp);
+        node.set(service, &[a]);
+        let through = inside("pod", move || {
+            let socket = UdpSocket::bind(any).unwrap();
+            socket.set_read_timeout(Some(LIMIT)).unwrap();
+            socket.connect(vip).unwrap();
+            assert_eq!(ask(&socket).unwrap(), "a");
+            socket
+        });
+        let through = through.join().unwrap();
+        node.set(service, &[b]);
+        assert_eq!(sweep(&mut node), (1, 1));
+        is_told(&through);
+    }
     process.kill().unwrap();
     process.wait().unwrap();
 }

@@ -1,15 +1,15 @@
 //! The uplink programs as a table: packet in, verdict and packet out, run by the kernel without a network (prog-test-run).
 //! And what the verifier had to look at, against `budget.txt`.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
 
 use aya::maps::{HashMap, Map, MapData};
 use dataplane::Protocol::{Tcp, Udp};
-use dataplane::{Masquerade, UplinkHook};
-use dataplane_abi::{capacity, counter, map, nat};
+use dataplane::UplinkHook;
+use dataplane_abi::{NatKey, NatValue, capacity, counter, map, nat};
 
-use crate::node::{NODE, Node, OUTSIDE, POD, frontend, ip, link, run as run_tool};
+use crate::node::{NODE, Node, OUTSIDE, PLACES, POD, V4, V6, at, frontend, ip, link, run as run_tool};
 use crate::tun::Tun;
 
 const NEXT: u32 = u32::MAX;
@@ -18,32 +18,52 @@ const DROP: u32 = 2;
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
 const SCTP: u8 = 132;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// An Ethernet frame with IPv4, for the tests to vary.
+const ETHERNET: usize = 14;
+/// Where the next header of IPv6 stands.
+const NEXT_HEADER: usize = 6;
+const HOP_BY_HOP: u8 = 0;
+const FRAGMENT: u8 = 44;
+const OPTIONS: u8 = 60;
+
+/// What ICMP says, whatever the family's number for it is.
+#[derive(Clone, Copy)]
+enum Icmp {
+    Echo,
+    Reply,
+    Error,
+}
+
+/// An Ethernet frame with IPv4 or IPv6, for the tests to vary.
 #[derive(Clone)]
 struct Frame {
-    source: SocketAddrV4,
-    destination: SocketAddrV4,
+    source: SocketAddr,
+    destination: SocketAddr,
+    /// ICMP stands for that of either family.
     protocol: u8,
-    /// TCP flags, or the ICMP type.
-    kind: u8,
-    /// The IPv4 header's fragment field.
+    tcp_flags: u8,
+    icmp: Icmp,
+    /// As the fragment field of IPv4 has it; 0 with `atomic` is IPv6's header of a packet that is its only fragment.
     fragment: u16,
-    /// Words of IP options.
+    atomic: bool,
+    /// Words of IPv4's options, or headers of IPv6's.
     options: u8,
     udp_checksum: bool,
 }
 
-fn frame(protocol: u8, source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> Frame {
+fn frame(protocol: u8, source: (impl Into<IpAddr>, u16), destination: (impl Into<IpAddr>, u16)) -> Frame {
     Frame {
-        source: SocketAddrV4::new(source.0, source.1),
-        destination: SocketAddrV4::new(destination.0, destination.1),
+        source: at(source.0, source.1),
+        destination: at(destination.0, destination.1),
         protocol,
-        kind: if protocol == TCP { SYN } else { 8 },
+        tcp_flags: SYN,
+        icmp: Icmp::Echo,
         fragment: 0,
+        atomic: false,
         options: 0,
         udp_checksum: true,
     }
@@ -53,7 +73,12 @@ impl Frame {
     fn bytes(&self) -> Vec<u8> {
         let mut transport = Vec::new();
         if self.protocol == ICMP {
-            transport.extend([self.kind, 0, 0, 0]);
+            let [v4, v6] = match self.icmp {
+                Icmp::Echo => [8, 128],
+                Icmp::Reply => [0, 129],
+                Icmp::Error => [3, 1],
+            };
+            transport.extend([if self.source.is_ipv4() { v4 } else { v6 }, 0, 0, 0]);
             transport.extend(self.source.port().to_be_bytes());
             transport.extend([0, 1]);
         } else {
@@ -61,47 +86,187 @@ impl Frame {
             transport.extend(self.destination.port().to_be_bytes());
         }
         match self.protocol {
-            TCP => transport.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, self.kind, 4, 0, 0, 0, 0, 0]),
+            TCP => transport.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, self.tcp_flags, 4, 0, 0, 0, 0, 0]),
             UDP => transport.extend([0, 16, 0, 0]),
             _ => {}
         }
         transport.extend(*b"payload!");
-        let header = 20 + usize::from(self.options) * 4;
-        let mut packet = vec![0x40 | (header / 4) as u8, 0];
-        packet.extend(((header + transport.len()) as u16).to_be_bytes());
-        packet.extend([0, 7]);
-        packet.extend(self.fragment.to_be_bytes());
-        packet.extend([64, self.protocol, 0, 0]);
-        packet.extend(self.source.ip().octets());
-        packet.extend(self.destination.ip().octets());
-        packet.resize(header, 1);
-        let sum = !sum(&packet);
-        packet[10..12].copy_from_slice(&sum.to_be_bytes());
-        if let Some(place) = checksum_place(self.protocol)
-            && (self.protocol != UDP || self.udp_checksum)
-        {
-            let sum = !transport_sum(&packet, &transport);
+        let place = checksum_place(self.protocol).filter(|_| self.protocol != UDP || self.udp_checksum);
+        if let Some(place) = place {
+            let sum = !self.transport_sum(self.source.ip(), self.destination.ip(), &transport);
             transport[place..place + 2].copy_from_slice(&sum.to_be_bytes());
         }
-        let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
-        bytes.extend(packet);
+        let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                bytes.extend([8, 0]);
+                bytes.extend(self.header_v4(source, destination, transport.len()));
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                bytes.extend([0x86, 0xdd]);
+                bytes.extend(self.header_v6(source, destination, transport.len()));
+            }
+            _ => panic!("{} to {}", self.source, self.destination),
+        }
         bytes.extend(transport);
         bytes
     }
 
+    fn header_v4(&self, source: Ipv4Addr, destination: Ipv4Addr, payload: usize) -> Vec<u8> {
+        let length = self.header_length();
+        let mut header = vec![0x40 | (length / 4) as u8, 0];
+        header.extend(((length + payload) as u16).to_be_bytes());
+        header.extend([0, 7]);
+        header.extend(self.fragment.to_be_bytes());
+        header.extend([64, self.protocol, 0, 0]);
+        header.extend(source.octets());
+        header.extend(destination.octets());
+        header.resize(length, 1);
+        let sum = !sum(&header);
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+        header
+    }
+
+    fn header_v6(&self, source: Ipv6Addr, destination: Ipv6Addr, payload: usize) -> Vec<u8> {
+        let mut header = vec![0x60, 0, 0, 0];
+        header.extend(((self.header_length() - 40 + payload) as u16).to_be_bytes());
+        header.extend([0, 64]);
+        header.extend(source.octets());
+        header.extend(destination.octets());
+        let mut next = NEXT_HEADER;
+        for number in 0..self.options {
+            header[next] = if number == 0 { HOP_BY_HOP } else { OPTIONS };
+            next = header.len();
+            // Sixteen bytes: the header, and a padding of the rest.
+            header.extend([0, 1, 1, 12]);
+            header.extend([0; 12]);
+        }
+        if self.fragment != 0 || self.atomic {
+            header[next] = FRAGMENT;
+            next = header.len();
+            // The offset is further up here, and "more fragments" is the lowest bit.
+            let field = (self.fragment << 3) | (self.fragment >> 13 & 1);
+            header.extend([0, 0]);
+            header.extend(field.to_be_bytes());
+            header.extend([0, 0, 0, 7]);
+        }
+        header[next] = if self.protocol == ICMP { ICMPV6 } else { self.protocol };
+        assert_eq!(header.len(), self.header_length());
+        header
+    }
+
+    fn header_length(&self) -> usize {
+        let options = usize::from(self.options);
+        match self.source {
+            SocketAddr::V4(_) => 20 + options * 4,
+            SocketAddr::V6(_) => 40 + options * 16 + if self.fragment != 0 || self.atomic { 8 } else { 0 },
+        }
+    }
+
     /// What came out, taken apart again; panics if a checksum is wrong.
-    fn read(&self, bytes: &[u8]) -> (SocketAddrV4, SocketAddrV4) {
-        let (header, transport) = bytes[14..].split_at(20 + usize::from(self.options) * 4);
-        assert_eq!(sum(header), 0xffff, "the header's checksum");
+    fn read(&self, bytes: &[u8]) -> (SocketAddr, SocketAddr) {
+        let (header, transport) = bytes[ETHERNET..].split_at(self.header_length());
+        let (source, destination) = addresses(header);
         if self.protocol != UDP || self.udp_checksum {
-            assert_eq!(transport_sum(header, transport), 0xffff, "the payload's checksum");
+            assert_eq!(self.transport_sum(source, destination, transport), 0xffff, "the payload's checksum");
         } else {
             assert_eq!(transport[6..8], [0, 0], "no checksum stays none");
         }
-        let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&header[at..at + 4]).unwrap());
         let port = |at: usize| u16::from_be_bytes([transport[at], transport[at + 1]]);
         let ports = if self.protocol == ICMP { (port(4), 0) } else { (port(0), port(2)) };
-        (SocketAddrV4::new(address(12), ports.0), SocketAddrV4::new(address(16), ports.1))
+        (at(source, ports.0), at(destination, ports.1))
+    }
+
+    /// With the addresses, where the protocol covers them.
+    fn transport_sum(&self, source: IpAddr, destination: IpAddr, transport: &[u8]) -> u16 {
+        let mut covered = Vec::new();
+        let protocol = match (source, destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                covered.extend([source.octets(), destination.octets()].concat());
+                self.protocol
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                covered.extend([source.octets(), destination.octets()].concat());
+                if self.protocol == ICMP { ICMPV6 } else { self.protocol }
+            }
+            _ => panic!("{source} to {destination}"),
+        };
+        covered.extend([0, protocol]);
+        covered.extend((transport.len() as u16).to_be_bytes());
+        if protocol == ICMP {
+            covered.clear();
+        }
+        covered.extend(transport);
+        sum(&covered)
+    }
+}
+
+/// Bytes of the transport that every router quotes.
+const QUOTED: usize = 8;
+const MTU: u16 = 1300;
+
+/// An ICMP error: the packet is too large for a link of [`MTU`].
+struct TooBig {
+    from: IpAddr,
+    to: IpAddr,
+    about: Frame,
+}
+
+impl TooBig {
+    fn outer(&self) -> Frame {
+        frame(ICMP, (self.from, 0), (self.to, 0))
+    }
+
+    fn quoted(&self) -> usize {
+        self.about.header_length() + QUOTED
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let outer = self.outer();
+        let quoted = &self.about.bytes()[ETHERNET..][..self.quoted()];
+        let [high, low] = MTU.to_be_bytes();
+        let kind = if self.from.is_ipv4() { [3, 4] } else { [2, 0] };
+        let mut message = [&kind[..], &[0, 0, 0, 0, high, low], quoted].concat();
+        let sum = !outer.transport_sum(self.from, self.to, &message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        // An error about a frame of the same family: only the payload's length is another one.
+        let mut bytes = outer.bytes();
+        bytes.truncate(ETHERNET);
+        match (self.from, self.to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => bytes.extend(outer.header_v4(from, to, message.len())),
+            (IpAddr::V6(from), IpAddr::V6(to)) => bytes.extend(outer.header_v6(from, to, message.len())),
+            _ => panic!("{} to {}", self.from, self.to),
+        }
+        bytes.extend(message);
+        bytes
+    }
+
+    /// What came out: who tells whom, about a packet from where to where; panics if a checksum is wrong or anything else has changed.
+    fn read(&self, bytes: &[u8]) -> (IpAddr, IpAddr, SocketAddr, SocketAddr) {
+        let (before, outer) = (self.bytes(), self.outer());
+        assert_eq!(bytes.len(), before.len());
+        let (header, message) = bytes[ETHERNET..].split_at(outer.header_length());
+        let (from, to) = addresses(header);
+        assert_eq!(outer.transport_sum(from, to, message), 0xffff, "the message's checksum");
+        assert_eq!(message[..2], before[ETHERNET + header.len()..][..2], "type and code");
+        assert_eq!(message[6..8], MTU.to_be_bytes());
+        let (header, transport) = message[8..].split_at(self.about.header_length());
+        let (source, destination) = addresses(header);
+        let port = |at: usize| u16::from_be_bytes([transport[at], transport[at + 1]]);
+        let ports = if self.about.protocol == ICMP { (port(4), 0) } else { (port(0), port(2)) };
+        (from, to, at(source, ports.0), at(destination, ports.1))
+    }
+}
+
+/// Of a header; panics if its checksum is wrong.
+fn addresses(header: &[u8]) -> (IpAddr, IpAddr) {
+    if header[0] >> 4 == 4 {
+        assert_eq!(sum(header), 0xffff, "the header's checksum");
+        let address = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&header[at..at + 4]).unwrap());
+        (address(12), address(16))
+    } else {
+        let address = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&header[at..at + 16]).unwrap());
+        (address(8), address(24))
     }
 }
 
@@ -124,17 +289,6 @@ fn sum(bytes: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     sum as u16
-}
-
-fn transport_sum(header: &[u8], transport: &[u8]) -> u16 {
-    let mut covered = Vec::new();
-    if header[9] != ICMP {
-        covered.extend(&header[12..20]);
-        covered.extend([0, header[9]]);
-        covered.extend((transport.len() as u16).to_be_bytes());
-    }
-    covered.extend(transport);
-    sum(&covered)
 }
 
 /// The program's verdict, and the packet as it left it.
@@ -188,9 +342,9 @@ impl Drop for Bench {
 enum After {
     Same,
     /// The packet's ends.
-    Ends((Ipv4Addr, u16), (Ipv4Addr, u16)),
-    /// From the node, from a masquerading port.
-    Masqueraded,
+    Ends(SocketAddr, SocketAddr),
+    /// From this address of the node, from a masquerading port.
+    Masqueraded(IpAddr),
 }
 
 struct Case {
@@ -212,13 +366,11 @@ fn check(node: &Node, program: &str, cases: Vec<Case>) {
         match after {
             After::Same => assert_eq!(left, packet, "{name}"),
             After::Ends(source, destination) => {
-                let wanted =
-                    (SocketAddrV4::new(source.0, source.1), SocketAddrV4::new(destination.0, destination.1));
-                assert_eq!(frame.read(&left), wanted, "{name}");
+                assert_eq!(frame.read(&left), (source, destination), "{name}");
             }
-            After::Masqueraded => {
+            After::Masqueraded(node) => {
                 let (source, destination) = frame.read(&left);
-                assert_eq!(*source.ip(), NODE, "{name}");
+                assert_eq!(source.ip(), node, "{name}");
                 assert!(source.port() >= nat::FIRST_PORT, "{name}: {source}");
                 assert_eq!(destination.ip(), frame.destination.ip(), "{name}");
             }
@@ -226,119 +378,250 @@ fn check(node: &Node, program: &str, cases: Vec<Case>) {
     }
 }
 
-fn masquerade() -> Masquerade {
-    Masquerade {
-        pods: "10.244.0.0/24".parse().unwrap(),
-        address: NODE,
-        excluded: vec!["10.244.0.0/16".parse().unwrap()],
-        overlay: None,
-    }
-}
-
 #[test]
 fn packets_that_come_in() {
     let mut bench = Bench::new();
     let node = &mut bench.node;
-    let pod = (POD, 8080);
-    for port in [30080, 30082] {
-        node.set(frontend(NODE.octets(), port, Tcp), &[SocketAddrV4::new(POD, 8080)]);
+    for place in PLACES {
+        let pod = at(place.pod, 8080);
+        for port in [30080, 30082] {
+            node.set(frontend(place.node, port, Tcp), &[pod]);
+        }
+        node.set(frontend(place.node, 30080, Udp), &[pod]);
+        node.set(frontend(place.node, 30081, Tcp), &[]);
+        let to =
+            |protocol, client: u16, port: u16| frame(protocol, (place.outside, client), (place.node, port));
+        let translated = |client: u16| After::Ends(at(place.outside, client), pod);
+        let case = |name, frame, verdict, after, counter| Case { name, frame, verdict, after, counter };
+        let began = Some(counter::NODE_PORT_TRANSLATED);
+        let cases = vec![
+            case("a connection", to(TCP, 1001, 30080), NEXT, translated(1001), began),
+            case(
+                "its next packet",
+                Frame { tcp_flags: ACK, ..to(TCP, 1001, 30080) },
+                NEXT,
+                translated(1001),
+                None,
+            ),
+            case("a datagram", to(UDP, 1002, 30080), NEXT, translated(1002), began),
+            case(
+                "a datagram without a checksum",
+                Frame { udp_checksum: false, ..to(UDP, 1003, 30080) },
+                NEXT,
+                translated(1003),
+                began,
+            ),
+            case("IP options", Frame { options: 2, ..to(TCP, 1004, 30080) }, NEXT, translated(1004), began),
+            case(
+                "a fragment",
+                Frame { fragment: 0x2000, ..to(UDP, 1005, 30080) },
+                NEXT,
+                After::Same,
+                Some(counter::FRAGMENT),
+            ),
+            case("no backend", to(TCP, 1006, 30081), DROP, After::Same, Some(counter::NODE_PORT_NO_BACKEND)),
+            case(
+                "the middle of an unknown connection",
+                Frame { tcp_flags: ACK, ..to(TCP, 1007, 30080) },
+                NEXT,
+                After::Same,
+                Some(counter::NODE_PORT_NO_FLOW),
+            ),
+            case(
+                "a second way to the same pod",
+                to(TCP, 1001, 30082),
+                DROP,
+                After::Same,
+                Some(counter::NODE_PORT_COLLISION),
+            ),
+            case("another port of the node", to(TCP, 1008, 22), NEXT, After::Same, None),
+            case("a ping", to(ICMP, 1009, 0), NEXT, After::Same, None),
+        ];
+        check(node, "orlop_ingress", cases);
     }
-    node.set(frontend(NODE.octets(), 30080, Udp), &[SocketAddrV4::new(POD, 8080)]);
-    node.set(frontend(NODE.octets(), 30081, Tcp), &[]);
-    let to = |protocol, client: u16, port: u16| frame(protocol, (OUTSIDE, client), (NODE, port));
-    let translated = |client: u16| After::Ends((OUTSIDE, client), pod);
-    let case = |name, frame, verdict, after, counter| Case { name, frame, verdict, after, counter };
+    // What IPv6 alone has.
+    let pod = at(V6.pod, 8080);
+    let to = |client: u16| frame(TCP, (V6.outside, client), (V6.node, 30080));
+    let case = |name, frame, after, counter| Case { name, frame, verdict: NEXT, after, counter };
+    let translated = |client: u16| After::Ends(at(V6.outside, client), pod);
     let began = Some(counter::NODE_PORT_TRANSLATED);
+    let all_headers = Frame { options: 4, atomic: true, ..to(1102) };
     let cases = vec![
-        case("a connection", to(TCP, 1001, 30080), NEXT, translated(1001), began),
-        case("its next packet", Frame { kind: ACK, ..to(TCP, 1001, 30080) }, NEXT, translated(1001), None),
-        case("a datagram", to(UDP, 1002, 30080), NEXT, translated(1002), began),
         case(
-            "a datagram without a checksum",
-            Frame { udp_checksum: false, ..to(UDP, 1003, 30080) },
-            NEXT,
-            translated(1003),
+            "a packet that is its only fragment",
+            Frame { atomic: true, ..to(1101) },
+            translated(1101),
             began,
         ),
-        case("IP options", Frame { options: 2, ..to(TCP, 1004, 30080) }, NEXT, translated(1004), began),
-        case(
-            "a fragment",
-            Frame { fragment: 0x2000, ..to(UDP, 1005, 30080) },
-            NEXT,
-            After::Same,
-            Some(counter::FRAGMENT),
-        ),
-        case("no backend", to(TCP, 1006, 30081), DROP, After::Same, Some(counter::NODE_PORT_NO_BACKEND)),
-        case(
-            "the middle of an unknown connection",
-            Frame { kind: ACK, ..to(TCP, 1007, 30080) },
-            NEXT,
-            After::Same,
-            Some(counter::NODE_PORT_NO_FLOW),
-        ),
-        case(
-            "a second way to the same pod",
-            to(TCP, 1001, 30082),
-            DROP,
-            After::Same,
-            Some(counter::NODE_PORT_COLLISION),
-        ),
-        case("another port of the node", to(TCP, 1008, 22), NEXT, After::Same, None),
-        case("a ping", to(ICMP, 1009, 0), NEXT, After::Same, None),
+        case("as many headers as are looked through", all_headers, translated(1102), began),
+        case("more headers", Frame { options: 6, ..to(1103) }, After::Same, None),
     ];
     check(node, "orlop_ingress", cases);
+    let mapped = |address: IpAddr| match address {
+        IpAddr::V4(address) => IpAddr::V6(address.to_ipv6_mapped()),
+        other => other,
+    };
+    let pretends = frame(TCP, (mapped(V4.outside), 1104), (mapped(V4.node), 30080));
+    check(node, "orlop_ingress", vec![case("IPv4 in the header of IPv6", pretends, After::Same, None)]);
 }
 
 #[test]
 fn packets_that_go_out() {
     let mut bench = Bench::new();
     let node = &mut bench.node;
-    node.dataplane.as_mut().unwrap().set_masquerade(Some(&masquerade())).unwrap();
-    let from = |protocol, port: u16| frame(protocol, (POD, port), (OUTSIDE, 53));
-    let case = |name, frame, verdict, after, counter| Case { name, frame, verdict, after, counter };
-    let masqueraded = Some(counter::MASQUERADED);
-    let impossible = Some(counter::MASQUERADE_IMPOSSIBLE);
-    let cases = vec![
-        case("a connection", from(TCP, 2001), NEXT, After::Masqueraded, masqueraded),
-        case("its next packet", Frame { kind: ACK, ..from(TCP, 2001) }, NEXT, After::Masqueraded, None),
-        case("a datagram", from(UDP, 2002), NEXT, After::Masqueraded, masqueraded),
-        case(
-            "a datagram without a checksum",
-            Frame { udp_checksum: false, ..from(UDP, 2003) },
-            NEXT,
-            After::Masqueraded,
-            masqueraded,
-        ),
-        case("IP options", Frame { options: 1, ..from(UDP, 2004) }, NEXT, After::Masqueraded, masqueraded),
-        case("a ping", from(ICMP, 2005), NEXT, After::Masqueraded, masqueraded),
-        case(
-            "an answer to a ping that never came",
-            Frame { kind: 0, ..from(ICMP, 2006) },
-            DROP,
-            After::Same,
-            Some(counter::MASQUERADE_NO_FLOW),
-        ),
-        case("an ICMP error", Frame { kind: 3, ..from(ICMP, 2007) }, DROP, After::Same, impossible),
-        case("a fragment", Frame { fragment: 0x2000, ..from(UDP, 2008) }, DROP, After::Same, impossible),
-        case("its last part", Frame { fragment: 0x0004, ..from(UDP, 2008) }, DROP, After::Same, impossible),
-        case("a protocol without our ports", from(SCTP, 2009), DROP, After::Same, impossible),
-        case(
-            "the middle of an unknown connection",
-            Frame { kind: ACK, ..from(TCP, 2010) },
-            DROP,
-            After::Same,
-            Some(counter::MASQUERADE_NO_FLOW),
-        ),
-        case(
-            "to another node's pod",
-            frame(UDP, (POD, 2011), (Ipv4Addr::new(10, 244, 7, 7), 53)),
-            NEXT,
-            After::Same,
-            None,
-        ),
-        case("from the node itself", frame(UDP, (NODE, 2012), (OUTSIDE, 53)), NEXT, After::Same, None),
-    ];
-    check(node, "orlop_egress", cases);
+    node.masquerade();
+    for place in PLACES {
+        let from = |protocol, port: u16| frame(protocol, (place.pod, port), (place.outside, 53));
+        let case = |name, frame, verdict, after, counter| Case { name, frame, verdict, after, counter };
+        let translated = || After::Masqueraded(place.node);
+        let masqueraded = Some(counter::MASQUERADED);
+        let impossible = Some(counter::MASQUERADE_IMPOSSIBLE);
+        let cases = vec![
+            case("a connection", from(TCP, 2001), NEXT, translated(), masqueraded),
+            case("its next packet", Frame { tcp_flags: ACK, ..from(TCP, 2001) }, NEXT, translated(), None),
+            case("a datagram", from(UDP, 2002), NEXT, translated(), masqueraded),
+            case(
+                "a datagram without a checksum",
+                Frame { udp_checksum: false, ..from(UDP, 2003) },
+                NEXT,
+                translated(),
+                masqueraded,
+            ),
+            case("IP options", Frame { options: 1, ..from(UDP, 2004) }, NEXT, translated(), masqueraded),
+            case("a ping", from(ICMP, 2005), NEXT, translated(), masqueraded),
+            case(
+                "an answer to a ping that never came",
+                Frame { icmp: Icmp::Reply, ..from(ICMP, 2006) },
+                DROP,
+                After::Same,
+                Some(counter::MASQUERADE_NO_FLOW),
+            ),
+            case(
+                "an ICMP error",
+                Frame { icmp: Icmp::Error, ..from(ICMP, 2007) },
+                DROP,
+                After::Same,
+                impossible,
+            ),
+            case("a fragment", Frame { fragment: 0x2000, ..from(UDP, 2008) }, DROP, After::Same, impossible),
+            case(
+                "its last part",
+                Frame { fragment: 0x0004, ..from(UDP, 2008) },
+                DROP,
+                After::Same,
+                impossible,
+            ),
+            case("a protocol without our ports", from(SCTP, 2009), DROP, After::Same, impossible),
+            case(
+                "the middle of an unknown connection",
+                Frame { tcp_flags: ACK, ..from(TCP, 2010) },
+                DROP,
+                After::Same,
+                Some(counter::MASQUERADE_NO_FLOW),
+            ),
+            case(
+                "to another node's pod",
+                frame(UDP, (place.pod, 2011), (place.remote, 53)),
+                NEXT,
+                After::Same,
+                None,
+            ),
+            case(
+                "from the node itself",
+                frame(UDP, (place.node, 2012), (place.outside, 53)),
+                NEXT,
+                After::Same,
+                None,
+            ),
+        ];
+        check(node, "orlop_egress", cases);
+    }
+    let program = node.attachments()["orlop_egress"].program;
+    let options = Frame { options: 1, ..frame(UDP, (V6.pod, 2101), (V6.outside, 53)) };
+    let dropped = |packet: &[u8]| assert_eq!(run(program, packet), (DROP, packet.to_vec()));
+    dropped(&options.bytes()[..ETHERNET + 40]);
+    let IpAddr::V4(pod) = V4.pod else { panic!("{}", V4.pod) };
+    dropped(&frame(UDP, (pod.to_ipv6_mapped(), 2102), (V6.outside, 53)).bytes());
+    assert_eq!(node.counter(counter::MASQUERADE_IMPOSSIBLE), 10);
+}
+
+#[test]
+fn one_family_may_be_masqueraded_alone() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    for (masqueraded, plain) in [(V4, V6), (V6, V4)] {
+        node.dataplane.as_mut().unwrap().set_masquerade(&[masqueraded.masquerade()]).unwrap();
+        let case = |place: crate::node::Place, after, counter| Case {
+            name: "a datagram",
+            frame: frame(UDP, (place.pod, 2001), (place.outside, 53)),
+            verdict: NEXT,
+            after,
+            counter,
+        };
+        let shown = After::Masqueraded(masqueraded.node);
+        let cases =
+            vec![case(masqueraded, shown, Some(counter::MASQUERADED)), case(plain, After::Same, None)];
+        check(node, "orlop_egress", cases);
+        node.rewrite_flows(map::NAT, |_| None);
+    }
+}
+
+#[test]
+fn errors_about_packets_reach_whom_they_concern() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    node.masquerade();
+    let attached = node.attachments();
+    let (ingress, egress) = (attached["orlop_ingress"].program, attached["orlop_egress"].program);
+    let told = |program, error: &TooBig| {
+        let (verdict, left) = run(program, &error.bytes());
+        assert_eq!(verdict, NEXT, "{} to {}", error.from, error.to);
+        error.read(&left)
+    };
+    let again = |from: SocketAddr, to: SocketAddr, of: &Frame| Frame {
+        tcp_flags: ACK,
+        ..frame(of.protocol, (from.ip(), from.port()), (to.ip(), to.port()))
+    };
+    for place in PLACES {
+        let router = place.neighbour;
+        // Of what a pod sends to the world.
+        for (protocol, port) in [(TCP, 53), (UDP, 53), (ICMP, 0)] {
+            let sent = frame(protocol, (place.pod, 4001), (place.outside, port));
+            let (shown, outside) = sent.read(&run(egress, &sent.bytes()).1);
+            let error = TooBig { from: router, to: place.node, about: again(shown, outside, &sent) };
+            assert_eq!(told(ingress, &error), (router, place.pod, sent.source, sent.destination));
+        }
+        // Of what the world sends to a node port, and of its answers.
+        let (node_port, pod) = (at(place.node, 30080), at(place.pod, 8080));
+        for service in [Tcp, Udp] {
+            node.set(frontend(place.node, 30080, service), &[pod]);
+        }
+        for protocol in [TCP, UDP] {
+            let client = at(place.outside, 4101);
+            let asked = frame(protocol, (client.ip(), client.port()), (place.node, 30080));
+            assert_eq!(asked.read(&run(ingress, &asked.bytes()).1), (client, pod));
+            let about = again(client, pod, &asked);
+            for (from, shown) in [(place.pod, place.node), (place.gateway, place.node), (router, router)] {
+                let error = TooBig { from, to: client.ip(), about: about.clone() };
+                assert_eq!(told(egress, &error), (shown, client.ip(), client, node_port));
+            }
+            let error = TooBig { from: router, to: place.node, about: again(node_port, client, &asked) };
+            assert_eq!(told(ingress, &error), (router, place.pod, pod, client));
+        }
+        assert_eq!(node.counter(counter::ICMP_ERROR_TRANSLATED), if place.node.is_ipv4() { 11 } else { 22 });
+        // Of what nobody knows.
+        let unknown = frame(UDP, (place.node, 4201), (place.outside, 53));
+        let error = TooBig { from: router, to: place.node, about: unknown };
+        assert_eq!(run(ingress, &error.bytes()), (NEXT, error.bytes()));
+        let unknown = frame(UDP, (place.outside, 4202), (place.pod, 53));
+        let error = TooBig { from: place.pod, to: place.outside, about: unknown };
+        assert_eq!(run(egress, &error.bytes()), (DROP, error.bytes()));
+        // A pod that is asked by its own address answers with it, and so do its errors.
+        let direct = frame(UDP, (place.outside, 4301), (place.pod, 53));
+        assert_eq!(run(ingress, &direct.bytes()), (NEXT, direct.bytes()));
+        let error = TooBig { from: place.pod, to: place.outside, about: direct };
+        assert_eq!(run(egress, &error.bytes()), (NEXT, error.bytes()));
+    }
 }
 
 /// The kernel always finds room in an LRU table, in quiet times: plain ones that are full stand in for it.
@@ -351,8 +634,8 @@ fn flows_that_the_kernel_has_no_room_for() {
         fill_up(&node.pins().join(name), name);
     }
     node.reopen();
-    node.set(frontend(NODE.octets(), 30080, Tcp), &[SocketAddrV4::new(POD, 8080)]);
-    node.dataplane.as_mut().unwrap().set_masquerade(Some(&masquerade())).unwrap();
+    node.set(frontend(NODE, 30080, Tcp), &[at(POD, 8080)]);
+    node.masquerade();
     let dropped = |name, frame| Case {
         name,
         frame,
@@ -372,14 +655,16 @@ fn fill_up(pin: &std::path::Path, name: &str) {
     std::fs::remove_file(pin).unwrap();
     let (pin_shown, entries) = (pin.display(), capacity::NAT);
     const { assert!(capacity::NAT == capacity::INBOUND) };
-    run_tool(
-        "bpftool",
-        &format!("map create {pin_shown} type hash key 16 value 32 entries {entries} name {name} flags 1"),
-    );
+    const KEY: usize = size_of::<NatKey>();
+    const VALUE: usize = size_of::<NatValue>();
+    let sizes = format!("key {KEY} value {VALUE} entries {entries}");
+    run_tool("bpftool", &format!("map create {pin_shown} type hash {sizes} name {name} flags 1"));
     let data = MapData::from_pin(pin).unwrap();
-    let mut table: HashMap<MapData, [u8; 16], [u8; 32]> = HashMap::try_from(Map::HashMap(data)).unwrap();
-    for number in 0..entries as u128 {
-        table.insert(number.to_ne_bytes(), [0; 32], 0).unwrap();
+    let mut table: HashMap<MapData, [u8; KEY], [u8; VALUE]> = HashMap::try_from(Map::HashMap(data)).unwrap();
+    for number in 0..entries as u64 {
+        let mut key = [0; KEY];
+        key[..8].copy_from_slice(&number.to_ne_bytes());
+        table.insert(key, [0; VALUE], 0).unwrap();
     }
 }
 
@@ -387,38 +672,42 @@ fn fill_up(pin: &std::path::Path, name: &str) {
 fn a_node_ports_flow_to_another_nodes_pod_goes_on_under_the_nodes_address() {
     let mut bench = Bench::new();
     let node = &mut bench.node;
-    node.dataplane.as_mut().unwrap().set_masquerade(Some(&masquerade())).unwrap();
-    let remote = (Ipv4Addr::new(10, 244, 7, 7), 8080);
-    for protocol in [Tcp, Udp] {
-        node.set(frontend(NODE.octets(), 30080, protocol), &[SocketAddrV4::new(remote.0, remote.1)]);
+    node.masquerade();
+    for place in PLACES {
+        let remote = at(place.remote, 8080);
+        for protocol in [Tcp, Udp] {
+            node.set(frontend(place.node, 30080, protocol), &[remote]);
+        }
+        let attached = node.attachments();
+        let (ingress, egress) = (attached["orlop_ingress"].program, attached["orlop_egress"].program);
+        let pass = |program, frame: &Frame| {
+            let (verdict, left) = run(program, &frame.bytes());
+            assert_eq!(verdict, NEXT, "{} to {}", frame.source, frame.destination);
+            frame.read(&left)
+        };
+        let packet = |protocol, from: SocketAddr, to: SocketAddr| {
+            frame(protocol, (from.ip(), from.port()), (to.ip(), to.port()))
+        };
+        let node_port = at(place.node, 30080);
+        for (protocol, client) in [(TCP, at(place.outside, 3001)), (UDP, at(place.outside, 3002))] {
+            let asked = pass(ingress, &packet(protocol, client, node_port));
+            assert_eq!(asked, (client, remote));
+            let (shown, target) = pass(egress, &packet(protocol, asked.0, asked.1));
+            assert_eq!((shown.ip(), target), (place.node, remote), "the pod must see the node");
+            assert!(shown.port() >= nat::FIRST_PORT, "{shown:?}");
+            let answer = |from, to| Frame { tcp_flags: SYN | ACK, ..packet(protocol, from, to) };
+            let back = pass(ingress, &answer(remote, shown));
+            assert_eq!(back, (remote, client));
+            let seen = pass(egress, &answer(back.0, back.1));
+            assert_eq!(seen, (node_port, client), "the client must see the node port");
+            // The next packet of the flow keeps the port.
+            let next = Frame { tcp_flags: ACK, ..packet(protocol, client, remote) };
+            assert_eq!(pass(egress, &next), (shown, remote));
+        }
+        // What merely passes through is nobody's business.
+        let other = packet(TCP, at(place.outside, 3003), remote);
+        assert_eq!(pass(egress, &other), (other.source, other.destination));
     }
-    let attached = node.attachments();
-    let (ingress, egress) = (attached["orlop_ingress"].program, attached["orlop_egress"].program);
-    let pass = |program, frame: &Frame| {
-        let (verdict, left) = run(program, &frame.bytes());
-        assert_eq!(verdict, NEXT, "{} to {}", frame.source, frame.destination);
-        frame.read(&left)
-    };
-    for (protocol, client) in [(TCP, (OUTSIDE, 3001)), (UDP, (OUTSIDE, 3002))] {
-        let ends =
-            |(from, to): (SocketAddrV4, SocketAddrV4)| ((*from.ip(), from.port()), (*to.ip(), to.port()));
-        let asked = ends(pass(ingress, &frame(protocol, client, (NODE, 30080))));
-        assert_eq!(asked, (client, remote));
-        let (shown, target) = ends(pass(egress, &frame(protocol, asked.0, asked.1)));
-        assert_eq!((shown.0, target), (NODE, remote), "the pod must see the node");
-        assert!(shown.1 >= nat::FIRST_PORT, "{shown:?}");
-        let answer = |from, to| Frame { kind: SYN | ACK, ..frame(protocol, from, to) };
-        let back = ends(pass(ingress, &answer(remote, shown)));
-        assert_eq!(back, (remote, client));
-        let seen = ends(pass(egress, &answer(back.0, back.1)));
-        assert_eq!(seen, ((NODE, 30080), client), "the client must see the node port");
-        // The next packet of the flow keeps the port.
-        let next = Frame { kind: ACK, ..frame(protocol, client, remote) };
-        assert_eq!(ends(pass(egress, &next)), (shown, remote));
-    }
-    // What merely passes through is nobody's business.
-    let other = frame(TCP, (OUTSIDE, 3003), remote);
-    assert_eq!(pass(egress, &other), (other.source, other.destination));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,17 +11,19 @@ use dataplane::Protocol::{Tcp, Udp};
 use dataplane::{Origin, Target};
 use dataplane_abi::{LAYOUT_VERSION, map};
 
-use crate::node::{Links, Node, ask_tcp, ask_udp, frontend, inside, ip, serve_tcp, serve_udp};
+use crate::node::{
+    Links, Node, PLACES, V4, ask_tcp, ask_udp, at, frontend, inside, ip, serve_tcp, serve_udp,
+};
 
-const VIP: [u8; 4] = [10, 96, 0, 10];
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const SECOND: u64 = 1_000_000_000;
-const LOCAL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+const LOCAL: SocketAddr = SocketAddr::new(V4.localhost, 0);
 
 /// Enough for a lookup to meet a change many times over.
 const CONNECTIONS: usize = 5000;
 
-fn vip(port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(VIP.into(), port)
+fn vip(port: u16) -> SocketAddr {
+    at(VIP, port)
 }
 
 #[test]
@@ -171,11 +173,11 @@ fn a_connected_datagram_socket_shows_the_cluster_ip() {
 }
 
 /// Eight servers that answer with their own letter.
-fn servers() -> Vec<SocketAddrV4> {
+fn servers() -> Vec<SocketAddr> {
     ["a", "b", "c", "d", "e", "f", "g", "h"].map(|name| serve_tcp(LOCAL, name)).to_vec()
 }
 
-fn sticky(endpoints: &[SocketAddrV4]) -> Target {
+fn sticky(endpoints: &[SocketAddr]) -> Target {
     Target { affinity_seconds: NonZeroU32::new(3600), ..Target::all(endpoints) }
 }
 
@@ -229,16 +231,15 @@ fn a_client_that_was_away_for_long_is_led_anywhere() {
 fn whoever_shares_a_network_namespace_is_one_client() {
     let _links = Links::make();
     let mut node = Node::open();
-    let servers: Vec<_> = ["a", "b", "c"]
-        .map(|name| serve_tcp(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), name).port())
-        .to_vec();
-    let at_node = |port: &u16| SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), *port);
+    let servers: Vec<_> =
+        ["a", "b", "c"].map(|name| serve_tcp(at(Ipv4Addr::UNSPECIFIED, 0), name).port()).to_vec();
+    let at_node = |port: &u16| at(Ipv4Addr::new(10, 244, 0, 1), *port);
     node.lead(frontend(VIP, 80, Tcp), &sticky(&servers.iter().map(at_node).collect::<Vec<_>>()));
     let ask = || (0..10).map(|_| ask_tcp(vip(80)).unwrap()).collect::<BTreeSet<String>>();
     let [here, pod] = [std::thread::spawn(ask), inside("pod", ask)].map(|client| client.join().unwrap());
     assert_eq!((here.len(), pod.len()), (1, 1), "{here:?} {pod:?}");
     let clients = node.rewrite_affinities(Origin::Inside, |_| {});
-    let namespaces: BTreeSet<u64> = clients.iter().map(|client| client.client).collect();
+    let namespaces: BTreeSet<_> = clients.iter().map(|client| client.client).collect();
     assert_eq!((clients.len(), namespaces.len()), (2, 2), "{clients:?}");
 }
 
@@ -255,31 +256,26 @@ fn a_loopback_address_leads_to_a_service_on_the_node_alone() {
     let _links = Links::make();
     ip("-n pod link set lo up");
     let mut node = Node::open();
-    let (any, port) = (Ipv4Addr::UNSPECIFIED, 30080);
-    inside("pod", move || {
-        (serve_tcp(SocketAddrV4::new(any, port), "own"), serve_udp(SocketAddrV4::new(any, port), "own"))
-    })
-    .join()
-    .unwrap();
-    let at_node = |server: SocketAddrV4| SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), server.port());
-    let (tcp, udp) =
-        (serve_tcp(SocketAddrV4::new(any, 0), "tcp"), serve_udp(SocketAddrV4::new(any, 0), "udp"));
-    node.set(frontend([127, 0, 0, 1], port, Tcp), &[at_node(tcp)]);
-    node.set(frontend([127, 0, 0, 1], port, Udp), &[at_node(udp)]);
-    let ask = move || {
-        let socket = UdpSocket::bind(SocketAddrV4::new(any, 0)).unwrap();
-        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
-        [ask_tcp(address).unwrap(), ask_udp(&socket, address).unwrap().0].map(|said| said[..3].to_owned())
-    };
-    assert_eq!(ask(), ["tcp", "udp"]);
-    assert_eq!(inside("pod", ask).join().unwrap(), ["own", "own"]);
+    for place in PLACES {
+        let (any, service) = (at(place.any, 0), at(place.localhost, 30080));
+        inside("pod", move || (serve_tcp(service, "own"), serve_udp(service, "own"))).join().unwrap();
+        let at_node = |server: SocketAddr| at(place.gateway, server.port());
+        node.set(frontend(service.ip(), 30080, Tcp), &[at_node(serve_tcp(any, "tcp"))]);
+        node.set(frontend(service.ip(), 30080, Udp), &[at_node(serve_udp(any, "udp"))]);
+        let ask = move || {
+            let socket = UdpSocket::bind(any).unwrap();
+            [ask_tcp(service).unwrap(), ask_udp(&socket, service).unwrap().0].map(|said| said[..3].to_owned())
+        };
+        assert_eq!(ask(), ["tcp", "udp"]);
+        assert_eq!(inside("pod", ask).join().unwrap(), ["own", "own"]);
+    }
 }
 
 #[test]
 fn a_removed_service_is_not_translated_any_more() {
     let mut node = Node::open();
-    let service = frontend([127, 0, 0, 99], 4000, Tcp);
-    let address = serve_tcp(SocketAddrV4::new(service.address, service.port), "itself");
+    let service = frontend(Ipv4Addr::new(127, 0, 0, 99), 4000, Tcp);
+    let address = serve_tcp(at(service.address, service.port), "itself");
     node.set(service, &[serve_tcp(LOCAL, "a")]);
     assert_eq!(ask_tcp(address).unwrap(), "a saw 127.0.0.1");
     node.set(service, &[]);
@@ -327,7 +323,7 @@ fn attached() -> Vec<u64> {
             pinned.push(link["id"].as_u64().unwrap());
         }
     }
-    assert!(pinned.len() == 8 && links.len() >= pinned.len(), "{pinned:?}");
+    assert!(pinned.len() == 9 && links.len() >= pinned.len(), "{pinned:?}");
     pinned.sort_unstable();
     pinned
 }

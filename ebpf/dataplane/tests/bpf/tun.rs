@@ -3,11 +3,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
-use crate::node::{LIMIT, ip};
+use crate::node::{LIMIT, at, ip};
 
 /// `_IOW('T', 202, int)` of `linux/if_tun.h`.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
@@ -35,7 +35,7 @@ impl Tun {
     }
 
     /// Sends the next datagram back to where it came from, and tells its ends. Swapped ends have the same checksums.
-    pub fn turn_round(&mut self) -> (SocketAddrV4, SocketAddrV4) {
+    pub fn turn_round(&mut self) -> (SocketAddr, SocketAddr) {
         let mut packet = harness::wait::until("a datagram on the link", LIMIT, || {
             let mut buffer = [0; 2048];
             let length = self.0.read(&mut buffer).map_err(|error| error.to_string())?;
@@ -45,7 +45,7 @@ impl Tun {
         });
         let end = |address: usize, port: usize| {
             let octets: [u8; 4] = packet[address..address + 4].try_into().unwrap();
-            SocketAddrV4::new(Ipv4Addr::from(octets), u16::from_be_bytes([packet[port], packet[port + 1]]))
+            at(Ipv4Addr::from(octets), u16::from_be_bytes([packet[port], packet[port + 1]]))
         };
         let ends = (end(12, 20), end(16, 22));
         let (source, destination) = packet[12..20].split_at_mut(4);

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
 use dataplane::Protocol::{Tcp, Udp};
-use dataplane::{Masquerade, Origin, Overlay, Target, UplinkHook};
+use dataplane::{Masquerade, Origin, Overlay, Target, UplinkHook, WriteError};
 use dataplane_abi::{NatValue, counter, map, nat};
 
 use crate::node::{
-    LIMIT, Links, NODE, Node, OUTSIDE, POD, ask_tcp, ask_udp, frontend, inside, serve_tcp, serve_udp,
+    LIMIT, Links, NODE, Node, OUTSIDE, PLACES, POD, V4, ask_tcp, ask_udp, at, frontend, inside, serve_tcp,
+    serve_udp,
 };
 use crate::tun::Tun;
 
@@ -20,37 +21,28 @@ use crate::tun::Tun;
 const SHORT: Duration = Duration::from_millis(500);
 pub const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
-pub fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(address, port)
-}
-
-pub fn masquerade(node: &mut Node) {
-    let masquerade = Masquerade {
-        pods: "10.244.0.0/24".parse().unwrap(),
-        address: NODE,
-        excluded: vec!["10.244.0.0/16".parse().unwrap()],
-        overlay: None,
-    };
-    node.dataplane.as_mut().unwrap().set_masquerade(Some(&masquerade)).unwrap();
-}
-
 #[test]
 fn a_node_port_leads_from_outside_to_the_pod_and_back() {
-    let _links = Links::make();
-    let mut node = Node::with_uplink();
-    masquerade(&mut node);
-    inside("pod", || (serve_tcp(at(ANY, 8080), "pod"), serve_udp(at(ANY, 8080), "pod"))).join().unwrap();
-    node.set(frontend(NODE.octets(), 30080, Tcp), &[at(POD, 8080)]);
-    node.set(frontend(NODE.octets(), 30080, Udp), &[at(POD, 8080)]);
-    let (tcp, udp) = inside("outside", || {
-        let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
-        (ask_tcp(at(NODE, 30080)), ask_udp(&socket, at(NODE, 30080)))
-    })
-    .join()
-    .unwrap();
-    // The pod sees the client, the client sees the node.
-    assert_eq!(tcp.unwrap(), "pod saw 192.0.2.9");
-    assert_eq!(udp.unwrap(), ("pod saw 192.0.2.9".into(), "192.0.2.1:30080".into()));
+    for place in PLACES {
+        let _links = Links::make();
+        let mut node = Node::with_uplink();
+        node.masquerade();
+        let server = at(place.any, 8080);
+        inside("pod", move || (serve_tcp(server, "pod"), serve_udp(server, "pod"))).join().unwrap();
+        node.set(frontend(place.node, 30080, Tcp), &[at(place.pod, 8080)]);
+        node.set(frontend(place.node, 30080, Udp), &[at(place.pod, 8080)]);
+        let node_port = at(place.node, 30080);
+        let (tcp, udp) = inside("outside", move || {
+            let socket = UdpSocket::bind(at(place.any, 0)).unwrap();
+            (ask_tcp(node_port), ask_udp(&socket, node_port))
+        })
+        .join()
+        .unwrap();
+        // The pod sees the client, the client sees the node.
+        let answer = format!("pod saw {}", place.outside);
+        assert_eq!(tcp.unwrap(), answer);
+        assert_eq!(udp.unwrap(), (answer, node_port.to_string()));
+    }
 }
 
 #[test]
@@ -58,7 +50,7 @@ fn a_flow_of_datagrams_moves_on_when_its_backend_goes() {
     let _links = Links::make();
     let mut node = Node::with_uplink();
     inside("pod", || (serve_udp(at(ANY, 1111), "old"), serve_udp(at(ANY, 2222), "new"))).join().unwrap();
-    let service = frontend(NODE.octets(), 30053, Udp);
+    let service = frontend(NODE, 30053, Udp);
     node.set(service, &[at(POD, 1111)]);
     let (ask, asked) = std::sync::mpsc::channel::<()>();
     let (answer, answered) = std::sync::mpsc::channel();
@@ -79,21 +71,49 @@ fn a_flow_of_datagrams_moves_on_when_its_backend_goes() {
 
 #[test]
 fn pods_show_the_node_address_outside() {
-    let _links = Links::make();
-    let mut node = Node::with_uplink();
-    masquerade(&mut node);
-    inside("outside", || (serve_tcp(at(ANY, 7000), "out"), serve_udp(at(ANY, 7000), "out"))).join().unwrap();
-    let (tcp, udp, ping) = inside("pod", || {
-        let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
-        let ping =
-            Command::new("busybox").args(["ping", "-c", "2", "-W", "3", &OUTSIDE.to_string()]).output();
-        (ask_tcp(at(OUTSIDE, 7000)), ask_udp(&socket, at(OUTSIDE, 7000)), ping.unwrap())
-    })
-    .join()
-    .unwrap();
-    assert_eq!(tcp.unwrap(), "out saw 192.0.2.1");
-    assert_eq!(udp.unwrap().0, "out saw 192.0.2.1");
-    assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));
+    for place in PLACES {
+        let _links = Links::make();
+        let mut node = Node::with_uplink();
+        node.masquerade();
+        let server = at(place.any, 7000);
+        inside("outside", move || (serve_tcp(server, "out"), serve_udp(server, "out"))).join().unwrap();
+        let (tcp, udp, ping) = inside("pod", move || {
+            let socket = UdpSocket::bind(at(place.any, 0)).unwrap();
+            let outside = at(place.outside, 7000);
+            let ping = ["ping", "-c", "2", "-W", "3", &place.outside.to_string()];
+            let ping = Command::new("busybox").args(ping).output();
+            (ask_tcp(outside), ask_udp(&socket, outside), ping.unwrap())
+        })
+        .join()
+        .unwrap();
+        let answer = format!("out saw {}", place.node);
+        assert_eq!(tcp.unwrap(), answer);
+        assert_eq!(udp.unwrap().0, answer);
+        assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));
+    }
+}
+
+/// The refusal of a host that nobody serves at is an ICMP error about the packet as it was on the wire.
+#[test]
+fn refusals_of_datagrams_come_back_through_the_translation() {
+    for place in PLACES {
+        let _links = Links::make();
+        let mut node = Node::with_uplink();
+        node.masquerade();
+        node.set(frontend(place.node, 30080, Udp), &[at(place.pod, 8080)]);
+        let refused = move |address: SocketAddr| {
+            let socket = UdpSocket::bind(at(place.any, 0)).unwrap();
+            socket.set_read_timeout(Some(LIMIT)).unwrap();
+            socket.connect(address).unwrap();
+            socket.send(b"?").unwrap();
+            socket.recv(&mut [0; 8]).unwrap_err().kind()
+        };
+        let of_pod = inside("pod", move || refused(at(place.outside, 7000)));
+        assert_eq!(of_pod.join().unwrap(), ErrorKind::ConnectionRefused);
+        let of_client = inside("outside", move || refused(at(place.node, 30080)));
+        assert_eq!(of_client.join().unwrap(), ErrorKind::ConnectionRefused);
+        assert_eq!(node.counter(counter::ICMP_ERROR_TRANSLATED), 2);
+    }
 }
 
 #[test]
@@ -108,60 +128,70 @@ fn without_masquerading_pods_keep_their_address() {
 
 #[test]
 fn what_reaches_a_pod_directly_is_answered_by_the_pod() {
-    let _links = Links::make();
-    let mut node = Node::with_uplink();
-    masquerade(&mut node);
-    crate::node::ip("-n outside route add 10.244.0.0/24 via 192.0.2.1");
-    inside("pod", || (serve_tcp(at(ANY, 8080), "pod"), serve_udp(at(ANY, 8080), "pod"))).join().unwrap();
-    let (tcp, udp) = inside("outside", || {
-        let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
-        (ask_tcp(at(POD, 8080)), ask_udp(&socket, at(POD, 8080)))
-    })
-    .join()
-    .unwrap();
-    assert_eq!(tcp.unwrap(), "pod saw 192.0.2.9");
-    assert_eq!(udp.unwrap().1, "10.244.0.2:8080");
+    for place in PLACES {
+        let _links = Links::make();
+        let mut node = Node::with_uplink();
+        node.masquerade();
+        crate::node::ip(&format!("-n outside route add {} via {}", place.pod, place.node));
+        let server = at(place.any, 8080);
+        inside("pod", move || (serve_tcp(server, "pod"), serve_udp(server, "pod"))).join().unwrap();
+        let pod = at(place.pod, 8080);
+        let (tcp, udp) = inside("outside", move || {
+            let socket = UdpSocket::bind(at(place.any, 0)).unwrap();
+            (ask_tcp(pod), ask_udp(&socket, pod))
+        })
+        .join()
+        .unwrap();
+        assert_eq!(tcp.unwrap(), format!("pod saw {}", place.outside));
+        assert_eq!(udp.unwrap().1, pod.to_string());
+    }
 }
 
 #[test]
 fn an_address_outside_stays_with_its_endpoint() {
-    let _links = Links::make();
-    let mut node = Node::with_uplink();
-    crate::node::ip("-n outside addr add 192.0.2.10/24 dev eth0");
-    let ports = [8081, 8082, 8083, 8084];
-    let names = ["a", "b", "c", "d"];
-    inside("pod", move || {
-        for (port, name) in ports.into_iter().zip(names) {
-            serve_tcp(at(ANY, port), name);
-        }
-    })
-    .join()
-    .unwrap();
-    let target = Target {
-        affinity_seconds: std::num::NonZeroU32::new(3600),
-        ..Target::all(ports.map(|port| at(POD, port)))
-    };
-    node.lead(frontend(NODE.octets(), 30080, Tcp), &target);
-    let ask = |source: Ipv4Addr| {
-        let answers = inside("outside", move || {
-            (0..20).map(|_| ask_tcp_from(source, at(NODE, 30080)).unwrap()).collect::<BTreeSet<String>>()
-        });
-        answers.join().unwrap()
-    };
-    let other = Ipv4Addr::new(192, 0, 2, 10);
-    let (first, second) = (ask(OUTSIDE), ask(other));
-    assert_eq!((first.len(), second.len()), (1, 1), "{first:?} {second:?}");
-    let clients: BTreeSet<u64> =
-        node.rewrite_affinities(Origin::Outside, |_| {}).into_iter().map(|client| client.client).collect();
-    let addresses = [OUTSIDE, other].map(|address| u64::from(u32::from_ne_bytes(address.octets())));
-    assert_eq!(clients, BTreeSet::from(addresses));
+    for place in PLACES {
+        let links = Links::make();
+        links.add_neighbour(&place);
+        let mut node = Node::with_uplink();
+        let ports = [8081, 8082, 8083, 8084];
+        let names = ["a", "b", "c", "d"];
+        inside("pod", move || {
+            for (port, name) in ports.into_iter().zip(names) {
+                serve_tcp(at(place.any, port), name);
+            }
+        })
+        .join()
+        .unwrap();
+        let target = Target {
+            affinity_seconds: std::num::NonZeroU32::new(3600),
+            ..Target::all(ports.map(|port| at(place.pod, port)))
+        };
+        node.lead(frontend(place.node, 30080, Tcp), &target);
+        let node_port = at(place.node, 30080);
+        let ask = |source: IpAddr| {
+            let answers = inside("outside", move || {
+                (0..20).map(|_| ask_tcp_from(source, node_port).unwrap()).collect::<BTreeSet<String>>()
+            });
+            answers.join().unwrap()
+        };
+        let (first, second) = (ask(place.outside), ask(place.neighbour));
+        assert_eq!((first.len(), second.len()), (1, 1), "{first:?} {second:?}");
+        let clients = node.rewrite_affinities(Origin::Outside, |_| {}).into_iter();
+        let clients: BTreeSet<IpAddr> = clients.map(|client| address_of(client.client)).collect();
+        assert_eq!(clients, BTreeSet::from([place.outside, place.neighbour]));
+    }
 }
 
-fn ask_tcp_from(source: Ipv4Addr, address: SocketAddrV4) -> std::io::Result<String> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
-    let client = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    bind(client.as_raw_fd(), &SockaddrIn::from(at(source, 0)))?;
-    connect(client.as_raw_fd(), &SockaddrIn::from(address))?;
+fn address_of(address: dataplane_abi::Address) -> IpAddr {
+    std::net::Ipv6Addr::from(address.to_bytes()).to_canonical()
+}
+
+fn ask_tcp_from(source: IpAddr, address: SocketAddr) -> std::io::Result<String> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
+    let family = if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let client = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(client.as_raw_fd(), &SockaddrStorage::from(at(source, 0)))?;
+    connect(client.as_raw_fd(), &SockaddrStorage::from(address))?;
     let mut answer = String::new();
     TcpStream::from(client).read_to_string(&mut answer)?;
     Ok(answer)
@@ -172,7 +202,7 @@ fn what_comes_from_outside_is_led_where_the_external_policy_says() {
     let _links = Links::make();
     let mut node = Node::with_uplink();
     inside("pod", || (serve_tcp(at(ANY, 8081), "in"), serve_tcp(at(ANY, 8082), "out"))).join().unwrap();
-    let service = frontend(NODE.octets(), 30080, Tcp);
+    let service = frontend(NODE, 30080, Tcp);
     let (near, far) = (Target::all([at(POD, 8081)]), Target::all([at(POD, 8082)]));
     node.lead(service, &Target { outside: far.outside.clone(), ..near.clone() });
     let ask = || inside("outside", || ask_tcp(at(NODE, 30080))).join().unwrap();
@@ -185,7 +215,7 @@ fn what_comes_from_outside_is_led_where_the_external_policy_says() {
 fn without_an_endpoint_anywhere_the_node_refuses_at_its_own_address() {
     let _links = Links::make();
     let mut node = Node::with_uplink();
-    let services = [Tcp, Udp].map(|protocol| frontend(NODE.octets(), 30080, protocol));
+    let services = [Tcp, Udp].map(|protocol| frontend(NODE, 30080, protocol));
     let ask = |limit: Duration| {
         let errors = inside("outside", move || {
             let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
@@ -193,7 +223,7 @@ fn without_an_endpoint_anywhere_the_node_refuses_at_its_own_address() {
             socket.connect(at(NODE, 30080)).unwrap();
             socket.send(b"?").unwrap();
             [
-                TcpStream::connect_timeout(&at(NODE, 30080).into(), limit).unwrap_err().kind(),
+                TcpStream::connect_timeout(&at(NODE, 30080), limit).unwrap_err().kind(),
                 socket.recv(&mut [0; 64]).unwrap_err().kind(),
             ]
         });
@@ -211,38 +241,45 @@ fn without_an_endpoint_anywhere_the_node_refuses_at_its_own_address() {
 
 #[test]
 fn source_ranges_keep_others_out() {
-    let _links = Links::make();
-    let mut node = Node::with_uplink();
-    inside("pod", || (serve_tcp(at(ANY, 8080), "pod"), serve_udp(at(ANY, 8080), "pod"))).join().unwrap();
-    let among = |ranges: &[&str]| Target {
-        sources: Some(ranges.iter().map(|range| range.parse().unwrap()).collect()),
-        ..Target::all([at(POD, 8080)])
-    };
-    let services = [Tcp, Udp].map(|protocol| frontend(NODE.octets(), 30080, protocol));
-    let ask = |limit: Duration| {
-        let answers = inside("outside", move || {
-            let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
-            socket.set_read_timeout(Some(limit)).unwrap();
-            socket.send_to(b"?", at(NODE, 30080)).unwrap();
-            [
-                TcpStream::connect_timeout(&at(NODE, 30080).into(), limit).map(drop),
-                socket.recv(&mut [0; 64]).map(drop),
-            ]
-        });
-        answers.join().unwrap().map(|answer| answer.is_ok())
-    };
-    let mut lead = |target: &Target| services.iter().for_each(|service| node.lead(*service, target));
-    lead(&among(&["192.0.2.0/25", "198.51.100.0/24"]));
-    assert_eq!(ask(LIMIT), [true; 2]);
-    lead(&among(&["192.0.2.8/32", "198.51.100.0/24"]));
-    assert_eq!(ask(SHORT), [false; 2]);
-    lead(&among(&["0.0.0.0/0"]));
-    assert_eq!(ask(LIMIT), [true; 2]);
-    lead(&among(&[]));
-    assert_eq!(ask(SHORT), [false; 2]);
-    lead(&Target::all([at(POD, 8080)]));
-    assert_eq!(ask(LIMIT), [true; 2]);
-    assert!(node.counter(counter::SOURCE_REFUSED) >= 4);
+    let v4 = ["192.0.2.0/25", "198.51.100.0/24", "192.0.2.8/32", "0.0.0.0/0", "::/0"];
+    let v6 = ["2001:db8::/65", "fd00::/8", "2001:db8::8/128", "::/0", "0.0.0.0/0"];
+    for (place, [wide, elsewhere, neighbour, everybody, other_family]) in PLACES.into_iter().zip([v4, v6]) {
+        let _links = Links::make();
+        let mut node = Node::with_uplink();
+        let server = at(place.any, 8080);
+        inside("pod", move || (serve_tcp(server, "pod"), serve_udp(server, "pod"))).join().unwrap();
+        let pod = Target::all([at(place.pod, 8080)]);
+        let among = |ranges: &[&str]| Target {
+            sources: Some(ranges.iter().map(|range| range.parse().unwrap()).collect()),
+            ..pod.clone()
+        };
+        let services = [Tcp, Udp].map(|protocol| frontend(place.node, 30080, protocol));
+        let node_port = at(place.node, 30080);
+        let ask = |limit: Duration| {
+            let answers = inside("outside", move || {
+                let socket = UdpSocket::bind(at(place.any, 0)).unwrap();
+                socket.set_read_timeout(Some(limit)).unwrap();
+                socket.send_to(b"?", node_port).unwrap();
+                [TcpStream::connect_timeout(&node_port, limit).map(drop), socket.recv(&mut [0; 64]).map(drop)]
+            });
+            answers.join().unwrap().map(|answer| answer.is_ok())
+        };
+        let mut lead = |target: &Target| services.iter().for_each(|service| node.lead(*service, target));
+        lead(&among(&[wide, elsewhere]));
+        assert_eq!(ask(LIMIT), [true; 2]);
+        lead(&among(&[neighbour, elsewhere]));
+        assert_eq!(ask(SHORT), [false; 2]);
+        lead(&among(&[everybody]));
+        assert_eq!(ask(LIMIT), [true; 2]);
+        lead(&among(&[]));
+        assert_eq!(ask(SHORT), [false; 2]);
+        lead(&pod);
+        assert_eq!(ask(LIMIT), [true; 2]);
+        // Where IPv4 is mapped, `::/0` would hold all of it.
+        let refused = node.dataplane.as_mut().unwrap().set(services[0], &among(&[other_family]));
+        assert!(matches!(refused, Err(WriteError::OtherFamily { .. })), "{refused:?}");
+        assert!(node.counter(counter::SOURCE_REFUSED) >= 4);
+    }
 }
 
 #[test]
@@ -250,7 +287,7 @@ fn a_flow_of_datagrams_ends_when_its_source_range_goes() {
     let _links = Links::make();
     let mut node = Node::with_uplink();
     inside("pod", || serve_udp(at(ANY, 8080), "pod")).join().unwrap();
-    let service = frontend(NODE.octets(), 30080, Udp);
+    let service = frontend(NODE, 30080, Udp);
     node.set(service, &[at(POD, 8080)]);
     let client = inside("outside", || UdpSocket::bind(at(ANY, 0)).unwrap()).join().unwrap();
     assert_eq!(ask_udp(&client, at(NODE, 30080)).unwrap().0, "pod saw 192.0.2.9");
@@ -266,7 +303,7 @@ fn a_node_port_that_nobody_serves_is_not_translated() {
     let mut node = Node::with_uplink();
     inside("pod", || serve_tcp(at(ANY, 8080), "pod")).join().unwrap();
     serve_tcp(at(ANY, 30080), "node");
-    let service = frontend(NODE.octets(), 30080, Tcp);
+    let service = frontend(NODE, 30080, Tcp);
     let ask = || inside("outside", || ask_tcp(at(NODE, 30080))).join().unwrap();
     node.set(service, &[at(POD, 8080)]);
     assert_eq!(ask().unwrap(), "pod saw 192.0.2.9");
@@ -284,7 +321,7 @@ fn masqueraded_ports_come_back() {
     const { assert!(ROUNDS * FLOWS > nat::LAST_PORT - nat::FIRST_PORT + 1) };
     let _links = Links::make();
     let mut node = Node::with_uplink();
-    masquerade(&mut node);
+    node.masquerade();
     inside("outside", || serve_udp(at(ANY, 7000), "out")).join().unwrap();
     for round in 0..ROUNDS {
         let answers: Result<Vec<_>, _> = inside("pod", move || {
@@ -310,11 +347,9 @@ fn the_middle_of_an_unknown_connection_begins_no_flow() {
     let _links = Links::make();
     let mut node = Node::with_uplink();
     let listener = inside("pod", || TcpListener::bind(at(ANY, 8080)).unwrap()).join().unwrap();
-    node.set(frontend(NODE.octets(), 30080, Tcp), &[at(POD, 8080)]);
-    let mut client = inside("outside", || TcpStream::connect_timeout(&at(NODE, 30080).into(), LIMIT))
-        .join()
-        .unwrap()
-        .unwrap();
+    node.set(frontend(NODE, 30080, Tcp), &[at(POD, 8080)]);
+    let mut client =
+        inside("outside", || TcpStream::connect_timeout(&at(NODE, 30080), LIMIT)).join().unwrap().unwrap();
     let _server = listener.accept().unwrap();
     node.rewrite_flows(map::INBOUND, |_| None);
     client.set_read_timeout(Some(LIMIT)).unwrap();
@@ -327,8 +362,8 @@ fn the_middle_of_an_unknown_connection_begins_no_flow() {
 /// The answer would not come back by the way of the question if that showed the node's address.
 #[test]
 fn a_node_ports_flow_leaves_by_the_overlay_under_its_address() {
-    const OVERLAY: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 0);
-    const REMOTE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 244, 7, 7), 8080);
+    const OVERLAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 0, 0));
+    const REMOTE: SocketAddr = SocketAddr::new(V4.remote, 8080);
     for hook in [UplinkHook::Newest, UplinkHook::Clsact] {
         let _links = Links::make();
         let mut tun = Tun::make("overlay");
@@ -338,20 +373,16 @@ fn a_node_ports_flow_leaves_by_the_overlay_under_its_address() {
         let mut node = Node::with_uplinks(&["uplink", "overlay"], hook);
         let index = std::fs::read_to_string("/sys/class/net/overlay/ifindex").unwrap();
         let link = index.trim().parse().unwrap();
-        let masquerade = Masquerade {
-            pods: "10.244.0.0/24".parse().unwrap(),
-            address: NODE,
-            excluded: vec!["10.244.0.0/16".parse().unwrap()],
-            overlay: Some(Overlay { link, address: OVERLAY }),
-        };
-        node.dataplane.as_mut().unwrap().set_masquerade(Some(&masquerade)).unwrap();
-        node.set(frontend(NODE.octets(), 30080, Udp), &[REMOTE]);
+        let overlay = Some(Overlay { link, address: OVERLAY });
+        let masquerade = Masquerade { overlay, ..V4.masquerade() };
+        node.dataplane.as_mut().unwrap().set_masquerade(&[masquerade]).unwrap();
+        node.set(frontend(NODE, 30080, Udp), &[REMOTE]);
         let client = inside("outside", || {
             let socket = UdpSocket::bind(at(ANY, 0)).unwrap();
             ask_udp(&socket, at(NODE, 30080))
         });
         let (source, destination) = tun.turn_round();
-        assert_eq!((*source.ip(), destination), (OVERLAY, REMOTE), "{hook:?}");
+        assert_eq!((source.ip(), destination), (OVERLAY, REMOTE), "{hook:?}");
         assert_eq!(client.join().unwrap().unwrap(), ("?".into(), "192.0.2.1:30080".into()), "{hook:?}");
     }
 }
@@ -361,7 +392,7 @@ fn a_node_ports_flow_leaves_by_the_overlay_under_its_address() {
 fn what_cannot_be_masqueraded_does_not_leave() {
     let _links = Links::make();
     let mut node = Node::with_uplink();
-    masquerade(&mut node);
+    node.masquerade();
     let (listener, datagrams) = inside("outside", || {
         let datagrams = UdpSocket::bind(at(ANY, 7000)).unwrap();
         datagrams.set_nonblocking(true).unwrap();
@@ -369,10 +400,8 @@ fn what_cannot_be_masqueraded_does_not_leave() {
     })
     .join()
     .unwrap();
-    let mut client = inside("pod", || TcpStream::connect_timeout(&at(OUTSIDE, 7000).into(), LIMIT))
-        .join()
-        .unwrap()
-        .unwrap();
+    let mut client =
+        inside("pod", || TcpStream::connect_timeout(&at(OUTSIDE, 7000), LIMIT)).join().unwrap().unwrap();
     let (mut server, _) = listener.accept().unwrap();
     node.rewrite_flows(map::NAT, |_| None);
     client.write_all(b"?").unwrap();
