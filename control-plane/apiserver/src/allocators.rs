@@ -5,30 +5,34 @@
 //! the commit of the service, so that an address is taken exactly when its service is stored. Refuses what is taken or out of range, in upstream's words.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use crate::error::FieldError;
 use crate::kinds::needs_health_check_port;
 use crate::object::{child, items, text};
+use families::Family;
+
+mod families;
 
 /// Random tries before the range is searched from its start.
 const RANDOM_TRIES: usize = 8;
 
 #[derive(Debug, Default)]
 struct Taken {
-    addresses: HashSet<Ipv4Addr>,
+    addresses: HashSet<IpAddr>,
     ports: HashSet<u16>,
 }
 
 /// The two allocators.
 #[derive(Clone)]
 pub struct Allocators {
-    range: Ipv4Network,
+    /// At most one of each family; the first one's is the default.
+    ranges: Arc<[IpNetwork]>,
     ports: RangeInclusive<u16>,
     taken: Arc<Mutex<Taken>>,
 }
@@ -36,7 +40,7 @@ pub struct Allocators {
 /// What an allocation took. Dropped without [`Reservation::keep`], it is given back.
 pub struct Reservation {
     allocators: Allocators,
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
     ports: Vec<u16>,
 }
 
@@ -90,8 +94,9 @@ impl Bookkeeping {
 }
 
 impl Allocators {
-    pub fn new(range: Ipv4Network, ports: RangeInclusive<u16>) -> Self {
-        Allocators { range, ports, taken: Arc::default() }
+    /// `ranges`: of cluster addresses, one or one of each family.
+    pub fn new(ranges: &[IpNetwork], ports: RangeInclusive<u16>) -> Self {
+        Allocators { ranges: ranges.into(), ports, taken: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
@@ -101,16 +106,16 @@ impl Allocators {
     /// Takes over what a stored service has.
     pub fn adopt(&self, service: &Value) {
         let mut taken = self.lock();
-        taken.addresses.extend(address_of(service));
+        taken.addresses.extend(families::addresses(service));
         taken.ports.extend(ports_of(service));
     }
 
     /// Gives back what `old` had and `new` (nothing, when deleted) has not.
     pub fn release(&self, old: &Value, new: Option<&Value>) {
-        let kept_address = new.and_then(address_of);
+        let kept: Vec<IpAddr> = new.map(families::addresses).unwrap_or_default();
         let kept_ports: HashSet<u16> = new.into_iter().flat_map(ports_of).collect();
         let mut taken = self.lock();
-        if let Some(address) = address_of(old).filter(|address| Some(*address) != kept_address) {
+        for address in families::addresses(old).into_iter().filter(|address| !kept.contains(address)) {
             taken.addresses.remove(&address);
         }
         for port in ports_of(old).into_iter().filter(|port| !kept_ports.contains(port)) {
@@ -118,7 +123,7 @@ impl Allocators {
         }
     }
 
-    /// Fills in the address, the node ports and the health check port of `service`.
+    /// Fills in the families, the addresses, the node ports and the health check port of `service`.
     pub fn allocate(&self, service: &mut Value, old: Option<&Value>) -> Result<Reservation, Vec<FieldError>> {
         let mut reservation =
             Reservation { allocators: self.clone(), addresses: Vec::new(), ports: Vec::new() };
@@ -126,10 +131,15 @@ impl Allocators {
         let kind = text(service, "/spec/type").to_owned();
         if kind == "ExternalName" {
             let spec = child(service, "spec");
-            spec.remove("clusterIP");
-            spec.remove("clusterIPs");
-        } else if let Err(error) = self.address(service, old, &mut reservation) {
-            errors.push(error);
+            for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+                spec.remove(field);
+            }
+        } else if !old.is_some_and(|old| families::is_unchanged(service, old)) {
+            let configured: Vec<Family> = self.ranges.iter().map(|range| Family::of(range.ip())).collect();
+            families::settle(service, old, &configured)?;
+            if let Err(error) = self.addresses(service, old, &mut reservation) {
+                errors.push(error);
+            }
         }
         if kind == "NodePort" || kind == "LoadBalancer" {
             self.node_ports(service, old, &mut reservation, &mut errors);
@@ -148,40 +158,45 @@ impl Allocators {
         if errors.is_empty() { Ok(reservation) } else { Err(errors) }
     }
 
-    fn address(
+    fn addresses(
         &self,
         service: &mut Value,
         old: Option<&Value>,
         reservation: &mut Reservation,
     ) -> Result<(), FieldError> {
-        let mut wanted = text(service, "/spec/clusterIP").to_owned();
-        if wanted.is_empty() {
-            wanted =
-                items(service, "/spec/clusterIPs").first().and_then(Value::as_str).unwrap_or("").to_owned();
-        }
-        if wanted != "None" {
-            let held = old.and_then(address_of);
-            let address = match wanted.parse::<Ipv4Addr>() {
-                Ok(address) if held == Some(address) => address,
-                Ok(address) => self.take_address(address, reservation)?,
-                Err(_) if wanted.is_empty() => self.any_address(reservation)?,
-                Err(_) => return Ok(()),
-            };
-            wanted = address.to_string();
+        let mut wanted = Vec::new();
+        if text(service, "/spec/clusterIP") == "None" {
+            wanted.push("None".to_owned());
+        } else {
+            let mut asked = families::spelled(service).into_iter();
+            let held = old.map(families::addresses).unwrap_or_default();
+            for family in families::of(service) {
+                let address = match asked.next() {
+                    Some((text, address)) if held.contains(&address) => text,
+                    Some((text, address)) => self.take_address(address, reservation).map(|()| text)?,
+                    None => self.any_address(family, reservation)?.to_string(),
+                };
+                wanted.push(address);
+            }
         }
         let spec = child(service, "spec");
-        spec.insert("clusterIPs".into(), json!([wanted]));
-        spec.insert("clusterIP".into(), wanted.into());
+        spec.insert("clusterIP".into(), wanted.first().cloned().into());
+        spec.insert("clusterIPs".into(), wanted.into());
         Ok(())
     }
 
-    fn take_address(&self, address: Ipv4Addr, reservation: &mut Reservation) -> Result<Ipv4Addr, FieldError> {
+    fn range(&self, family: Family) -> Option<IpNetwork> {
+        self.ranges.iter().copied().find(|range| Family::of(range.ip()) == family)
+    }
+
+    fn take_address(&self, address: IpAddr, reservation: &mut Reservation) -> Result<(), FieldError> {
         let refused = |why: String| {
             let detail = format!("failed to allocate IP {address}: {why}");
             FieldError::invalid("spec.clusterIPs", json!([address.to_string()]), &detail)
         };
-        if !self.is_usable(address) {
-            let range = self.range;
+        let range = self.range(Family::of(address));
+        if !range.is_some_and(|range| is_usable(range, address)) {
+            let range = range.map_or_else(|| "none".to_owned(), |range| range.to_string());
             return Err(refused(format!(
                 "the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
             )));
@@ -190,19 +205,17 @@ impl Allocators {
             return Err(refused("provided IP is already allocated".into()));
         }
         reservation.addresses.push(address);
-        Ok(address)
+        Ok(())
     }
 
-    fn is_usable(&self, address: Ipv4Addr) -> bool {
-        self.range.contains(address) && address != self.range.network() && address != self.range.broadcast()
-    }
-
-    fn any_address(&self, reservation: &mut Reservation) -> Result<Ipv4Addr, FieldError> {
+    fn any_address(&self, family: Family, reservation: &mut Reservation) -> Result<IpAddr, FieldError> {
         let mut taken = self.lock();
-        let random = (0..RANDOM_TRIES).filter_map(|_| self.range.nth(random() % self.range.size()));
-        let first = self.range.nth(1);
-        let found = random.chain(self.range.iter()).find(|address| {
-            self.is_usable(*address) && Some(*address) != first && !taken.addresses.contains(address)
+        let found = self.range(family).and_then(|range| {
+            let mut all = (0..RANDOM_TRIES).filter_map(|_| random_address(range)).chain(range.iter());
+            let first = nth(range, 1);
+            all.find(|address| {
+                is_usable(range, *address) && Some(*address) != first && !taken.addresses.contains(address)
+            })
         });
         let Some(address) = found else {
             let detail = "failed to allocate a serviceIP: range is full";
@@ -309,11 +322,26 @@ fn random() -> u32 {
     u32::from_le_bytes([bytes[12], bytes[13], bytes[14], bytes[15]])
 }
 
-fn address_of(service: &Value) -> Option<Ipv4Addr> {
-    match text(service, "/spec/clusterIP").parse() {
-        Ok(IpAddr::V4(address)) => Some(address),
-        _ => None,
+/// Not the network's own address (in IPv6 any router's), and in IPv4 not the broadcast.
+fn is_usable(range: IpNetwork, address: IpAddr) -> bool {
+    range.contains(address) && address != range.network() && (range.is_ipv6() || address != range.broadcast())
+}
+
+/// The address at a place of a range.
+pub fn nth(range: IpNetwork, place: u32) -> Option<IpAddr> {
+    match range {
+        IpNetwork::V4(range) => range.nth(place).map(IpAddr::V4),
+        IpNetwork::V6(range) => range.nth(place.into()).map(IpAddr::V6),
     }
+}
+
+/// Of a range of IPv6 one of the first 2^32.
+fn random_address(range: IpNetwork) -> Option<IpAddr> {
+    let size = match range {
+        IpNetwork::V4(range) => range.size(),
+        IpNetwork::V6(range) => u32::try_from(range.size()).unwrap_or(u32::MAX),
+    };
+    nth(range, random() % size)
 }
 
 fn ports_of(service: &Value) -> Vec<u16> {
@@ -336,11 +364,13 @@ mod tests {
     use super::*;
 
     fn allocators() -> Allocators {
-        Allocators::new("10.96.0.0/29".parse().unwrap(), 30000..=30001)
+        Allocators::new(&["10.96.0.0/29".parse().unwrap()], 30000..=30001)
     }
 
     fn service(kind: &str, address: &str, node_port: u64) -> Value {
-        json!({"spec": {"type": kind, "clusterIP": address, "ports": [{"port": 80, "nodePort": node_port}]}})
+        let addresses = if address.is_empty() { json!([]) } else { json!([address]) };
+        json!({"spec": {"type": kind, "clusterIP": address, "clusterIPs": addresses,
+            "ports": [{"port": 80, "nodePort": node_port}]}})
     }
 
     fn body(result: Result<Reservation, Vec<FieldError>>) -> String {
@@ -370,6 +400,35 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_each_family() {
+        let ranges = ["10.96.0.0/29", "fd00:96::/112"].map(|range| range.parse().unwrap());
+        let allocators = Allocators::new(&ranges, 30000..=30001);
+        let dual = |addresses: Value| {
+            json!({"spec": {"type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack", "ports": [],
+                "clusterIP": addresses[0], "clusterIPs": addresses}})
+        };
+        let mut first = dual(json!(["fd00:96::7"]));
+        allocators.allocate(&mut first, None).unwrap().keep();
+        let taken: Vec<IpAddr> = families::addresses(&first);
+        assert_eq!((taken[0], taken[1].is_ipv4()), ("fd00:96::7".parse().unwrap(), true));
+        assert_eq!(first["spec"]["clusterIP"], "fd00:96::7");
+        let body = |addresses| body(allocators.allocate(&mut dual(addresses), None));
+        let wanted = "failed to allocate IP fd00:96::7: provided IP is already allocated";
+        assert!(body(json!(["fd00:96::7"])).ends_with(wanted));
+        assert!(body(json!(["fd00:97::7"])).contains("The range of valid IPs is fd00:96::/112"));
+        // Of an allocation that fails, the address that was free is given back.
+        assert!(body(json!(["10.96.0.4", "fd00:96::7"])).ends_with(wanted));
+        assert!(allocators.allocate(&mut service("ClusterIP", "10.96.0.4", 0), None).is_ok());
+        let mut single = first.clone();
+        single["spec"]["ipFamilyPolicy"] = "SingleStack".into();
+        allocators.allocate(&mut single, Some(&first)).unwrap().keep();
+        assert_eq!(single["spec"]["clusterIPs"], json!(["fd00:96::7"]));
+        allocators.release(&first, Some(&single));
+        let mut again = dual(json!(["fd00:96::8", taken[1].to_string()]));
+        assert!(allocators.allocate(&mut again, None).is_ok(), "the second address is free again");
+    }
+
+    #[test]
     fn ranges_end() {
         let allocators = allocators();
         let mut seen = HashSet::new();
@@ -384,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_local_load_balancer_has_a_health_check_port_as_long_as_it_is_local() {
-        let allocators = Allocators::new("10.96.0.0/29".parse().unwrap(), 30000..=30002);
+        let allocators = Allocators::new(&["10.96.0.0/29".parse().unwrap()], 30000..=30002);
         let mut first = service("LoadBalancer", "10.96.0.2", 30000);
         first["spec"]["externalTrafficPolicy"] = "Local".into();
         allocators.allocate(&mut first, None).unwrap().keep();
@@ -405,8 +464,7 @@ mod tests {
     #[test]
     fn node_ports() {
         let allocators = allocators();
-        let mut first = service("NodePort", "None", 30000);
-        first["spec"]["clusterIP"] = "10.96.0.2".into();
+        let mut first = service("NodePort", "10.96.0.2", 30000);
         allocators.allocate(&mut first, None).unwrap().keep();
         let taken = allocators.allocate(&mut service("NodePort", "10.96.0.3", 30000), None);
         assert!(body(taken).ends_with("provided port is already allocated"));

@@ -10,11 +10,11 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::allocators::Allocators;
+use crate::allocators::{Allocators, nth};
 use crate::api::Api;
 use crate::auth::References;
 use crate::cache::{Cache, Filter, Page};
@@ -34,7 +34,8 @@ pub struct Options {
     pub bind: SocketAddr,
     pub advertise: IpAddr,
     pub extra_names: Vec<String>,
-    pub service_range: Ipv4Network,
+    /// Of cluster addresses: one, or one of each family, the default one first.
+    pub service_ranges: Vec<IpNetwork>,
     pub node_ports: RangeInclusive<u16>,
     pub tolerations: DefaultTolerations,
 }
@@ -53,7 +54,14 @@ pub enum StartError {
     #[error(transparent)]
     Registry(#[from] MissingType),
     #[error("service range {range}: too small, the first address is the API server's")]
-    ServiceRange { range: Ipv4Network },
+    ServiceRange { range: IpNetwork },
+    #[error("no service range")]
+    NoServiceRange,
+    #[error(
+        "service range {range} and the address {address} that the server is reached at are of two families: the Service \
+         \"kubernetes\" has an address of the first range and leads there"
+    )]
+    ServiceFamily { range: IpNetwork, address: IpAddr },
     #[error("make {object}")]
     Object { object: String, source: ApiError },
 }
@@ -91,23 +99,28 @@ impl Running {
 
 /// Starts a server; it runs until `stop` is cancelled.
 pub async fn start(options: &Options, stop: CancellationToken) -> Result<Running, StartError> {
-    let range = options.service_range;
-    let service_address = range.nth(1).filter(|_| range.prefix() <= 30);
-    let service_address = service_address.ok_or(StartError::ServiceRange { range })?;
+    let range = *options.service_ranges.first().ok_or(StartError::NoServiceRange)?;
+    if let Some(range) = options.service_ranges.iter().copied().find(|range| !has_room(*range)) {
+        return Err(StartError::ServiceRange { range });
+    }
+    if range.is_ipv4() != options.advertise.is_ipv4() {
+        return Err(StartError::ServiceFamily { range, address: options.advertise });
+    }
+    let service_address = nth(range, 1).ok_or(StartError::ServiceRange { range })?;
     let listener = TcpListener::bind(options.bind)
         .await
         .map_err(|source| StartError::Listen { address: options.bind, source })?;
     let address =
         listener.local_addr().map_err(|source| StartError::Listen { address: options.bind, source })?;
     let pki = Arc::new(Pki::open(&options.data_dir)?);
-    let names = pki::server_names(options.advertise, service_address.into(), &options.extra_names);
+    let names = pki::server_names(options.advertise, service_address, &options.extra_names);
     let tls = serve::server_config(&pki.server(&names)?, pki.ca_certificate())?;
     let kubelet = serve::client_config(&pki.client(Identity::ServerToKubelet)?, pki.ca_certificate())?;
     let api = open_api(options, KubeletClient::new(kubelet))?;
     let own = OwnObjects {
         api: api.clone(),
         user: masters(),
-        service_address: service_address.into(),
+        service_address,
         endpoint: SocketAddr::new(options.advertise, address.port()),
     };
     own.ensure_all().await?;
@@ -118,6 +131,12 @@ pub async fn start(options: &Options, stop: CancellationToken) -> Result<Running
     let running = Running { address, url, api, pki, task };
     write_kubeconfigs(&options.data_dir, &running)?;
     Ok(running)
+}
+
+/// For an address beside the network's own, the API server's and the broadcast.
+fn has_room(range: IpNetwork) -> bool {
+    let bits = if range.is_ipv4() { 32 } else { 128 };
+    bits - range.prefix() >= 2
 }
 
 fn open_api(options: &Options, kubelet: KubeletClient) -> Result<Arc<Api>, StartError> {
@@ -132,7 +151,7 @@ fn open_api(options: &Options, kubelet: KubeletClient) -> Result<Arc<Api>, Start
         index.apply(changes);
         sink.apply(changes);
     }))?;
-    let allocators = Allocators::new(options.service_range, options.node_ports.clone());
+    let allocators = Allocators::new(&options.service_ranges, options.node_ports.clone());
     if let Ok(services) = cache.list("services", &Filter::default(), &Page::default()) {
         services.entries.iter().for_each(|service| allocators.adopt(&service.value()));
     }

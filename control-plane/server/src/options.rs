@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use apiserver::bootstrap::Options;
 use apiserver::tolerations::DefaultTolerations;
 use clap::{Args, Parser, Subcommand};
@@ -59,7 +59,7 @@ pub struct ServeArguments {
     /// A further name or address of the serving certificate; may be given several times.
     #[arg(long, value_name = "NAME")]
     pub tls_san: Vec<String>,
-    /// Range of ClusterIPs.
+    /// Range of ClusterIPs, or one of each family with a comma between them, the default one first.
     #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
     pub service_cluster_ip_range: String,
     /// Range that nodes get their pod networks from, or one of each family with a comma between them.
@@ -118,16 +118,12 @@ impl ServeArguments {
         if advertise.is_unspecified() {
             bail!("--advertise-address {advertise}: expected an address that nodes can reach");
         }
-        let range = &self.service_cluster_ip_range;
-        let service_range = range.parse().with_context(|| {
-            format!("--service-cluster-ip-range {range:?}: expected an IPv4 CIDR like 10.96.0.0/16")
-        })?;
         let server = Options {
             data_dir,
             bind: SocketAddr::new(self.bind_address, self.secure_port),
             advertise,
             extra_names: self.tls_san.clone(),
-            service_range,
+            service_ranges: ranges("--service-cluster-ip-range", &self.service_cluster_ip_range)?,
             node_ports: port_range(&self.service_node_port_range)?,
             tolerations: DefaultTolerations {
                 not_ready_seconds: self.default_not_ready_toleration_seconds,
@@ -136,7 +132,7 @@ impl ServeArguments {
         };
         Ok(ServeOptions {
             server,
-            cluster_cidrs: cluster_ranges(&self.cluster_cidr)?,
+            cluster_cidrs: ranges("--cluster-cidr", &self.cluster_cidr)?,
             node_monitor_grace_period: duration(
                 "--node-monitor-grace-period",
                 &self.node_monitor_grace_period,
@@ -146,13 +142,14 @@ impl ServeArguments {
     }
 }
 
-fn cluster_ranges(text: &str) -> anyhow::Result<Vec<IpNetwork>> {
+/// One network, or one of each family.
+fn ranges(flag: &str, text: &str) -> anyhow::Result<Vec<IpNetwork>> {
     let ranges: Result<Vec<IpNetwork>, _> = text.split(',').map(|range| range.trim().parse()).collect();
     match ranges.as_deref() {
         Ok([_]) => {}
         Ok([one, other]) if one.is_ipv4() != other.is_ipv4() => {}
         _ => bail!(
-            "--cluster-cidr {text:?}: expected a CIDR like 10.244.0.0/16, or one of IPv4 and one of IPv6 with a comma \
+            "{flag} {text:?}: expected a CIDR like 10.244.0.0/16, or one of IPv4 and one of IPv6 with a comma \
              between them"
         ),
     }
@@ -202,9 +199,9 @@ mod tests {
         for bad in ["", "1", "5-4", "0-10", "1-70000"] {
             assert!(port_range(bad).is_err(), "{bad}");
         }
-        assert_eq!(cluster_ranges("10.244.0.0/16,fd00::/48").unwrap().len(), 2);
+        assert_eq!(ranges("--cluster-cidr", "10.244.0.0/16,fd00::/48").unwrap().len(), 2);
         for bad in ["", "10.244.0.0/16,", "10.244.0.0/16,10.245.0.0/16", "10.1.0.0/16,fd00::/48,fd01::/48"] {
-            assert!(cluster_ranges(bad).is_err(), "{bad}");
+            assert!(ranges("--cluster-cidr", bad).is_err(), "{bad}");
         }
     }
 

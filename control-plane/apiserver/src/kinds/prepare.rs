@@ -79,22 +79,32 @@ fn is_zero(quantity: &str) -> bool {
 
 pub(super) fn service_create(service: &mut Value) {
     service["status"] = json!({"loadBalancer": {}});
+    let address = text(service, "/spec/clusterIP").to_owned();
+    if !address.is_empty() && items(service, "/spec/clusterIPs").is_empty() {
+        service["spec"]["clusterIPs"] = json!([address]);
+    }
 }
 
 /// An update that leaves the allocated values out keeps them.
 pub(super) fn service_update(service: &mut Value, old: &Value) {
     keep_status(service, old);
     let (new_type, old_type) = (text(service, "/spec/type").to_owned(), text(old, "/spec/type"));
-    if new_type == "ExternalName" || old_type == "ExternalName" {
+    follow_cluster_ip(service, old);
+    if new_type == "ExternalName" {
+        leave_addresses(service, old);
+        return;
+    }
+    if old_type == "ExternalName" {
         return;
     }
     keep_health_check_port(service, old);
     let old_spec = old["spec"].clone();
     let spec = child(service, "spec");
-    for key in ["clusterIP", "clusterIPs"] {
+    for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
         let missing = match &spec.get(key) {
             None | Some(Value::Null) => true,
             Some(Value::String(text)) => text.is_empty(),
+            Some(Value::Array(list)) => list.is_empty(),
             Some(_) => false,
         };
         if missing && let Some(value) = old_spec.get(key) {
@@ -105,6 +115,34 @@ pub(super) fn service_update(service: &mut Value, old: &Value) {
         return;
     }
     keep_node_ports(spec, &old_spec);
+}
+
+/// A Service that becomes a name has no addresses any more; those that the update names anew are refused later.
+fn leave_addresses(service: &mut Value, old: &Value) {
+    let spec = child(service, "spec");
+    let old = &old["spec"];
+    for keys in [&["clusterIP", "clusterIPs"][..], &["ipFamilies"], &["ipFamilyPolicy"]] {
+        let same =
+            |key: &&str| spec.get(*key).is_none_or(|value| value.is_null() || old.get(*key) == Some(value));
+        if keys.iter().all(same) {
+            keys.iter().for_each(|key| drop(spec.remove(*key)));
+        }
+    }
+}
+
+/// Those who know of one address alone change that, and mean the list.
+fn follow_cluster_ip(service: &mut Value, old: &Value) {
+    let [now, before] = [&*service, old].map(|service| text(service, "/spec/clusterIP").to_owned());
+    let same_list = items(service, "/spec/clusterIPs") == items(old, "/spec/clusterIPs");
+    if now == before || !same_list {
+        return;
+    }
+    let spec = child(service, "spec");
+    if now.is_empty() {
+        spec.remove("clusterIPs");
+    } else {
+        spec.insert("clusterIPs".into(), json!([now]));
+    }
 }
 
 /// Whether load balancers ask nodes which of them have an endpoint of this Service.

@@ -278,6 +278,133 @@ fn a_health_check_port_is_for_local_load_balancers_and_stays() {
 }
 
 #[test]
+fn the_addresses_of_a_service_fit_each_other() {
+    let cases = [
+        (
+            json!({"ipFamilies": ["IPv4", "IPv5", "IPv4"], "ipFamilyPolicy": "Dual"}),
+            vec![
+                "spec.ipFamilies[1]: Unsupported value: \"IPv5\": supported values: \"IPv4\", \"IPv6\"",
+                "spec.ipFamilies[2]: Duplicate value: \"IPv4\"",
+                "spec.ipFamilyPolicy: Unsupported value: \"Dual\": supported values: \"PreferDualStack\", \"RequireDualStack\", \"SingleStack\"",
+            ],
+        ),
+        (
+            json!({"clusterIPs": ["10.0.0.7"]}),
+            vec![
+                "spec.clusterIPs: Invalid value: [\"10.0.0.7\"]: must be empty when `clusterIP` is not specified",
+            ],
+        ),
+        (
+            json!({"clusterIP": "10.0.0.7", "clusterIPs": ["10.0.0.8"]}),
+            vec!["spec.clusterIPs: Invalid value: [\"10.0.0.8\"]: first value must match `clusterIP`"],
+        ),
+        (
+            json!({"clusterIP": "None", "clusterIPs": ["None", "fd00::7"]}),
+            vec![
+                "spec.clusterIPs: Invalid value: [\"None\",\"fd00::7\"]: 'None' must be the first and only value",
+            ],
+        ),
+        (
+            json!({"clusterIP": "10.0.0.7", "clusterIPs": ["10.0.0.7", "10.0.0.8"]}),
+            vec![
+                "spec.clusterIPs: Invalid value: [\"10.0.0.7\",\"10.0.0.8\"]: may specify no more than one IP for each IP family",
+            ],
+        ),
+        (
+            json!({"clusterIP": "10.0.0.7", "clusterIPs": ["10.0.0.7", "fd00::7"], "ipFamilies": ["IPv4", "IPv4"]}),
+            vec![
+                "spec.ipFamilies[1]: Duplicate value: \"IPv4\"",
+                "spec.clusterIPs[1]: Invalid value: \"fd00::7\": expected an IPv4 value as indicated by `ipFamilies[1]`",
+            ],
+        ),
+        (
+            json!({"clusterIP": "x", "clusterIPs": ["x", "fd00::7", "10.0.0.7"]}),
+            vec![
+                "spec.clusterIPs: Invalid value: [\"x\",\"fd00::7\",\"10.0.0.7\"]: may only hold up to 2 values",
+                "spec.clusterIPs[0]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ],
+        ),
+        (
+            json!({"type": "ExternalName", "externalName": "a.b", "clusterIP": "10.0.0.7", "ipFamilies": ["IPv4"]}),
+            vec![
+                "spec.clusterIPs[0]: Forbidden: may not be set for ExternalName services",
+                "spec.ipFamilies: Forbidden: may not be set for ExternalName services",
+            ],
+        ),
+        (
+            json!({"clusterIP": "fd00::7", "clusterIPs": ["fd00::7", "10.0.0.7"], "ipFamilies": ["IPv6"]}),
+            vec![],
+        ),
+    ];
+    for (mut spec, wanted) in cases {
+        spec["ports"] = json!([{"port": 80}]);
+        assert_eq!(problems("Service", json!({"spec": spec})), wanted, "{spec}");
+    }
+}
+
+#[test]
+fn the_addresses_of_a_service_stay() {
+    let kind = kind("Service");
+    let both = json!({"clusterIP": "10.0.0.7", "clusterIPs": ["10.0.0.7", "fd00::7"], "ipFamilies": ["IPv4", "IPv6"],
+        "ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 80}]});
+    let old = defaulted("Service", json!({"spec": both}));
+    let headless = {
+        let mut headless = old.clone();
+        headless["spec"]["clusterIP"] = "None".into();
+        headless["spec"]["clusterIPs"] = json!(["None"]);
+        headless
+    };
+    let changed = "may not change once set";
+    let forbidden = "Forbidden: may not be set for ExternalName services";
+    let name = |change: Value| {
+        let mut spec = json!({"type": "ExternalName", "externalName": "a.b"});
+        spec.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        spec
+    };
+    let cases = [
+        (&old, name(json!({})), vec![]),
+        (&old, name(json!({"clusterIPs": null, "ipFamilies": null})), vec![]),
+        (&old, name(json!({"clusterIP": null, "clusterIPs": null})), vec![]),
+        (&old, name(json!({"clusterIP": "10.0.0.8"})), vec![format!("spec.clusterIPs[0]: {forbidden}")]),
+        (&old, name(json!({"ipFamilies": ["IPv6"], "ipFamilyPolicy": "SingleStack"})), vec![
+            format!("spec.ipFamilies: {forbidden}"),
+            format!("spec.ipFamilyPolicy: {forbidden}"),
+        ]),
+        (&old, json!({}), vec![]),
+        (&old, json!({"clusterIP": null, "clusterIPs": null, "ipFamilies": null}), vec![]),
+        (&old, json!({"clusterIP": "10.0.0.8"}), vec![
+            format!("spec.clusterIPs[0]: Invalid value: [\"10.0.0.8\"]: {changed}"),
+            "spec.ipFamilyPolicy: Invalid value: \"PreferDualStack\": must be set to 'SingleStack' when releasing the secondary clusterIP".into(),
+        ]),
+        (&old, json!({"clusterIPs": ["10.0.0.7", "fd00::8"]}), vec![
+            format!("spec.clusterIPs[1]: Invalid value: [\"10.0.0.7\",\"fd00::8\"]: {changed}"),
+        ]),
+        (&old, json!({"ipFamilies": ["IPv6", "IPv4"], "clusterIP": "fd00::7", "clusterIPs": ["fd00::7", "10.0.0.7"]}), vec![
+            format!("spec.clusterIPs[0]: Invalid value: [\"fd00::7\",\"10.0.0.7\"]: {changed}"),
+            format!("spec.clusterIPs[1]: Invalid value: [\"fd00::7\",\"10.0.0.7\"]: {changed}"),
+            format!("spec.ipFamilies[0]: Invalid value: [\"IPv6\",\"IPv4\"]: {changed}"),
+            format!("spec.ipFamilies[1]: Invalid value: [\"IPv6\",\"IPv4\"]: {changed}"),
+        ]),
+        (&old, json!({"ipFamilyPolicy": "SingleStack", "clusterIPs": ["10.0.0.7"], "ipFamilies": ["IPv4"]}), vec![]),
+        (&old, json!({"clusterIP": "None", "clusterIPs": ["None"]}), vec![
+            format!("spec.clusterIPs[0]: Invalid value: [\"None\"]: {changed}"),
+            "spec.ipFamilyPolicy: Invalid value: \"PreferDualStack\": must be set to 'SingleStack' when releasing the secondary clusterIP".into(),
+        ]),
+        (&headless, json!({"ipFamilies": ["IPv6", "IPv4"]}), vec![]),
+    ];
+    for (old, change, wanted) in cases {
+        let mut new = old.clone();
+        for (key, value) in change.as_object().unwrap() {
+            new["spec"][key] = value.clone();
+        }
+        (kind.prepare_update)(&mut new, old);
+        let errors = (kind.validate)(&new).into_iter().chain((kind.validate_update)(&new, old));
+        let errors: Vec<String> = errors.map(|error| format!("{}: {}", error.field, error.body)).collect();
+        assert_eq!(errors, wanted, "{change}");
+    }
+}
+
+#[test]
 fn events_have_two_forms_of_one_object() {
     let conversion = rows::KINDS.iter().find_map(|kind| kind.conversion).unwrap();
     let stored = json!({"apiVersion": "v1", "kind": "Event", "message": "m", "involvedObject": {"name": "p"}, "count": 2});

@@ -55,7 +55,7 @@ pub fn options_in(data_dir: &Path) -> Options {
         bind: "127.0.0.1:0".parse().unwrap(),
         advertise: "127.0.0.1".parse().unwrap(),
         extra_names: vec![],
-        service_range: "10.96.0.0/24".parse().unwrap(),
+        service_ranges: vec!["10.96.0.0/24".parse().unwrap()],
         node_ports: 30000..=30010,
         tolerations: Default::default(),
     }
@@ -65,10 +65,14 @@ pub async fn server_in(data_dir: &Path) -> Server {
     let options = options_in(data_dir);
     let stop = CancellationToken::new();
     let running = bootstrap::start(&options, stop.clone()).await.unwrap();
-    Server { running, stop, _directory: None }
+    Server::of(running, stop)
 }
 
 impl Server {
+    pub fn of(running: Running, stop: CancellationToken) -> Self {
+        Server { running, stop, _directory: None }
+    }
+
     pub fn tls(&self, identity: Option<Identity<'_>>) -> rustls::ClientConfig {
         let pki = &self.running.pki;
         let credentials = pki.client(identity.unwrap_or(Identity::Admin)).unwrap();

@@ -6,8 +6,9 @@ use apiserver::verbs::Target;
 use bytes::Bytes;
 use http_body_util::Full;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
-use super::client::{Server, request, server, server_in};
+use super::client::{Server, options_in, request, server, server_in};
 use super::watches::Events;
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -247,6 +248,69 @@ async fn services_get_addresses_and_ports() {
     );
     server.delete(&format!("{SERVICES}/a")).await;
     assert_eq!(server.post(SERVICES, &service("b", 30005)).await.code, 201);
+}
+
+#[tokio::test]
+async fn a_service_of_a_cluster_with_one_family_has_that() {
+    let server = server().await;
+    let service = json!({"metadata": {"name": "a"}, "spec": {"ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 80}]}});
+    let created = server.post(SERVICES, &service).await.body;
+    assert_eq!(created["spec"]["ipFamilies"], json!(["IPv4"]));
+    let required = json!({"spec": {"ipFamilyPolicy": "RequireDualStack"}});
+    let refused = server.patch(&format!("{SERVICES}/a"), "merge", &required).await;
+    let words = "this cluster is not configured for dual-stack services";
+    assert!(refused.message().ends_with(words), "{}", refused.message());
+}
+
+#[tokio::test]
+async fn a_service_has_addresses_of_the_families_that_it_asks_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = options_in(directory.path());
+    options.service_ranges.push("fd00:96::/112".parse().unwrap());
+    let stop = CancellationToken::new();
+    let running = apiserver::bootstrap::start(&options, stop.clone()).await.unwrap();
+    let server = Server::of(running, stop);
+    let path = format!("{SERVICES}/a");
+    let service = json!({"metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}});
+    let created = server.post(SERVICES, &service).await.body;
+    assert_eq!(created["spec"]["ipFamilies"], json!(["IPv4"]));
+    let first = created["spec"]["clusterIP"].clone();
+    let policy = |policy: &str| json!({"spec": {"ipFamilyPolicy": policy}});
+    let dual = server.patch(&path, "merge", &policy("RequireDualStack")).await.body;
+    let second = dual["spec"]["clusterIPs"][1].as_str().unwrap().to_owned();
+    assert_eq!(dual["spec"]["clusterIPs"], json!([first, second]));
+    assert_eq!(dual["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
+    assert!(second.starts_with("fd00:96::") && second != "fd00:96::1", "{second}");
+    let mut other =
+        json!({"metadata": {"name": "b"}, "spec": {"clusterIP": second, "ports": [{"port": 80}]}});
+    let taken = server.post(SERVICES, &other).await;
+    assert!(taken.message().ends_with("provided IP is already allocated"), "{}", taken.message());
+    // A PUT of what the user knows changes nothing.
+    assert_eq!(server.put(&path, &service).await.body, dual);
+    let spelled =
+        json!({"metadata": {"name": "d"}, "spec": {"clusterIP": "FD00:96::7", "ports": [{"port": 80}]}});
+    let stored = server.post(SERVICES, &spelled).await.body;
+    assert_eq!(stored["spec"]["clusterIPs"], json!(["FD00:96::7"]), "as the user spells it");
+    assert_eq!(server.put(&format!("{SERVICES}/d"), &spelled).await.body, stored);
+    let single = server.patch(&path, "merge", &policy("SingleStack")).await.body;
+    assert_eq!(
+        (&single["spec"]["clusterIPs"], &single["spec"]["ipFamilies"]),
+        (&json!([first]), &json!(["IPv4"]))
+    );
+    let created = server.post(SERVICES, &other).await;
+    assert_eq!(created.body["spec"]["ipFamilies"], json!(["IPv6"]), "the second address is free again");
+    // Into a name, and back.
+    let name = json!({"spec": {"type": "ExternalName", "externalName": "a.example"}});
+    let named = server.patch(&path, "merge", &name).await.body;
+    for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+        assert_eq!(named["spec"].get(field), None, "{}", named["spec"]);
+    }
+    other["metadata"]["name"] = "c".into();
+    other["spec"]["clusterIP"] = first;
+    assert_eq!(server.post(SERVICES, &other).await.code, 201, "a name has no address");
+    let back = json!({"spec": {"type": "ClusterIP", "externalName": null}});
+    let back = server.patch(&path, "merge", &back).await.body;
+    assert_eq!(back["spec"]["ipFamilies"], json!(["IPv4"]), "{back}");
 }
 
 #[tokio::test]

@@ -32,8 +32,6 @@ pub(in crate::kinds) fn service(service: &mut Value) {
         return;
     }
     set_default(spec, "internalTrafficPolicy", "Cluster");
-    set_default(spec, "ipFamilies", json!(["IPv4"]));
-    set_default(spec, "ipFamilyPolicy", "SingleStack");
     if kind == "NodePort" || kind == "LoadBalancer" {
         set_default(spec, "externalTrafficPolicy", "Cluster");
     }

@@ -14,6 +14,8 @@ use crate::object::{items, text};
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const DISTRIBUTIONS: &[&str] = &["PreferClose", "PreferSameNode", "PreferSameZone"];
+const FAMILIES: &[&str] = &["IPv4", "IPv6"];
+const FAMILY_POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "SingleStack"];
 const NOT_AN_ADDRESS: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 const NOT_A_NETWORK: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 const MAX_AFFINITY_SECONDS: i64 = 86_400;
@@ -98,24 +100,73 @@ fn affinity(service: &Value, errors: &mut Vec<FieldError>) {
 fn cluster_address(service: &Value, kind: &str, errors: &mut Vec<FieldError>) {
     let address = text(service, "/spec/clusterIP");
     if kind == "ExternalName" {
-        if !address.is_empty() {
-            errors.push(FieldError::forbidden(
-                "spec.clusterIPs[0]",
-                "may not be set for ExternalName services",
-            ));
+        let detail = "may not be set for ExternalName services";
+        if !address.is_empty() || !items(service, "/spec/clusterIPs").is_empty() {
+            errors.push(FieldError::forbidden("spec.clusterIPs[0]", detail));
+        }
+        if !items(service, "/spec/ipFamilies").is_empty() {
+            errors.push(FieldError::forbidden("spec.ipFamilies", detail));
+        }
+        if !text(service, "/spec/ipFamilyPolicy").is_empty() {
+            errors.push(FieldError::forbidden("spec.ipFamilyPolicy", detail));
         }
         return;
     }
+    families(service, errors);
     if address == "None" && kind != "ClusterIP" {
         let detail = format!("may not be set to 'None' for {kind} services");
         errors.push(FieldError::invalid("spec.clusterIPs[0]", address, &detail));
     }
-    if !address.is_empty() && address != "None" && address.parse::<IpAddr>().is_err() {
-        errors.push(FieldError::invalid("spec.clusterIPs[0]", address, NOT_AN_ADDRESS));
+    let list = items(service, "/spec/clusterIPs");
+    let texts: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
+    let invalid = |detail: &str| FieldError::invalid("spec.clusterIPs", list.to_vec(), detail);
+    match (address, texts.first()) {
+        ("", Some(_)) => errors.push(invalid("must be empty when `clusterIP` is not specified")),
+        (address, Some(first)) if address != *first => {
+            errors.push(invalid("first value must match `clusterIP`"));
+        }
+        _ => {}
     }
-    let first = items(service, "/spec/clusterIPs").first().and_then(Value::as_str).unwrap_or("");
-    if !first.is_empty() && first != address {
-        errors.push(FieldError::invalid("spec.clusterIPs", first, "first value must match `clusterIP`"));
+    if texts.len() > 2 {
+        errors.push(invalid("may only hold up to 2 values"));
+    }
+    if texts.first() == Some(&"None") {
+        if texts.len() > 1 {
+            errors.push(invalid("'None' must be the first and only value"));
+        }
+        return;
+    }
+    let parsed: Vec<Option<IpAddr>> = texts.iter().map(|text| text.parse().ok()).collect();
+    for (index, _) in parsed.iter().enumerate().filter(|(_, parsed)| parsed.is_none()) {
+        errors.push(FieldError::invalid(format!("spec.clusterIPs[{index}]"), texts[index], NOT_AN_ADDRESS));
+    }
+    let Some(parsed) = parsed.into_iter().collect::<Option<Vec<IpAddr>>>() else { return };
+    if parsed.len() > 1 && parsed.iter().all(|address| address.is_ipv4() == parsed[0].is_ipv4()) {
+        errors.push(invalid("may specify no more than one IP for each IP family"));
+    }
+    for (index, (address, family)) in parsed.iter().zip(items(service, "/spec/ipFamilies")).enumerate() {
+        let own = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+        if let Some(family) = family.as_str().filter(|family| FAMILIES.contains(family) && *family != own) {
+            let path = format!("spec.clusterIPs[{index}]");
+            let detail = format!("expected an {family} value as indicated by `ipFamilies[{index}]`");
+            errors.push(FieldError::invalid(path, texts[index], &detail));
+        }
+    }
+}
+
+fn families(service: &Value, errors: &mut Vec<FieldError>) {
+    let mut seen = BTreeSet::new();
+    for (index, family) in items(service, "/spec/ipFamilies").iter().enumerate() {
+        let (path, family) = (format!("spec.ipFamilies[{index}]"), family.as_str().unwrap_or_default());
+        if !FAMILIES.contains(&family) {
+            errors.push(FieldError::not_supported(path, family, FAMILIES));
+        } else if !seen.insert(family) {
+            errors.push(FieldError::duplicate(path, family));
+        }
+    }
+    let policy = text(service, "/spec/ipFamilyPolicy");
+    if !policy.is_empty() && !FAMILY_POLICIES.contains(&policy) {
+        errors.push(FieldError::not_supported("spec.ipFamilyPolicy", policy, FAMILY_POLICIES));
     }
 }
 
@@ -174,11 +225,33 @@ pub(in crate::kinds) fn service_update(new: &Value, old: &Value) -> Vec<FieldErr
     if needs_health_check_port(new) && needs_health_check_port(old) && new_port != old_port {
         errors.push(FieldError::invalid("spec.healthCheckNodePort", new_port.clone(), IMMUTABLE));
     }
-    let (new, old) = (text(new, "/spec/clusterIP"), text(old, "/spec/clusterIP"));
-    if new != old && !old.is_empty() {
-        errors.push(FieldError::invalid("spec.clusterIPs[0]", new, IMMUTABLE));
+    let headless = [new, old].map(|service| text(service, "/spec/clusterIP") == "None");
+    if headless != [true, true] {
+        keeps(new, old, ["clusterIPs", "clusterIP"], &mut errors);
+    }
+    if headless == [false, false] {
+        keeps(new, old, ["ipFamilies", "ipFamily"], &mut errors);
     }
     errors
+}
+
+/// Of the families' values the first is kept for ever, and the second goes only by the policy. `field` is named with its singular.
+fn keeps(new: &Value, old: &Value, [field, singular]: [&str; 2], errors: &mut Vec<FieldError>) {
+    let [list, before] = [new, old].map(|service| items(service, &format!("/spec/{field}")));
+    let invalid = |index: usize, detail: &str| {
+        FieldError::invalid(format!("spec.{field}[{index}]"), list.to_vec(), detail)
+    };
+    // Families that are not named follow from the addresses.
+    if list.is_empty() && field == "clusterIPs" && !before.is_empty() {
+        errors.push(invalid(0, "primary clusterIP can not be unset"));
+    }
+    let changed = list.iter().zip(before).enumerate().filter(|(_, (new, old))| new != old);
+    errors.extend(changed.map(|(index, _)| invalid(index, "may not change once set")));
+    let policy = text(new, "/spec/ipFamilyPolicy");
+    if list.len() == 1 && before.len() == 2 && policy != "SingleStack" {
+        let detail = format!("must be set to 'SingleStack' when releasing the secondary {singular}");
+        errors.push(FieldError::invalid("spec.ipFamilyPolicy", policy, &detail));
+    }
 }
 
 pub(in crate::kinds) fn endpoints(endpoints: &Value) -> Vec<FieldError> {
