@@ -108,7 +108,7 @@ fn start(wanted: &Wanted, dead: &[Node], anew: bool) -> Result<()> {
 }
 
 fn try_start(wanted: &Wanted, dead: &[Node]) -> Result<()> {
-    network::make_switch()?;
+    network::make_switch(wanted.dual_stack)?;
     if !wanted.no_egress
         && let Err(error) = egress::open()
     {

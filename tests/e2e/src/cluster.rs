@@ -29,13 +29,10 @@ const FAST: [&str; 6] = [
 /// What [`FAST`] says: how long a dead node goes unnoticed, and how long its pods stay from then on.
 pub const FAST_GRACE: Duration = Duration::from_secs(8);
 pub const FAST_TOLERATION: Duration = Duration::from_secs(5);
-/// Two nodes that wrap packets to each other, and pods of both families.
-const WRAPPED: [&str; 4] = [
-    "--nodes=2",
-    "--agent-flag=--network-backend=vxlan",
-    "--agent-flag=--cluster-cidr=10.244.0.0/16,fd00:244::/48",
-    "--server-flag=--cluster-cidr=10.244.0.0/16,fd00:244::/48",
-];
+/// Two nodes that wrap packets to each other, and everything of both families.
+const WRAPPED: [&str; 3] = ["--nodes=2", "--dual-stack", "--agent-flag=--network-backend=vxlan"];
+/// The address of this host that such nodes have a link to.
+pub const HOST_V6: &str = "fd00:85::1";
 /// More pods on one node than its default allows (110).
 const MANY_PODS: [&str; 1] = ["--agent-flag=--max-pods=250"];
 /// What `up` says when it finds another cluster.
@@ -119,9 +116,15 @@ impl Cluster {
         self.root.join(path).display().to_string()
     }
 
+    /// The first of its addresses.
     pub fn node_address(&self, node: &str) -> String {
+        self.node_addresses(node).swap_remove(0)
+    }
+
+    pub fn node_addresses(&self, node: &str) -> Vec<String> {
         let path = "{.status.addresses[?(@.type=='InternalIP')].address}";
-        self.kubectl().get(&format!("node/{node}"), path)
+        let found = self.kubectl().get(&format!("node/{node}"), path);
+        found.split_whitespace().map(str::to_owned).collect()
     }
 
     /// Kills a node's pid 1, and with it everything that runs there, without warning.

@@ -21,6 +21,10 @@ mod tests;
 pub const HOST_ADDRESS: &str = "10.85.0.1";
 pub const NETWORK: &str = "10.85.0.0/24";
 const PREFIX_LENGTH: u8 = 24;
+/// Where nodes have addresses of IPv6 too.
+pub const HOST_ADDRESS_V6: &str = "fd00:85::1";
+const NETWORK_V6: &str = "fd00:85::/64";
+const PREFIX_LENGTH_V6: u8 = 64;
 pub const HOST_LINK: &str = "orlop-host";
 /// In the switch's namespace, where each node's link has the node's name.
 const BRIDGE: &str = "bridge0";
@@ -51,14 +55,17 @@ fn link_folder() -> PathBuf {
     Path::new("/sys/class/net").join(HOST_LINK)
 }
 
-/// Makes the switch and the host's link, or finds them. When it fails nothing stays.
-pub fn make_switch() -> Result<()> {
+/// Makes the switch and the host's link, of both families where that is wanted, or finds them. When it fails nothing stays.
+pub fn make_switch(dual_stack: bool) -> Result<()> {
     if is_whole() {
         return Ok(());
     }
     remove()?;
-    refuse_foreign_routes()?;
-    let made = make();
+    refuse_foreign_routes(NETWORK)?;
+    if dual_stack {
+        refuse_foreign_routes(NETWORK_V6)?;
+    }
+    let made = make(dual_stack);
     if made.is_err()
         && let Err(error) = remove()
     {
@@ -67,7 +74,7 @@ pub fn make_switch() -> Result<()> {
     made
 }
 
-fn make() -> Result<()> {
+fn make(dual_stack: bool) -> Result<()> {
     let switch = make_namespace(&namespace_file())?;
     let switch_path = switch.to_str().context("the path of target/up is not UTF-8")?;
     let inside = |arguments: &[&str]| in_namespace(&switch, arguments);
@@ -80,12 +87,15 @@ fn make() -> Result<()> {
     }
     inside(&["link", "set", "host", "master", BRIDGE, "up"])?;
     ip(&["addr", "add", &with_prefix(HOST_ADDRESS), "dev", HOST_LINK])?;
+    if dual_stack {
+        ip(&["addr", "add", &with_prefix(HOST_ADDRESS_V6), "dev", HOST_LINK, "nodad"])?;
+    }
     ip(&["link", "set", HOST_LINK, "up"])
 }
 
-/// Puts `eth0` with `address` into the network namespace of process `pid`, plugged into the switch. What an earlier machine of the
+/// Puts `eth0` with `addresses` into the network namespace of process `pid`, plugged into the switch. What an earlier machine of the
 /// same name left there is taken away first: the kernel frees a dead machine's links a little later than its processes.
-pub fn connect(node: &str, address: &str, pid: u32) -> Result<()> {
+pub fn connect(node: &str, addresses: &[String], pid: u32) -> Result<()> {
     let switch = namespace_file();
     let inside = |arguments: &[&str]| in_namespace(&switch, arguments);
     if inside(&["link", "show", "dev", node]).is_ok() {
@@ -100,7 +110,13 @@ pub fn connect(node: &str, address: &str, pid: u32) -> Result<()> {
     let machine = PathBuf::from(format!("/proc/{pid}/ns/net"));
     let in_machine = |arguments: &[&str]| in_namespace(&machine, arguments);
     in_machine(&["link", "set", "lo", "up"])?;
-    in_machine(&["addr", "add", &with_prefix(address), "dev", "eth0"])?;
+    for address in addresses {
+        let with_prefix = with_prefix(address);
+        let mut add = vec!["addr", "add", &with_prefix, "dev", "eth0"];
+        // Nobody else has it, and a server that starts now may bind it at once.
+        add.extend(address.contains(':').then_some("nodad"));
+        in_machine(&add)?;
+    }
     in_machine(&["link", "set", "eth0", "up"])?;
     in_machine(&["route", "add", "default", "via", HOST_ADDRESS])
 }
@@ -117,17 +133,25 @@ pub fn node_address(number: u8) -> String {
     format!("{network}.{}", FIRST_NODE + number - 1)
 }
 
+pub fn node_address_v6(number: u8) -> String {
+    let network = HOST_ADDRESS_V6.trim_end_matches('1');
+    // The same digits as of IPv4, for whoever reads them.
+    format!("{network}{}", FIRST_NODE + number - 1)
+}
+
 fn with_prefix(address: &str) -> String {
-    format!("{address}/{PREFIX_LENGTH}")
+    let length = if address.contains(':') { PREFIX_LENGTH_V6 } else { PREFIX_LENGTH };
+    format!("{address}/{length}")
 }
 
 /// The cluster's network must be nobody else's: an equal or narrower route would take our packets, and ours theirs.
-fn refuse_foreign_routes() -> Result<()> {
+fn refuse_foreign_routes(network: &str) -> Result<()> {
+    let family = if network.contains(':') { "-6" } else { "-4" };
     let listed =
-        process::probe(Command::new("ip").args(["-4", "route", "show", "table", "all", "root", NETWORK]));
+        process::probe(Command::new("ip").args([family, "route", "show", "table", "all", "root", network]));
     let listed = listed.context("`ip route show` failed")?;
     match foreign_route(&listed) {
-        Some(route) => anyhow::bail!("this machine already uses {NETWORK}, which the cluster needs: {route}"),
+        Some(route) => anyhow::bail!("this machine already uses {network}, which the cluster needs: {route}"),
         None => Ok(()),
     }
 }

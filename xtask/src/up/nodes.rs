@@ -18,6 +18,9 @@ use crate::{dist, images, process};
 
 const SERVICE_CIDR: &str = "10.96.0.0/16";
 const POD_CIDR: &str = "10.244.0.0/16";
+/// What follows them where there is IPv6 too.
+const SERVICE_CIDR_V6: &str = "fd00:96::/112";
+const POD_CIDR_V6: &str = "fd00:244::/48";
 /// Where a host says its name servers, the better one first: a stub resolver of the host does not listen for machines.
 const RESOLV_CONF: [&str; 2] = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"];
 
@@ -26,16 +29,22 @@ const RESOLV_CONF: [&str; 2] = ["/run/systemd/resolve/resolv.conf", "/etc/resolv
 pub struct Node {
     pub name: String,
     pub address: String,
+    pub address_v6: Option<String>,
     pub runs_server: bool,
 }
 
 impl Node {
-    fn numbered(number: u8) -> Self {
+    fn numbered(number: u8, dual_stack: bool) -> Self {
         Self {
             name: format!("node-{number}"),
             address: network::node_address(number),
+            address_v6: dual_stack.then(|| network::node_address_v6(number)),
             runs_server: number == 1,
         }
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        std::iter::once(self.address.clone()).chain(self.address_v6.clone()).collect()
     }
 
     pub fn folder(&self) -> PathBuf {
@@ -49,7 +58,7 @@ impl Node {
 
 /// The nodes of a cluster, the server's first.
 pub fn all(wanted: &Wanted) -> Vec<Node> {
-    (1..=wanted.nodes).map(Node::numbered).collect()
+    (1..=wanted.nodes).map(|number| Node::numbered(number, wanted.dual_stack)).collect()
 }
 
 /// The folders of nodes that there are, whatever was wanted.
@@ -59,7 +68,7 @@ pub fn folders() -> Vec<PathBuf> {
 
 /// The server's data, with the cluster's authority.
 pub fn server_data() -> PathBuf {
-    Node::numbered(1).folder().join("var-lib-orlop/server")
+    Node::numbered(1, false).folder().join("var-lib-orlop/server")
 }
 
 fn server_url() -> String {
@@ -103,7 +112,7 @@ fn start_init(node: &Node) -> Result<()> {
     let mut input = child.stdin.take().context("the machine has no input")?;
     let mut go = || -> Result<()> {
         ensure!(read_line(&mut answers)? == "ready", "the machine did not start: see the message above");
-        network::connect(&node.name, &node.address, child.id())?;
+        network::connect(&node.name, &node.addresses(), child.id())?;
         input.write_all(b"go\n").context("start the machine")?;
         let pid = read_line(&mut answers)?;
         ensure!(pid.parse::<u32>().is_ok(), "the machine did not report its pid 1: see logs/init.log");
@@ -155,6 +164,11 @@ fn write_name_servers(folder: &Path) -> Result<()> {
     fs::write(folder.join("resolv.conf"), found.unwrap_or_default()).context("write resolv.conf")
 }
 
+/// As flags take them.
+fn ranges(wanted: &Wanted, v4: &str, v6: &str) -> String {
+    if wanted.dual_stack { format!("{v4},{v6}") } else { v4.to_owned() }
+}
+
 fn server_part(node: &Node, dist: &Path, wanted: &Wanted) -> Part {
     let mut command = vec![dist.join("bin/orlop-server").display().to_string()];
     command.extend(
@@ -164,9 +178,9 @@ fn server_part(node: &Node, dist: &Path, wanted: &Wanted) -> Part {
             "--advertise-address",
             &node.address,
             "--service-cluster-ip-range",
-            SERVICE_CIDR,
+            &ranges(wanted, SERVICE_CIDR, SERVICE_CIDR_V6),
             "--cluster-cidr",
-            POD_CIDR,
+            &ranges(wanted, POD_CIDR, POD_CIDR_V6),
         ]
         .map(str::to_owned),
     );
@@ -182,7 +196,7 @@ fn agent_part(node: &Node, dist: &Path, wanted: &Wanted) -> Part {
         "--node-name".into(),
         node.name.clone(),
         "--node-ip".into(),
-        node.address.clone(),
+        node.addresses().join(","),
         "--kubeconfig".into(),
         path(credentials.join("kubeconfig")),
         "--tls-cert-file".into(),
@@ -196,7 +210,7 @@ fn agent_part(node: &Node, dist: &Path, wanted: &Wanted) -> Part {
         "--cni-bin-dir".into(),
         path(dist.join("cni")),
         "--cluster-cidr".into(),
-        POD_CIDR.into(),
+        ranges(wanted, POD_CIDR, POD_CIDR_V6),
         "--image-archives-dir".into(),
         path(images::folder()),
         "--registries-file".into(),

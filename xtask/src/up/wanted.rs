@@ -21,6 +21,10 @@ pub struct Wanted {
     /// How many nodes; the first one runs the server too.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=MAX_NODES))]
     pub nodes: u8,
+    /// Nodes, pods and Services of IPv6 too.
+    #[arg(long)]
+    #[serde(default)]
+    pub dual_stack: bool,
     /// Leave the host's forwarding and its rules alone: nodes and pods then reach the host and nothing behind it.
     #[arg(long)]
     pub no_egress: bool,
@@ -44,6 +48,9 @@ impl fmt::Display for Wanted {
         }
         if self.nodes != 1 {
             words.push(format!("--nodes {}", self.nodes));
+        }
+        if self.dual_stack {
+            words.push("--dual-stack".to_owned());
         }
         if self.no_egress {
             words.push("--no-egress".to_owned());

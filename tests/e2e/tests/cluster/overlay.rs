@@ -1,9 +1,12 @@
 //! Nodes that wrap packets to each other, and pods of both families.
 
 use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::TcpListener;
 
-use e2e::cluster::Cluster;
+use e2e::cluster::{self, Cluster};
 use e2e::http;
+use e2e::load::{self, Load};
 
 const NODES: [&str; 2] = ["node-1", "node-2"];
 
@@ -51,12 +54,50 @@ fn pods_of_both_families_talk_through_the_overlay() {
     let names: BTreeSet<String> = pods.iter().map(|pod| text(&pod["metadata"]["name"])).collect();
     let places: BTreeSet<String> = pods.iter().map(|pod| text(&pod["spec"]["nodeName"])).collect();
     assert_eq!(places, NODES.map(str::to_owned).into());
-    for node in NODES {
-        let own = cluster.node_address(node);
-        kubectl.wait("node ports lead to every pod", || {
-            let ask = |_| http::get(&own, 30080).split_whitespace().next().unwrap_or_default().to_owned();
-            let seen: BTreeSet<String> = (0..30).map(ask).collect();
-            if seen == names { Ok(()) } else { Err(format!("{node}: {seen:?}")) }
-        });
-    }
+    let ask =
+        |address: &str| http::get(address, 30080).split_whitespace().next().unwrap_or_default().to_owned();
+    let node_ports_of = |place: usize| {
+        for node in NODES {
+            let own = cluster.node_addresses(node).swap_remove(place);
+            kubectl.wait("node ports lead to every pod", || {
+                let seen: BTreeSet<String> = (0..30).map(|_| ask(&own)).collect();
+                if seen == names { Ok(()) } else { Err(format!("{own}: {seen:?}")) }
+            });
+        }
+    };
+    node_ports_of(0);
+
+    // The Service is upgraded, and everything goes by IPv6 too: sockets, node ports, masqueraded flows to the other node and out.
+    kubectl.run(&["patch", "service/hello", "-p", r#"{"spec":{"ipFamilyPolicy":"RequireDualStack"}}"#]);
+    let addresses = kubectl.get("service/hello", "{.spec.clusterIPs[*]}");
+    let second = addresses.split_whitespace().nth(1).unwrap_or_else(|| panic!("one address: {addresses}"));
+    node_ports_of(1);
+    kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
+    let load = Load::start(&kubectl, "load", &format!("[{second}]:80"));
+    let counts = load::ask(&kubectl, "client", &format!("[{second}]:80"), 100);
+    let answered = counts["answered"].as_object().expect("who answered");
+    assert_eq!((counts["failed"].as_u64(), answered.len()), (Some(0), names.len()), "{counts}");
+    kubectl.run(&["rollout", "restart", "deployment/hello"]);
+    kubectl.run(&["rollout", "status", "deployment/hello", "--timeout=60s"]);
+    load.assert_no_failure();
+
+    let listener = TcpListener::bind((cluster::HOST_V6, 0)).expect("listen on the host");
+    let port = listener.local_addr().expect("its address").port();
+    let peer = std::thread::spawn(move || {
+        let (mut stream, peer) = listener.accept().expect("a connection");
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nhost")
+            .expect("answer");
+        peer.ip().to_string()
+    });
+    let target = format!("[{}]:{port}", cluster::HOST_V6);
+    assert_eq!(kubectl.run(&["exec", "echo-2", "--", "/echo", "get", &target]).trim(), "host");
+    let node = cluster.node_addresses("node-2").swap_remove(1);
+    assert_eq!(peer.join().expect("the host's side"), node, "pods show their node's address outside");
+
+    kubectl.run(&["patch", "service/hello", "-p", r#"{"spec":{"ipFamilyPolicy":"SingleStack"}}"#]);
+    kubectl.wait("the second address is gone", || {
+        let counts = load::ask(&kubectl, "client", &format!("[{second}]:80"), 1);
+        if counts["failed"] == 1 { Ok(()) } else { Err(counts.to_string()) }
+    });
 }

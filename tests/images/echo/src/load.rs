@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -190,7 +190,7 @@ fn kept_alive(address: SocketAddr, end: Instant) -> Count {
 
 fn datagrams(address: SocketAddr, end: Instant) -> Count {
     let mut count = Count::default();
-    let socket = match UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+    let socket = match UdpSocket::bind(any(address)).and_then(|socket| {
         socket.set_read_timeout(Some(LIMIT))?;
         Ok(socket)
     }) {
@@ -242,8 +242,13 @@ fn is_told(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(Errno::EDESTADDRREQ as i32)
 }
 
+/// Any port of any address, of the family of another one.
+fn any(address: SocketAddr) -> SocketAddr {
+    if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() }
+}
+
 fn connected_socket(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let socket = UdpSocket::bind(any(address))?;
     socket.set_read_timeout(Some(LIMIT))?;
     socket.connect(address)?;
     Ok(socket)

@@ -27,8 +27,8 @@ pub fn run(port: u16) -> Result<(), String> {
     // Of both families where there are both.
     let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)));
     let listener = listener.map_err(|error| format!("listen on TCP {port}: {error}"))?;
-    let socket =
-        UdpSocket::bind(("0.0.0.0", port)).map_err(|error| format!("listen on UDP {port}: {error}"))?;
+    let socket = UdpSocket::bind(("::", port)).or_else(|_| UdpSocket::bind(("0.0.0.0", port)));
+    let socket = socket.map_err(|error| format!("listen on UDP {port}: {error}"))?;
     let name = Arc::new(pod_name());
     println!("{name} listens on {port}");
     let (tcp_name, udp_name) = (Arc::clone(&name), Arc::clone(&name));

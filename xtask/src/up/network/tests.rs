@@ -3,6 +3,7 @@ use super::*;
 #[test]
 fn nodes_are_numbered_from_one() {
     assert_eq!((node_address(1).as_str(), node_address(3).as_str()), ("10.85.0.11", "10.85.0.13"));
+    assert_eq!(node_address_v6(3), "fd00:85::13");
 }
 
 #[test]

@@ -1,7 +1,12 @@
 use super::*;
 
 fn node(number: u8) -> Node {
-    Node { name: format!("node-{number}"), address: String::new(), runs_server: number == 1 }
+    Node {
+        name: format!("node-{number}"),
+        address: String::new(),
+        address_v6: None,
+        runs_server: number == 1,
+    }
 }
 
 fn waiting_for(started: &[Node], listed: &str) -> String {

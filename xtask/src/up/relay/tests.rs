@@ -8,6 +8,7 @@ fn only_mirrors_that_nodes_cannot_reach_are_passed_on_and_each_once() {
     let wanted = Wanted {
         debug: false,
         nodes: 1,
+        dual_stack: false,
         no_egress: false,
         mirrors: vec![
             mirror("docker.io=http://127.0.0.1:5000"),

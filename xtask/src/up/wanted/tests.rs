@@ -4,6 +4,7 @@ fn wanted() -> Wanted {
     Wanted {
         debug: false,
         nodes: 1,
+        dual_stack: false,
         no_egress: false,
         mirrors: Vec::new(),
         server_flags: Vec::new(),
@@ -17,6 +18,7 @@ fn options_are_shown_as_they_are_typed() {
     let all = Wanted {
         debug: true,
         nodes: 3,
+        dual_stack: true,
         no_egress: true,
         mirrors: vec!["docker.io=http://127.0.0.1:5000".parse().expect("a mirror")],
         server_flags: vec!["--node-monitor-period=1s".to_owned()],
@@ -24,7 +26,7 @@ fn options_are_shown_as_they_are_typed() {
     };
     assert_eq!(
         all.to_string(),
-        "--debug --nodes 3 --no-egress --registry-mirror docker.io=http://127.0.0.1:5000 \
+        "--debug --nodes 3 --dual-stack --no-egress --registry-mirror docker.io=http://127.0.0.1:5000 \
          --server-flag=--node-monitor-period=1s --agent-flag=--max-pods=9"
     );
 }
