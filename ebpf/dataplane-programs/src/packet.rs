@@ -46,7 +46,7 @@ const ICMP_ECHO: u8 = 8;
 const ICMP_UNREACHABLE: u8 = 3;
 const ICMP_TIME_EXCEEDED: u8 = 11;
 const ICMP_PARAMETER_PROBLEM: u8 = 12;
-/// Below are errors, of which there are four.
+/// Unreachable, packet too big, time exceeded and parameter problem.
 const ICMPV6_ERRORS: core::ops::RangeInclusive<u8> = 1..=4;
 const ICMPV6_ECHO: u8 = 128;
 const ICMPV6_ECHO_REPLY: u8 = 129;
