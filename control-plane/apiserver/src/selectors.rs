@@ -1,7 +1,11 @@
 //! Label and field selectors: parsing of the query parameters, and matching.
 //!
 //! Input: the text of `labelSelector` or `fieldSelector`. Output: requirements, or upstream's error sentence. Field
-//! names are checked by the kind's own table, not here.
+//! names are checked by the kind's own table, not here. The other way: a label selector object becomes its text.
+
+use serde_json::Value;
+
+use crate::object::{entries, items, text};
 
 /// `key in (a,b)` and its relatives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +82,26 @@ impl LabelRequirement {
             LabelRequirement::Less { key, than } => number(key).is_some_and(|value| value < *than),
         }
     }
+}
+
+/// A label selector object in its text form, as upstream writes it: requirements sorted by key, and their values too.
+pub fn text_of(selector: &Value) -> String {
+    let labels = entries(selector, "/matchLabels").map(|(key, value)| (key, format!("{key}={value}")));
+    let mut terms: Vec<(&str, String)> = labels.collect();
+    for requirement in items(selector, "/matchExpressions") {
+        let key = text(requirement, "/key");
+        let mut values: Vec<&str> = items(requirement, "/values").iter().filter_map(Value::as_str).collect();
+        values.sort_unstable();
+        let term = match text(requirement, "/operator") {
+            "In" => format!("{key} in ({})", values.join(",")),
+            "NotIn" => format!("{key} notin ({})", values.join(",")),
+            "DoesNotExist" => format!("!{key}"),
+            _ => key.to_owned(),
+        };
+        terms.push((key, term));
+    }
+    terms.sort_by_key(|(key, _)| *key);
+    terms.into_iter().map(|(_, term)| term).collect::<Vec<_>>().join(",")
 }
 
 struct Parser<'a> {

@@ -4,6 +4,8 @@
 mod client;
 #[path = "https/kubelet.rs"]
 mod kubelet;
+#[path = "https/network_policies.rs"]
+mod network_policies;
 #[path = "https/objects.rs"]
 mod objects;
 #[path = "https/pods.rs"]

@@ -4,6 +4,8 @@
 mod kill;
 #[path = "process/load.rs"]
 mod load;
+#[path = "process/namespace.rs"]
+mod namespace;
 #[path = "process/server.rs"]
 mod server;
 #[path = "process/store.rs"]

@@ -1,6 +1,9 @@
 //! What a node may do: its own Node, Lease and pods, and what pods bound to it refer to (upstream's node authorizer).
 //!
-//! All nodes may read Nodes: a node needs the pod networks of the others.
+//! All nodes may read Nodes: a node needs the pod networks of the others. Beyond upstream's rules they may read all Pods and
+//! NetworkPolicies: a node enforces policies, whose peers are pods of any node, known by labels and addresses. Where a
+//! CNI agent of its own does that, its service account has these rights on every node. What a pod's spec spells out is
+//! thereby seen by all nodes; Secrets and ConfigMaps stay with the nodes whose pods refer to them.
 
 use super::references::References;
 use super::{Attributes, Known};
@@ -21,12 +24,13 @@ pub(super) fn allows(node: &str, wanted: &Attributes, known: Known<'_>) -> bool 
             reads || (verb == "create") || (own(node, wanted) && matches!(verb, "update" | "patch"))
         }
         ("", "nodes", "status") => own(node, wanted) && matches!(verb, "get" | "update" | "patch"),
-        ("", "pods", "") => pods(node, wanted, cache),
+        // It creates none, for a node may read what its pods refer to: mirror pods would have to refer to nothing.
+        ("", "pods", "") => reads || (verb == "delete" && is_bound(node, wanted, cache)),
         ("", "pods", "status") => matches!(verb, "get" | "update" | "patch") && is_bound(node, wanted, cache),
         ("", "pods", "eviction") => verb == "create" && is_bound(node, wanted, cache),
         ("", "secrets" | "configmaps", "") => reads && refers(node, wanted, known.references),
         ("", "services" | "endpoints" | "namespaces", "") => reads,
-        ("discovery.k8s.io", "endpointslices", "") => reads,
+        ("discovery.k8s.io", "endpointslices", "") | ("networking.k8s.io", "networkpolicies", "") => reads,
         ("coordination.k8s.io", "leases", "") => {
             wanted.namespace == LEASES
                 && (verb == "create"
@@ -39,21 +43,6 @@ pub(super) fn allows(node: &str, wanted: &Attributes, known: Known<'_>) -> bool 
 
 fn own(node: &str, wanted: &Attributes) -> bool {
     wanted.name == node
-}
-
-/// Its own pods; lists and watches must select them. It creates none, for a node may read what its pods refer to: mirror
-/// pods would have to refer to nothing.
-fn pods(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
-    match wanted.verb {
-        "list" | "watch" => selects(&wanted.field_selector, "spec.nodeName", node),
-        "get" | "delete" => is_bound(node, wanted, cache),
-        _ => false,
-    }
-}
-
-fn selects(selector: &str, field: &str, value: &str) -> bool {
-    let parsed = FieldSelector::parse(selector).unwrap_or_default();
-    parsed.0.iter().any(|wanted| wanted.equal && wanted.field == field && wanted.value == value)
 }
 
 fn is_bound(node: &str, wanted: &Attributes, cache: &Cache) -> bool {

@@ -60,6 +60,12 @@ const CONTROLLERS: &[Rule] = &[
     },
     Rule { group: "discovery.k8s.io", resources: &["endpointslices"], verbs: &[READ, WRITE] },
     Rule { group: "events.k8s.io", resources: &["events"], verbs: &[READ, WRITE] },
+    // No controller makes them; the namespace controller and the garbage collector take every kind.
+    Rule {
+        group: "networking.k8s.io",
+        resources: &["networkpolicies"],
+        verbs: &[READ, &["update", "patch", "delete", "deletecollection"]],
+    },
     Rule { group: "coordination.k8s.io", resources: &["leases"], verbs: &[READ, WRITE] },
 ];
 

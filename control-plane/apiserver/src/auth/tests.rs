@@ -69,8 +69,23 @@ fn who_may_do_what() {
         (node, "create", "pods x", false),
         (node, "create", "pods/binding x mine", false),
         (node, "list", "pods   spec.nodeName=n1", true),
-        (node, "watch", "pods   spec.nodeName=n2", false),
-        (node, "list", "pods", false),
+        // Unlike with upstream's node authorizer: a node enforces NetworkPolicies, and has to know the labels and addresses
+        // of all pods for that, as every CNI agent's service account does.
+        (node, "watch", "pods   spec.nodeName=n2", true),
+        (node, "list", "pods", true),
+        (node, "get", "pods x other", true),
+        (node, "get", "pods/log x other", false),
+        (node, "get", "pods/status x other", false),
+        (node, "update", "pods x other", false),
+        (node, "patch", "pods x other", false),
+        (node, "deletecollection", "pods x", false),
+        (node, "delete", "pods x mine", true),
+        (node, "list", "namespaces", true),
+        (node, "watch", "networkpolicies.networking.k8s.io", true),
+        (node, "get", "networkpolicies.networking.k8s.io x p", true),
+        (node, "create", "networkpolicies.networking.k8s.io x", false),
+        (node, "delete", "networkpolicies.networking.k8s.io x p", false),
+        (node, "patch", "networkpolicies.networking.k8s.io x p", false),
         (node, "patch", "nodes/status  n1", true),
         (node, "patch", "nodes/status  n2", false),
         (node, "update", "leases.coordination.k8s.io kube-node-lease n1", true),
@@ -78,9 +93,23 @@ fn who_may_do_what() {
         (node, "watch", "endpointslices.discovery.k8s.io", true),
         ("system:kube-scheduler", "create", "pods/binding x mine", true),
         ("system:kube-scheduler", "get", "secrets x y", false),
+        ("system:kube-scheduler", "list", "networkpolicies.networking.k8s.io", false),
         ("system:kube-controller-manager", "create", "pods x", true),
+        ("system:kube-controller-manager", "create", "networkpolicies.networking.k8s.io x", false),
     ] {
         assert_eq!(asks(user, verb, path), expected, "{user} {verb} {path}");
+    }
+}
+
+#[test]
+fn controllers_may_empty_a_namespace_and_collect_garbage_of_every_kind() {
+    let registry = crate::kinds::Registry::build().unwrap();
+    for kind in registry.kinds {
+        let path = format!("{}.{}", kind.plural, kind.group);
+        for verb in ["get", "list", "watch", "patch", "delete", "deletecollection"] {
+            let allowed = asks("system:kube-controller-manager", verb, path.trim_end_matches('.'));
+            assert!(allowed || !kind.verbs.contains(&verb), "{verb} {path}");
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Defaults, as upstream's `SetDefaults_*` apply them. Each runs on every write and changes nothing that is set.
 
+pub(super) mod network_policy;
 pub(super) mod pod;
 pub(super) mod service;
 pub(super) mod simple;

@@ -295,4 +295,19 @@ pub(super) const KINDS: &[Kind] = &[
         }),
         ..BASE
     },
+    Kind {
+        group: "networking.k8s.io",
+        kind: "NetworkPolicy",
+        plural: "networkpolicies",
+        singular: "networkpolicy",
+        short_names: &["netpol"],
+        type_name: "io.k8s.api.networking.v1.NetworkPolicy",
+        storage: "networkpolicies",
+        has_generation: true,
+        default: defaults::network_policy::network_policy,
+        validate: validate::network_policy::network_policy,
+        columns: print::network::NETWORK_POLICY,
+        cells: print::network::network_policy,
+        ..BASE
+    },
 ];

@@ -439,3 +439,218 @@ fn pod_rows_show_upstreams_status_words() {
         assert_eq!(&cells[1..4], expected, "{status}");
     }
 }
+
+#[test]
+fn a_network_policy_gets_upstreams_defaults() {
+    for (spec, expected) in [
+        (Value::Null, json!({"podSelector": {}, "policyTypes": ["Ingress"]})),
+        (json!({"policyTypes": []}), json!({"podSelector": {}, "policyTypes": ["Ingress"]})),
+        (
+            json!({"egress": [{}], "policyTypes": ["Egress"]}),
+            json!({"podSelector": {}, "egress": [{}], "policyTypes": ["Egress"]}),
+        ),
+        (
+            json!({"ingress": [{"ports": [{"port": 1}, {"protocol": "UDP"}]}], "egress": [{"ports": [{}]}]}),
+            json!({"podSelector": {}, "ingress": [{"ports": [{"port": 1, "protocol": "TCP"}, {"protocol": "UDP"}]}],
+                "egress": [{"ports": [{"protocol": "TCP"}]}], "policyTypes": ["Ingress", "Egress"]}),
+        ),
+    ] {
+        let policy = defaulted("NetworkPolicy", json!({"spec": spec}));
+        assert_eq!(policy["spec"], expected, "{spec}");
+        assert_eq!(defaulted("NetworkPolicy", policy.clone()), policy, "a second time changes nothing");
+    }
+}
+
+#[test]
+fn the_ports_of_a_network_policy() {
+    let path = "spec.ingress[0].ports[0]";
+    let range = "must be between 1 and 65535, inclusive";
+    for (port, expected) in [
+        (json!({}), vec![]),
+        (json!({"protocol": "SCTP", "port": 1}), vec![]),
+        (json!({"port": 80, "endPort": 80}), vec![]),
+        (json!({"port": 32000, "endPort": 65535}), vec![]),
+        (json!({"port": "http"}), vec![]),
+        (
+            json!({"protocol": "ICMP"}),
+            vec!["protocol: Unsupported value: \"ICMP\": supported values: \"TCP\", \"UDP\", \"SCTP\"".to_owned()],
+        ),
+        (json!({"port": 0}), vec![format!("port: Invalid value: 0: {range}")]),
+        (json!({"port": 70000}), vec![format!("port: Invalid value: 70000: {range}")]),
+        (
+            json!({"port": "!"}),
+            vec![
+                "port: Invalid value: \"!\": must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into(),
+                "port: Invalid value: \"!\": must contain at least one letter (a-z)".into(),
+            ],
+        ),
+        (
+            json!({"port": 80, "endPort": 79}),
+            vec!["endPort: Invalid value: 79: must be greater than or equal to `port`".into()],
+        ),
+        (json!({"port": 80, "endPort": 65536}), vec![format!("endPort: Invalid value: 65536: {range}")]),
+        (
+            json!({"port": 80, "endPort": 0}),
+            vec![
+                "endPort: Invalid value: 0: must be greater than or equal to `port`".into(),
+                format!("endPort: Invalid value: 0: {range}"),
+            ],
+        ),
+        (
+            json!({"port": "http", "endPort": 80}),
+            vec!["endPort: Invalid value: 80: may not be specified when `port` is non-numeric".into()],
+        ),
+        (
+            json!({"endPort": 80}),
+            vec!["endPort: Invalid value: 80: may not be specified when `port` is not specified".into()],
+        ),
+    ] {
+        let given = json!({"spec": {"ingress": [{"ports": [port]}]}});
+        let expected: Vec<String> =
+            expected.iter().map(|problem| format!("{path}.{problem}")).collect();
+        assert_eq!(problems("NetworkPolicy", given), expected, "{port}");
+    }
+}
+
+#[test]
+fn the_peers_of_a_network_policy() {
+    let path = "spec.egress[0].to[0]";
+    let block = |cidr: &str, except: &[&str]| json!({"ipBlock": {"cidr": cidr, "except": except}});
+    let bad_key = json!({"matchExpressions": [{"key": "a", "operator": "Near"}]});
+    let subset = "must be a strict subset of `cidr`";
+    let network = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+    for (peer, expected) in [
+        (json!({"podSelector": {}}), vec![]),
+        (json!({"namespaceSelector": {}}), vec![]),
+        (json!({"podSelector": {"matchLabels": {"a": "b"}}, "namespaceSelector": {}}), vec![]),
+        (block("10.0.0.0/8", &["10.1.0.0/16", "10.2.0.1/32"]), vec![]),
+        (block("2001:db8::/32", &["2001:db8:1::/48"]), vec![]),
+        (json!({}), vec![": Required value: must specify a peer".to_owned()]),
+        (
+            json!({"podSelector": {}, "ipBlock": {"cidr": "10.0.0.0/8"}}),
+            vec![": Forbidden: may not specify both ipBlock and another peer".into()],
+        ),
+        (
+            json!({"namespaceSelector": {}, "ipBlock": {}}),
+            vec![
+                ".ipBlock.cidr: Required value".into(),
+                ": Forbidden: may not specify both ipBlock and another peer".into(),
+            ],
+        ),
+        (
+            json!({"podSelector": bad_key, "namespaceSelector": bad_key}),
+            ["podSelector", "namespaceSelector"]
+                .map(|field| {
+                    format!(
+                        ".{field}.matchExpressions[0].operator: Invalid value: \"Near\": not a valid selector operator"
+                    )
+                })
+                .to_vec(),
+        ),
+        (
+            block("all", &["all"]),
+            vec![format!(".ipBlock.cidr: Invalid value: \"all\": {network}")],
+        ),
+        (
+            block("10.0.0.0/8", &["all", "10.0.0.0/8", "10.0.0.0/7", "11.0.0.0/16", "2001:db8::/64"]),
+            vec![
+                format!(".ipBlock.except[0]: Invalid value: \"all\": {network}"),
+                format!(".ipBlock.except[1]: Invalid value: \"10.0.0.0/8\": {subset}"),
+                format!(".ipBlock.except[2]: Invalid value: \"10.0.0.0/7\": {subset}"),
+                format!(".ipBlock.except[3]: Invalid value: \"11.0.0.0/16\": {subset}"),
+                format!(".ipBlock.except[4]: Invalid value: \"2001:db8::/64\": {subset}"),
+            ],
+        ),
+        (
+            block("10.0.0.1/8", &["010.1.0.0/16", "10.2.3.4/8"]),
+            vec![
+                ".ipBlock.cidr: Invalid value: \"10.0.0.1/8\": must not have bits set beyond the prefix length".into(),
+                ".ipBlock.except[0]: Invalid value: \"010.1.0.0/16\": must not have leading 0s in IP or prefix length"
+                    .into(),
+                ".ipBlock.except[1]: Invalid value: \"10.2.3.4/8\": must not have bits set beyond the prefix length"
+                    .into(),
+                format!(".ipBlock.except[1]: Invalid value: \"10.2.3.4/8\": {subset}"),
+            ],
+        ),
+    ] {
+        let given = json!({"spec": {"egress": [{"to": [peer]}]}});
+        let expected: Vec<String> = expected.iter().map(|problem| format!("{path}{problem}")).collect();
+        assert_eq!(problems("NetworkPolicy", given), expected, "{peer}");
+    }
+}
+
+#[test]
+fn every_list_of_a_network_policy_is_looked_at() {
+    let peers = json!([{"podSelector": {}}, {}]);
+    let ports = json!([{}, {"port": 0}]);
+    let spec = json!({"podSelector": {"matchLabels": {"-": ""}}, "ingress": [{}, {"from": peers, "ports": ports}],
+        "egress": [{}, {"to": peers, "ports": ports}]});
+    let fields: Vec<String> =
+        (kind("NetworkPolicy").validate)(&defaulted("NetworkPolicy", json!({"spec": spec})))
+            .into_iter()
+            .map(|error| error.field)
+            .collect();
+    assert_eq!(
+        fields,
+        [
+            "spec.podSelector.matchLabels",
+            "spec.ingress[1].ports[1].port",
+            "spec.ingress[1].from[1]",
+            "spec.egress[1].ports[1].port",
+            "spec.egress[1].to[1]",
+        ]
+    );
+}
+
+#[test]
+fn the_types_of_a_network_policy() {
+    let supported = "supported values: \"Ingress\", \"Egress\"";
+    for (types, expected) in [
+        (json!(["Ingress"]), vec![]),
+        // Rules of a direction that is not named do nothing.
+        (json!(["Ingress", "Ingress"]), vec![]),
+        (
+            json!(["Egress", "Other"]),
+            vec![format!("spec.policyTypes[1]: Unsupported value: \"Other\": {supported}")],
+        ),
+        (
+            json!(["Ingress", "Egress", "Other"]),
+            vec![
+                "spec.policyTypes: Invalid value: [\"Ingress\",\"Egress\",\"Other\"]: may not specify more than two \
+                 policyTypes"
+                    .to_owned(),
+            ],
+        ),
+    ] {
+        let given = json!({"spec": {"egress": [{}], "policyTypes": types}});
+        assert_eq!(problems("NetworkPolicy", given), expected, "{types}");
+    }
+}
+
+#[test]
+fn a_selectors_values_are_label_values() {
+    let expressions = json!([{"key": "a", "operator": "In", "values": ["b", "c d"]}]);
+    let errors =
+        problems("NetworkPolicy", json!({"spec": {"podSelector": {"matchExpressions": expressions}}}));
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    let expected =
+        "spec.podSelector.matchExpressions[0].values[1]: Invalid value: \"c d\": a valid label must be";
+    assert!(errors[0].starts_with(expected), "{}", errors[0]);
+}
+
+#[test]
+fn a_network_policys_row_shows_its_pods() {
+    let now = "2024-01-01T00:10:00Z".parse().unwrap();
+    for (selector, expected) in [
+        (json!({}), "<none>"),
+        (json!({"matchLabels": {"app": "web"}}), "app=web"),
+        (
+            json!({"matchLabels": {"b": "c"}, "matchExpressions": [{"key": "a", "operator": "Exists"}]}),
+            "a,b=c",
+        ),
+    ] {
+        let metadata = json!({"name": "p", "creationTimestamp": "2024-01-01T00:00:00Z"});
+        let policy = json!({"metadata": metadata, "spec": {"podSelector": selector}});
+        assert_eq!((kind("NetworkPolicy").cells)(&policy, now), ["p", expected, "10m"]);
+    }
+}

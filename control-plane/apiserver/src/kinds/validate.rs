@@ -1,6 +1,8 @@
 //! Validation: field errors as upstream words them. Pure: the object and, for updates, the old object.
 
+mod cidr;
 pub(super) mod config;
+pub(super) mod network_policy;
 pub(super) mod pod;
 pub(super) mod service;
 pub(super) mod simple;
@@ -118,6 +120,11 @@ pub(super) fn label_selector(selector: &Value, path: &str, errors: &mut Vec<Fiel
         for problem in names::qualified_name(text(requirement, "/key")) {
             errors.push(FieldError::invalid(format!("{path}.key"), text(requirement, "/key"), &problem));
         }
+        for (index, value) in items(requirement, "/values").iter().filter_map(Value::as_str).enumerate() {
+            let problems = names::label_value(value);
+            let path = format!("{path}.values[{index}]");
+            errors.extend(problems.iter().map(|problem| FieldError::invalid(path.clone(), value, problem)));
+        }
     }
 }
 
@@ -144,6 +151,17 @@ pub(super) fn port_number(value: &Value, path: &str, errors: &mut Vec<FieldError
     let number = value.as_i64().unwrap_or(0);
     if !(1..=65535).contains(&number) {
         errors.push(FieldError::invalid(path, value.clone(), "must be between 1 and 65535, inclusive"));
+    }
+}
+
+/// A port of a container, by number or by name.
+pub(super) fn port_number_or_name(value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    match value {
+        Value::String(name) => {
+            let problems = names::port_name(name);
+            errors.extend(problems.iter().map(|problem| FieldError::invalid(path, name.as_str(), problem)));
+        }
+        number => port_number(number, path, errors),
     }
 }
 

@@ -243,6 +243,7 @@ const POINTERS: &[&str] = &[
     "defaultMode",
     "deletionGracePeriodSeconds",
     "enableServiceLinks",
+    "endPort",
     "expirationSeconds",
     "fsGroup",
     "gracePeriodSeconds",

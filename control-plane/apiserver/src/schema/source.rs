@@ -4,7 +4,8 @@
 //! large (megabytes as values), so callers drop it when they have what they need.
 
 use k8s_openapi::api::{
-    apps, authentication, authorization, autoscaling, coordination, core, discovery, events, policy,
+    apps, authentication, authorization, autoscaling, coordination, core, discovery, events, networking,
+    policy,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use schemars::generate::SchemaSettings;
@@ -32,6 +33,7 @@ pub fn definitions() -> Map<String, Value> {
     generator.subschema_for::<events::v1::Event>();
     generator.subschema_for::<coordination::v1::Lease>();
     generator.subschema_for::<discovery::v1::EndpointSlice>();
+    generator.subschema_for::<networking::v1::NetworkPolicy>();
     generator.subschema_for::<apps::v1::Deployment>();
     generator.subschema_for::<apps::v1::ReplicaSet>();
     generator.subschema_for::<autoscaling::v1::Scale>();

@@ -1,5 +1,7 @@
 //! Tables of selectors against labels and fields.
 
+use serde_json::json;
+
 use super::*;
 
 #[test]
@@ -55,4 +57,23 @@ fn field_selectors() {
         assert_eq!(FieldSelector::parse(selector).unwrap().matches(fields), expected, "{selector}");
     }
     assert!(FieldSelector::parse("spec.nodeName").is_err());
+}
+
+#[test]
+fn a_selector_object_reads_like_upstreams() {
+    let expression = |key: &str, operator: &str, values: &[&str]| json!({"key": key, "operator": operator, "values": values});
+    for (selector, expected) in [
+        (json!(null), ""),
+        (json!({}), ""),
+        (json!({"matchLabels": {"b": "1", "a": ""}}), "a=,b=1"),
+        (
+            json!({"matchLabels": {"c": "1"}, "matchExpressions": [expression("d", "In", &["y", "x"]),
+                expression("b", "NotIn", &["z"]), expression("a", "DoesNotExist", &[]), expression("e", "Exists", &[])]}),
+            "!a,b notin (z),c=1,d in (x,y),e",
+        ),
+    ] {
+        let text = text_of(&selector);
+        assert_eq!(text, expected);
+        assert!(LabelSelector::parse(&text).is_ok(), "{text}");
+    }
 }

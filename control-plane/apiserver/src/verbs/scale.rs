@@ -8,8 +8,9 @@ use super::{Target, WriteOptions, Written};
 use crate::api::Api;
 use crate::error::ApiError;
 use crate::kinds::SCALE;
-use crate::object::{self, child, entries, items, text};
+use crate::object::{self, child, text};
 use crate::patch::PatchType;
+use crate::selectors::text_of;
 
 const EXPECTED: Expected<'static> =
     Expected { group: "autoscaling", version: "v1", kind: "Scale", type_name: SCALE };
@@ -80,21 +81,9 @@ fn scale_of(object: &Value) -> Value {
         }
     }
     let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
-    let mut selector: Vec<String> =
-        entries(object, "/spec/selector/matchLabels").map(|(key, value)| format!("{key}={value}")).collect();
-    for requirement in items(object, "/spec/selector/matchExpressions") {
-        let key = text(requirement, "/key");
-        let values: Vec<&str> = items(requirement, "/values").iter().filter_map(Value::as_str).collect();
-        selector.push(match text(requirement, "/operator") {
-            "In" => format!("{key} in ({})", values.join(",")),
-            "NotIn" => format!("{key} notin ({})", values.join(",")),
-            "DoesNotExist" => format!("!{key}"),
-            _ => key.to_owned(),
-        });
-    }
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
         "spec": {"replicas": number("/spec/replicas")},
-        "status": {"replicas": number("/status/replicas"), "selector": selector.join(",")},
+        "status": {"replicas": number("/status/replicas"), "selector": text_of(&object["spec"]["selector"])},
     })
 }

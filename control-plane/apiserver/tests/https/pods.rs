@@ -89,7 +89,9 @@ async fn a_node_sees_what_its_pods_need() {
         get("/api/v1/pods?fieldSelector=spec.nodeName%3Dn1").await.body["items"].as_array().unwrap().len(),
         1
     );
-    assert_eq!(get("/api/v1/pods").await.reason(), (403, "Forbidden"));
+    // Who enforces NetworkPolicies sees the labels and addresses of all pods; CNI agents have the same right elsewhere.
+    assert_eq!(get("/api/v1/pods").await.body["items"].as_array().unwrap().len(), 2);
+    assert_eq!(get("/api/v1/secrets").await.reason(), (403, "Forbidden"));
     let own = json!({"metadata": {"name": "n2"}}).to_string();
     let foreign = request("POST", "/api/v1/nodes", "application/json", own.into());
     assert_eq!(server.send(Some(Identity::Node("n1")), foreign).await.reason(), (403, "Forbidden"));

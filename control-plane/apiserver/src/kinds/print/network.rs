@@ -1,9 +1,10 @@
-//! Services, Endpoints and EndpointSlices.
+//! Services, Endpoints, EndpointSlices and NetworkPolicies.
 
 use serde_json::Value;
 
 use super::{AGE, Column, NAME, age, column, labels, or_none, wide};
 use crate::object::{items, name, text};
+use crate::selectors::text_of;
 
 pub(in crate::kinds) const SERVICE: &[Column] = &[
     NAME,
@@ -105,4 +106,11 @@ pub(in crate::kinds) fn endpoint_slice(slice: &Value, now: jiff::Timestamp) -> V
         unset(shown(addresses)).into(),
         age(slice, now),
     ]
+}
+
+pub(in crate::kinds) const NETWORK_POLICY: &[Column] = &[NAME, column("Pod-Selector", "string"), AGE];
+
+pub(in crate::kinds) fn network_policy(policy: &Value, now: jiff::Timestamp) -> Vec<Value> {
+    let pods = or_none(text_of(&policy["spec"]["podSelector"]));
+    vec![name(policy).into(), pods.into(), age(policy, now)]
 }

@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::{AGE, Column, NAME, age, column, or_none, wide};
-use crate::object::{entries, items, name, text};
+use crate::object::{items, name, text};
+use crate::selectors::text_of;
 
 pub(in crate::kinds) const DEPLOYMENT: &[Column] = &[
     NAME,
@@ -36,24 +37,7 @@ fn wide_cells(object: &Value) -> [Value; 3] {
         let list = items(object, "/spec/template/spec/containers");
         list.iter().map(|container| text(container, field)).collect::<Vec<_>>().join(",").into()
     };
-    [joined("/name"), joined("/image"), selector(&object["spec"]["selector"]).into()]
-}
-
-/// A label selector object in its text form.
-fn selector(selector: &Value) -> String {
-    let mut terms: Vec<String> =
-        entries(selector, "/matchLabels").map(|(key, value)| format!("{key}={value}")).collect();
-    for requirement in items(selector, "/matchExpressions") {
-        let key = text(requirement, "/key");
-        let values: Vec<&str> = items(requirement, "/values").iter().filter_map(Value::as_str).collect();
-        terms.push(match text(requirement, "/operator") {
-            "In" => format!("{key} in ({})", values.join(",")),
-            "NotIn" => format!("{key} notin ({})", values.join(",")),
-            "DoesNotExist" => format!("!{key}"),
-            _ => key.to_owned(),
-        });
-    }
-    or_none(terms.join(","))
+    [joined("/name"), joined("/image"), or_none(text_of(&object["spec"]["selector"])).into()]
 }
 
 pub(in crate::kinds) fn deployment(deployment: &Value, now: jiff::Timestamp) -> Vec<Value> {

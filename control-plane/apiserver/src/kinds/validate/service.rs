@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
-use super::{IMMUTABLE, labels, port_number, protocol};
+use super::cidr::NOT_A_NETWORK;
+use super::{IMMUTABLE, labels, port_number, port_number_or_name, protocol};
 use crate::error::FieldError;
 use crate::kinds::needs_health_check_port;
 use crate::names;
@@ -17,7 +18,6 @@ const DISTRIBUTIONS: &[&str] = &["PreferClose", "PreferSameNode", "PreferSameZon
 const FAMILIES: &[&str] = &["IPv4", "IPv6"];
 const FAMILY_POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "SingleStack"];
 const NOT_AN_ADDRESS: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-const NOT_A_NETWORK: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 const MAX_AFFINITY_SECONDS: i64 = 86_400;
 const MAX_SLICE_ENDPOINTS: usize = 1000;
 
@@ -190,7 +190,7 @@ fn ports(list: &[Value], errors: &mut Vec<FieldError>) {
         }
         port_number(&port["port"], &format!("{path}.port"), errors);
         protocol(port, &path, errors);
-        target(&port["targetPort"], &format!("{path}.targetPort"), errors);
+        port_number_or_name(&port["targetPort"], &format!("{path}.targetPort"), errors);
         if !seen.insert((text(port, "/protocol"), port["port"].as_i64())) {
             errors.push(FieldError::duplicate(path.clone(), port.clone()));
         }
@@ -200,19 +200,6 @@ fn ports(list: &[Value], errors: &mut Vec<FieldError>) {
                 errors.push(FieldError::duplicate(format!("{path}.nodePort"), number));
             }
         }
-    }
-}
-
-fn target(target: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    match target {
-        Value::String(name) => {
-            errors.extend(
-                names::port_name(name)
-                    .iter()
-                    .map(|problem| FieldError::invalid(path, name.as_str(), problem)),
-            );
-        }
-        number => port_number(number, path, errors),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::cidr::NOT_A_NETWORK;
 use crate::error::FieldError;
 use crate::object::{items, namespace, text};
 
@@ -21,11 +22,7 @@ pub(in crate::kinds) fn node(node: &Value) -> Vec<FieldError> {
     for (index, cidr) in items(node, "/spec/podCIDRs").iter().enumerate() {
         if cidr.as_str().is_none_or(|cidr| cidr.parse::<ipnetwork::IpNetwork>().is_err()) {
             let path = format!("spec.podCIDRs[{index}]");
-            errors.push(FieldError::invalid(
-                path,
-                cidr.clone(),
-                "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-            ));
+            errors.push(FieldError::invalid(path, cidr.clone(), NOT_A_NETWORK));
         }
     }
     let cidrs = items(node, "/spec/podCIDRs");

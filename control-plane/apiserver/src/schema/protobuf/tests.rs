@@ -112,3 +112,47 @@ fn an_explicit_zero_of_a_rollout_stays() {
     let rolling = &value["spec"]["strategy"]["rollingUpdate"];
     assert_eq!(*rolling, json!({"maxSurge": 0, "maxUnavailable": 0}));
 }
+
+#[test]
+fn a_network_policy_reads_as_its_json() {
+    use k8s_pb::api::networking::v1 as networking;
+    use k8s_pb::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+    let labels = |value: &str| LabelSelector {
+        match_labels: [("app".to_owned(), value.to_owned())].into(),
+        ..Default::default()
+    };
+    let port = |end_port| networking::NetworkPolicyPort {
+        protocol: Some("UDP".into()),
+        port: Some(IntOrString { r#type: Some(0), int_val: Some(53), str_val: Some(String::new()) }),
+        end_port,
+    };
+    let block = networking::IpBlock { cidr: Some("10.0.0.0/8".into()), except: vec!["10.1.0.0/16".into()] };
+    let spec = networking::NetworkPolicySpec {
+        pod_selector: Some(labels("web")),
+        ingress: vec![networking::NetworkPolicyIngressRule {
+            ports: vec![port(Some(0)), port(None)],
+            from: vec![networking::NetworkPolicyPeer {
+                pod_selector: Some(labels("api")),
+                // Present and empty: every namespace.
+                namespace_selector: Some(LabelSelector::default()),
+                ip_block: None,
+            }],
+        }],
+        egress: vec![networking::NetworkPolicyEgressRule {
+            ports: vec![],
+            to: vec![networking::NetworkPolicyPeer { ip_block: Some(block), ..Default::default() }],
+        }],
+        policy_types: vec!["Ingress".into()],
+    };
+    let policy = networking::NetworkPolicy { spec: Some(spec), ..Default::default() };
+    let expected = json!({
+        "podSelector": {"matchLabels": {"app": "web"}},
+        "ingress": [{
+            "ports": [{"protocol": "UDP", "port": 53, "endPort": 0}, {"protocol": "UDP", "port": 53}],
+            "from": [{"podSelector": {"matchLabels": {"app": "api"}}, "namespaceSelector": {}}]}],
+        "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}]}],
+        "policyTypes": ["Ingress"]});
+    let bytes = envelope("NetworkPolicy", &policy);
+    assert_eq!(decoded("io.k8s.api.networking.v1.NetworkPolicy", &bytes).unwrap()["spec"], expected);
+}

@@ -88,3 +88,20 @@ fn what_was_stored_before_a_rule_came_can_still_be_written() {
     let worse = settled(&|new| new["spec"]["template"]["spec"]["volumes"] = json!([file("../y")]));
     assert_eq!(worse.unwrap_err().code, 422);
 }
+
+#[test]
+fn a_network_that_was_stored_before_a_rule_came_stays_until_it_changes() {
+    let rules = |cidr: &str| json!([{"from": [{"ipBlock": {"cidr": cidr}}]}]);
+    let mut old =
+        json!({"metadata": {"name": "p", "resourceVersion": "1"}, "spec": {"ingress": rules("10.0.0.1/8")}});
+    (kind("NetworkPolicy").default)(&mut old);
+    let settled = |change: &dyn Fn(&mut Value)| {
+        let mut new = old.clone();
+        change(&mut new);
+        settle(kind("NetworkPolicy"), Part::Main, &old, new)
+    };
+    let other = settled(&|new| new["spec"]["policyTypes"] = json!(["Ingress", "Egress"]));
+    assert!(matches!(other, Ok(Settled::Write(_))), "{other:?}");
+    let worse = settled(&|new| new["spec"]["ingress"] = rules("10.0.0.2/8"));
+    assert_eq!(worse.unwrap_err().code, 422);
+}
