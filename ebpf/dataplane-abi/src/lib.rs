@@ -8,7 +8,7 @@
 pub mod select;
 
 /// Part of the pin path: maps of different layouts never meet.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// Names of the maps, as the kernel shows them (15 characters at most). The loader takes a map's name from its type
 /// information, which is the name of the Rust static: hence capitals.
@@ -28,6 +28,11 @@ pub mod map {
     pub const PEERS: &str = "ORLOP_PEERS";
     pub const CONFIG: &str = "ORLOP_CONFIG";
     pub const COUNTERS: &str = "ORLOP_COUNTERS";
+    pub const PODS: &str = "ORLOP_PODS";
+    pub const RULES: &str = "ORLOP_RULES";
+    pub const PORTS: &str = "ORLOP_PORTS";
+    pub const ALLOWED: &str = "ORLOP_ALLOWED";
+    pub const FRAGMENTS: &str = "ORLOP_FRAGMENTS";
 }
 
 /// Sizes the maps are compiled with. A map that is pinned already must have the same.
@@ -54,6 +59,18 @@ pub mod capacity {
     pub const FLOWS: usize = 16_384;
     /// Destinations that pods reach under their own address.
     pub const UNMASQUERADED: usize = 8;
+    /// More than there are, so that a new counter leaves the layout as it is.
+    pub const COUNTERS: usize = 64;
+    /// Pods of this node that a NetworkPolicy selects.
+    pub const PODS: usize = 4096;
+    /// Networks over all rulesets: a pod counts once in each ruleset that names it.
+    pub const RULES: usize = 524_288;
+    /// Ports over all lists; a range is as many as it has aligned parts, 30 at most.
+    pub const PORTS: usize = 65_536;
+    /// Flows of pods that a policy selects. Beyond, those silent for longest are judged anew.
+    pub const ALLOWED: usize = 65_536;
+    /// Datagrams in several fragments that are on their way at a time.
+    pub const FRAGMENTS: usize = 4096;
 }
 
 /// IP protocol numbers.
@@ -62,6 +79,7 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
     pub const ICMPV6: u8 = 58;
+    pub const SCTP: u8 = 132;
 }
 
 /// An IPv6 address as its bytes stand in a packet, or an IPv4 address mapped into one (`::ffff:a.b.c.d`): the tables and the programs
@@ -159,13 +177,13 @@ pub mod service_flag {
 /// A network of a set, as a key of the kernel's longest prefix match: `prefix` counts the bits of what follows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SourceKey {
+pub struct NetworkKey {
     pub prefix: u32,
     pub set: u32,
     pub address: Address,
 }
 
-impl SourceKey {
+impl NetworkKey {
     /// The bits of a set's number, which match whole.
     pub const SET_BITS: u32 = u32::BITS;
     /// The key that looks an address up.
@@ -441,6 +459,115 @@ pub struct Masquerade {
     pub unmasqueraded: [Network; capacity::UNMASQUERADED],
 }
 
+/// What holds for the pod behind a link of this node: a ruleset for each direction, or [`policy::OPEN`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodPolicy {
+    pub ingress: u32,
+    pub egress: u32,
+    /// The pod's network namespace as the node's numbers it.
+    pub netns: i32,
+    pub reserved: u32,
+}
+
+/// Ports of a list, as a key of the kernel's longest prefix match: `prefix` counts the bits of what follows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortKey {
+    pub prefix: u32,
+    pub list: u32,
+    pub protocol: u8,
+    pub reserved: u8,
+    pub port_be: u16,
+}
+
+impl PortKey {
+    /// The key that looks a port up.
+    pub const WHOLE: u32 = 64;
+    /// The bits before the port's, which match whole.
+    pub const BEFORE_PORT: u32 = 48;
+
+    /// What follows the prefix, as the kernel's map takes it.
+    #[inline(always)]
+    pub const fn words(list: u32, protocol: u8, port_be: u16) -> [u32; 2] {
+        let [first, second] = port_be.to_ne_bytes();
+        [list, u32::from_ne_bytes([protocol, 0, first, second])]
+    }
+}
+
+/// A flow of a pod that a policy selects.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllowedKey {
+    pub pod: Address,
+    pub peer: Address,
+    /// An ICMP echo's identifier stands in for the port of the side that asked.
+    pub pod_port_be: u16,
+    pub peer_port_be: u16,
+    pub protocol: u8,
+    pub reserved: u8,
+    pub reserved2: u16,
+    /// Index of the pod's link.
+    pub link: u32,
+}
+
+/// A packet that is on its way in several fragments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentKey {
+    pub source: Address,
+    pub destination: Address,
+    /// The packet's identification; IPv4's has 16 bits.
+    pub id_be: u32,
+    pub protocol: u8,
+    pub reserved: u8,
+    pub reserved2: u16,
+}
+
+/// What only the first fragment tells.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentPorts {
+    pub source_port_be: u16,
+    pub destination_port_be: u16,
+}
+
+/// That a flow was allowed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowed {
+    /// [`Config::policy_generation`] when it was judged, or [`policy::ALWAYS`].
+    pub generation: u32,
+    /// The last packet's time in ticks of [`nat::TICK_SHIFT`].
+    pub used: u32,
+    /// Which direction's rules decide: [`policy::INGRESS`] if the peer began the flow, [`policy::EGRESS`] if the pod did.
+    pub began: u32,
+}
+
+pub mod policy {
+    /// Towards the pod.
+    pub const INGRESS: u32 = 0;
+    /// From the pod.
+    pub const EGRESS: u32 = 1;
+
+    /// In the place of a ruleset: everything may pass.
+    pub const OPEN: u32 = 0;
+    /// The ruleset that holds the node's own addresses.
+    pub const NODE: u32 = u32::MAX;
+
+    /// In the place of a list of ports: all, and protocols without ports too.
+    pub const ALL_PORTS: u32 = 0;
+    /// In the place of a list of ports: none. No list has this number.
+    pub const NO_PORTS: u32 = u32::MAX;
+
+    /// The generation of a flow that the node itself began: no rule can refuse it.
+    pub const ALWAYS: u32 = 0;
+
+    /// After how many silent ticks a flow without connection is over. The kernel's own connection tracking waits as long for a
+    /// UDP flow that was answered.
+    pub const IDLE_LIMIT: i32 = 120;
+}
+
 /// Settings of the programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -449,7 +576,9 @@ pub struct Config {
     pub node_netns: u64,
     /// Index of the link that leads to other nodes' pods where that is no uplink; 0: none.
     pub overlay_link: u32,
-    pub reserved: u32,
+    /// Counts up after each change of what policies allow, from 1: a flow that was judged before is judged again. Never
+    /// [`policy::ALWAYS`].
+    pub policy_generation: u32,
     pub v4: Masquerade,
     pub v6: Masquerade,
 }
@@ -464,6 +593,7 @@ pub mod counter {
     pub const NODE_PORT_NO_BACKEND: u32 = 5;
     pub const MASQUERADED: u32 = 6;
     pub const MASQUERADE_NO_PORT: u32 = 7;
+    /// A fragment whose packet's first one was not seen.
     pub const FRAGMENT: u32 = 8;
     pub const REWRITE_FAILED: u32 = 9;
     /// A TCP packet to a node port that belongs to no known connection: left to the node, which resets it.
@@ -480,7 +610,10 @@ pub mod counter {
     pub const SOURCE_REFUSED: u32 = 15;
     /// An ICMP error was translated as the packet that it quotes.
     pub const ICMP_ERROR_TRANSLATED: u32 = 16;
-    pub const COUNT: u32 = 17;
+    /// A packet that no NetworkPolicy lets in to its pod, or out.
+    pub const POLICY_INGRESS_DENIED: u32 = 17;
+    pub const POLICY_EGRESS_DENIED: u32 = 18;
+    pub const COUNT: u32 = 19;
 }
 
 /// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.
@@ -513,7 +646,7 @@ plain! {
     Address: 16 { words_be: [u32; 4] }
     FrontendKey: 20 { address: Address, port_be: u16, protocol: u8, reserved: u8 }
     Service: 48 { key: FrontendKey, sources: u32, inside: u64, outside: u64, flags: u32, affinity_seconds: u32 }
-    SourceKey: 24 { prefix: u32, set: u32, address: Address }
+    NetworkKey: 24 { prefix: u32, set: u32, address: Address }
     AffinityKey: 20 { client: Address, slot: u32 }
     Affinity: 24 { selection: u64, used: u64, backend: u32, generation: u32 }
     Backend: 32 { address: Address, port_be: u16, reserved: u16, reserved2: u32, generation: u32, last_generation: u32 }
@@ -524,7 +657,13 @@ plain! {
     FlowValue: 40 { address: Address, port_be: u16, reserved: u16, backend: u32, generation: u32, slot: u32, selection: u64 }
     NatKey: 40 { source: Address, destination: Address, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }
     NatValue: 48 { address: Address, selection: u64, used: u32, slot: u32, port_be: u16, state: u8, kind: u8, backend: u32, generation: u32, reserved: u32 }
+    PodPolicy: 16 { ingress: u32, egress: u32, netns: i32, reserved: u32 }
+    PortKey: 12 { prefix: u32, list: u32, protocol: u8, reserved: u8, port_be: u16 }
+    AllowedKey: 44 { pod: Address, peer: Address, pod_port_be: u16, peer_port_be: u16, protocol: u8, reserved: u8, reserved2: u16, link: u32 }
+    FragmentKey: 40 { source: Address, destination: Address, id_be: u32, protocol: u8, reserved: u8, reserved2: u16 }
+    FragmentPorts: 4 { source_port_be: u16, destination_port_be: u16 }
+    Allowed: 12 { generation: u32, used: u32, began: u32 }
     Network: 32 { network: Address, mask: Address }
     Masquerade: 320 { pods: Network, shown: Address, overlay: Address, unmasqueraded: [Network; capacity::UNMASQUERADED] }
-    Config: 656 { node_netns: u64, overlay_link: u32, reserved: u32, v4: Masquerade, v6: Masquerade }
+    Config: 656 { node_netns: u64, overlay_link: u32, policy_generation: u32, v4: Masquerade, v6: Masquerade }
 }

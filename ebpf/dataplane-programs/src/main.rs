@@ -2,11 +2,13 @@
 //!
 //! A service is translated once, when a socket connects or sends (`sockets`), so no packet between pods is ever touched.
 //! Packets that cross an uplink are translated there (`uplink`): node ports on the way in, pods' own traffic on the way out.
+//! What NetworkPolicies select is judged at the link of its pod (`policy`).
 #![no_std]
 #![no_main]
 
 mod maps;
 mod packet;
+mod policy;
 mod select;
 mod sockets;
 mod uplink;

@@ -3,8 +3,8 @@
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use dataplane_abi::{
-    Affinity, AffinityKey, Backend, Config, Connected, FlowKey, FlowValue, FrontendKey, NatKey, NatValue,
-    Service, ShownPeer, SocketRecord, capacity, counter,
+    Affinity, AffinityKey, Allowed, AllowedKey, Backend, Config, Connected, FlowKey, FlowValue, FragmentKey,
+    FragmentPorts, FrontendKey, NatKey, NatValue, PodPolicy, Service, ShownPeer, SocketRecord, capacity,
 };
 
 /// User space writes these through memory instead of system calls.
@@ -54,11 +54,30 @@ pub static ORLOP_PEERS: LruHashMap<u64, ShownPeer, { capacity::PEERS }> = LruHas
 #[btf_map]
 pub static ORLOP_CONNECTED: LruHashMap<u64, Connected, { capacity::CONNECTED }> = LruHashMap::new();
 
+/// By the index of the pod's link.
+#[btf_map]
+pub static ORLOP_PODS: HashMap<u32, PodPolicy, { capacity::PODS }, NO_PREALLOC> = HashMap::new();
+
+/// The number of a ruleset and an address; the number of a list of ports.
+#[btf_map]
+pub static ORLOP_RULES: LpmTrie<[u32; 5], u32, { capacity::RULES }> = LpmTrie::new();
+
+/// The number of a list, a protocol and a port.
+#[btf_map]
+pub static ORLOP_PORTS: LpmTrie<[u32; 2], u32, { capacity::PORTS }> = LpmTrie::new();
+
+#[btf_map]
+pub static ORLOP_ALLOWED: LruHashMap<AllowedKey, Allowed, { capacity::ALLOWED }> = LruHashMap::new();
+
+#[btf_map]
+pub static ORLOP_FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { capacity::FRAGMENTS }> =
+    LruHashMap::new();
+
 #[btf_map]
 pub static ORLOP_CONFIG: Array<Config, 1> = Array::new();
 
 #[btf_map]
-static ORLOP_COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
+static ORLOP_COUNTERS: PerCpuArray<u64, { capacity::COUNTERS }> = PerCpuArray::new();
 
 /// Adds one to a counter of `dataplane_abi::counter`.
 #[inline(always)]

@@ -2,16 +2,21 @@
 
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_csum_update};
 use aya_ebpf::programs::TcContext;
-use dataplane_abi::{Address, protocol};
+use dataplane_abi::{Address, FragmentKey, FragmentPorts, protocol};
+
+use crate::maps::ORLOP_FRAGMENTS;
 
 const ETHERNET_LENGTH: usize = 14;
 const ETHERTYPE_OFFSET: usize = 12;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_ARP: u16 = 0x0806;
 
 const V4_FRAGMENT_OFFSET: usize = 6;
 /// More fragments, or not the first one.
 const V4_FRAGMENT: u16 = 0x3fff;
+const V4_OFFSET: u16 = 0x1fff;
+const V4_ID_OFFSET: usize = 4;
 const V4_PROTOCOL_OFFSET: usize = 9;
 const V4_CHECKSUM_OFFSET: usize = 10;
 const V4_SOURCE_OFFSET: usize = 12;
@@ -19,6 +24,7 @@ const V4_DESTINATION_OFFSET: usize = 16;
 
 const V6_LENGTH: usize = 40;
 const V6_NEXT_HEADER_OFFSET: usize = 6;
+const V6_HOP_LIMIT_OFFSET: usize = 7;
 const V6_SOURCE_OFFSET: usize = 8;
 const V6_DESTINATION_OFFSET: usize = 24;
 const V6_HOP_BY_HOP: u8 = 0;
@@ -30,6 +36,8 @@ const V6_DESTINATION_OPTIONS: u8 = 60;
 const V6_EXTENSIONS: u32 = 5;
 /// Offset and "more fragments"; between them are reserved bits.
 const V6_FRAGMENT: u16 = 0xfff9;
+const V6_OFFSET: u16 = 0xfff8;
+const V6_ID_OFFSET: usize = 4;
 
 const TCP_FLAGS_OFFSET: usize = 13;
 const TCP_FIN: u8 = 0x01;
@@ -48,6 +56,12 @@ const ICMP_TIME_EXCEEDED: u8 = 11;
 const ICMP_PARAMETER_PROBLEM: u8 = 12;
 /// Unreachable, packet too big, time exceeded and parameter problem.
 const ICMPV6_ERRORS: core::ops::RangeInclusive<u8> = 1..=4;
+/// Who listens to which group (RFC 2710, and 3810 for version 2), and neighbour discovery (RFC 4861).
+const ICMPV6_LISTENERS: core::ops::RangeInclusive<u8> = 130..=132;
+const ICMPV6_NEIGHBOURS: core::ops::RangeInclusive<u8> = 133..=137;
+const ICMPV6_LISTENERS_2: u8 = 143;
+const LISTENER_HOPS: u8 = 1;
+const NEIGHBOUR_HOPS: u8 = 255;
 const ICMPV6_ECHO: u8 = 128;
 const ICMPV6_ECHO_REPLY: u8 = 129;
 
@@ -62,7 +76,7 @@ pub enum Layer {
     Ip,
 }
 
-/// A packet that can be translated. An ICMP echo's identifier stands in for the port of the side that asked.
+/// A packet with ports. An ICMP echo's identifier stands in for the port of the side that asked.
 #[derive(Clone, Copy)]
 pub struct Packet {
     pub source: Address,
@@ -72,6 +86,8 @@ pub struct Packet {
     pub protocol: u8,
     /// The first packet of a TCP connection, an echo request, and every datagram.
     pub may_begin_flow: bool,
+    /// A later part of it: there is nothing of the transport that could be rewritten.
+    is_rest: bool,
     /// TCP alone: the connection is being closed.
     pub fin: bool,
     pub reset: bool,
@@ -99,14 +115,32 @@ pub struct IcmpError {
 
 pub enum Parsed {
     Packet(Packet),
-    /// An ICMP message that is no echo: [`parse_error`] says more.
+    /// An ICMP message that is no echo: [`parse_message`] says more.
     Icmp,
-    /// A fragment: later ones have no ports.
+    /// A fragment, of which [`parse_fragment`] says more: later ones have no ports.
     Fragment(Ends),
     /// Another protocol, or a packet that ends before its ports.
     Portless(Ends),
     /// No IP.
     Other,
+}
+
+/// An ICMP message that is no echo.
+pub enum Message {
+    /// About a packet with ports, which it quotes.
+    Error(IcmpError),
+    /// By which hosts on a link find each other; where from and to.
+    Neighbourhood(Ends),
+    Other(Ends),
+    /// No IP.
+    None,
+}
+
+impl Packet {
+    #[inline(always)]
+    pub fn ends(&self) -> Ends {
+        Ends { source: self.source, destination: self.destination }
+    }
 }
 
 /// Which end of a packet is rewritten.
@@ -126,6 +160,13 @@ impl End {
     }
 }
 
+/// A part of a packet. The first one has the packet's ports.
+struct Fragment {
+    header: Header,
+    id_be: u32,
+    is_first: bool,
+}
+
 /// An IP header, looked through to what it carries.
 struct Header {
     ends: Ends,
@@ -136,7 +177,7 @@ struct Header {
 
 enum Headed {
     Whole(Header),
-    Fragment(Ends),
+    Fragment(Fragment),
     /// What it carries cannot be found, or is nobody's business.
     Closed(Ends),
 }
@@ -146,13 +187,84 @@ pub fn parse(ctx: &TcContext, layer: Layer) -> Parsed {
     try_parse(ctx, layer).unwrap_or(Parsed::Other)
 }
 
-/// An ICMP message that quotes a packet with ports, or the ends of another message.
 #[inline(always)]
-pub fn parse_error(ctx: &TcContext, layer: Layer) -> Result<IcmpError, Option<Ends>> {
+pub fn parse_message(ctx: &TcContext, layer: Layer) -> Message {
     match first_header(ctx, layer) {
-        Some(Headed::Whole(outer)) => icmp_error(ctx, &outer).ok_or(Some(outer.ends)),
-        Some(Headed::Fragment(ends) | Headed::Closed(ends)) => Err(Some(ends)),
-        None => Err(None),
+        Some(Headed::Whole(outer)) if is_neighbourhood(ctx, &outer) => Message::Neighbourhood(outer.ends),
+        Some(Headed::Whole(outer)) => {
+            icmp_error(ctx, &outer).map_or(Message::Other(outer.ends), Message::Error)
+        }
+        Some(Headed::Fragment(Fragment { header: Header { ends, .. }, .. }) | Headed::Closed(ends)) => {
+            Message::Other(ends)
+        }
+        None => Message::None,
+    }
+}
+
+/// A fragment as the packet that it is a part of; its ends alone if the first fragment was not seen, or had no ports.
+#[inline(always)]
+pub fn parse_fragment(ctx: &TcContext, layer: Layer) -> Result<Packet, Option<Ends>> {
+    let Some(Headed::Fragment(Fragment { header, id_be, is_first })) = first_header(ctx, layer) else {
+        return Err(None);
+    };
+    let Header { ends, protocol, network, transport } = header;
+    let key = FragmentKey {
+        source: ends.source,
+        destination: ends.destination,
+        id_be,
+        protocol,
+        reserved: 0,
+        reserved2: 0,
+    };
+    if is_first {
+        let packet = with_ports(ctx, &header, false).ok_or(Some(ends))?;
+        let ports = FragmentPorts {
+            source_port_be: packet.source_port_be,
+            destination_port_be: packet.destination_port_be,
+        };
+        // Where the kernel has no room for a moment, the others are lost, and the packet with them.
+        let _ = ORLOP_FRAGMENTS.insert(&key, &ports, 0);
+        return Ok(packet);
+    }
+    // SAFETY: the value is copied at once; one of a recycled element misjudges a packet that lacks its first fragment.
+    let FragmentPorts { source_port_be, destination_port_be } =
+        unsafe { ORLOP_FRAGMENTS.get(&key) }.copied().ok_or(Some(ends))?;
+    Ok(Packet {
+        source: ends.source,
+        destination: ends.destination,
+        source_port_be,
+        destination_port_be,
+        protocol,
+        // What the first fragment began goes on.
+        may_begin_flow: matches!(protocol, protocol::UDP | protocol::SCTP),
+        is_rest: true,
+        fin: false,
+        reset: false,
+        network,
+        transport,
+    })
+}
+
+#[inline(always)]
+pub fn is_arp(ctx: &TcContext) -> bool {
+    ctx.load(ETHERTYPE_OFFSET).is_ok_and(|kind| u16::from_be(kind) == ETHERTYPE_ARP)
+}
+
+/// As it never comes through a router: that leaves fewer hops.
+#[inline(always)]
+fn is_neighbourhood(ctx: &TcContext, header: &Header) -> bool {
+    if header.ends.source.is_v4() || header.protocol != protocol::ICMPV6 {
+        return false;
+    }
+    let (Ok(hops), Ok(kind)) =
+        (ctx.load::<u8>(header.network + V6_HOP_LIMIT_OFFSET), ctx.load::<u8>(header.transport))
+    else {
+        return false;
+    };
+    match kind {
+        ICMPV6_LISTENERS_2 => hops == LISTENER_HOPS,
+        kind if ICMPV6_LISTENERS.contains(&kind) => hops == LISTENER_HOPS,
+        kind => ICMPV6_NEIGHBOURS.contains(&kind) && hops == NEIGHBOUR_HOPS,
     }
 }
 
@@ -160,7 +272,7 @@ pub fn parse_error(ctx: &TcContext, layer: Layer) -> Result<IcmpError, Option<En
 fn try_parse(ctx: &TcContext, layer: Layer) -> Option<Parsed> {
     let header = match first_header(ctx, layer)? {
         Headed::Whole(header) => header,
-        Headed::Fragment(ends) => return Some(Parsed::Fragment(ends)),
+        Headed::Fragment(fragment) => return Some(Parsed::Fragment(fragment.header.ends)),
         Headed::Closed(ends) => return Some(Parsed::Portless(ends)),
     };
     Some(match (with_ports(ctx, &header, false), header.protocol) {
@@ -198,13 +310,16 @@ fn header_v4(ctx: &TcContext, network: usize) -> Option<Headed> {
         source: Address::from_v4(ctx.load(network + V4_SOURCE_OFFSET).ok()?),
         destination: Address::from_v4(ctx.load(network + V4_DESTINATION_OFFSET).ok()?),
     };
-    if u16::from_be(ctx.load(network + V4_FRAGMENT_OFFSET).ok()?) & V4_FRAGMENT != 0 {
-        return Some(Headed::Fragment(ends));
-    }
+    let place = u16::from_be(ctx.load(network + V4_FRAGMENT_OFFSET).ok()?);
     let version: u8 = ctx.load(network).ok()?;
     let protocol: u8 = ctx.load(network + V4_PROTOCOL_OFFSET).ok()?;
     let transport = network + ((version & 0x0f) as usize) * 4;
-    Some(Headed::Whole(Header { ends, protocol, network, transport }))
+    let header = Header { ends, protocol, network, transport };
+    if place & V4_FRAGMENT == 0 {
+        return Some(Headed::Whole(header));
+    }
+    let id_be: u16 = ctx.load(network + V4_ID_OFFSET).ok()?;
+    Some(Headed::Fragment(Fragment { header, id_be: id_be as u32, is_first: place & V4_OFFSET == 0 }))
 }
 
 #[inline(always)]
@@ -228,7 +343,17 @@ fn header_v6(ctx: &TcContext, network: usize) -> Option<Headed> {
             V6_FRAGMENT_HEADER => match ctx.load(transport + 2).map(u16::from_be) {
                 // One that is a packet's only fragment is a packet.
                 Ok(place) if place & V6_FRAGMENT == 0 => 8,
-                _ => return Some(Headed::Fragment(ends)),
+                Ok(place) => {
+                    let protocol = ctx.load(transport).ok()?;
+                    let id_be = ctx.load(transport + V6_ID_OFFSET).ok()?;
+                    let header = Header { ends, protocol, network, transport: transport + 8 };
+                    return Some(Headed::Fragment(Fragment {
+                        header,
+                        id_be,
+                        is_first: place & V6_OFFSET == 0,
+                    }));
+                }
+                Err(_) => return Some(Headed::Closed(ends)),
             },
             _ => break,
         };
@@ -250,13 +375,14 @@ fn with_ports(ctx: &TcContext, header: &Header, is_quoted: bool) -> Option<Packe
         destination_port_be: 0,
         protocol,
         may_begin_flow: true,
+        is_rest: false,
         fin: false,
         reset: false,
         network,
         transport,
     };
     match protocol {
-        protocol::TCP | protocol::UDP => {
+        protocol::TCP | protocol::UDP | protocol::SCTP => {
             packet.source_port_be = ctx.load(transport).ok()?;
             packet.destination_port_be = ctx.load(transport + 2).ok()?;
             if protocol == protocol::TCP && !is_quoted {
@@ -325,6 +451,17 @@ pub fn rewrite(
         _ => (ICMP_CHECKSUM_OFFSET, ICMP_ID_OFFSET, 0),
     };
     let checksum = packet.transport + checksum;
+    if packet.is_rest {
+        return match (old.to_v4(), address.to_v4()) {
+            (Some(old), Some(new)) => rewrite_v4(ctx, packet.network, end, old, new),
+            _ => {
+                // No checksum makes up for the address; a device's sum of the whole follows it.
+                // SAFETY: the kernel gave this context to this run of the program.
+                unsafe { bpf_csum_update(ctx.skb.skb, difference(old, address) as u32) };
+                ctx.store(packet.network + place_v6(end), address, 0)
+            }
+        };
+    }
     if old_port != port_be {
         ctx.l4_csum_replace(checksum, old_port as u64, port_be as u64, 2 | flags)?;
         ctx.store(packet.transport + port_offset, &port_be, 0)?;

@@ -5,7 +5,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use dataplane_abi::select::{self, Reads};
 use dataplane_abi::{
-    Address, Affinity, AffinityKey, Backend, FrontendKey, Origin, Selection, Service, SourceKey, service_flag,
+    Address, Affinity, AffinityKey, Backend, FrontendKey, NetworkKey, Origin, Selection, Service,
+    service_flag,
 };
 
 use crate::maps::{
@@ -238,7 +239,7 @@ impl Reads for Maps {
     #[inline(always)]
     fn holds(&mut self, set: u32) -> bool {
         let [a, b, c, d] = self.client.words_be;
-        let key = Key::new(SourceKey::WHOLE, [set, a, b, c, d]);
+        let key = Key::new(NetworkKey::WHOLE, [set, a, b, c, d]);
         ORLOP_SOURCES.get(&key).is_some()
     }
 }

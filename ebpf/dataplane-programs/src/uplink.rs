@@ -6,7 +6,7 @@
 //! node has a pair in both: it goes on under the node's own address, so that the answers come back here. Over the overlay, that
 //! is the overlay's address: another one would come out of a tunnel that it does not belong to.
 //!
-//! What should be masqueraded and cannot be (fragments, protocols without ports, ICMP errors of unknown flows, connections whose entry is
+//! A packet's later fragments have no ports: they go with the first one. What should be masqueraded and cannot be (fragments that overtake it, protocols without ports, ICMP errors of unknown flows, connections whose entry is
 //! gone) is dropped and counted: it never leaves under the pod's address. Only ports are translated towards a pod, not the
 //! client's: one client address and port that uses two node ports of one pod at the same time has the later flow dropped
 //! and counted. ICMP errors are translated as the packets that they quote, both ways, so that path MTUs and refusals reach whom they concern.
@@ -25,13 +25,13 @@ use dataplane_abi::{
 };
 
 use crate::maps::{ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
-use crate::packet::{self, End, Ends, Layer, Packet, Parsed};
+use crate::packet::{self, End, Ends, Layer, Message, Packet, Parsed};
 use crate::select::{self, Choice, Pick};
 
 /// TCX_NEXT, and TC_ACT_UNSPEC for older hooks: the next program decides.
-const NEXT: i32 = -1;
+pub const NEXT: i32 = -1;
 /// TCX_DROP and TC_ACT_SHOT.
-const DROP: i32 = 2;
+pub const DROP: i32 = 2;
 /// What the helpers return for an entry that is there already.
 const EEXIST: i32 = -17;
 
@@ -56,12 +56,15 @@ pub fn orlop_egress_l3(ctx: TcContext) -> i32 {
 }
 
 /// In the place of a verdict: an ICMP message, which may be about a packet.
-const ICMP: i32 = -2;
+pub const ICMP: i32 = -2;
+/// In the place of a verdict: a part of a packet.
+pub const FRAGMENT: i32 = -3;
 
 #[inline(always)]
 fn enters(ctx: &TcContext, layer: Layer) -> i32 {
     match packet_in(ctx, layer) {
         ICMP => error_in(ctx, layer),
+        FRAGMENT => fragment_in(ctx, layer),
         verdict => verdict,
     }
 }
@@ -70,6 +73,7 @@ fn enters(ctx: &TcContext, layer: Layer) -> i32 {
 fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
     match packet_out(ctx, layer) {
         ICMP => error_out(ctx, layer),
+        FRAGMENT => fragment_out(ctx, layer),
         verdict => verdict,
     }
 }
@@ -79,13 +83,10 @@ fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
 #[inline(never)]
 fn packet_in(ctx: &TcContext, layer: Layer) -> i32 {
     match packet::parse(ctx, layer) {
+        Parsed::Packet(packet) if packet.protocol == protocol::SCTP => NEXT,
         Parsed::Packet(packet) => ingress(ctx, &packet),
         Parsed::Icmp => ICMP,
-        // Untranslated; the counter tells why a flow does not work.
-        Parsed::Fragment(_) => {
-            count(counter::FRAGMENT);
-            NEXT
-        }
+        Parsed::Fragment(_) => FRAGMENT,
         Parsed::Portless(_) | Parsed::Other => NEXT,
     }
 }
@@ -93,21 +94,43 @@ fn packet_in(ctx: &TcContext, layer: Layer) -> i32 {
 #[inline(never)]
 fn packet_out(ctx: &TcContext, layer: Layer) -> i32 {
     match packet::parse(ctx, layer) {
+        Parsed::Packet(packet) if packet.protocol == protocol::SCTP => untranslatable(packet.ends()),
         Parsed::Packet(packet) => egress(ctx, &packet),
         Parsed::Icmp => ICMP,
-        Parsed::Fragment(ends) => {
-            count(counter::FRAGMENT);
-            untranslatable(ends)
-        }
+        Parsed::Fragment(_) => FRAGMENT,
         Parsed::Portless(ends) => untranslatable(ends),
         Parsed::Other => NEXT,
     }
 }
 
+#[inline(never)]
+fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
+    match packet::parse_fragment(ctx, layer) {
+        Ok(packet) if packet.protocol != protocol::SCTP => ingress(ctx, &packet),
+        // Untranslated; the counter tells why a flow does not work.
+        _ => {
+            count(counter::FRAGMENT);
+            NEXT
+        }
+    }
+}
+
+#[inline(never)]
+fn fragment_out(ctx: &TcContext, layer: Layer) -> i32 {
+    let ends = match packet::parse_fragment(ctx, layer) {
+        Ok(packet) if packet.protocol != protocol::SCTP => return egress(ctx, &packet),
+        Ok(packet) => packet.ends(),
+        Err(Some(ends)) => ends,
+        Err(None) => return NEXT,
+    };
+    count(counter::FRAGMENT);
+    untranslatable(ends)
+}
+
 /// An error about a packet that left here reaches whoever sent that.
 #[inline(never)]
 fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
-    let Ok(error) = packet::parse_error(ctx, layer) else { return NEXT };
+    let Message::Error(error) = packet::parse_message(ctx, layer) else { return NEXT };
     let key = answer_key(&error.quoted, nat::IN);
     // SAFETY: the value is copied at once; one of a recycled element tells another flow's owner, who knows no such packet.
     let entry = unsafe { ORLOP_NAT.get(&key).or_else(|| ORLOP_INBOUND.get(&key)) }.copied();
@@ -123,9 +146,10 @@ fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
 /// An error about a packet that came in here tells the world of the address that the packet was sent to.
 #[inline(never)]
 fn error_out(ctx: &TcContext, layer: Layer) -> i32 {
-    let error = match packet::parse_error(ctx, layer) {
-        Ok(error) => error,
-        Err(ends) => return ends.map_or(NEXT, untranslatable),
+    let error = match packet::parse_message(ctx, layer) {
+        Message::Error(error) => error,
+        Message::Other(ends) | Message::Neighbourhood(ends) => return untranslatable(ends),
+        Message::None => return NEXT,
     };
     let key = answer_key(&error.quoted, nat::OUT);
     // SAFETY: as in `error_in`.
@@ -474,7 +498,7 @@ unsafe fn touch(entry: Option<*mut NatValue>, packet: &Packet, direction: u8) {
 
 /// The time in ticks.
 #[inline(always)]
-fn now() -> u32 {
+pub fn now() -> u32 {
     // SAFETY: the helper takes nothing and has no effect but its result.
     (unsafe { bpf_ktime_get_coarse_ns() } >> nat::TICK_SHIFT) as u32
 }
@@ -598,7 +622,7 @@ fn leaves_under_another_address(source: &Address, destination: &Address) -> bool
 
 /// Index of the link that the packet crosses.
 #[inline(always)]
-fn link_of(ctx: &TcContext) -> u32 {
+pub fn link_of(ctx: &TcContext) -> u32 {
     // SAFETY: the kernel gave this context to this run of the program.
     unsafe { (*ctx.skb.skb).ifindex }
 }

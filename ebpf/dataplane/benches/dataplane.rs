@@ -8,11 +8,15 @@
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::num::NonZeroU32;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dataplane::policy::{self, Change, Isolation, PodLink, PortRange, Ports, RulesetId};
 use dataplane::{Dataplane, Ended, Frontend, Options, Protocol, Target, UplinkHook};
 use linux::netns::{self, Netns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, socket, sockopt};
 
 const SERVICES: u32 = 10_000;
 const MANY_SERVICES: u32 = 50_000;
@@ -92,6 +96,7 @@ fn main() {
     many_endpoints();
     changes();
     datagrams();
+    policies();
     let _ = std::fs::remove_dir_all("/run/netns");
     ROUTES.iter().rev().for_each(|line| run("ip", &line.replace(" add ", " del ").replace(" nodad", "")));
 }
@@ -389,6 +394,181 @@ fn datagrams() {
         &format!("{SOCKETS} connected UDP sockets of one namespace are told that their backend has gone"),
         ["50 ms", &shown(took), "not at all", "-"],
     );
+}
+
+/// A client's pod and a server's, each behind a link of a node that routes between them.
+struct Pods {
+    /// Under which name, and in which network.
+    name: &'static str,
+    subnet: u8,
+    client: Netns,
+    listener: TcpListener,
+}
+
+impl Pods {
+    /// On the calling thread's namespace, which is the node.
+    fn make(name: &'static str, subnet: u8) -> Self {
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forward");
+        let [client, server] = [0, 1].map(|end| {
+            let pod = format!("{name}{end}");
+            let netns = netns::create(format!("/run/netns/{pod}")).expect("make a namespace");
+            let net = format!("10.9.{}", subnet + end);
+            run("ip", &format!("link add {pod} type veth peer name eth0 netns {pod}"));
+            run("ip", &format!("addr add {net}.1/24 dev {pod}"));
+            run("ip", &format!("link set {pod} up"));
+            run("ip", &format!("-n {pod} addr add {net}.2/24 dev eth0"));
+            run("ip", &format!("-n {pod} link set eth0 up"));
+            run("ip", &format!("-n {pod} route add default via {net}.1"));
+            netns
+        });
+        let address = (Ipv4Addr::new(10, 9, subnet + 1, 2), POD_PORT);
+        let listener =
+            server.run(|| TcpListener::bind(address).expect("listen")).expect("enter the namespace");
+        Self { name, subnet, client, listener }
+    }
+
+    fn client(&self) -> IpAddr {
+        Ipv4Addr::new(10, 9, self.subnet, 2).into()
+    }
+
+    fn server(&self) -> SocketAddr {
+        self.listener.local_addr().expect("its address")
+    }
+
+    /// Of the client's pod and of the server's.
+    fn links(&self) -> [PodLink; 2] {
+        [0, 1].map(|end| {
+            let name = format!("{}{end}", self.name);
+            let index = std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).expect("the link");
+            PodLink { index: index.trim().parse().expect("a number"), name, netns: None }
+        })
+    }
+
+    /// Made before the time is taken: entering a namespace takes longer than connecting.
+    fn sockets(&self, count: usize) -> Vec<OwnedFd> {
+        // No connection waits at its end for packets that may be late: the next ones would have to look past it.
+        let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+        let one = || {
+            let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
+            let socket = socket.expect("a socket");
+            setsockopt(&socket, sockopt::Linger, &at_once).expect("set SO_LINGER");
+            socket
+        };
+        let all = self.client.run(|| (0..count).map(|_| one()).collect());
+        all.expect("enter the namespace")
+    }
+
+    fn connect(&self, socket: OwnedFd) -> (Duration, Exchange) {
+        let to = SockaddrStorage::from(self.server());
+        let begin = Instant::now();
+        nix::sys::socket::connect(socket.as_raw_fd(), &to).expect("connect");
+        let took = begin.elapsed();
+        let exchange = Exchange { client: socket.into(), server: self.listener.accept().expect("accept").0 };
+        [&exchange.client, &exchange.server].iter().for_each(|end| end.set_nodelay(true).expect("no delay"));
+        (took, exchange)
+    }
+
+    /// On the thread's namespace that made it.
+    fn remove(self) {
+        for end in [0, 1] {
+            run("ip", &format!("link del {}{end}", self.name));
+            netns::remove(format!("/run/netns/{}{end}", self.name)).expect("remove the namespace");
+        }
+    }
+}
+
+const POD_PORT: u16 = 8080;
+/// Peers that a policy names besides the one that is there.
+const POLICY_PEERS: u32 = 1_000;
+
+/// What pods that policies select pay for it, on the way out of one and into the other; nftables as those write it that follow
+/// connections and look peers up in sets.
+fn policies() {
+    let mut bench = Bench::open();
+    let (open, ours) = (Pods::make("open", 10), Pods::make("ours", 20));
+    let peer = netns::create("/run/netns/policed").expect("make a namespace");
+    let theirs = peer.run(|| {
+        let pods = Pods::make("theirs", 30);
+        feed("nft", &["-f", "-"], &policy_rules(&pods));
+        pods
+    });
+    let theirs = theirs.expect("enter the namespace");
+
+    let [ingress, egress] = [1, 2].map(|number| RulesetId(NonZeroU32::new(number).expect("not 0")));
+    let ports = Ports::new([PortRange { protocol: policy::Protocol::Tcp, first: POD_PORT, last: POD_PORT }]);
+    let others = || (0..POLICY_PEERS).map(|number| add(V4.endpoint, number));
+    let rules = |ruleset, peer: IpAddr| {
+        let allow = |peer: IpAddr| Change::Allow { ruleset, network: peer.into(), ports: ports.clone() };
+        others().chain([peer]).map(allow).collect::<Vec<_>>()
+    };
+    let dataplane = bench.0.as_mut().expect("open");
+    let changes = [rules(ingress, ours.client()), rules(egress, ours.server().ip())].concat();
+    dataplane.change_policies(&changes).expect("room");
+    let [client, server] = ours.links();
+    dataplane.isolate(&client, Isolation { ingress: None, egress: Some(egress) }).expect("attach");
+    dataplane.isolate(&server, Isolation { ingress: Some(ingress), egress: None }).expect("attach");
+
+    let between = |pods: [&Pods; 2]| {
+        let mut times = [Vec::new(), Vec::new()];
+        for _ in 0..BLOCKS {
+            let sockets = pods.map(|pods| pods.sockets(CONNECTIONS / 2 / BLOCKS).into_iter());
+            let [mut first, mut second] = sockets;
+            while let (Some(one), Some(another)) = (first.next(), second.next()) {
+                times[0].push(pods[0].connect(one).0);
+                times[1].push(pods[1].connect(another).0);
+            }
+        }
+        times
+    };
+    let asked = |pods: [&Pods; 2]| {
+        let mut exchanges = pods.map(|pods| pods.connect(pods.sockets(1).swap_remove(0)).1);
+        alternate(REQUESTS / 2, |way| exchanges[way].ask())
+    };
+    let figures = |[itself, ours]: [Vec<Duration>; 2], [other, theirs]: [Vec<Duration>; 2], what: &str| {
+        let cells = [(&ours, &itself), (&theirs, &other)];
+        let [ours, theirs] =
+            cells.map(|(ours, itself)| format!("{}, {}", shown(median(ours)), ratio(ours, itself)));
+        row(what, ["-", &ours, &theirs, &shown(median(&itself))]);
+    };
+    let what = format!(
+        "a connection between pods that policies with {POLICY_PEERS} peers select (itself: none does)"
+    );
+    figures(between([&open, &ours]), between([&open, &theirs]), &what);
+    figures(asked([&open, &ours]), asked([&open, &theirs]), "a request and its answer between them");
+
+    let allow = |number: u32| {
+        let ruleset = RulesetId(NonZeroU32::new(10 + number).expect("not 0"));
+        Change::Allow { ruleset, network: V4.endpoint.into(), ports: ports.clone() }
+    };
+    let joins: Vec<Change> = (0..100).map(allow).collect();
+    let begin = Instant::now();
+    bench.0.as_mut().expect("open").change_policies(&joins).expect("room");
+    row("a pod that 100 rulesets name is in the kernel", ["-", &shown(begin.elapsed()), "not measured", "-"]);
+
+    drop(bench);
+    [open, ours].into_iter().for_each(Pods::remove);
+    peer.run(|| theirs.remove()).expect("enter the namespace");
+    netns::remove(peer.path()).expect("remove the namespace");
+}
+
+/// Both pods are selected, and each rule names the other one among others.
+fn policy_rules(pods: &Pods) -> String {
+    let (client, server) = (pods.client(), pods.server().ip());
+    let others: Vec<String> = (0..POLICY_PEERS).map(|number| add(V4.endpoint, number).to_string()).collect();
+    let others = others.join(", ");
+    format!(
+        "table ip policed {{\n\
+         set clients {{ type ipv4_addr; elements = {{ {others}, {client} }}; }}\n\
+         set servers {{ type ipv4_addr; elements = {{ {others}, {server} }}; }}\n\
+         chain forward {{ type filter hook forward priority 0; policy accept;\n\
+         ct state established,related accept\n\
+         ip saddr {client} jump egress\n\
+         ip daddr {server} jump ingress\n\
+         }}\n\
+         chain egress {{ ip daddr @servers tcp dport {POD_PORT} return; drop; }}\n\
+         chain ingress {{ ip saddr @clients tcp dport {POD_PORT} return; drop; }}\n\
+         }}\n",
+    )
 }
 
 fn median(times: &[Duration]) -> Duration {

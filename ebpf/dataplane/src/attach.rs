@@ -1,7 +1,7 @@
 //! Programs, links, filters and pins.
 //!
 //! Maps are pinned by name in `<pin_root>/v<layout>`, links as `link_<program>[_<interface>]` (`links`). On kernels without
-//! TCX the uplink programs are filters of a clsact qdisc, which have no pins (`filters`). Either way a program that is
+//! TCX those of uplinks and of pods' links are filters of a clsact qdisc, which have no pins (`filters`). Either way a program that is
 //! attached already is one of: the same program on the same maps -> left alone; another program or other maps -> replaced in
 //! place. What has no place any more, because its interface is no longer an uplink, is removed.
 //!
@@ -9,6 +9,7 @@
 
 mod filters;
 mod links;
+mod pods;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, TryLockError};
@@ -18,8 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, MapInfo};
-use aya::programs::links::{FdLink, LinkOrder};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::links::FdLink;
 use aya::programs::{
     CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramInfo,
     SchedClassifier, TcAttachType,
@@ -29,6 +29,7 @@ use dataplane_abi::{LAYOUT_VERSION, map};
 
 use crate::{MapError, Options, UplinkHook};
 use links::Target;
+pub use pods::PodPrograms;
 
 /// The object that `cargo xtask build-ebpf` made; empty without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane.o"));
@@ -50,6 +51,9 @@ const UPLINK_PROGRAMS: &[(&str, Layer, TcAttachType)] = &[
     ("orlop_ingress_l3", Layer::Ip, TcAttachType::Ingress),
     ("orlop_egress_l3", Layer::Ip, TcAttachType::Egress),
 ];
+/// On the links of pods that NetworkPolicies select. What is a pod's way in is the link's way out, at the node's end.
+const POD_PROGRAMS: &[(&str, TcAttachType)] =
+    &[("orlop_to_pod", TcAttachType::Egress), ("orlop_from_pod", TcAttachType::Ingress)];
 const PINNED_MAPS: &[&str] = &[
     map::FRONTENDS,
     map::SERVICES,
@@ -66,6 +70,11 @@ const PINNED_MAPS: &[&str] = &[
     map::PEERS,
     map::CONFIG,
     map::COUNTERS,
+    map::PODS,
+    map::RULES,
+    map::PORTS,
+    map::ALLOWED,
+    map::FRAGMENTS,
 ];
 /// `bpf_set_retval` is from 5.18; cgroup links alone from 5.7.
 const CGROUP_LINKS_SINCE: &str = "5.18";
@@ -100,17 +109,17 @@ pub enum OpenError {
         "another process has {path} open: one dataplane works on a pin root, end it or choose another pin root"
     )]
     InUse { path: PathBuf },
-    #[error(
-        "attach to an uplink by traffic control: needs root, and the kernel's clsact qdisc and BPF classifier"
-    )]
+    #[error("attach by traffic control: needs root, and the kernel's clsact qdisc and BPF classifier")]
     Filter { source: Box<linux::netlink::Error> },
     #[error(
-        "uplink {uplink} has an ingress qdisc, in whose place kernels before {TCX_SINCE} need a clsact qdisc: \
-         remove it (tc qdisc del dev {uplink} ingress)"
+        "{interface} has an ingress qdisc (on a pod's link, of the bandwidth plugin), in whose place kernels before {TCX_SINCE} \
+         need a clsact qdisc: remove it (tc qdisc del dev {interface} ingress)"
     )]
-    IngressQdisc { uplink: String },
+    IngressQdisc { interface: String },
     #[error("uplink {name} does not exist")]
     NoUplink { name: String, source: io::Error },
+    #[error("attach {program} to {interface}: needs root and a kernel from {TCX_SINCE} on")]
+    AttachTcx { program: String, interface: String, source: io::Error },
     #[error("open the maps")]
     Maps(#[source] MapError),
     #[error("know the node's network namespace: needs root and a kernel from 5.14 on")]
@@ -127,6 +136,9 @@ pub struct Maps {
     pub backends: MapData,
     pub config: Map,
     pub counters: Map,
+    pub pods: Map,
+    pub rules: Map,
+    pub ports: Map,
 }
 
 /// What an uplink's packets begin with.
@@ -172,7 +184,7 @@ pub struct PinRoot {
 }
 
 /// The maps, and the lock that goes with them.
-pub fn open(options: &Options) -> Result<(PinRoot, Maps), OpenError> {
+pub fn open(options: &Options) -> Result<(PinRoot, Maps, PodPrograms), OpenError> {
     if OBJECT.is_empty() {
         return Err(OpenError::NotEmbedded);
     }
@@ -192,9 +204,11 @@ pub fn open(options: &Options) -> Result<(PinRoot, Maps), OpenError> {
     let mut wanted = Attached::default();
     attach_sockets(&mut programs, options, &pins, &mut wanted)?;
     attach_uplinks(&mut programs, options, &pins, &mut wanted)?;
+    let pods = PodPrograms::load(&mut programs, options, &pins)?;
+    pods.adopt(&mut wanted)?;
     links::remove_stale(&pins, &wanted.links)?;
     filters::remove(|place, folder| folder == pins && !wanted.filters.contains(&place))?;
-    Ok((root, take_maps(&mut programs)?))
+    Ok((root, take_maps(&mut programs)?, pods))
 }
 
 /// What is attached and stays.
@@ -203,6 +217,22 @@ struct Attached {
     /// Pins.
     links: HashSet<PathBuf>,
     filters: HashSet<filters::Place>,
+}
+
+/// How a program is held on a link.
+enum Attachment {
+    /// By the pin of its link.
+    Link(PathBuf),
+    Filter(filters::Place),
+}
+
+impl Attached {
+    fn insert(&mut self, attachment: Attachment) {
+        match attachment {
+            Attachment::Link(pin) => drop(self.links.insert(pin)),
+            Attachment::Filter(place) => drop(self.filters.insert(place)),
+        }
+    }
 }
 
 /// Takes a pin root for this process.
@@ -286,7 +316,10 @@ fn shape(name: &str) -> (u32, u32, u32) {
     use dataplane_abi::{
         Affinity, AffinityKey, Backend, Config, Connected, FlowKey, FlowValue, FrontendKey, NatKey,
     };
-    use dataplane_abi::{NatValue, Service, ShownPeer, SocketRecord, SourceKey, capacity, counter};
+    use dataplane_abi::{
+        Allowed, AllowedKey, FragmentKey, FragmentPorts, NatValue, NetworkKey, PodPolicy, PortKey, Service,
+    };
+    use dataplane_abi::{ShownPeer, SocketRecord, capacity};
     let (key, value, elements) = match name {
         map::FRONTENDS => (size_of::<FrontendKey>(), 4, capacity::FRONTENDS),
         map::SERVICES => (4, size_of::<Service>(), capacity::FRONTENDS),
@@ -295,7 +328,7 @@ fn shape(name: &str) -> (u32, u32, u32) {
         map::AFFINITY | map::AFFINITY_OUTSIDE => {
             (size_of::<AffinityKey>(), size_of::<Affinity>(), capacity::AFFINITY)
         }
-        map::SOURCES => (size_of::<SourceKey>(), 4, capacity::SOURCES),
+        map::SOURCES => (size_of::<NetworkKey>(), 4, capacity::SOURCES),
         map::CONNECTED => (8, size_of::<Connected>(), capacity::CONNECTED),
         map::NAT => (size_of::<NatKey>(), size_of::<NatValue>(), capacity::NAT),
         map::INBOUND => (size_of::<NatKey>(), size_of::<NatValue>(), capacity::INBOUND),
@@ -303,7 +336,12 @@ fn shape(name: &str) -> (u32, u32, u32) {
         map::PEERS => (8, size_of::<ShownPeer>(), capacity::PEERS),
         map::SOCKETS => (4, size_of::<SocketRecord>(), 0),
         map::CONFIG => (4, size_of::<Config>(), 1),
-        map::COUNTERS => (4, size_of::<u64>(), counter::COUNT as usize),
+        map::COUNTERS => (4, size_of::<u64>(), capacity::COUNTERS),
+        map::PODS => (4, size_of::<PodPolicy>(), capacity::PODS),
+        map::RULES => (size_of::<NetworkKey>(), 4, capacity::RULES),
+        map::PORTS => (size_of::<PortKey>(), 4, capacity::PORTS),
+        map::FRAGMENTS => (size_of::<FragmentKey>(), size_of::<FragmentPorts>(), capacity::FRAGMENTS),
+        map::ALLOWED => (size_of::<AllowedKey>(), size_of::<Allowed>(), capacity::ALLOWED),
         other => unreachable!("{other} is no pinned map"),
     };
     (key as u32, value as u32, elements as u32)
@@ -407,56 +445,66 @@ fn attach_uplinks(
         if concerned.is_empty() {
             continue;
         }
-        let program: &mut SchedClassifier = get(programs, name)?;
-        program.load().map_err(|source| load_error(name, source))?;
-        let (fd, loaded) = identity(program.fd(), program.info(), name)?;
+        let program = Classifier::load(programs, name, direction, options.uplink_hook)?;
         for uplink in concerned {
-            if options.uplink_hook == UplinkHook::Newest && has_tcx(uplink.name, direction) {
-                let pin = links::pin(pins, name, Some(uplink.name));
-                let (shown, id) = (uplink.name.to_owned(), u64::from(uplink.index));
-                let target = Target { shown, id, pin, program: name, since: TCX_SINCE };
-                if !links::adopt(&target, fd.as_fd(), &loaded)? {
-                    attach_tcx(program, direction, &target)?;
-                }
-                wanted.links.insert(target.pin);
-            } else {
-                let filter = filters::Wanted {
-                    uplink: uplink.name,
-                    link: uplink.index,
-                    direction,
-                    program: name,
-                    pins,
-                    fd: &fd,
-                    identity: &loaded,
-                };
-                filters::attach(&filter)?;
-                wanted.filters.insert(filter.place());
-            }
+            wanted.insert(program.attach(uplink.name, uplink.index, pins)?);
         }
     }
     Ok(())
 }
 
-/// Whether the kernel has TCX: those before it do not know what they are asked for.
-fn has_tcx(uplink: &str, direction: TcAttachType) -> bool {
-    match SchedClassifier::query_tcx(uplink, direction) {
-        Err(ProgramError::SyscallError(error)) => error.io_error.raw_os_error() != Some(libc::EINVAL),
-        _ => true,
+/// A loaded program for links.
+struct Classifier {
+    name: &'static str,
+    direction: TcAttachType,
+    hook: UplinkHook,
+    fd: ProgramFd,
+    identity: Identity,
+}
+
+impl Classifier {
+    fn load(
+        programs: &mut Ebpf,
+        name: &'static str,
+        direction: TcAttachType,
+        hook: UplinkHook,
+    ) -> Result<Self, OpenError> {
+        let program: &mut SchedClassifier = get(programs, name)?;
+        program.load().map_err(|source| load_error(name, source))?;
+        let (fd, identity) = identity(program.fd(), program.info(), name)?;
+        Ok(Self { name, direction, hook, fd, identity })
+    }
+
+    /// Makes a link run it, whatever ran there of ours.
+    fn attach(&self, link: &str, index: u32, pins: &Path) -> Result<Attachment, OpenError> {
+        if self.hook == UplinkHook::Newest && has_tcx(link, self.direction) {
+            let pin = links::pin(pins, self.name, Some(link));
+            let (shown, id) = (link.to_owned(), u64::from(index));
+            let target = Target { shown, id, pin, program: self.name, since: TCX_SINCE };
+            let is_egress = self.direction == TcAttachType::Egress;
+            links::attach_tcx(&target, self.fd.as_fd(), &self.identity, is_egress)?;
+            return Ok(Attachment::Link(target.pin));
+        }
+        let filter = filters::Wanted {
+            interface: link,
+            link: index,
+            direction: self.direction,
+            program: self.name,
+            pins,
+            fd: &self.fd,
+            identity: &self.identity,
+        };
+        filters::attach(&filter)?;
+        Ok(Attachment::Filter(filter.place()))
     }
 }
 
-fn attach_tcx(
-    program: &mut SchedClassifier,
-    direction: TcAttachType,
-    target: &Target<'_>,
-) -> Result<(), OpenError> {
-    let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let attached = program.attach_with_options(&target.shown, direction, order);
-    let link: SchedClassifierLink =
-        attached.and_then(|id| program.take_link(id)).map_err(|e| attach_error(target, e))?;
-    let link = FdLink::try_from(link)
-        .map_err(|source| attach_error(target, ProgramError::IOError(io::Error::other(source))))?;
-    links::pin_new(link, target)
+/// Whether the kernel has TCX: those before it do not know what they are asked for.
+fn has_tcx(link: &str, direction: TcAttachType) -> bool {
+    match SchedClassifier::query_tcx(link, direction) {
+        Err(ProgramError::SyscallError(error)) => error.io_error.raw_os_error() != Some(libc::EINVAL),
+        _ => true,
+    }
 }
 
 fn get<'a, T>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut T, OpenError>
@@ -494,6 +542,9 @@ fn take_maps(programs: &mut Ebpf) -> Result<Maps, OpenError> {
         backends: array(take(map::BACKENDS)?, map::BACKENDS)?,
         config: take(map::CONFIG)?,
         counters: take(map::COUNTERS)?,
+        pods: take(map::PODS)?,
+        rules: take(map::RULES)?,
+        ports: take(map::PORTS)?,
     })
 }
 

@@ -8,13 +8,13 @@ use std::os::fd::AsFd;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_abi::{
-    Address, Backend, Config, Connected, FrontendKey, Origin, Selection, Service, SourceKey, capacity,
-    counter, map,
+    Address, Backend, Config, Connected, FrontendKey, NetworkKey, Origin, PodPolicy, PortKey, Selection,
+    Service, capacity, counter, map,
 };
 
 use crate::attach::Maps;
 use crate::model::{Found, Write};
-use crate::sys;
+use crate::{policy, sys};
 use array::MappedArray;
 
 /// A map that could not be reached.
@@ -30,6 +30,7 @@ const SERVICE_SIZE: usize = size_of::<Service>();
 const BACKEND_SIZE: usize = size_of::<Backend>();
 const CONFIG_SIZE: usize = size_of::<Config>();
 const CONNECTED_SIZE: usize = size_of::<Connected>();
+const POD_SIZE: usize = size_of::<PodPolicy>();
 const KEY_SIZE: usize = size_of::<FrontendKey>();
 
 pub struct Kernel {
@@ -43,6 +44,9 @@ pub struct Kernel {
     backends: MappedArray<BACKEND_SIZE>,
     config: Array<MapData, [u8; CONFIG_SIZE]>,
     counters: PerCpuArray<MapData, u64>,
+    pods: HashMap<MapData, u32, [u8; POD_SIZE]>,
+    rules: LpmTrie<MapData, [u32; 5], u32>,
+    ports: LpmTrie<MapData, [u32; 2], u32>,
 }
 
 impl Kernel {
@@ -61,6 +65,9 @@ impl Kernel {
             backends: MappedArray::map(maps.backends, capacity::BACKENDS)?,
             config: typed(map::CONFIG, Array::try_from(maps.config))?,
             counters: typed(map::COUNTERS, PerCpuArray::try_from(maps.counters))?,
+            pods: typed(map::PODS, HashMap::try_from(maps.pods))?,
+            rules: typed(map::RULES, LpmTrie::try_from(maps.rules))?,
+            ports: typed(map::PORTS, LpmTrie::try_from(maps.ports))?,
         })
     }
 
@@ -72,10 +79,7 @@ impl Kernel {
             found.frontends.push((FrontendKey::from_bytes(key), slot));
         }
         for key in self.sources.keys() {
-            let key = typed_operation("read", map::SOURCES, key)?;
-            let [set, a, b, c, d] = key.data();
-            let address = Address { words_be: [a, b, c, d] };
-            found.sources.push(SourceKey { prefix: key.prefix_len(), set, address });
+            found.sources.push(network_key(&typed_operation("read", map::SOURCES, key)?));
         }
         for slot in 0..capacity::FRONTENDS as u32 {
             let service = Service::from_bytes(self.services.read(slot));
@@ -100,6 +104,54 @@ impl Kernel {
             }
         }
         Ok(found)
+    }
+
+    /// What an earlier process left of policies.
+    pub fn read_policies(&self) -> Result<policy::model::Found, MapError> {
+        let mut found = policy::model::Found::default();
+        for key in self.rules.keys() {
+            found.rules.push(network_key(&typed_operation("read", map::RULES, key)?));
+        }
+        for key in self.ports.keys() {
+            let key = typed_operation("read", map::PORTS, key)?;
+            let [list, word] = key.data();
+            let [protocol, reserved, first, second] = word.to_ne_bytes();
+            let port_be = u16::from_ne_bytes([first, second]);
+            found.ports.push(PortKey { prefix: key.prefix_len(), list, protocol, reserved, port_be });
+        }
+        Ok(found)
+    }
+
+    pub fn apply_policy(&mut self, write: &policy::model::Write) -> Result<(), MapError> {
+        match write {
+            policy::model::Write::Rule { key, list } => {
+                typed_operation("insert into", map::RULES, self.rules.insert(&trie_key(*key), list, 0))
+            }
+            policy::model::Write::RuleRemove { key } => {
+                removed(map::RULES, self.rules.remove(&trie_key(*key)))
+            }
+            policy::model::Write::Port { key } => {
+                typed_operation("insert into", map::PORTS, self.ports.insert(&port_key(*key), 1, 0))
+            }
+            policy::model::Write::PortRemove { key } => {
+                removed(map::PORTS, self.ports.remove(&port_key(*key)))
+            }
+        }
+    }
+
+    /// What holds for the pods that a policy selects, by the index of their links.
+    pub fn policed(&self) -> Result<Vec<(u32, PodPolicy)>, MapError> {
+        let pods = self.pods.iter().map(|pod| typed_operation("read", map::PODS, pod));
+        pods.map(|pod| pod.map(|(link, value)| (link, PodPolicy::from_bytes(value)))).collect()
+    }
+
+    /// In one write: a program sees all of the old or all of the new.
+    pub fn set_pod(&mut self, link: u32, pod: PodPolicy) -> Result<(), MapError> {
+        typed_operation("insert into", map::PODS, self.pods.insert(link, pod.to_bytes(), 0))
+    }
+
+    pub fn remove_pod(&mut self, link: u32) -> Result<(), MapError> {
+        removed(map::PODS, self.pods.remove(&link))
     }
 
     pub fn apply(&mut self, write: &Write) -> Result<(), MapError> {
@@ -231,7 +283,16 @@ fn twin(map: &Map) -> io::Result<MapData> {
     MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?).map_err(io::Error::other)
 }
 
-fn trie_key(SourceKey { prefix, set, address }: SourceKey) -> Key<[u32; 5]> {
+fn network_key(key: &Key<[u32; 5]>) -> NetworkKey {
+    let [set, a, b, c, d] = key.data();
+    NetworkKey { prefix: key.prefix_len(), set, address: Address { words_be: [a, b, c, d] } }
+}
+
+fn port_key(PortKey { prefix, list, protocol, port_be, .. }: PortKey) -> Key<[u32; 2]> {
+    Key::new(prefix, PortKey::words(list, protocol, port_be))
+}
+
+fn trie_key(NetworkKey { prefix, set, address }: NetworkKey) -> Key<[u32; 5]> {
     let [a, b, c, d] = address.words_be;
     Key::new(prefix, [set, a, b, c, d])
 }

@@ -11,6 +11,7 @@ mod attach;
 mod kernel;
 mod model;
 mod orphans;
+pub mod policy;
 mod sys;
 mod unapplied;
 
@@ -34,6 +35,8 @@ pub use attach::OpenError;
 pub use kernel::{MapError, wait_for_readers};
 pub use model::{Full, Resource};
 pub use orphans::{EndError, Ended, Orphan, end};
+pub use policy::PolicyError;
+use policy::RulesetId;
 
 /// Where the dataplane lives.
 #[derive(Debug, Clone)]
@@ -163,11 +166,20 @@ pub enum WriteError {
     OtherFamily { frontend: Frontend, address: IpAddr },
 }
 
+/// What was fully written since this process opened the dataplane.
+#[derive(Clone, Copy, Default)]
+struct Synced {
+    services: bool,
+    policies: bool,
+}
+
 /// The load balancer of this machine.
 pub struct Dataplane {
     model: Model,
     kernel: Kernel,
     unapplied: Unapplied,
+    policies: policy::Policies,
+    synced: Synced,
     pin_root: PathBuf,
     adopted: usize,
     /// An earlier process may have left connected UDP sockets whose backend has gone.
@@ -181,13 +193,14 @@ impl Dataplane {
     /// a loopback address.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
         let node_netns = Netns::current().and_then(|own| own.cookie()).map_err(OpenError::Namespace)?;
-        let (root, maps) = attach::open(options)?;
+        let (root, maps, pod_programs) = attach::open(options)?;
         let mut kernel = Kernel::open(maps).map_err(OpenError::Maps)?;
         let state = kernel.read().map_err(OpenError::Maps)?;
         let (model, leftovers) = Model::adopt(&state, Capacity::default());
         for write in leftovers {
             kernel.apply(&write).map_err(OpenError::Maps)?;
         }
+        let policies = policy::Policies::adopt(pod_programs, &mut kernel).map_err(OpenError::Maps)?;
         let config = kernel.read_config().map_err(OpenError::Maps)?;
         kernel.write_config(&Config { node_netns, ..config }).map_err(OpenError::Maps)?;
         // Pieces of the tables that the earlier process freed a moment ago may be reused from here on.
@@ -195,7 +208,18 @@ impl Dataplane {
         let adopted = model.frontends().count();
         let pin_root = options.pin_root.clone();
         let unapplied = Unapplied::default();
-        Ok(Self { model, kernel, unapplied, pin_root, adopted, adopted_orphans: true, _root: root })
+        let synced = Synced::default();
+        Ok(Self {
+            model,
+            kernel,
+            unapplied,
+            policies,
+            synced,
+            pin_root,
+            adopted,
+            adopted_orphans: true,
+            _root: root,
+        })
     }
 
     /// How many frontends an earlier process had left, and this one took over.
@@ -228,8 +252,8 @@ impl Dataplane {
         self.apply(frontend, &writes)
     }
 
-    /// Removes every frontend that is not in `keep`, as far as that succeeds, and what builds with other map layouts left behind: called once after
-    /// the first full sync of an adopted dataplane.
+    /// Removes every frontend that is not in `keep`, as far as that succeeds: called once after the first full sync of an adopted dataplane.
+    /// What builds with other map layouts left behind goes with the later one of this call and [`Self::retain_policies`].
     pub fn retain(&mut self, keep: &HashSet<Frontend>) -> Result<usize, WriteError> {
         let stale: Vec<Frontend> =
             self.model.frontends().filter(|frontend| !keep.contains(frontend)).collect();
@@ -240,8 +264,8 @@ impl Dataplane {
         for write in self.model.release_held() {
             result = self.kernel.apply(&write).map_err(WriteError::Map).and(result);
         }
-        let removed = attach::remove_other_layouts(&self.pin_root);
-        removed.map_err(Box::new).map_err(WriteError::OtherLayout).and(result)
+        self.synced.services = true;
+        self.remove_other_layouts().map_err(WriteError::OtherLayout).and(result)
     }
 
     /// Sets how pods appear outside, at most once for each address family; those of one that is not there keep their addresses.
@@ -249,6 +273,54 @@ impl Dataplane {
         let before = self.kernel.read_config().map_err(WriteError::Map)?;
         let config = model::config(before, families)?;
         self.kernel.write_config(&config).map_err(WriteError::Map)
+    }
+
+    /// The first number for rulesets of this process: no earlier process used it or a higher one.
+    pub fn first_ruleset(&self) -> RulesetId {
+        self.policies.first_ruleset()
+    }
+
+    /// The rulesets that were written, but for the node's own addresses.
+    pub fn rulesets(&self) -> Vec<RulesetId> {
+        self.policies.rulesets().collect()
+    }
+
+    /// Does the changes in order, up to one that fails. Flows that go on are judged again by what holds then. What was planned before an error of
+    /// the kernel comes first in the next call.
+    pub fn change_policies(&mut self, changes: &[policy::Change]) -> Result<(), PolicyError> {
+        self.policies.change(&mut self.kernel, changes)
+    }
+
+    /// Makes the isolation hold for the pod behind a link; open in both directions, the link has no program of ours. After an
+    /// error the same call tries again.
+    pub fn isolate(
+        &mut self,
+        link: &policy::PodLink,
+        isolation: policy::Isolation,
+    ) -> Result<(), PolicyError> {
+        self.policies.isolate(&mut self.kernel, link, isolation)
+    }
+
+    /// The node's own addresses, which its pods may always reach.
+    pub fn set_node_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), PolicyError> {
+        self.policies.set_node(&mut self.kernel, addresses)
+    }
+
+    /// Takes away what an earlier process left of policies and this one does not want: called once after the first full sync.
+    pub fn retain_policies(&mut self) -> Result<(), PolicyError> {
+        self.policies.retain(&mut self.kernel)?;
+        self.synced.policies = true;
+        self.remove_other_layouts().map_err(PolicyError::OtherLayout)
+    }
+
+    /// Whether changes left elements that [`Self::release_policies`] is to take away.
+    pub fn has_retired_policies(&self) -> bool {
+        self.policies.has_retired()
+    }
+
+    /// Takes away what changes before the last [`wait_for_readers`] left.
+    pub fn release_policies(&mut self) -> Result<(), PolicyError> {
+        self.policies.release(&mut self.kernel)
     }
 
     /// Every frontend, and where it leads; endpoints in the order of their addresses.
@@ -259,6 +331,16 @@ impl Dataplane {
     /// The counters of `counter`, summed over the processors.
     pub fn counters(&self) -> Result<Vec<u64>, MapError> {
         self.kernel.counters()
+    }
+
+    /// What builds with other layouts left goes on until everything stands in ours.
+    fn remove_other_layouts(&self) -> Result<(), Box<OpenError>> {
+        match self.synced {
+            Synced { services: true, policies: true } => {
+                attach::remove_other_layouts(&self.pin_root).map_err(Box::new)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn apply(&mut self, frontend: Frontend, writes: &[model::Write]) -> Result<(), WriteError> {

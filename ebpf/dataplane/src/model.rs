@@ -12,7 +12,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use dataplane_abi::{
-    Address, Backend, Config, FrontendKey, Network, Origin, Selection, Service, SourceKey, capacity,
+    Address, Backend, Config, FrontendKey, Network, NetworkKey, Origin, Selection, Service, capacity,
     protocol, service_flag,
 };
 use ipnetwork::IpNetwork;
@@ -63,10 +63,10 @@ pub enum Write {
         set: u32,
     },
     SourceInsert {
-        key: SourceKey,
+        key: NetworkKey,
     },
     SourceRemove {
-        key: SourceKey,
+        key: NetworkKey,
     },
     FrontendInsert {
         key: FrontendKey,
@@ -85,6 +85,9 @@ pub enum Resource {
     Backends,
     EndpointsOfOneService,
     SourceRanges,
+    PolicyRules,
+    PolicyPorts,
+    PolicyPods,
 }
 
 /// A map is full.
@@ -100,7 +103,7 @@ pub struct Full {
 pub struct Found {
     pub frontends: Vec<(FrontendKey, u32)>,
     pub services: Vec<(u32, Service)>,
-    pub sources: Vec<SourceKey>,
+    pub sources: Vec<NetworkKey>,
     /// The backend numbers that each packed [`Selection`] leads to.
     pub tables: HashMap<u64, Vec<u32>>,
     /// Those in use.
@@ -157,9 +160,9 @@ struct Sources {
 }
 
 impl Sources {
-    fn keys(&self) -> impl Iterator<Item = SourceKey> {
-        self.networks.iter().map(|network| SourceKey {
-            prefix: SourceKey::SET_BITS + mapped_prefix(*network),
+    fn keys(&self) -> impl Iterator<Item = NetworkKey> {
+        self.networks.iter().map(|network| NetworkKey {
+            prefix: NetworkKey::SET_BITS + mapped_prefix(*network),
             set: self.set.get(),
             address: to_address(network.network()),
         })
@@ -275,7 +278,7 @@ impl Model {
         model.last_selection = words.map(|word| Selection::unpack(word).generation).max().unwrap_or(0);
         let mut sources: HashMap<u32, Vec<IpNetwork>> = HashMap::new();
         for key in &found.sources {
-            sources.entry(key.set).or_default().extend(from_source(*key));
+            sources.entry(key.set).or_default().extend(from_network_key(*key));
         }
         let found_parts = Parts { tables: &found.tables, backends: &backends, sources: &sources };
         let mut leftovers = Vec::new();
@@ -297,7 +300,7 @@ impl Model {
             }
         }
         let in_use: HashSet<u32> = model.entries.values().map(Entry::set).collect();
-        let known = |key: &SourceKey| key.set != 0 && in_use.contains(&key.set);
+        let known = |key: &NetworkKey| key.set != 0 && in_use.contains(&key.set);
         for key in found.sources.iter().filter(|key| !known(key)) {
             leftovers.push(Write::SourceRemove { key: *key });
         }
@@ -656,7 +659,11 @@ impl Model {
 
 /// The settings with other masquerades.
 pub fn config(before: Config, families: &[Masquerade]) -> Result<Config, WriteError> {
-    let mut config = Config { node_netns: before.node_netns, ..Config::default() };
+    let mut config = Config {
+        node_netns: before.node_netns,
+        policy_generation: before.policy_generation,
+        ..Config::default()
+    };
     for family in families {
         let pods = family.pods;
         let is_of_family = |address: &IpAddr| address.is_ipv4() == pods.is_ipv4();
@@ -689,7 +696,7 @@ fn to_network(network: IpNetwork) -> Network {
 }
 
 /// The length of the network's prefix where IPv4 is mapped.
-fn mapped_prefix(network: IpNetwork) -> u32 {
+pub fn mapped_prefix(network: IpNetwork) -> u32 {
     let before = if network.is_ipv4() { Address::MAPPED_BITS } else { 0 };
     before + u32::from(network.prefix())
 }
@@ -713,10 +720,10 @@ fn from_key(key: FrontendKey) -> Option<Frontend> {
 }
 
 /// `None` for a key that we would not write.
-fn from_source(key: SourceKey) -> Option<IpNetwork> {
+pub fn from_network_key(key: NetworkKey) -> Option<IpNetwork> {
     let address = address(key.address);
     let before = if address.is_ipv4() { Address::MAPPED_BITS } else { 0 };
-    let prefix = key.prefix.checked_sub(SourceKey::SET_BITS)?.checked_sub(before)?;
+    let prefix = key.prefix.checked_sub(NetworkKey::SET_BITS)?.checked_sub(before)?;
     IpNetwork::new(address, u8::try_from(prefix).ok()?).ok()
 }
 
@@ -725,7 +732,7 @@ pub fn socket_address(of: Address, port_be: u16) -> SocketAddr {
 }
 
 /// An IPv6 address that maps one of IPv4 is that one.
-fn to_address(address: IpAddr) -> Address {
+pub fn to_address(address: IpAddr) -> Address {
     Address::from_bytes(match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),

@@ -11,11 +11,16 @@ use std::time::Duration;
 
 use aya::maps::MapData;
 
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
+
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
 
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 
@@ -44,6 +49,17 @@ struct InfoByFd {
     fd: u32,
     length: u32,
     info: u64,
+}
+
+#[repr(C)]
+struct TcxLink {
+    program: u32,
+    interface: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    padding: u32,
+    expected_revision: u64,
 }
 
 #[repr(C)]
@@ -110,6 +126,30 @@ pub fn object_get(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attributes = ObjectPath { path: path.as_ptr() as u64, fd: 0, flags: 0 };
     let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives an object a name on a BPF file system.
+pub fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let fd = object.as_raw_fd() as u32;
+    bpf(BPF_OBJ_PIN, &mut ObjectPath { path: path.as_ptr() as u64, fd, flags: 0 }).map(drop)
+}
+
+/// Makes an interface of the calling thread's network namespace run a program behind those that it has, for as long as the link
+/// is open or pinned.
+pub fn attach_tcx(program: BorrowedFd<'_>, interface: u32, is_egress: bool) -> io::Result<OwnedFd> {
+    let mut attributes = TcxLink {
+        program: program.as_raw_fd() as u32,
+        interface,
+        attach_type: if is_egress { BPF_TCX_EGRESS } else { BPF_TCX_INGRESS },
+        flags: 0,
+        relative: 0,
+        padding: 0,
+        expected_revision: 0,
+    };
+    let fd = bpf(BPF_LINK_CREATE, &mut attributes)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use dataplane_abi::{FrontendKey, SourceKey};
+use dataplane_abi::{FrontendKey, NetworkKey};
 
 use crate::model::Write;
 
@@ -22,7 +22,7 @@ const OTHERS_PER_CALL: usize = 16;
 enum Written {
     Frontend,
     /// One of the frontend's source ranges: a set's number is never given twice, so no other frontend writes it.
-    Source(SourceKey),
+    Source(NetworkKey),
 }
 
 #[derive(Debug, Default)]

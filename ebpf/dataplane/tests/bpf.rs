@@ -10,6 +10,8 @@ mod node;
 mod orphans;
 #[path = "bpf/packets.rs"]
 mod packets;
+#[path = "bpf/policy.rs"]
+mod policy;
 #[path = "bpf/sockets.rs"]
 mod sockets;
 #[path = "bpf/tun.rs"]

@@ -56,6 +56,62 @@ pub fn adopt(target: &Target<'_>, program: BorrowedFd<'_>, wanted: &Identity) ->
     Ok(true)
 }
 
+/// Makes an interface run a program, until its link is detached or the interface goes.
+pub fn attach_tcx(
+    target: &Target<'_>,
+    program: BorrowedFd<'_>,
+    wanted: &Identity,
+    is_egress: bool,
+) -> Result<(), OpenError> {
+    if adopt(target, program, wanted)? {
+        return Ok(());
+    }
+    let link = sys::attach_tcx(program, target.id as u32, is_egress);
+    let link = link.map_err(|source| OpenError::AttachTcx {
+        program: target.program.to_owned(),
+        interface: target.shown.clone(),
+        source,
+    })?;
+    let failed = |source| OpenError::Link { operation: "pin", path: target.pin.clone(), source };
+    sys::object_pin(link.as_fd(), &target.pin).map_err(failed)
+}
+
+/// The interfaces that a program is pinned for.
+pub fn interfaces(pins: &Path, program: &str) -> io::Result<Vec<String>> {
+    let prefix = format!("{PREFIX}{program}_");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(pins)? {
+        let name = entry?.file_name();
+        found.extend(name.to_str().and_then(|name| name.strip_prefix(&prefix)).map(str::to_owned));
+    }
+    Ok(found)
+}
+
+/// The index of the interface that a pinned link is attached to; `None` if that is gone, or there is no such link.
+pub fn interface_of(pin: &Path) -> Result<Option<u32>, OpenError> {
+    let failed = |operation| move |source| OpenError::Link { operation, path: pin.into(), source };
+    let link = match sys::object_get(pin) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        link => link.map_err(failed("open"))?,
+    };
+    let info = sys::link_info(link.as_fd()).map_err(failed("read"))?;
+    Ok(Some(info.target as u32).filter(|index| *index != 0))
+}
+
+/// Detaches and unpins a link; whether it was there.
+pub fn remove(pin: &Path) -> Result<bool, OpenError> {
+    let failed = |operation| move |source| OpenError::Link { operation, path: pin.into(), source };
+    match sys::object_get(pin) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(failed("open")(source)),
+        Ok(link) => sys::link_detach(link.as_fd()).map_err(failed("detach"))?,
+    }
+    match fs::remove_file(pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("remove")(source)),
+        _ => Ok(true),
+    }
+}
+
 /// Makes a new link outlive this process.
 pub fn pin_new(link: FdLink, target: &Target<'_>) -> Result<(), OpenError> {
     link.pin(&target.pin).map(drop).map_err(|source| OpenError::Link {
@@ -68,25 +124,12 @@ pub fn pin_new(link: FdLink, target: &Target<'_>) -> Result<(), OpenError> {
 /// Detaches and unpins every link but the wanted ones. Of a link that is only unpinned the kernel ends the attachment later, in the
 /// background: a connection that begins meanwhile is translated halfway.
 pub fn remove_stale(pins: &Path, wanted: &HashSet<PathBuf>) -> Result<(), OpenError> {
-    let failed = |operation, path: &Path, source| OpenError::File { operation, path: path.into(), source };
-    let of_link = |operation, path: &Path, source| OpenError::Link { operation, path: path.into(), source };
-    for entry in fs::read_dir(pins).map_err(|source| failed("read", pins, source))? {
-        let path = entry.map_err(|source| failed("read", pins, source))?.path();
+    let failed = |source| OpenError::File { operation: "read", path: pins.into(), source };
+    for entry in fs::read_dir(pins).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
         let is_link = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
         if is_link && !wanted.contains(&path) {
-            match sys::object_get(&path) {
-                Err(source) if source.kind() == io::ErrorKind::NotFound => continue,
-                Err(source) => return Err(of_link("open", &path, source)),
-                Ok(link) => {
-                    sys::link_detach(link.as_fd()).map_err(|source| of_link("detach", &path, source))?;
-                }
-            }
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("remove", &path, source));
-                }
-                _ => {}
-            }
+            remove(&path)?;
         }
     }
     Ok(())

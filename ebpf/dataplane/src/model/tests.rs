@@ -16,7 +16,7 @@ struct Maps {
     services: HashMap<u32, Service>,
     tables: HashMap<u32, u32>,
     backends: HashMap<u32, Backend>,
-    sources: BTreeSet<SourceKey>,
+    sources: BTreeSet<NetworkKey>,
 }
 
 impl Maps {
@@ -61,8 +61,8 @@ impl Maps {
         });
         let affinity_seconds = NonZeroU32::new(service.affinity_seconds);
         let of_set = self.sources.iter().filter(|key| key.set == service.sources);
-        let sources =
-            (service.sources != 0).then(|| of_set.map(|key| from_source(*key).expect("a network")).collect());
+        let sources = (service.sources != 0)
+            .then(|| of_set.map(|key| from_network_key(*key).expect("a network")).collect());
         let own_address = service.flags & service_flag::OWN_ADDRESS != 0;
         let draining = Arc::default();
         Some(sorted(&Target { inside, outside, affinity_seconds, sources, draining, own_address }))
@@ -200,7 +200,7 @@ impl Reads for Reader<'_> {
     fn holds(&mut self, set: u32) -> bool {
         self.pause();
         let wanted = Some(network(self.network));
-        self.maps.sources.iter().any(|key| key.set == set && from_source(*key) == wanted)
+        self.maps.sources.iter().any(|key| key.set == set && from_network_key(*key) == wanted)
     }
 }
 
@@ -535,7 +535,10 @@ proptest! {
                             let ranges: usize = all.flat_map(|target| &target.sources).map(|s| s.len()).sum();
                             prop_assert!(ranges > 5, "{ranges}");
                         }
-                        Resource::EndpointsOfOneService => return Err(TestCaseError::fail(full.to_string())),
+                        Resource::EndpointsOfOneService
+                        | Resource::PolicyRules
+                        | Resource::PolicyPorts
+                        | Resource::PolicyPods => return Err(TestCaseError::fail(full.to_string())),
                     }
                 }
             }
@@ -673,7 +676,7 @@ fn adopting_removes_what_makes_no_sense() {
         frontends: vec![(key, 3)],
         services: vec![(3, service)],
         tables: HashMap::new(),
-        sources: vec![SourceKey { prefix: 56, set: 4, address: Address::NONE }],
+        sources: vec![NetworkKey { prefix: 56, set: 4, address: Address::NONE }],
         backends: vec![(9, backend)],
         last_generation: 7,
     };

@@ -15,7 +15,7 @@ const ENDPOINT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 244, 0
 #[derive(Default)]
 struct Frontends {
     keys: BTreeMap<FrontendKey, u32>,
-    ranges: BTreeSet<SourceKey>,
+    ranges: BTreeSet<NetworkKey>,
     broken: bool,
     calls: usize,
 }

@@ -4,8 +4,8 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 
 use aya::programs::loaded_programs;
-use dataplane::Protocol::Tcp;
-use dataplane::{Dataplane, OpenError, UplinkHook};
+use dataplane::Protocol::{Tcp, Udp};
+use dataplane::{Dataplane, OpenError, Target, UplinkHook};
 use dataplane_abi::counter;
 use linux::netlink::{Direction, FilterPlace, Netlink};
 use linux::netns::Netns;
@@ -161,11 +161,16 @@ fn what_others_attached_stays_and_runs(hook: UplinkHook) {
         add_foreign_filter(60_000);
         assert_eq!(filters().len(), 3);
     }
+    // Each counts what it leaves to the node, and so to the next program.
+    let nobody = Target { own_address: true, ..Target::default() };
+    for node in [&mut before, &mut node] {
+        node.lead(frontend(NODE, 9, Udp), &nobody);
+    }
     let datagram = || {
-        let send = || UdpSocket::bind(at(ANY, 0))?.send_to(&[0; 4000], at(NODE, 9));
+        let send = || UdpSocket::bind(at(ANY, 0))?.send_to(&[0], at(NODE, 9));
         inside("outside", send).join().unwrap().unwrap();
     };
-    let seen = |node: &Node| node.counter(counter::FRAGMENT);
+    let seen = |node: &Node| node.counter(counter::NODE_PORT_NO_BACKEND);
     datagram();
     wait_until(|| seen(&node) > 0 && seen(&before) > 0);
     node.reopen();
@@ -220,8 +225,12 @@ fn another_layouts_programs_go_after_the_first_sync(hook: UplinkHook) {
     assert_eq!(node.reopen(), 0);
     assert_eq!(ask(), "pod saw 192.0.2.9", "the earlier one goes on until the new one is complete");
     publish(&mut node);
-    node.dataplane.as_mut().unwrap().retain(&[frontend(NODE, 30080, Tcp)].into()).unwrap();
-    assert!(!node.pins().with_file_name("v1").exists());
+    let other = node.pins().with_file_name("v1");
+    let dataplane = node.dataplane.as_mut().unwrap();
+    dataplane.retain(&[frontend(NODE, 30080, Tcp)].into()).unwrap();
+    assert!(other.exists(), "policies may be known later than services");
+    dataplane.retain_policies().unwrap();
+    assert!(!other.exists());
     assert_eq!(filters().len(), usize::from(by_filter));
     assert_eq!(ask(), "pod saw 192.0.2.9");
     node.remove();

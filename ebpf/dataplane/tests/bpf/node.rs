@@ -161,25 +161,29 @@ impl Node {
 
     /// What this dataplane has on its links, by program, as others' tools tell it.
     pub fn attachments(&self) -> BTreeMap<&'static str, Attachment> {
-        let pins = self.pins();
-        let mut found = BTreeMap::new();
-        for (program, link_name, direction) in [
+        let programs = [
             ("orlop_ingress", "uplink", "ingress"),
             ("orlop_egress", "uplink", "egress"),
             ("orlop_ingress_l3", "overlay", "ingress"),
             ("orlop_egress_l3", "overlay", "egress"),
-        ] {
-            let name = format!("{program}:{}", pins.display());
-            let by_link = link(&pins.join(format!("link_{program}_{link_name}")));
-            let by_filter = filters(link_name, direction).into_iter().filter(|(filter, _)| *filter == name);
-            let mut all: Vec<Attachment> =
-                by_link.into_iter().chain(by_filter.map(|(_, attachment)| attachment)).collect();
-            assert!(all.len() <= 1, "{program} is attached twice: {all:?}");
-            if let Some(attachment) = all.pop() {
-                found.insert(program, attachment);
-            }
-        }
-        found
+            ("orlop_to_pod", "pod0", "egress"),
+            ("orlop_from_pod", "pod0", "ingress"),
+        ];
+        let found =
+            programs.map(|(program, link, direction)| (program, self.attachment(program, link, direction)));
+        found.into_iter().filter_map(|(program, attachment)| Some((program, attachment?))).collect()
+    }
+
+    /// What this dataplane has of a program on one link.
+    pub fn attachment(&self, program: &str, link_name: &str, direction: &str) -> Option<Attachment> {
+        let pins = self.pins();
+        let name = format!("{program}:{}", pins.display());
+        let by_link = link(&pins.join(format!("link_{program}_{link_name}")));
+        let by_filter = filters(link_name, direction).into_iter().filter(|(filter, _)| *filter == name);
+        let mut all: Vec<Attachment> =
+            by_link.into_iter().chain(by_filter.map(|(_, attachment)| attachment)).collect();
+        assert!(all.len() <= 1, "{program} is attached twice: {all:?}");
+        all.pop()
     }
 
     /// Leads everybody to the same endpoints.
@@ -345,6 +349,13 @@ pub fn ask_udp(socket: &UdpSocket, address: impl Into<SocketAddr>) -> std::io::R
     let mut buffer = [0; 64];
     let (length, peer) = socket.recv_from(&mut buffer)?;
     Ok((String::from_utf8_lossy(&buffer[..length]).into_owned(), peer.to_string()))
+}
+
+/// Whether a datagram is answered that no link takes whole.
+pub fn ask_long(socket: &UdpSocket, address: SocketAddr) -> bool {
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket.send_to(&[b'?'; 5000], address).unwrap();
+    socket.recv(&mut [0; 64]).is_ok()
 }
 
 pub fn ip(arguments: &str) {

@@ -2,11 +2,14 @@
 //! And what the verifier had to look at, against `budget.txt`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::process::Command;
 
 use aya::maps::{HashMap, Map, MapData};
+use aya::programs::ProgramInfo;
 use dataplane::Protocol::{Tcp, Udp};
 use dataplane::UplinkHook;
+use dataplane::policy::{self, Change, Isolation, PodLink, PortRange, Ports, RulesetId};
 use dataplane_abi::{NatKey, NatValue, capacity, counter, map, nat};
 
 use crate::node::{NODE, Node, OUTSIDE, PLACES, POD, V4, V6, at, frontend, ip, link, run as run_tool};
@@ -21,11 +24,13 @@ const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const SCTP: u8 = 132;
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 const ETHERNET: usize = 14;
 /// Where the next header of IPv6 stands.
 const NEXT_HEADER: usize = 6;
+const HOP_LIMIT: usize = 7;
 const HOP_BY_HOP: u8 = 0;
 const FRAGMENT: u8 = 44;
 const OPTIONS: u8 = 60;
@@ -345,6 +350,8 @@ enum After {
     Ends(SocketAddr, SocketAddr),
     /// From this address of the node, from a masquerading port.
     Masqueraded(IpAddr),
+    /// Only addresses are other ones.
+    Addresses(IpAddr, IpAddr),
 }
 
 struct Case {
@@ -367,6 +374,11 @@ fn check(node: &Node, program: &str, cases: Vec<Case>) {
             After::Same => assert_eq!(left, packet, "{name}"),
             After::Ends(source, destination) => {
                 assert_eq!(frame.read(&left), (source, destination), "{name}");
+            }
+            After::Addresses(source, destination) => {
+                let (header, rest) = left[ETHERNET..].split_at(frame.header_length());
+                assert_eq!(addresses(header), (source, destination), "{name}");
+                assert_eq!(rest, &packet[ETHERNET + header.len()..], "{name}");
             }
             After::Masqueraded(node) => {
                 let (source, destination) = frame.read(&left);
@@ -413,11 +425,25 @@ fn packets_that_come_in() {
             ),
             case("IP options", Frame { options: 2, ..to(TCP, 1004, 30080) }, NEXT, translated(1004), began),
             case(
-                "a fragment",
-                Frame { fragment: 0x2000, ..to(UDP, 1005, 30080) },
+                "the last part of a packet that did not begin",
+                Frame { fragment: 4, ..to(UDP, 1005, 30080) },
                 NEXT,
                 After::Same,
                 Some(counter::FRAGMENT),
+            ),
+            case(
+                "a packet's first part",
+                Frame { fragment: 0x2000, ..to(UDP, 1005, 30080) },
+                NEXT,
+                translated(1005),
+                began,
+            ),
+            case(
+                "its last part",
+                Frame { fragment: 4, ..to(UDP, 1005, 30080) },
+                NEXT,
+                After::Addresses(place.outside, pod.ip()),
+                None,
             ),
             case("no backend", to(TCP, 1006, 30081), DROP, After::Same, Some(counter::NODE_PORT_NO_BACKEND)),
             case(
@@ -503,13 +529,26 @@ fn packets_that_go_out() {
                 After::Same,
                 impossible,
             ),
-            case("a fragment", Frame { fragment: 0x2000, ..from(UDP, 2008) }, DROP, After::Same, impossible),
             case(
-                "its last part",
-                Frame { fragment: 0x0004, ..from(UDP, 2008) },
+                "the last part of a packet that did not begin",
+                Frame { fragment: 4, ..from(UDP, 2008) },
                 DROP,
                 After::Same,
                 impossible,
+            ),
+            case(
+                "a packet's first part",
+                Frame { fragment: 0x2000, ..from(UDP, 2008) },
+                NEXT,
+                translated(),
+                masqueraded,
+            ),
+            case(
+                "its last part",
+                Frame { fragment: 4, ..from(UDP, 2008) },
+                NEXT,
+                After::Addresses(place.node, place.outside),
+                None,
             ),
             case("a protocol without our ports", from(SCTP, 2009), DROP, After::Same, impossible),
             case(
@@ -537,12 +576,14 @@ fn packets_that_go_out() {
         check(node, "orlop_egress", cases);
     }
     let program = node.attachments()["orlop_egress"].program;
+    let neighbourly = neighbourly(135, 255, V6.outside);
+    assert_eq!(run(program, &neighbourly), (DROP, neighbourly), "a pod's address would leave");
     let options = Frame { options: 1, ..frame(UDP, (V6.pod, 2101), (V6.outside, 53)) };
     let dropped = |packet: &[u8]| assert_eq!(run(program, packet), (DROP, packet.to_vec()));
     dropped(&options.bytes()[..ETHERNET + 40]);
     let IpAddr::V4(pod) = V4.pod else { panic!("{}", V4.pod) };
     dropped(&frame(UDP, (pod.to_ipv6_mapped(), 2102), (V6.outside, 53)).bytes());
-    assert_eq!(node.counter(counter::MASQUERADE_IMPOSSIBLE), 10);
+    assert_eq!(node.counter(counter::MASQUERADE_IMPOSSIBLE), 9);
 }
 
 #[test]
@@ -710,6 +751,112 @@ fn a_node_ports_flow_to_another_nodes_pod_goes_on_under_the_nodes_address() {
     }
 }
 
+/// What may leave a pod that a policy selects, the loopback standing in for its link.
+#[test]
+fn packets_of_a_selected_pod() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    let rules = RulesetId(NonZeroU32::MIN);
+    let link = PodLink { index: 1, name: "lo".to_owned(), netns: None };
+    let isolation = Isolation { ingress: None, egress: Some(rules) };
+    let range = |protocol, port| PortRange { protocol, first: port, last: port };
+    let some = Ports::new([range(policy::Protocol::Udp, 53), range(policy::Protocol::Sctp, 5000)]);
+    let allow = |peer: IpAddr, ports| Change::Allow { ruleset: rules, network: peer.into(), ports };
+    let mut changes = Vec::new();
+    for place in PLACES {
+        changes.extend([allow(place.outside, some.clone()), allow(place.neighbour, Ports::All)]);
+    }
+    node.dataplane.as_mut().unwrap().change_policies(&changes).unwrap();
+    node.dataplane.as_mut().unwrap().isolate(&link, isolation).unwrap();
+    let program = node.attachment("orlop_from_pod", "lo", "ingress").unwrap().program;
+    let denied = |node: &Node| node.counter(counter::POLICY_EGRESS_DENIED);
+    let check = |node: &Node, name: &str, packet: &[u8], passes: bool| {
+        let before = denied(node);
+        let expected = if passes { NEXT } else { DROP };
+        assert_eq!(run(program, packet), (expected, packet.to_vec()), "{name}");
+        assert_eq!(denied(node) - before, u64::from(!passes), "{name}: the counter");
+    };
+    for place in PLACES {
+        let to = |protocol, port| frame(protocol, (place.pod, 2001), (place.outside, port));
+        let near = |protocol, port| frame(protocol, (place.pod, 2001), (place.neighbour, port));
+        let rows = [
+            ("an allowed port", to(UDP, 53), true),
+            ("another port", to(UDP, 54), false),
+            ("the port of another protocol", to(TCP, 53), false),
+            ("SCTP at an allowed port", to(SCTP, 5000), true),
+            ("SCTP at another port", to(SCTP, 5001), false),
+            ("another peer", frame(UDP, (place.pod, 2001), (place.remote, 53)), false),
+            ("a ping, where ports are named", to(ICMP, 0), false),
+            ("a ping, where everything may pass", near(ICMP, 0), true),
+            ("an answer to a ping that never came", Frame { icmp: Icmp::Reply, ..to(ICMP, 0) }, false),
+            ("the middle of an unknown connection", Frame { tcp_flags: ACK, ..to(TCP, 80) }, false),
+            ("the same where it might begin", Frame { tcp_flags: ACK, ..near(TCP, 80) }, true),
+            ("the last part of a packet that did not begin", Frame { fragment: 4, ..to(UDP, 53) }, false),
+            ("a packet's first part", Frame { fragment: 0x2000, ..to(UDP, 53) }, true),
+            ("its last part", Frame { fragment: 4, ..to(UDP, 53) }, true),
+            ("the first part at another port", Frame { fragment: 0x2000, ..to(UDP, 54) }, false),
+            ("its last part", Frame { fragment: 4, ..to(UDP, 54) }, false),
+            ("a last part where everything may pass", Frame { fragment: 4, ..near(UDP, 53) }, true),
+            ("an error about nothing that is known", Frame { icmp: Icmp::Error, ..to(ICMP, 0) }, false),
+            ("IP options", Frame { options: 1, ..to(UDP, 53) }, true),
+        ];
+        for (name, frame, passes) in rows {
+            check(node, name, &frame.bytes(), passes);
+        }
+        let about = frame(UDP, (place.outside, 4001), (place.pod, 4002));
+        let error = TooBig { from: place.pod, to: place.outside, about };
+        check(node, "an error about a packet that did not come", &error.bytes(), false);
+        let answered = frame(UDP, (place.outside, 53), (place.pod, 2001));
+        let error = TooBig { from: place.pod, to: place.outside, about: answered };
+        check(node, "an error about an answer", &error.bytes(), true);
+    }
+    let of_kind = |kind: u16| {
+        let mut bytes = frame(UDP, (V4.pod, 2001), (V4.outside, 53)).bytes();
+        bytes[12..14].copy_from_slice(&kind.to_be_bytes());
+        bytes
+    };
+    check(node, "ARP", &of_kind(0x0806), true);
+    check(node, "a VLAN's frame", &of_kind(0x8100), false);
+    let group: IpAddr = "ff02::1:ff00:9".parse().unwrap();
+    for (name, kind, hops, to, passes) in [
+        ("a question for a neighbour", 135, 255, group, true),
+        ("a question that somebody passed on", 135, 254, group, false),
+        ("whether a neighbour is still there", 135, 255, V6.gateway, true),
+        ("a report of a group's listener", 143, 1, group, true),
+        ("one for others", 143, 64, group, false),
+        ("a name's question", 139, 255, group, false),
+    ] {
+        check(node, name, &neighbourly(kind, hops, to), passes);
+    }
+    node.masquerade();
+    check(node, "a question for somebody far away", &neighbourly(135, 255, V6.outside), false);
+    check(node, "a question for a neighbour", &neighbourly(135, 255, V6.gateway), true);
+    let mut of_v4 = frame(ICMPV6, (V4.pod, 0), (V4.outside, 0)).bytes();
+    of_v4[ETHERNET + 20] = 135;
+    check(node, "the same by IPv4", &of_v4, false);
+    let known = frame(UDP, (V4.outside, 53), (V4.pod, 2001));
+    let elsewhere = TooBig { from: V4.pod, to: V4.remote, about: known.clone() };
+    check(node, "an error that is told to somebody else", &elsewhere.bytes(), false);
+    let told = TooBig { from: V4.pod, to: V4.outside, about: known };
+    check(node, "an error that is told to whom it concerns", &told.bytes(), true);
+    let reset = Frame { tcp_flags: RST, ..frame(TCP, (V4.pod, 80), (V4.outside, 2001)) };
+    check(node, "a reset of what could have come in", &reset.bytes(), true);
+    let cut_off = &frame(UDP, (V4.pod, 2001), (V4.outside, 53)).bytes()[..ETHERNET + 20];
+    check(node, "a packet without its ports", cut_off, false);
+    // What is not isolated in this direction may send what it likes.
+    let isolation = Isolation { ingress: Some(rules), egress: None };
+    node.dataplane.as_mut().unwrap().isolate(&link, isolation).unwrap();
+    check(node, "a VLAN's frame of an open pod", &of_kind(0x8100), true);
+}
+
+/// A message of a pod by which hosts find each other.
+fn neighbourly(kind: u8, hops: u8, to: IpAddr) -> Vec<u8> {
+    let mut bytes = frame(ICMP, (V6.pod, 0), (to, 0)).bytes();
+    bytes[ETHERNET + HOP_LIMIT] = hops;
+    bytes[ETHERNET + 40] = kind;
+    bytes
+}
+
 #[test]
 fn the_verifier_stays_within_its_budget() {
     let bench = Bench::with_overlay();
@@ -719,12 +866,13 @@ fn the_verifier_stays_within_its_budget() {
         let (name, limit) = line.split_once(' ').unwrap();
         let limit: u32 = limit.parse().unwrap();
         let on_uplink = bench.node.attachments().remove(name);
-        let socket = || link(&bench.node.pins().join(format!("link_{name}"))).unwrap();
-        let id = on_uplink.unwrap_or_else(socket).program;
-        let program = aya::programs::loaded_programs()
-            .filter_map(Result::ok)
-            .find(|program| u64::from(program.id()) == id)
-            .unwrap();
+        let id = on_uplink.or_else(|| link(&bench.node.pins().join(format!("link_{name}"))));
+        // Those for pods are loaded, and not attached yet: the instructions of others are the same.
+        let is_it = |program: &ProgramInfo| match &id {
+            Some(attached) => u64::from(program.id()) == attached.program,
+            None => program.name_as_str() == Some(name),
+        };
+        let program = aya::programs::loaded_programs().filter_map(Result::ok).find(is_it).unwrap();
         let verified = program.verified_instruction_count().expect("a kernel from 5.16 on");
         println!("{name}: {verified} verified instructions, {limit} allowed");
         if verified > limit {

@@ -353,7 +353,9 @@ fn what_another_layout_left_goes_after_the_first_sync() {
     std::fs::rename(pins(), earlier).unwrap();
     assert_eq!(node.reopen(), 0);
     assert!(earlier.exists(), "translation goes on until the new one is complete");
-    node.dataplane.as_mut().unwrap().retain(&[].into()).unwrap();
+    let dataplane = node.dataplane.as_mut().unwrap();
+    dataplane.retain(&[].into()).unwrap();
+    dataplane.retain_policies().unwrap();
     assert!(!earlier.exists());
     assert!(pins().exists());
 }

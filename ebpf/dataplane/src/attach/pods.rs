@@ -1,0 +1,89 @@
+//! The programs on the links of pods that NetworkPolicies select.
+//!
+//! They are loaded once, and put on a link when its pod is selected for the first time. Those that an earlier process put there stay, and go
+//! on with our programs; the first sync takes away what is not wanted any more.
+
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+
+use super::{Attached, Attachment, Classifier, OpenError, POD_PROGRAMS, filters, links};
+use crate::Options;
+use crate::policy::PodLink;
+
+pub struct PodPrograms {
+    programs: Vec<Classifier>,
+    pins: PathBuf,
+}
+
+impl PodPrograms {
+    pub(super) fn load(programs: &mut Ebpf, options: &Options, pins: &Path) -> Result<Self, OpenError> {
+        let load =
+            |&(name, direction)| Classifier::load(&mut *programs, name, direction, options.uplink_hook);
+        let programs = POD_PROGRAMS.iter().map(load).collect::<Result<_, _>>()?;
+        Ok(Self { programs, pins: pins.to_owned() })
+    }
+
+    /// Gives the links that have programs of an earlier process ours. Those of links that are gone are not among what stays.
+    pub(super) fn adopt(&self, attached: &mut Attached) -> Result<(), OpenError> {
+        let failed = |source| OpenError::File { operation: "read", path: self.pins.clone(), source };
+        for program in &self.programs {
+            for link in links::interfaces(&self.pins, program.name).map_err(failed)? {
+                let pin = links::pin(&self.pins, program.name, Some(&link));
+                if let Some(index) = links::interface_of(&pin)? {
+                    match program.attach(&link, index, &self.pins) {
+                        Err(_) if !exists(&link) => {}
+                        given => attached.insert(given?),
+                    }
+                }
+            }
+        }
+        for (link, name, program) in filters::on_links(&self.pins)? {
+            if let Some(classifier) = self.programs.iter().find(|classifier| classifier.name == program) {
+                match classifier.attach(&name, link, &self.pins) {
+                    Err(_) if !exists(&name) => {}
+                    given => attached.insert(given?),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a link run the programs.
+    pub fn attach(&self, link: &PodLink) -> Result<(), OpenError> {
+        self.programs.iter().try_for_each(|program| {
+            program.attach(&link.name, link.index, &self.pins).map(drop::<Attachment>)
+        })
+    }
+
+    /// Takes the programs off a link, which may be gone.
+    pub fn detach(&self, link: &PodLink) -> Result<(), OpenError> {
+        let mut by_links = true;
+        for program in &self.programs {
+            by_links &= links::remove(&links::pin(&self.pins, program.name, Some(&link.name)))?;
+        }
+        if by_links { Ok(()) } else { filters::remove_from_one(link.index, &self.pins) }
+    }
+
+    /// Takes the programs off all links but the named ones.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool + Send + Sync) -> Result<(), OpenError> {
+        let failed = |source| OpenError::File { operation: "read", path: self.pins.clone(), source };
+        for program in &self.programs {
+            for link in links::interfaces(&self.pins, program.name).map_err(failed)? {
+                if !keep(&link) {
+                    links::remove(&links::pin(&self.pins, program.name, Some(&link)))?;
+                }
+            }
+        }
+        for (link, name, program) in filters::on_links(&self.pins)? {
+            if !keep(&name) && self.programs.iter().any(|classifier| classifier.name == program) {
+                filters::remove_from_one(link, &self.pins)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn exists(link: &str) -> bool {
+    Path::new("/sys/class/net").join(link).exists()
+}
