@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::chain;
+use crate::policies::Guard;
 use crate::services::Dataplane;
 
 /// Longest question, bytes.
@@ -31,15 +32,17 @@ pub enum Question {
     Sandboxes,
     Containers,
     Services,
+    Policies,
     Counters,
 }
 
 impl Question {
-    const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 6] = [
         (Self::Images, "images"),
         (Self::Sandboxes, "sandboxes"),
         (Self::Containers, "containers"),
         (Self::Services, "services"),
+        (Self::Policies, "policies"),
         (Self::Counters, "counters"),
     ];
 
@@ -58,6 +61,7 @@ impl Question {
 pub struct Context {
     pub runtime: runtime::Runtime,
     pub dataplane: Option<Dataplane>,
+    pub policies: Guard,
     pub shutdown: CancellationToken,
 }
 
@@ -123,7 +127,7 @@ async fn talk(mut stream: UnixStream, context: &Context) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new((&mut stream).take(MAX_QUESTION_BYTES)).read_line(&mut line).await?;
     let answer = match Question::parse(line.trim()) {
-        Some(question) => answer(question, context),
+        Some(question) => answer(question, context).await,
         None => Err(format!("there is no question \"{}\"", line.trim())),
     };
     let document = match answer {
@@ -134,13 +138,14 @@ async fn talk(mut stream: UnixStream, context: &Context) -> io::Result<()> {
     stream.shutdown().await
 }
 
-fn answer(question: Question, context: &Context) -> Result<Value, String> {
+async fn answer(question: Question, context: &Context) -> Result<Value, String> {
     let shown = |value: Result<Value, serde_json::Error>| value.map_err(|error| error.to_string());
     match question {
         Question::Images => shown(serde_json::to_value(context.runtime.list_images())),
         Question::Sandboxes => shown(serde_json::to_value(context.runtime.list().sandboxes)),
         Question::Containers => shown(serde_json::to_value(context.runtime.list().containers)),
         Question::Services => shown(serde_json::to_value(services(with_dataplane(context)?))),
+        Question::Policies => shown(serde_json::to_value(context.policies.list().await?)),
         Question::Counters => {
             let counters = with_dataplane(context)?.with(|dataplane| dataplane.counters());
             let counters = counters.map_err(|error| chain(&error))?;

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod network;
 pub mod node;
 pub mod pods;
+pub mod policies;
 pub mod readiness;
 pub mod services;
 pub mod settings;

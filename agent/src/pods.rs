@@ -12,7 +12,7 @@ pub mod downward;
 mod execute;
 mod hooks;
 mod images;
-mod labels;
+pub(crate) mod labels;
 mod leftovers;
 mod manager;
 mod objects;
@@ -52,6 +52,8 @@ pub struct Context {
     pub services: crate::services::Cache,
     /// Told before a pod is stopped.
     pub departures: crate::services::Departures,
+    /// Asked before a container is started.
+    pub policies: crate::policies::Guard,
     /// Takes Events.
     pub recorder: Recorder,
     /// Takes what is measured.

@@ -35,6 +35,16 @@ pub enum ServiceProxy {
     None,
 }
 
+/// Who enforces NetworkPolicies on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyEnforcement {
+    /// Our BPF programs.
+    Ebpf,
+    /// Somebody else, such as the network's own plugin, or nobody.
+    None,
+}
+
 /// How packets get to the pods of other nodes; the names are flannel's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -143,6 +153,7 @@ pub struct Settings {
     pub cluster_cidr: Vec<IpNetwork>,
     pub network_backend: NetworkBackend,
     pub service_proxy: ServiceProxy,
+    pub network_policy: PolicyEnforcement,
     /// Links that traffic from outside comes in by; empty: the links of the default route and of the node's address.
     pub uplinks: Vec<String>,
     pub bpf_pin_root: PathBuf,
@@ -229,6 +240,7 @@ impl Settings {
             cluster_cidr: networks(raw.cluster_cidr)?,
             network_backend: network_backend(raw.network_backend)?,
             service_proxy: service_proxy(raw.service_proxy)?,
+            network_policy: network_policy(raw.network_policy)?,
             uplinks: raw.uplinks.into_iter().map(link_name).collect::<Result<_, _>>()?,
             bpf_pin_root: absolute("bpfPinRoot", raw.bpf_pin_root, "/sys/fs/bpf/orlop")?,
             dataplane_cgroup: dataplane_cgroup(raw.dataplane_cgroup, machine)?,
@@ -429,6 +441,14 @@ fn service_proxy(value: Option<String>) -> Result<ServiceProxy, Error> {
         None | Some("ebpf") => Ok(ServiceProxy::Ebpf),
         Some("none") => Ok(ServiceProxy::None),
         Some(other) => Err(invalid("serviceProxy", other, "one of ebpf and none")),
+    }
+}
+
+fn network_policy(value: Option<String>) -> Result<PolicyEnforcement, Error> {
+    match value.as_deref() {
+        None | Some("ebpf") => Ok(PolicyEnforcement::Ebpf),
+        Some("none") => Ok(PolicyEnforcement::None),
+        Some(other) => Err(invalid("networkPolicy", other, "one of ebpf and none")),
     }
 }
 

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use agent::events::Recorder;
 use agent::metrics::Metrics;
-use agent::settings::{self, Flags, LogFormat, NetworkBackend, ServiceProxy, Settings};
-use agent::{KUBELET_VERSION, VERSION, admin, api, kubelet_api, network, node, pods, readiness, services};
+use agent::settings::{self, Flags, LogFormat, NetworkBackend, PolicyEnforcement, ServiceProxy, Settings};
+use agent::{
+    KUBELET_VERSION, VERSION, admin, api, kubelet_api, network, node, pods, policies, readiness, services,
+};
 use anyhow::{Context, bail};
 use clap::Parser;
 use futures::StreamExt;
@@ -138,6 +140,24 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         shutdown: shutdown.clone(),
     });
     tasks.push(service_task);
+    let guard = match &dataplane {
+        Some(dataplane) if settings.network_policy == PolicyEnforcement::Ebpf => {
+            let (guard, task) = policies::start(policies::Context {
+                client: client.clone(),
+                dataplane: dataplane.clone(),
+                sandboxes: runtime.list().sandboxes,
+                recorder: recorder.clone(),
+                shutdown: shutdown.clone(),
+            });
+            tasks.push(task);
+            guard
+        }
+        Some(dataplane) => {
+            policies::give_up(dataplane)?;
+            policies::Guard::none()
+        }
+        None => policies::Guard::none(),
+    };
     if settings.network_backend != NetworkBackend::None {
         tasks.push(tokio::spawn(network::routes::run(network::routes::Context {
             client: client.clone(),
@@ -168,6 +188,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         runtime: runtime.clone(),
         services: service_cache,
         departures,
+        policies: guard.clone(),
         recorder: recorder.clone(),
         metrics: metrics.clone(),
         settings: settings.clone(),
@@ -176,8 +197,12 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     .context("start the management of pods")?;
     tasks.push(pods_task);
     let socket = admin::bind(&settings.admin_socket())?;
-    let questions =
-        admin::Context { runtime: runtime.clone(), dataplane: dataplane.clone(), shutdown: shutdown.clone() };
+    let questions = admin::Context {
+        runtime: runtime.clone(),
+        dataplane: dataplane.clone(),
+        policies: guard,
+        shutdown: shutdown.clone(),
+    };
     tasks.push(tokio::spawn(admin::run(socket, questions)));
     let context = kubelet_api::Context {
         settings: settings.clone(),
@@ -209,6 +234,7 @@ fn open_dataplane(
     overlay: Option<&network::overlay::Overlay>,
 ) -> anyhow::Result<Option<services::Dataplane>> {
     if settings.service_proxy == ServiceProxy::None {
+        dataplane::remove_all(&settings.bpf_pin_root).context("remove what an earlier agent programmed")?;
         return Ok(None);
     }
     let names = uplinks.names.iter().cloned().chain(overlay.map(|overlay| overlay.name.to_owned()));

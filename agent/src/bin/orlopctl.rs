@@ -44,6 +44,8 @@ enum Verb {
     Containers,
     /// Service addresses and the endpoints that they lead to
     Services,
+    /// Pods that NetworkPolicies select, and which
+    Policies,
     /// What the BPF programs counted
     Counters,
     /// A shell, or a command, inside a node that `cargo xtask up` made
@@ -91,6 +93,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Verb::Sandboxes => (Question::Sandboxes, SANDBOXES),
         Verb::Containers => (Question::Containers, CONTAINERS),
         Verb::Services => (Question::Services, SERVICES),
+        Verb::Policies => (Question::Policies, POLICIES),
         Verb::Counters => (Question::Counters, &[]),
         Verb::NodeShell { node, dir, command } => return node_shell(&dir.join("nodes").join(node), command),
         Verb::Store { verb: StoreVerb::Backup { kubeconfig, to } } => {
@@ -113,6 +116,14 @@ fn main() -> anyhow::Result<ExitCode> {
 type Column = (&'static str, &'static str);
 
 const IMAGES: &[Column] = &[("IMAGE", "/repo_tags"), ("ID", "/id"), ("BYTES", "/size")];
+const POLICIES: &[Column] = &[
+    ("NAMESPACE", "/namespace"),
+    ("POD", "/pod"),
+    ("LINK", "/link"),
+    ("INGRESS", "/ingress"),
+    ("EGRESS", "/egress"),
+    ("PROBLEM", "/problem"),
+];
 const SANDBOXES: &[Column] = &[
     ("SANDBOX", "/id"),
     ("NAMESPACE", "/config/namespace"),

@@ -39,6 +39,8 @@ pub const DATAPLANE_COUNTERS: &[(u32, &str)] = &[
     (dataplane::counter::NAT_INSERT_FAILED, "nat_insert_failed"),
     (dataplane::counter::SOURCE_REFUSED, "source_refused"),
     (dataplane::counter::ICMP_ERROR_TRANSLATED, "icmp_error_translated"),
+    (dataplane::counter::POLICY_INGRESS_DENIED, "policy_ingress_denied"),
+    (dataplane::counter::POLICY_EGRESS_DENIED, "policy_egress_denied"),
 ];
 
 /// All metrics as text.

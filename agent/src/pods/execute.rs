@@ -163,6 +163,9 @@ pub async fn start_container(site: Arc<Site>, pod: Arc<Pod>, start: Start) -> Re
         .map_err(|error| failure(&site, &pod, &start.name, "CreateContainerError", chain(&error)))?;
     let id = start.created.get_or_init(|| id).clone();
     normal("Created", format!("Created container: {}", start.name));
+    admit(&site, &pod, &start.sandbox)
+        .await
+        .map_err(|message| failure(&site, &pod, &start.name, "RunContainerError", message))?;
     site.runtime
         .start_container(&id)
         .await
@@ -173,6 +176,15 @@ pub async fn start_container(site: Arc<Site>, pod: Arc<Pod>, start: Start) -> Re
         Some(hook) => post_start(&site, &pod, container, &start, &id, hook).await,
         None => Ok(()),
     }
+}
+
+/// Waits until policies hold for the pod's network: its first packet is filtered.
+async fn admit(site: &Site, pod: &Pod, sandbox: &SandboxId) -> Result<(), String> {
+    let status = site.runtime.sandbox_status(sandbox);
+    let Some((netns, ips)) = status.and_then(|status| Some((status.netns?, status.ips))) else {
+        return Ok(());
+    };
+    site.policies.admit(pod, sandbox, &ips, netns).await
 }
 
 fn failure(site: &Site, pod: &Pod, container: &str, reason: &'static str, message: String) -> StartFailure {

@@ -30,6 +30,8 @@ pub struct Site {
     pub services: crate::services::Cache,
     /// Told before a pod is stopped.
     pub departures: crate::services::Departures,
+    /// Asked before a container is started.
+    pub policies: crate::policies::Guard,
     /// Events.
     pub recorder: Recorder,
     /// What is measured.
@@ -72,6 +74,7 @@ impl Site {
             runtime: context.runtime.clone(),
             services: context.services.clone(),
             departures: context.departures.clone(),
+            policies: context.policies.clone(),
             recorder: context.recorder.clone(),
             metrics: context.metrics.clone(),
             objects: objects::Cache::new(context.client.clone()),

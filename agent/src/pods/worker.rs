@@ -362,9 +362,12 @@ impl Worker {
             Action::RemoveContainer { container, id } => self.remove_container(container, id),
             Action::StopSandbox { id } => {
                 self.observed.sandbox_busy.insert(id.to_string());
-                let runtime = self.site.runtime.clone();
+                let (site, uid) = (self.site.clone(), self.names().uid.to_owned());
                 self.operations.spawn(async move {
-                    let result = runtime.stop_sandbox(&id).await.map_err(|error| chain(&error));
+                    let result = site.runtime.stop_sandbox(&id).await.map_err(|error| chain(&error));
+                    if result.is_ok() {
+                        site.policies.ended(&uid, &id).await;
+                    }
                     Done::SandboxStopped { id, result }
                 });
             }

@@ -107,6 +107,9 @@ pub struct Raw {
     /// Who translates Services: ebpf or none [default: ebpf]
     #[arg(long, value_name = "MODE")]
     pub service_proxy: Option<String>,
+    /// Who enforces NetworkPolicies: ebpf (not without the service proxy) or none [default: ebpf]
+    #[arg(long, value_name = "MODE")]
+    pub network_policy: Option<String>,
     /// Link that traffic from outside comes in by [default: those of the default route and of the node's address]
     #[arg(long = "uplink", value_name = "LINK")]
     pub uplinks: Vec<String>,
@@ -179,6 +182,7 @@ impl Raw {
             cluster_cidr: self.cluster_cidr.or(other.cluster_cidr),
             network_backend: self.network_backend.or(other.network_backend),
             service_proxy: self.service_proxy.or(other.service_proxy),
+            network_policy: self.network_policy.or(other.network_policy),
             uplinks: list(self.uplinks, other.uplinks),
             bpf_pin_root: self.bpf_pin_root.or(other.bpf_pin_root),
             dataplane_cgroup: self.dataplane_cgroup.or(other.dataplane_cgroup),

@@ -64,7 +64,7 @@ fn a_node_has_no_address_that_others_cannot_use() {
 #[test]
 fn errors_name_key_value_and_expectation() {
     type Change = fn(&mut Raw);
-    let cases: [(Change, &str); 16] = [
+    let cases: [(Change, &str); 17] = [
         (
             |raw| raw.node_lease_duration_seconds = Some("0".into()),
             "setting nodeLeaseDurationSeconds: \"0\" is not a number of seconds from 1 on",
@@ -108,6 +108,10 @@ fn errors_name_key_value_and_expectation() {
         (
             |raw| raw.service_proxy = Some("ipvs".into()),
             "setting serviceProxy: \"ipvs\" is not one of ebpf and none",
+        ),
+        (
+            |raw| raw.network_policy = Some("calico".into()),
+            "setting networkPolicy: \"calico\" is not one of ebpf and none",
         ),
         (|raw| raw.cluster_dns = vec!["dns".into()], "setting clusterDns: \"dns\" is not an IP address"),
         (

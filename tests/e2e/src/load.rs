@@ -33,8 +33,9 @@ impl<'a> Load<'a> {
         Self::start_where(kubectl, name, target, &format!("{{\"spec\":{{\"nodeName\":\"{node}\"}}}}"))
     }
 
+    /// As [`Self::start`], with a part of the pod's own, in JSON.
     #[track_caller]
-    fn start_where(kubectl: &'a Kubectl, name: &str, target: &str, overrides: &str) -> Self {
+    pub fn start_where(kubectl: &'a Kubectl, name: &str, target: &str, overrides: &str) -> Self {
         let (seconds, rate) = (MOST_SECONDS.to_string(), rate().to_string());
         kubectl.run(&[
             "run",

@@ -20,6 +20,8 @@ mod namespace;
 mod node_api;
 #[path = "cluster/overlay.rs"]
 mod overlay;
+#[path = "cluster/policies.rs"]
+mod policies;
 #[path = "cluster/port_forward.rs"]
 mod port_forward;
 #[path = "cluster/services.rs"]

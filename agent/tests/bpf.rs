@@ -1,0 +1,10 @@
+//! Parts of the agent with the BPF programs in the kernel.
+
+#[path = "bpf/admission.rs"]
+mod admission;
+#[path = "../src/policies/oracle.rs"]
+mod oracle;
+#[path = "bpf/place.rs"]
+mod place;
+#[path = "bpf/truth_table.rs"]
+mod truth_table;
