@@ -261,7 +261,7 @@ fn uplink_tests(scene: &mut Scene<'_>) -> Result<String> {
 }
 
 fn bpf_tests(scene: &mut Scene<'_>) -> Result<String> {
-    tier(scene, "binary(/^bpf$/)", Duration::from_secs(600))
+    tier(scene, "binary(/^bpf$/)", Duration::from_secs(900))
 }
 
 fn host_tests(scene: &mut Scene<'_>) -> Result<String> {
