@@ -8,7 +8,7 @@ use std::pin::Pin;
 use agent::events::Recorder;
 use agent::policies::{self, Guard};
 use agent::services;
-use dataplane::{Dataplane, Options, UplinkHook, counter};
+use dataplane::{Dataplane, counter};
 use http::{Request, Response};
 use k8s_openapi::api::core::v1::Pod as ApiPod;
 use kube::client::Body;
@@ -70,12 +70,7 @@ fn arrives(place: &Place, client: &UdpSocket, dataplane: &services::Dataplane, t
 async fn a_pod_starts_when_policies_hold_for_it() {
     let place = Place::make();
     let cgroup = Cgroup::make();
-    let options = Options {
-        pin_root: "/sys/fs/bpf/orlop".into(),
-        cgroup: cgroup.path.clone(),
-        uplinks: Vec::new(),
-        uplink_hook: UplinkHook::Newest,
-    };
+    let options = cgroup.options();
     let dataplane = services::Dataplane::new(Dataplane::open(&options).unwrap());
     let shutdown = CancellationToken::new();
     let (guard, task) = policies::start(policies::Context {
@@ -125,12 +120,7 @@ async fn a_pod_starts_when_policies_hold_for_it() {
 async fn whoever_leaves_policies_to_others_takes_back_what_was_enforced() {
     let place = Place::make();
     let cgroup = Cgroup::make();
-    let options = Options {
-        pin_root: "/sys/fs/bpf/orlop".into(),
-        cgroup: cgroup.path.clone(),
-        uplinks: Vec::new(),
-        uplink_hook: UplinkHook::Newest,
-    };
+    let options = cgroup.options();
     let sender = place.pods[8].datagram_client(true);
     let open = || services::Dataplane::new(Dataplane::open(&options).unwrap());
     let dataplane = open();

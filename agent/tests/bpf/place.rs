@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use dataplane::policy::PodLink;
+use dataplane::{Options, UplinkHook};
 use linux::netlink::Netlink;
 use linux::netns::{self, Netns};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -132,7 +133,7 @@ fn ip(arguments: &str) {
 
 /// The control group that the kernel's programs are attached to: an empty one.
 pub struct Cgroup {
-    pub path: std::path::PathBuf,
+    path: std::path::PathBuf,
 }
 
 impl Cgroup {
@@ -142,6 +143,16 @@ impl Cgroup {
         let path = root.join("nobody");
         std::fs::create_dir(&path).unwrap();
         Self { path }
+    }
+
+    /// A dataplane that has pods' links alone.
+    pub fn options(&self) -> Options {
+        Options {
+            pin_root: "/sys/fs/bpf/orlop".into(),
+            cgroup: self.path.clone(),
+            uplinks: Vec::new(),
+            uplink_hook: UplinkHook::Newest,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use agent::policies::{convert, plan};
 use dataplane::policy::Change;
-use dataplane::{Dataplane, Options, UplinkHook, counter, wait_for_readers};
+use dataplane::{Dataplane, counter, wait_for_readers};
 use k8s_openapi::api::core::v1::Pod as ApiPod;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -260,12 +260,7 @@ fn connections(
 fn pods_reach_whom_the_documentation_says() {
     let place = Place::make();
     let cgroup = Cgroup::make();
-    let options = Options {
-        pin_root: "/sys/fs/bpf/orlop".into(),
-        cgroup: cgroup.path.clone(),
-        uplinks: Vec::new(),
-        uplink_hook: UplinkHook::Newest,
-    };
+    let options = cgroup.options();
     let dataplane = Dataplane::open(&options).unwrap();
     let first = dataplane.first_ruleset().0;
     let mut enforced = Enforced { planner: plan::Planner::new(first), dataplane };
