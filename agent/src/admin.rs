@@ -86,6 +86,9 @@ struct Frontend {
     /// How long a client stays with its endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     affinity_seconds: Option<std::num::NonZeroU32>,
+    /// How an endpoint is chosen, where that is not at random.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduler: Option<&'static str>,
     /// The networks that may ask from outside of the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     sources: Option<Vec<String>>,
@@ -164,19 +167,41 @@ fn with_dataplane(context: &Context) -> Result<&Dataplane, String> {
 fn services(dataplane: &Dataplane) -> Vec<Frontend> {
     let mut all = dataplane.with(|dataplane| dataplane.list());
     all.sort_by_key(|(frontend, _)| *frontend);
-    let texts = |endpoints: &[std::net::SocketAddr]| endpoints.iter().map(ToString::to_string).collect();
     let shown = |(frontend, target): (dataplane::Frontend, dataplane::Target)| Frontend {
         address: std::net::SocketAddr::new(frontend.address, frontend.port).to_string(),
         protocol: match frontend.protocol {
             dataplane::Protocol::Tcp => "TCP".to_owned(),
             dataplane::Protocol::Udp => "UDP".to_owned(),
         },
-        endpoints: texts(&target.inside),
-        outside: (target.outside != target.inside).then(|| texts(&target.outside)),
+        endpoints: shares(&target.inside),
+        outside: (target.outside != target.inside).then(|| shares(&target.outside)),
         affinity_seconds: target.affinity_seconds,
+        scheduler: scheduler(target.scheduler),
         sources: target.sources.map(|ranges| ranges.iter().map(ToString::to_string).collect()),
     };
     all.into_iter().map(shown).collect()
+}
+
+/// Each endpoint once, and how many shares of the new connections it has, if those are several. `endpoints` are sorted.
+fn shares(endpoints: &[std::net::SocketAddr]) -> Vec<String> {
+    let same = endpoints.chunk_by(|one, next| one == next);
+    let shown = same.filter_map(|all| match all {
+        [one] => Some(one.to_string()),
+        [one, ..] => Some(format!("{one} x{}", all.len())),
+        [] => None,
+    });
+    shown.collect()
+}
+
+/// As the annotation names it.
+fn scheduler(scheduler: dataplane::Scheduler) -> Option<&'static str> {
+    match scheduler {
+        dataplane::Scheduler::Random => None,
+        dataplane::Scheduler::RoundRobin => Some("rr"),
+        dataplane::Scheduler::LeastConnection => Some("lc"),
+        dataplane::Scheduler::SourceHash => Some("sh"),
+        dataplane::Scheduler::Maglev => Some("mh"),
+    }
 }
 
 /// Asks the agent that listens on `socket`, from a program without an asynchronous runtime.

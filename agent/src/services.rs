@@ -11,6 +11,7 @@ mod health;
 mod orphans;
 pub mod plan;
 mod proxy;
+mod scheduling;
 pub mod table;
 
 use std::net::IpAddr;

@@ -22,7 +22,7 @@ pub fn run() -> Result<()> {
         .arg("--target-dir")
         .arg(&target)
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf")
+        .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     process::run_quietly("compiling the BPF programs", &mut build)?;
     let built = target.join("bpfel-unknown-none/release/dataplane-programs");

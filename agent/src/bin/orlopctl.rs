@@ -147,6 +147,7 @@ const SERVICES: &[Column] = &[
     ("ENDPOINTS", "/endpoints"),
     ("OUTSIDE", "/outside"),
     ("AFFINITY", "/affinity_seconds"),
+    ("SCHEDULER", "/scheduler"),
     ("SOURCES", "/sources"),
 ];
 
@@ -282,14 +283,14 @@ mod tests {
     fn tables_are_aligned() {
         let rows = [
             json!({"address": "10.96.0.1:443", "protocol": "TCP", "endpoints": ["10.0.0.5:6443"]}),
-            json!({"address": "10.96.0.10:53", "protocol": "UDP", "endpoints": [], "affinity_seconds": 60}),
+            json!({"address": "10.96.0.10:53", "protocol": "UDP", "endpoints": [], "affinity_seconds": 60, "scheduler": "rr"}),
             json!({"address": "10.0.0.9:3000", "protocol": "TCP", "endpoints": ["10.0.0.5:80"], "outside": []}),
         ];
         let expected = "\
-ADDRESS         PROTOCOL   ENDPOINTS       OUTSIDE   AFFINITY   SOURCES
-10.96.0.1:443   TCP        10.0.0.5:6443   -         -          -
-10.96.0.10:53   UDP        none            -         60         -
-10.0.0.9:3000   TCP        10.0.0.5:80     none      -          -
+ADDRESS         PROTOCOL   ENDPOINTS       OUTSIDE   AFFINITY   SCHEDULER   SOURCES
+10.96.0.1:443   TCP        10.0.0.5:6443   -         -          -           -
+10.96.0.10:53   UDP        none            -         60         rr          -
+10.0.0.9:3000   TCP        10.0.0.5:80     none      -          -           -
 ";
         assert_eq!(table(SERVICES, &rows), expected);
     }

@@ -14,6 +14,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointHints, En
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::plan::{ByFamily, Endpoint, Key, Port, Service, Slice, SlicePort, TrafficPolicy, Usable};
+use super::scheduling::Scheduling;
 use super::{Entry, EntryPort};
 
 #[cfg(test)]
@@ -69,6 +70,7 @@ pub fn service(object: &ApiService) -> (Service, Vec<String>) {
         affinity_seconds: affinity(spec),
         health_check_port: port_number(spec.health_check_node_port),
         publish_not_ready: spec.publish_not_ready_addresses == Some(true),
+        scheduling: Scheduling::read(meta.annotations.as_ref(), &mut problems),
         ..Service::default()
     };
     if spec.type_.as_deref() == Some("ExternalName") || spec.cluster_ip.as_deref() == Some(HEADLESS) {
@@ -236,6 +238,7 @@ fn one_endpoint(
         usable,
         departing,
         local: endpoint.node_name.as_deref() == Some(node_name),
+        node: endpoint.node_name.as_deref().map(Into::into),
         zones: endpoint.hints.as_ref().and_then(zones),
         meant_for_node: endpoint.hints.as_ref().and_then(|hints| meant_for(hints, node_name)),
         pod: pod(endpoint).filter(|_| may_be_here).map(Into::into),

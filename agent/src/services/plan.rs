@@ -15,6 +15,8 @@ use std::sync::Arc;
 use dataplane::{Frontend, Protocol, Target};
 use ipnetwork::IpNetwork;
 
+use super::scheduling::{self, Scheduling};
+
 mod departed;
 
 use departed::Departed;
@@ -83,6 +85,7 @@ pub struct Service {
     pub health_check_port: Option<u16>,
     /// Its endpoints count as ready whatever their pods are, also while those terminate.
     pub publish_not_ready: bool,
+    pub scheduling: Scheduling,
 }
 
 /// A port of a Service.
@@ -126,6 +129,8 @@ pub struct Endpoint {
     pub departing: Usable,
     /// On this node.
     pub local: bool,
+    /// The node that it is on, where that is said.
+    pub node: Option<Arc<str>>,
     /// The zones that it is meant for; none: no hint.
     pub zones: Option<Arc<[Box<str>]>>,
     /// Whether it is meant for clients on this node; none: no hint.
@@ -200,6 +205,8 @@ pub struct Planner {
     slices: HashMap<Key, BTreeMap<String, Slice>>,
     /// The Service of each slice.
     slice_service: HashMap<Key, Key>,
+    /// The names of nodes that endpoints are on, once each.
+    node_names: HashSet<Arc<str>>,
     /// The slices that name a pod, by its uid.
     pod_slices: HashMap<Box<str>, BTreeSet<Key>>,
     departed: Departed,
@@ -252,7 +259,8 @@ impl Planner {
         gone
     }
 
-    pub fn set_slice(&mut self, slice_key: Key, service: Key, slice: Slice) {
+    pub fn set_slice(&mut self, slice_key: Key, service: Key, mut slice: Slice) {
+        self.share_names(&mut slice);
         if self.slice_service.get(&slice_key).is_some_and(|before| *before != service) {
             self.remove_slice(&slice_key);
         }
@@ -266,6 +274,16 @@ impl Planner {
             self.forget_pods(&slice_key, &service, before);
         }
         self.slice_service.insert(slice_key, service);
+    }
+
+    /// Endpoints are many, and nodes few.
+    fn share_names(&mut self, slice: &mut Slice) {
+        for name in slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()) {
+            match self.node_names.get(name) {
+                Some(known) => *name = known.clone(),
+                None => drop(self.node_names.insert(name.clone())),
+            }
+        }
     }
 
     pub fn remove_slice(&mut self, slice_key: &Key) {
@@ -307,6 +325,7 @@ impl Planner {
     pub fn retain_slices(&mut self, seen: &HashSet<Key>) {
         let gone: Vec<Key> = self.slice_service.keys().filter(|key| !seen.contains(key)).cloned().collect();
         gone.iter().for_each(|key| self.remove_slice(key));
+        self.node_names.retain(|name| Arc::strong_count(name) > 1);
     }
 
     /// What the dataplane should hold, by the changes so far.
@@ -437,7 +456,7 @@ pub struct View<'a> {
     pub zone: Option<&'a str>,
 }
 
-/// The frontends of one Service and where each leads; endpoints sorted and without duplicates.
+/// The frontends of one Service and where each leads; endpoints sorted, each as often as its share of the weights.
 pub fn frontends<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a Slice> + Clone,
@@ -445,7 +464,7 @@ pub fn frontends<'a>(
 ) -> Lists {
     let mut lists = Lists::new();
     for port in &service.ports {
-        let all = merge(port, slices.clone(), service.publish_not_ready, node);
+        let all = merge(port, slices.clone(), service, node);
         let by_family = all.map(|endpoints| {
             let [cluster, internal, external] =
                 [TrafficPolicy::Cluster, service.internal_policy, service.external_policy]
@@ -457,6 +476,7 @@ pub fn frontends<'a>(
                 outside: external,
                 affinity_seconds,
                 draining,
+                scheduler: service.scheduling.scheduler,
                 ..Target::default()
             };
             let private = Target { inside: internal.clone(), outside: internal, ..public.clone() };
@@ -494,6 +514,8 @@ struct Merged {
     /// Whether it is meant for this node's zone, and for this node; none: no hint.
     for_zone: Option<bool>,
     for_node: Option<bool>,
+    /// Its shares of what is new.
+    weight: u16,
 }
 
 type Endpoints = BTreeMap<SocketAddr, Merged>;
@@ -502,7 +524,7 @@ type Endpoints = BTreeMap<SocketAddr, Merged>;
 fn merge<'a>(
     port: &Port,
     slices: impl Iterator<Item = &'a Slice>,
-    published: bool,
+    service: &Service,
     node: View<'_>,
 ) -> ByFamily<Endpoints> {
     let mut all = Endpoints::new();
@@ -512,10 +534,12 @@ fn merge<'a>(
         for target in slice.ports.iter().filter(same) {
             for endpoint in &slice.endpoints {
                 let address = SocketAddr::new(endpoint.address, target.port);
-                let unknown = Merged { usable: Usable::No, local: false, for_zone: None, for_node: None };
+                let weight = service.scheduling.weight(endpoint.address, endpoint.node.as_deref());
+                let unknown =
+                    Merged { usable: Usable::No, local: false, for_zone: None, for_node: None, weight };
                 let merged = all.entry(address).or_insert(unknown);
                 let in_zone = |zones: &Arc<[Box<str>]>| zones.iter().any(|zone| node.zone == Some(zone));
-                merged.usable = node.departed.usable(endpoint, published).max(merged.usable);
+                merged.usable = node.departed.usable(endpoint, service.publish_not_ready).max(merged.usable);
                 merged.local |= endpoint.local;
                 merged.for_zone = endpoint.zones.as_ref().map(in_zone).max(merged.for_zone);
                 merged.for_node = endpoint.meant_for_node.max(merged.for_node);
@@ -539,20 +563,19 @@ fn choose(endpoints: &Endpoints, policy: TrafficPolicy) -> Arc<[SocketAddr]> {
         let allowed = |merged: &Merged| policy == TrafficPolicy::Cluster || merged.local;
         endpoints.iter().filter(move |(_, merged)| merged.usable == wanted && allowed(merged))
     };
-    let addresses = |chosen: &mut dyn Iterator<Item = (&SocketAddr, &Merged)>| -> Arc<[SocketAddr]> {
-        chosen.map(|(address, _)| *address).collect()
-    };
+    let weight = |(address, merged): (&SocketAddr, &Merged)| (*address, merged.weight);
     if with(Usable::Ready).next().is_none() {
-        return addresses(&mut with(Usable::Fallback));
+        return scheduling::by_weight(with(Usable::Fallback).map(weight));
     }
     if policy == TrafficPolicy::Cluster {
         for hint in [|merged: &Merged| merged.for_node, |merged: &Merged| merged.for_zone] {
             let mut ready = with(Usable::Ready).map(|(_, merged)| hint(merged));
             // An endpoint without a hint means that the hints are not for everybody; with none for here, nobody would be left.
             if ready.clone().all(|hint| hint.is_some()) && ready.any(|hint| hint == Some(true)) {
-                return addresses(&mut with(Usable::Ready).filter(|(_, merged)| hint(merged) == Some(true)));
+                let meant = with(Usable::Ready).filter(|(_, merged)| hint(merged) == Some(true));
+                return scheduling::by_weight(meant.map(weight));
             }
         }
     }
-    addresses(&mut with(Usable::Ready))
+    scheduling::by_weight(with(Usable::Ready).map(weight))
 }

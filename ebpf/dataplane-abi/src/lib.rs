@@ -8,7 +8,7 @@
 pub mod select;
 
 /// Part of the pin path: maps of different layouts never meet.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 
 /// Names of the maps, as the kernel shows them (15 characters at most). The loader takes a map's name from its type
 /// information, which is the name of the Rust static: hence capitals.
@@ -25,6 +25,7 @@ pub mod map {
     pub const INBOUND: &str = "ORLOP_INBOUND";
     pub const FLOWS: &str = "ORLOP_FLOWS";
     pub const SOCKETS: &str = "ORLOP_SOCKETS";
+    pub const COUNTED: &str = "ORLOP_COUNTED";
     pub const PEERS: &str = "ORLOP_PEERS";
     pub const CONFIG: &str = "ORLOP_CONFIG";
     pub const COUNTERS: &str = "ORLOP_COUNTERS";
@@ -39,8 +40,8 @@ pub mod map {
 pub mod capacity {
     /// Virtual addresses with a port: cluster IPs, node ports on each node address.
     pub const FRONTENDS: usize = 65_536;
-    /// Backend numbers over all selection tables.
-    pub const TABLE_ENTRIES: usize = 524_288;
+    /// Backend numbers over all selection tables, those that are looked up by hash among them.
+    pub const TABLE_ENTRIES: usize = 2_097_152;
     pub const BACKENDS: usize = 262_144;
     /// Pairs of a client and a frontend with session affinity that are remembered, inside, and as many outside; beyond, those not seen
     /// for long go.
@@ -166,13 +167,64 @@ pub struct Service {
     pub flags: u32,
     /// How long after its last choice a client stays with its backend; 0: it does not.
     pub affinity_seconds: u32,
+    /// How many choices were made in turn. Programs count; user space writes it once, with the slot.
+    pub turn: u32,
+    pub reserved: u32,
 }
 
 pub mod service_flag {
     pub const IN_USE: u32 = 1;
     /// The address is the node's own: its kernel refuses what nobody translates.
     pub const OWN_ADDRESS: u32 = 2;
+    /// From this bit on stands the service's [`super::Scheduler`].
+    pub const SCHEDULER_SHIFT: u32 = 8;
 }
+
+/// How a service's backend is chosen for a new flow, with IPVS' names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Scheduler {
+    #[default]
+    Random = 0,
+    /// `rr`: each place of the table in turn.
+    RoundRobin = 1,
+    /// `lc`: the one with the fewest sockets of this node connected to it through such a service.
+    LeastConnection = 2,
+    /// `sh`: by the client's address, through a lookup table.
+    SourceHash = 3,
+    /// `mh`: by the client's address and port, through a lookup table. A client on the node has no port yet: for it any.
+    Maglev = 4,
+}
+
+impl Scheduler {
+    const MASK: u32 = 7;
+
+    /// Its bits among the [`service_flag`]s.
+    #[inline(always)]
+    pub const fn flags(self) -> u32 {
+        (self as u32) << service_flag::SCHEDULER_SHIFT
+    }
+
+    /// What the flags name; random for a number that no scheduler has.
+    #[inline(always)]
+    pub const fn of(flags: u32) -> Self {
+        match (flags >> service_flag::SCHEDULER_SHIFT) & Self::MASK {
+            1 => Self::RoundRobin,
+            2 => Self::LeastConnection,
+            3 => Self::SourceHash,
+            4 => Self::Maglev,
+            _ => Self::Random,
+        }
+    }
+
+    /// Whether it needs a lookup table.
+    pub const fn is_hashed(self) -> bool {
+        matches!(self, Self::SourceHash | Self::Maglev)
+    }
+}
+
+/// The sizes of lookup tables, primes. Two, far apart: where the number of backends passes the border between them, new flows are led anew.
+pub const LOOKUP_SIZES: [u32; 2] = [16_381, 131_071];
 
 /// A network of a set, as a key of the kernel's longest prefix match: `prefix` counts the bits of what follows.
 #[repr(C)]
@@ -213,26 +265,52 @@ pub struct Affinity {
     pub generation: u32,
 }
 
-/// Where a service's backends stand: `length` numbers from `offset` on in the tables map.
+/// Where a service's backends stand: `length` numbers from `offset` on in the tables map, and behind them a lookup table, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Selection {
+    /// Of 28 bits.
     pub offset: u32,
     pub length: u16,
+    /// 0: no lookup table; else its size is the one of [`LOOKUP_SIZES`] that comes in this place, from 1. Of 4 bits.
+    pub lookup: u8,
     /// Counts up with each change, so that two tables at one place are told apart.
     pub generation: u16,
 }
 
 impl Selection {
+    const OFFSET_BITS: u32 = 28;
+    const OFFSET_MASK: u32 = (1 << Self::OFFSET_BITS) - 1;
+
     #[inline(always)]
     pub const fn pack(self) -> u64 {
-        ((self.generation as u64) << 48) | ((self.length as u64) << 32) | self.offset as u64
+        let place = ((self.lookup as u32) << Self::OFFSET_BITS) | (self.offset & Self::OFFSET_MASK);
+        ((self.generation as u64) << 48) | ((self.length as u64) << 32) | place as u64
     }
 
     #[inline(always)]
     pub const fn unpack(word: u64) -> Self {
-        Self { offset: word as u32, length: (word >> 32) as u16, generation: (word >> 48) as u16 }
+        let place = word as u32;
+        Self {
+            offset: place & Self::OFFSET_MASK,
+            length: (word >> 32) as u16,
+            lookup: (place >> Self::OFFSET_BITS) as u8,
+            generation: (word >> 48) as u16,
+        }
+    }
+
+    /// How many places the lookup table has.
+    #[inline(always)]
+    pub const fn lookup_size(self) -> u32 {
+        let [small, large] = LOOKUP_SIZES;
+        match self.lookup {
+            1 => small,
+            2 => large,
+            _ => 0,
+        }
     }
 }
+
+const _: () = assert!(capacity::TABLE_ENTRIES <= 1 << Selection::OFFSET_BITS);
 
 /// One endpoint that traffic can be sent to.
 #[repr(C)]
@@ -241,7 +319,9 @@ pub struct Backend {
     pub address: Address,
     pub port_be: u16,
     pub reserved: u16,
-    pub reserved2: u32,
+    /// Sockets that are connected to it through services that count (see [`Counted`]). Signed: one that was counted for an earlier
+    /// backend of this number may take itself off.
+    pub connections: i32,
     /// 0 is a free number. A flow remembers the generation and notices when its backend is gone.
     pub generation: u32,
     /// The generation that this number has, or had before it was freed: it stays in the kernel, so that no later process
@@ -290,6 +370,16 @@ pub struct Connected {
     pub reserved: u16,
     pub slot: u32,
     pub backend: u32,
+    pub generation: u32,
+}
+
+/// That a socket counts among a backend's connections, in the socket's storage: that is there until the socket is closed, whereas a
+/// full table would forget it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    pub backend: u32,
+    /// 0: the socket does not count.
     pub generation: u32,
 }
 
@@ -645,14 +735,15 @@ macro_rules! plain {
 plain! {
     Address: 16 { words_be: [u32; 4] }
     FrontendKey: 20 { address: Address, port_be: u16, protocol: u8, reserved: u8 }
-    Service: 48 { key: FrontendKey, sources: u32, inside: u64, outside: u64, flags: u32, affinity_seconds: u32 }
+    Service: 56 { key: FrontendKey, sources: u32, inside: u64, outside: u64, flags: u32, affinity_seconds: u32, turn: u32, reserved: u32 }
     NetworkKey: 24 { prefix: u32, set: u32, address: Address }
     AffinityKey: 20 { client: Address, slot: u32 }
     Affinity: 24 { selection: u64, used: u64, backend: u32, generation: u32 }
-    Backend: 32 { address: Address, port_be: u16, reserved: u16, reserved2: u32, generation: u32, last_generation: u32 }
+    Backend: 32 { address: Address, port_be: u16, reserved: u16, connections: i32, generation: u32, last_generation: u32 }
     ShownPeer: 36 { vip: Address, backend_address: Address, vip_port_be: u16, backend_port_be: u16 }
     SocketRecord: 64 { vip: Address, backend_address: Address, vip_port_be: u16, backend_port_be: u16, backend: u32, generation: u32, slot: u32, selection: u64, state: u32, reserved: u32 }
     Connected: 40 { netns: u64, backend_address: Address, backend_port_be: u16, reserved: u16, slot: u32, backend: u32, generation: u32 }
+    Counted: 8 { backend: u32, generation: u32 }
     FlowKey: 32 { cookie: u64, address: Address, port_be: u16, direction: u16, reserved: u32 }
     FlowValue: 40 { address: Address, port_be: u16, reserved: u16, backend: u32, generation: u32, slot: u32, selection: u64 }
     NatKey: 40 { source: Address, destination: Address, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }

@@ -4,7 +4,7 @@
 //! read an older word, and the present word leads to living ones. Where a reader is so slow that changes overtake it each time, it
 //! takes the backend that was freed: it was the service's a moment ago, and its number is not used again while a program runs.
 
-use crate::{Affinity, Backend, Selection};
+use crate::{Address, Affinity, Backend, Scheduler, Selection};
 
 /// How often a reader looks for a living backend. Each further try needs one more change of the same service during the one before.
 pub const TRIES: u32 = 4;
@@ -25,15 +25,25 @@ pub struct Chosen {
     pub selection: u64,
 }
 
-/// The maps as a reader sees them at the moment of each call.
-pub trait Reads {
-    /// The service's selection word for clients of this origin.
-    fn selection(&mut self) -> u64;
+/// What all services share, as a reader sees it at the moment of each call.
+pub trait Elements {
     /// The backend number at `index` of the tables map.
     fn table(&mut self, index: u32) -> Option<u32>;
     /// The backend of this number, whatever it holds.
     fn backend(&mut self, id: u32) -> Option<Backend>;
     fn random(&mut self) -> u32;
+}
+
+/// The maps as a reader of one service sees them at the moment of each call.
+pub trait Reads: Elements {
+    /// The service's selection word for clients of this origin.
+    fn selection(&mut self) -> u64;
+    /// [`least`], for a program in a function that is verified alone.
+    fn least(&mut self, offset: u32, length: u32) -> u32;
+    /// How many choices the service made in turn before this one, which counts.
+    fn turn(&mut self) -> u32;
+    /// The [`hash`] of the client; `None` for one whose port matters and that has none yet.
+    fn hash(&mut self, scheduler: Scheduler) -> Option<u32>;
     /// The number of the service's set of source ranges; 0: none.
     fn sources(&mut self) -> u32;
     /// Whether a set holds the client's address.
@@ -56,18 +66,17 @@ pub fn may_ask(reads: &mut impl Reads) -> bool {
     false
 }
 
-/// Picks one of the service's backends at random. [`Choice::NoBackend`] means an empty list.
+/// Picks one of the service's backends. [`Choice::NoBackend`] means an empty list.
 #[inline(always)]
-pub fn choose(reads: &mut impl Reads) -> Choice {
+pub fn choose(reads: &mut impl Reads, scheduler: Scheduler) -> Choice {
     for attempt in 1..=TRIES {
         let selection = reads.selection();
         let table = Selection::unpack(selection);
         if table.length == 0 {
             return Choice::NoBackend;
         }
-        // Multiply and shift instead of a division: even enough for at most 65,535 backends.
-        let place = (reads.random() as u64 * table.length as u64) >> 32;
-        let Some(id) = reads.table(table.offset.wrapping_add(place as u32)) else { continue };
+        let place = place(reads, scheduler, table);
+        let Some(id) = reads.table(table.offset.wrapping_add(place)) else { continue };
         let Some(found) = reads.backend(id) else { continue };
         if found.generation != 0 || attempt == TRIES {
             let backend = Backend { generation: found.last_generation, ..found };
@@ -75,6 +84,73 @@ pub fn choose(reads: &mut impl Reads) -> Choice {
         }
     }
     Choice::NoBackend
+}
+
+/// Which place of the table is meant, counted from its beginning. `table` is not empty.
+#[inline(always)]
+fn place(reads: &mut impl Reads, scheduler: Scheduler, table: Selection) -> u32 {
+    let length = table.length as u32;
+    match scheduler {
+        Scheduler::Random => share(reads.random(), length),
+        Scheduler::RoundRobin => (reads.turn() as u64 * STRIDE % length as u64) as u32,
+        Scheduler::LeastConnection => reads.least(table.offset, length),
+        Scheduler::SourceHash | Scheduler::Maglev => {
+            // A service that has just got this scheduler may have no such table yet.
+            match (reads.hash(scheduler), table.lookup_size()) {
+                (None, _) => share(reads.random(), length),
+                (Some(hash), 0) => share(hash, length),
+                (Some(hash), size) => length + share(hash, size),
+            }
+        }
+    }
+}
+
+/// A number below `parts`. Multiply and shift instead of a division: even enough for as many as there are.
+#[inline(always)]
+fn share(of: u32, parts: u32) -> u32 {
+    ((of as u64 * parts as u64) >> 32) as u32
+}
+
+/// From place to place in turn: a prime that divides no length, so that each place has its turn, and so large that a backend that stands in
+/// several neighbouring places does not have all its turns in a row.
+const STRIDE: u64 = 2_654_435_761;
+
+/// How many places are looked at for the fewest connections: of a longer table as many, from a random one on.
+pub const LEAST_LOOKS: u32 = 16;
+
+/// The place of the backend with the fewest connections in the table of `length` from `offset` on; of several, a random one.
+#[inline(always)]
+pub fn least(reads: &mut impl Elements, offset: u32, length: u32) -> u32 {
+    let mut place = share(reads.random(), length);
+    let (mut best, mut fewest) = (place, i32::MAX);
+    for look in 0..LEAST_LOOKS {
+        if look >= length {
+            break;
+        }
+        if let Some(id) = reads.table(offset.wrapping_add(place))
+            && let Some(backend) = reads.backend(id)
+            && backend.generation != 0
+            && backend.connections < fewest
+        {
+            (best, fewest) = (place, backend.connections);
+        }
+        place = if place + 1 < length { place + 1 } else { 0 };
+    }
+    best
+}
+
+/// Of a client's address and port, the same on every node. The finish is that of MurmurHash3 (`fmix32`).
+#[inline(always)]
+pub fn hash(address: Address, port_be: u16) -> u32 {
+    const FACTOR: u32 = 0x9e37_79b1;
+    let [a, b, c, d] = address.words_be;
+    let mut hash = u16::from_be(port_be) as u32;
+    for word in [a, b, c, d] {
+        hash = (hash.rotate_left(5) ^ u32::from_be(word)).wrapping_mul(FACTOR);
+    }
+    hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    hash ^ (hash >> 16)
 }
 
 /// The backend that a client was led to before, if it may stay there: it came back in time, and the backend lives and is the

@@ -5,6 +5,9 @@
 //! What NetworkPolicies select is judged at the link of its pod (`policy`).
 #![no_std]
 #![no_main]
+// The library's atomics have no addition here: it takes this target for one without.
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "there is no other way to the kernel's atomic addition")]
 
 mod maps;
 mod packet;

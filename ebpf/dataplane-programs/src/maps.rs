@@ -1,10 +1,13 @@
 //! Every map of the programs. Names and layouts are `dataplane-abi`'s; user space pins them by name.
 
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use dataplane_abi::{
-    Affinity, AffinityKey, Allowed, AllowedKey, Backend, Config, Connected, FlowKey, FlowValue, FragmentKey,
-    FragmentPorts, FrontendKey, NatKey, NatValue, PodPolicy, Service, ShownPeer, SocketRecord, capacity,
+    Affinity, AffinityKey, Allowed, AllowedKey, Backend, Config, Connected, Counted, FlowKey, FlowValue,
+    FragmentKey, FragmentPorts, FrontendKey, NatKey, NatValue, PodPolicy, Service, ShownPeer, SocketRecord,
+    capacity,
 };
 
 /// User space writes these through memory instead of system calls.
@@ -49,6 +52,9 @@ pub static ORLOP_FLOWS: LruHashMap<FlowKey, FlowValue, { capacity::FLOWS }> = Lr
 pub static ORLOP_SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
 
 #[btf_map]
+pub static ORLOP_COUNTED: SkStorage<Counted> = SkStorage::new();
+
+#[btf_map]
 pub static ORLOP_PEERS: LruHashMap<u64, ShownPeer, { capacity::PEERS }> = LruHashMap::new();
 
 #[btf_map]
@@ -86,4 +92,15 @@ pub fn count(index: u32) {
         // SAFETY: the element is this processor's own, and a program is not preempted by another that counts here and loses more than one.
         unsafe { *value += 1 };
     }
+}
+
+/// Adds as one, whatever other processors do, and gives what was there before.
+///
+/// # Safety
+/// `value` belongs to an element of a map.
+#[inline(always)]
+pub unsafe fn fetch_add<T: Copy>(value: *mut T, change: T) -> T {
+    // A relaxed one this compiler turns into the instruction that gives nothing back.
+    // SAFETY: the caller's promise.
+    unsafe { atomic_xadd::<T, T, { AtomicOrdering::AcqRel }>(value, change) }
 }

@@ -118,7 +118,7 @@ pub enum Parsed {
     /// An ICMP message that is no echo: [`parse_message`] says more.
     Icmp,
     /// A fragment, of which [`parse_fragment`] says more: later ones have no ports.
-    Fragment(Ends),
+    Fragment,
     /// Another protocol, or a packet that ends before its ports.
     Portless(Ends),
     /// No IP.
@@ -272,7 +272,7 @@ fn is_neighbourhood(ctx: &TcContext, header: &Header) -> bool {
 fn try_parse(ctx: &TcContext, layer: Layer) -> Option<Parsed> {
     let header = match first_header(ctx, layer)? {
         Headed::Whole(header) => header,
-        Headed::Fragment(fragment) => return Some(Parsed::Fragment(fragment.header.ends)),
+        Headed::Fragment(_) => return Some(Parsed::Fragment),
         Headed::Closed(ends) => return Some(Parsed::Portless(ends)),
     };
     Some(match (with_ports(ctx, &header, false), header.protocol) {

@@ -103,7 +103,7 @@ fn packet(ctx: &TcContext, direction: u32) -> i32 {
     match packet::parse(ctx, Layer::Ethernet) {
         Parsed::Packet(packet) => flow(ctx, &rules, &packet, direction),
         Parsed::Icmp => ICMP,
-        Parsed::Fragment(_) => FRAGMENT,
+        Parsed::Fragment => FRAGMENT,
         Parsed::Portless(ends) => portless(ctx, &rules, direction, &ends),
         Parsed::Other if packet::is_arp(ctx) || rules.ruleset(direction) == policy::OPEN => NEXT,
         Parsed::Other => refuse(direction),

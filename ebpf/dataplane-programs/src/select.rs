@@ -1,17 +1,17 @@
 //! Choosing a backend for a virtual address, and whether an earlier choice still holds. Changes nothing but what is remembered of
-//! clients of services with session affinity.
+//! clients of services with session affinity, and whose turn it is.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
-use dataplane_abi::select::{self, Reads};
+use dataplane_abi::select::{self, Elements, Reads};
 use dataplane_abi::{
-    Address, Affinity, AffinityKey, Backend, FrontendKey, NetworkKey, Origin, Selection, Service,
+    Address, Affinity, AffinityKey, Backend, FrontendKey, NetworkKey, Origin, Scheduler, Selection, Service,
     service_flag,
 };
 
 use crate::maps::{
     ORLOP_AFF_OUT, ORLOP_AFFINITY, ORLOP_BACKENDS, ORLOP_FRONTENDS, ORLOP_SERVICES, ORLOP_SOURCES,
-    ORLOP_TABLES,
+    ORLOP_TABLES, fetch_add,
 };
 
 /// What a lookup of a virtual address gave.
@@ -24,7 +24,8 @@ pub enum Choice {
     LeftToNode,
     /// A service that clients from there may not ask.
     Forbidden,
-    Backend(Chosen),
+    /// What the service was asked for, and whether the socket is to be counted as a connection of the backend.
+    Backend(Chosen, Scheduler),
 }
 
 /// A backend, and which service's table named it.
@@ -33,6 +34,13 @@ pub struct Chosen {
     pub address: Address,
     pub port_be: u16,
     pub pick: Pick,
+}
+
+/// Who asks: an address, or what stands in [`AffinityKey`] for a client on the node, and the port, where that is known.
+#[derive(Clone, Copy)]
+pub struct Client {
+    pub address: Address,
+    pub port_be: u16,
 }
 
 /// What a flow remembers of its choice.
@@ -44,26 +52,27 @@ pub struct Pick {
     pub selection: u64,
 }
 
-/// Looks `key` up and picks one of its backends: the client's last one, where the service wants that, else any. `client` is
-/// asked for what stands in [`AffinityKey`].
+/// Looks `key` up and picks one of its backends: the client's last one, where the service wants that, else as its scheduler says.
 #[inline(always)]
-pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> Address) -> Choice {
+pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> Client) -> Choice {
     let Some((slot, service)) = look_up(key) else { return Choice::NoService };
     let mut maps = Maps::of(service, origin, &client);
     if !may_ask(&mut maps) {
         return Choice::Forbidden;
     }
     // SAFETY: array elements live as long as the map.
-    let affinity_seconds = unsafe { core::ptr::read_volatile(&raw const (*service).affinity_seconds) };
+    let (affinity_seconds, flags) =
+        unsafe { (core::ptr::read_volatile(&raw const (*service).affinity_seconds), (*service).flags) };
+    let scheduler = Scheduler::of(flags);
     let mut remembered = None;
     if affinity_seconds != 0 {
-        let key = AffinityKey { client: client(), slot };
+        let key = AffinityKey { client: client().address, slot };
         if let Some(kept) = keep(&mut maps, &key, affinity_seconds) {
-            return Choice::Backend(chosen(slot, kept));
+            return Choice::Backend(chosen(slot, kept), scheduler);
         }
         remembered = Some(key);
     }
-    match select::choose(&mut maps) {
+    match select::choose(&mut maps, scheduler) {
         select::Choice::NoBackend if origin == Origin::Outside && is_left_to_node(service) => {
             Choice::LeftToNode
         }
@@ -72,7 +81,7 @@ pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> Address) -
             if let Some(key) = remembered {
                 remember(origin, &key, any);
             }
-            Choice::Backend(chosen(slot, any))
+            Choice::Backend(chosen(slot, any), scheduler)
         }
     }
 }
@@ -92,7 +101,7 @@ fn chosen(slot: u32, select::Chosen { id, backend, selection }: select::Chosen) 
 pub fn still_there(
     key: &FrontendKey,
     origin: Origin,
-    client: impl Fn() -> Address,
+    client: impl Fn() -> Client,
     pick: Pick,
 ) -> Option<Pick> {
     if ORLOP_BACKENDS.get(pick.id)?.generation != pick.generation {
@@ -112,7 +121,7 @@ pub fn still_there(
 
 /// Source ranges are for clients outside.
 #[inline(always)]
-fn may_ask(maps: &mut Maps) -> bool {
+fn may_ask<C: Fn() -> Client>(maps: &mut Maps<'_, C>) -> bool {
     maps.origin == Origin::Inside || select::may_ask(maps)
 }
 
@@ -149,7 +158,11 @@ fn is_left_to_node(service: *const Service) -> bool {
 
 /// Leads a client back to its last backend, if it may stay there.
 #[inline(always)]
-fn keep(maps: &mut Maps, key: &AffinityKey, affinity_seconds: u32) -> Option<select::Chosen> {
+fn keep<C: Fn() -> Client>(
+    maps: &mut Maps<'_, C>,
+    key: &AffinityKey,
+    affinity_seconds: u32,
+) -> Option<select::Chosen> {
     let held = maps.affinity(key)?;
     let now = now();
     // SAFETY: the kernel gave this element to this run. If it is recycled under us, the backend is still looked for in this
@@ -179,17 +192,15 @@ fn now() -> u64 {
 }
 
 /// The maps behind one service, for one client.
-struct Maps {
+struct Maps<'a, C> {
     service: *const Service,
     origin: Origin,
-    /// The address of one that is outside.
-    client: Address,
+    client: &'a C,
 }
 
-impl Maps {
+impl<'a, C: Fn() -> Client> Maps<'a, C> {
     #[inline(always)]
-    fn of(service: *const Service, origin: Origin, client: &impl Fn() -> Address) -> Self {
-        let client = if origin == Origin::Outside { client() } else { Address::NONE };
+    fn of(service: *const Service, origin: Origin, client: &'a C) -> Self {
         Self { service, origin, client }
     }
 
@@ -202,7 +213,24 @@ impl Maps {
     }
 }
 
-impl Reads for Maps {
+impl<C: Fn() -> Client> Elements for Maps<'_, C> {
+    #[inline(always)]
+    fn table(&mut self, index: u32) -> Option<u32> {
+        Shared.table(index)
+    }
+
+    #[inline(always)]
+    fn backend(&mut self, id: u32) -> Option<Backend> {
+        Shared.backend(id)
+    }
+
+    #[inline(always)]
+    fn random(&mut self) -> u32 {
+        Shared.random()
+    }
+}
+
+impl<C: Fn() -> Client> Reads for Maps<'_, C> {
     #[inline(always)]
     fn selection(&mut self) -> u64 {
         // SAFETY: array elements live as long as the map. Volatile: each call reads the word anew, once.
@@ -214,6 +242,45 @@ impl Reads for Maps {
         }
     }
 
+    #[inline(always)]
+    fn least(&mut self, offset: u32, length: u32) -> u32 {
+        orlop_least(offset, length)
+    }
+
+    #[inline(always)]
+    fn turn(&mut self) -> u32 {
+        // SAFETY: array elements live as long as the map; only programs write this field while the slot is in use.
+        unsafe { fetch_add((&raw const (*self.service).turn).cast_mut(), 1) }
+    }
+
+    #[inline(always)]
+    fn hash(&mut self, scheduler: Scheduler) -> Option<u32> {
+        let Client { address, port_be } = (self.client)();
+        match scheduler {
+            Scheduler::Maglev if self.origin == Origin::Inside => None,
+            Scheduler::Maglev => Some(select::hash(address, port_be)),
+            _ => Some(select::hash(address, 0)),
+        }
+    }
+
+    #[inline(always)]
+    fn sources(&mut self) -> u32 {
+        // SAFETY: array elements live as long as the map. Volatile: each call reads the number anew.
+        unsafe { core::ptr::read_volatile(&raw const (*self.service).sources) }
+    }
+
+    #[inline(always)]
+    fn holds(&mut self, set: u32) -> bool {
+        let [a, b, c, d] = (self.client)().address.words_be;
+        let key = Key::new(NetworkKey::WHOLE, [set, a, b, c, d]);
+        ORLOP_SOURCES.get(&key).is_some()
+    }
+}
+
+/// The maps of no service in particular.
+struct Shared;
+
+impl Elements for Shared {
     #[inline(always)]
     fn table(&mut self, index: u32) -> Option<u32> {
         ORLOP_TABLES.get(index).copied()
@@ -229,17 +296,11 @@ impl Reads for Maps {
         // SAFETY: the helper takes nothing and has no effect but its result.
         unsafe { bpf_get_prandom_u32() }
     }
+}
 
-    #[inline(always)]
-    fn sources(&mut self) -> u32 {
-        // SAFETY: array elements live as long as the map. Volatile: each call reads the number anew.
-        unsafe { core::ptr::read_volatile(&raw const (*self.service).sources) }
-    }
-
-    #[inline(always)]
-    fn holds(&mut self, set: u32) -> bool {
-        let [a, b, c, d] = self.client.words_be;
-        let key = Key::new(NetworkKey::WHOLE, [set, a, b, c, d]);
-        ORLOP_SOURCES.get(&key).is_some()
-    }
+/// Global, and so verified once, for whatever numbers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn orlop_least(offset: u32, length: u32) -> u32 {
+    select::least(&mut Shared, offset, length)
 }

@@ -8,16 +8,21 @@
 //! lives and belongs to the service. What a program sees of its peer is the virtual address again.
 
 use aya_ebpf::bindings::BPF_TCP_ESTABLISHED;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval, bpf_sk_storage_get,
+};
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use dataplane_abi::{
-    Address, Connected, FlowKey, FlowValue, FrontendKey, Origin, ShownPeer, SocketRecord, counter, flow,
-    protocol, record,
+    Address, Connected, Counted, FlowKey, FlowValue, FrontendKey, Origin, Scheduler, ShownPeer, SocketRecord,
+    counter, flow, protocol, record,
 };
 
-use crate::maps::{ORLOP_CONFIG, ORLOP_CONNECTED, ORLOP_FLOWS, ORLOP_PEERS, ORLOP_SOCKETS, count};
-use crate::select::{self, Choice, Chosen, Pick};
+use crate::maps::{
+    ORLOP_BACKENDS, ORLOP_CONFIG, ORLOP_CONNECTED, ORLOP_COUNTED, ORLOP_FLOWS, ORLOP_PEERS, ORLOP_SOCKETS,
+    count, fetch_add,
+};
+use crate::select::{self, Choice, Chosen, Client, Pick};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -83,6 +88,7 @@ pub fn orlop_getpeername6(ctx: SockAddrContext) -> i32 {
 pub fn orlop_release(ctx: SockContext) -> i32 {
     // SAFETY: the kernel hands every program of this type a valid socket, and the helper only reads it.
     let (protocol, cookie) = unsafe { ((*ctx.sock).protocol as u8, bpf_get_socket_cookie(ctx.sock.cast())) };
+    uncount_connection(&ctx);
     let _ = match protocol {
         protocol::TCP => ORLOP_PEERS.remove(&cookie),
         protocol::UDP => ORLOP_CONNECTED.remove(&cookie),
@@ -147,7 +153,10 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
             ALLOW
         }
         Choice::NoBackend | Choice::LeftToNode | Choice::Forbidden => refuse(counter::CONNECT_NO_BACKEND),
-        Choice::Backend(chosen) => {
+        Choice::Backend(chosen, scheduler) => {
+            if scheduler == Scheduler::LeastConnection {
+                count_connection(ctx, chosen.pick);
+            }
             if protocol(ctx) == protocol::TCP {
                 note_peer(ctx, peer, chosen);
             } else {
@@ -182,7 +191,7 @@ fn send(ctx: &SockAddrContext, family: Family) -> i32 {
     match select::select(&key, Origin::Inside, || client(ctx)) {
         Choice::NoService => ALLOW,
         Choice::NoBackend | Choice::LeftToNode | Choice::Forbidden => refuse(counter::SENDMSG_NO_BACKEND),
-        Choice::Backend(chosen) => {
+        Choice::Backend(chosen, _) => {
             remember_flow(ctx, peer, chosen);
             note_sent(ctx, peer, chosen);
             set_peer(ctx, family, chosen.address, chosen.port_be);
@@ -229,9 +238,9 @@ fn is_a_pods_loopback(ctx: &SockAddrContext, peer: Peer) -> bool {
 
 /// Whoever shares the socket's network namespace, and so its addresses, is one client.
 #[inline(always)]
-fn client(ctx: &SockAddrContext) -> Address {
+fn client(ctx: &SockAddrContext) -> Client {
     let cookie = netns_cookie(ctx);
-    Address { words_be: [0, 0, (cookie >> 32) as u32, cookie as u32] }
+    Client { address: Address { words_be: [0, 0, (cookie >> 32) as u32, cookie as u32] }, port_be: 0 }
 }
 
 #[inline(always)]
@@ -309,6 +318,46 @@ fn note_connected(ctx: &SockAddrContext, chosen: Chosen) {
     };
     // Where the kernel has no room for a moment, this socket is not told.
     let _ = ORLOP_CONNECTED.insert(&socket_cookie(ctx), &connected, 0);
+}
+
+/// A socket counts for the backend that such a service led it to last, until it is closed.
+#[inline(always)]
+fn count_connection(ctx: &SockAddrContext, Pick { id, generation, .. }: Pick) {
+    let mut fresh = Counted { backend: id, generation: 0 };
+    // SAFETY: as in `record`.
+    let counted = unsafe { ORLOP_COUNTED.get_or_insert_ptr_mut(ctx, Some(&mut fresh)) };
+    if counted.is_null() {
+        // Where the kernel has no room for a moment, this one does not count.
+        return;
+    }
+    // SAFETY: as in `record`; two threads that connect one socket at the same time miscount it by one.
+    let before = unsafe { counted.replace(Counted { backend: id, generation }) };
+    add_connections(before, -1);
+    add_connections(Counted { backend: id, generation }, 1);
+}
+
+#[inline(always)]
+fn uncount_connection(ctx: &SockContext) {
+    let map = (&raw const ORLOP_COUNTED).cast_mut().cast();
+    // SAFETY: the kernel hands every program of this type a valid socket; the storage belongs to that socket, and nothing is made.
+    let counted =
+        unsafe { bpf_sk_storage_get(map, ctx.sock.cast(), core::ptr::null_mut(), 0) }.cast::<Counted>();
+    if !counted.is_null() {
+        // SAFETY: not null means that the kernel gave a value that lives as long as the socket, which outlives this run.
+        add_connections(unsafe { *counted }, -1);
+    }
+}
+
+/// A backend that has gone, or whose number another one has now, is left alone.
+#[inline(always)]
+fn add_connections(Counted { backend, generation }: Counted, change: i32) {
+    let Some(backend) = ORLOP_BACKENDS.get_ptr_mut(backend) else { return };
+    // SAFETY: array elements live as long as the map; only programs change the count of a backend that is in use.
+    unsafe {
+        if generation != 0 && (*backend).last_generation == generation {
+            fetch_add(&raw mut (*backend).connections, change);
+        }
+    }
 }
 
 /// A socket that connects elsewhere no longer belongs to the service.

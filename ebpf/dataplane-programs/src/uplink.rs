@@ -26,7 +26,7 @@ use dataplane_abi::{
 
 use crate::maps::{ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
 use crate::packet::{self, End, Ends, Layer, Message, Packet, Parsed};
-use crate::select::{self, Choice, Pick};
+use crate::select::{self, Choice, Client, Pick};
 
 /// TCX_NEXT, and TC_ACT_UNSPEC for older hooks: the next program decides.
 pub const NEXT: i32 = -1;
@@ -86,7 +86,7 @@ fn packet_in(ctx: &TcContext, layer: Layer) -> i32 {
         Parsed::Packet(packet) if packet.protocol == protocol::SCTP => NEXT,
         Parsed::Packet(packet) => ingress(ctx, &packet),
         Parsed::Icmp => ICMP,
-        Parsed::Fragment(_) => FRAGMENT,
+        Parsed::Fragment => FRAGMENT,
         Parsed::Portless(_) | Parsed::Other => NEXT,
     }
 }
@@ -97,7 +97,7 @@ fn packet_out(ctx: &TcContext, layer: Layer) -> i32 {
         Parsed::Packet(packet) if packet.protocol == protocol::SCTP => untranslatable(packet.ends()),
         Parsed::Packet(packet) => egress(ctx, &packet),
         Parsed::Icmp => ICMP,
-        Parsed::Fragment(_) => FRAGMENT,
+        Parsed::Fragment => FRAGMENT,
         Parsed::Portless(ends) => untranslatable(ends),
         Parsed::Other => NEXT,
     }
@@ -191,7 +191,7 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
         protocol: packet.protocol,
         reserved: 0,
     };
-    let client = || packet.source;
+    let client = || Client { address: packet.source, port_be: packet.source_port_be };
     if let Some(element) = ORLOP_INBOUND.get_ptr_mut(&key) {
         // SAFETY: as above.
         let entry = unsafe { *element };
@@ -241,7 +241,7 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
             count(counter::SOURCE_REFUSED);
             DROP
         }
-        Choice::Backend(chosen) => {
+        Choice::Backend(chosen, _) => {
             let entry = NatValue {
                 address: chosen.address,
                 port_be: chosen.port_be,

@@ -67,6 +67,7 @@ const PINNED_MAPS: &[&str] = &[
     map::INBOUND,
     map::FLOWS,
     map::SOCKETS,
+    map::COUNTED,
     map::PEERS,
     map::CONFIG,
     map::COUNTERS,
@@ -314,7 +315,7 @@ fn layouts(pin_root: &Path) -> Result<Vec<PathBuf>, OpenError> {
 /// Key and value sizes and the number of elements of each pinned map. Socket storage is not counted.
 fn shape(name: &str) -> (u32, u32, u32) {
     use dataplane_abi::{
-        Affinity, AffinityKey, Backend, Config, Connected, FlowKey, FlowValue, FrontendKey, NatKey,
+        Affinity, AffinityKey, Backend, Config, Connected, Counted, FlowKey, FlowValue, FrontendKey, NatKey,
     };
     use dataplane_abi::{
         Allowed, AllowedKey, FragmentKey, FragmentPorts, NatValue, NetworkKey, PodPolicy, PortKey, Service,
@@ -335,6 +336,7 @@ fn shape(name: &str) -> (u32, u32, u32) {
         map::FLOWS => (size_of::<FlowKey>(), size_of::<FlowValue>(), capacity::FLOWS),
         map::PEERS => (8, size_of::<ShownPeer>(), capacity::PEERS),
         map::SOCKETS => (4, size_of::<SocketRecord>(), 0),
+        map::COUNTED => (4, size_of::<Counted>(), 0),
         map::CONFIG => (4, size_of::<Config>(), 1),
         map::COUNTERS => (4, size_of::<u64>(), capacity::COUNTERS),
         map::PODS => (4, size_of::<PodPolicy>(), capacity::PODS),

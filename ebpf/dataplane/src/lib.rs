@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use attach::PinRoot;
 use dataplane_abi::Config;
-pub use dataplane_abi::{Origin, counter};
+pub use dataplane_abi::{Origin, Scheduler, counter};
 use ipnetwork::IpNetwork;
 use kernel::Kernel;
 use linux::netns::Netns;
@@ -101,6 +101,8 @@ pub struct Target {
     /// The frontend's address is one of the node's: while there is no endpoint at all, the node's kernel refuses what comes in by
     /// an uplink. At another address that is dropped.
     pub own_address: bool,
+    /// How an endpoint is chosen. One that stands in a list several times has as many shares, but for the fewest connections.
+    pub scheduler: Scheduler,
 }
 
 impl Target {

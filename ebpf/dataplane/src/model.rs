@@ -4,6 +4,7 @@
 //! unused space, then the one word that switches the service, and only then what nobody refers to any more. Freed numbers
 //! wait until [`Model::release`]: a program that read the old word may still be on its way through the old table.
 
+mod maglev;
 mod pool;
 
 use std::collections::{HashMap, HashSet};
@@ -12,8 +13,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use dataplane_abi::{
-    Address, Backend, Config, FrontendKey, Network, NetworkKey, Origin, Selection, Service, capacity,
-    protocol, service_flag,
+    Address, Backend, Config, FrontendKey, LOOKUP_SIZES, Network, NetworkKey, Origin, Scheduler, Selection,
+    Service, capacity, protocol, service_flag,
 };
 use ipnetwork::IpNetwork;
 use pool::{Numbers, Ranges};
@@ -218,6 +219,31 @@ struct List {
     backends: Vec<u32>,
 }
 
+/// How many entries a table takes.
+fn footprint(selection: Selection) -> u32 {
+    u32::from(selection.length) + selection.lookup_size()
+}
+
+/// What is to become a table.
+#[derive(Debug, Clone, Copy, Default)]
+struct Fresh<'a> {
+    endpoints: &'a [SocketAddr],
+    scheduler: Scheduler,
+}
+
+impl Fresh<'_> {
+    /// As in [`Selection`].
+    fn lookup(&self) -> u8 {
+        if self.scheduler.is_hashed() { maglev::size_class(self.endpoints.len()) } else { 0 }
+    }
+
+    /// Where it will stand, but for the place and what tells it from others.
+    fn shape(&self) -> Selection {
+        let length = self.endpoints.len() as u16;
+        Selection { offset: 0, length, lookup: self.lookup(), generation: 0 }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Use {
     address: SocketAddr,
@@ -335,7 +361,7 @@ impl Model {
             networks.sort_unstable();
             Sources { set, networks: networks.into() }
         });
-        let place = |list: &List| (list.selection.offset, u32::from(list.selection.length));
+        let place = |list: &List| (list.selection.offset, footprint(list.selection));
         let (first, second) = (place(&inside), outside.as_ref().map_or((0, 0), place));
         if !self.ranges.take(first.0, first.1) {
             return None;
@@ -400,7 +426,10 @@ impl Model {
             let sources = entry.networks().cloned();
             let draining = self.endpoints(&entry.draining);
             let own_address = entry.flags & service_flag::OWN_ADDRESS != 0;
-            (*frontend, Target { inside, outside, affinity_seconds, sources, draining, own_address })
+            let scheduler = Scheduler::of(entry.flags);
+            let target =
+                Target { inside, outside, affinity_seconds, sources, draining, own_address, scheduler };
+            (*frontend, target)
         })
     }
 
@@ -415,14 +444,14 @@ impl Model {
         let before = self.entries.get(&frontend);
         let affinity_seconds = target.affinity_seconds.map_or(0, NonZeroU32::get);
         let own_address = if target.own_address { service_flag::OWN_ADDRESS } else { 0 };
-        let flags = service_flag::IN_USE | own_address;
+        let flags = service_flag::IN_USE | own_address | target.scheduler.flags();
         // One table serves both origins where they are equal.
         let same = target.inside == target.outside;
         let fresh = Origin::ALL.map(|origin| {
-            let endpoints = target.endpoints(origin);
-            let there = before.is_some_and(|entry| self.leads_to(entry.list(origin), endpoints));
+            let fresh = Fresh { endpoints: target.endpoints(origin), scheduler: target.scheduler };
+            let there = before.is_some_and(|entry| self.leads_to(entry.list(origin), fresh));
             let has_own = origin == Origin::Inside || !same;
-            (has_own && !there).then_some(endpoints)
+            (has_own && !there).then_some(fresh)
         });
         let same_sources = before.is_some_and(|entry| entry.networks() == target.sources.as_ref());
         let draining = self.draining(target);
@@ -431,7 +460,7 @@ impl Model {
                 && (entry.flags, entry.affinity_seconds) == (flags, affinity_seconds)
                 && entry.draining == draining
         };
-        if fresh == [None, None] && same_sources && before.is_some_and(unchanged) {
+        if fresh.iter().all(Option::is_none) && same_sources && before.is_some_and(unchanged) {
             return Ok(Vec::new());
         }
         let new_sources = target.sources.as_ref().filter(|_| !same_sources);
@@ -443,7 +472,7 @@ impl Model {
             let place = origin as usize;
             match (fresh[place], &old) {
                 (None, Some(old)) => old.list(origin).clone(),
-                (endpoints, _) => self.new_list(endpoints.unwrap_or_default(), offsets[place], &mut writes),
+                (fresh, _) => self.new_list(fresh.unwrap_or_default(), offsets[place], &mut writes),
             }
         };
         let inside = list(Origin::Inside);
@@ -505,9 +534,10 @@ impl Model {
         ids
     }
 
-    /// Whether a table names just these endpoints.
-    fn leads_to(&self, list: &List, endpoints: &[SocketAddr]) -> bool {
-        if list.backends.len() != endpoints.len() {
+    /// Whether a table names just these endpoints, and can be looked up as wanted.
+    fn leads_to(&self, list: &List, fresh: Fresh<'_>) -> bool {
+        let endpoints = fresh.endpoints;
+        if list.backends.len() != endpoints.len() || list.selection.lookup != fresh.lookup() {
             return false;
         }
         let ids = endpoints.iter().map(|address| self.by_address.get(address).copied());
@@ -546,11 +576,11 @@ impl Model {
     fn check_room(
         &self,
         frontend: Frontend,
-        fresh: [Option<&[SocketAddr]>; 2],
+        fresh: [Option<Fresh<'_>>; 2],
         new_sources: Option<&Arc<[IpNetwork]>>,
     ) -> Result<(), Full> {
         let full = |resource, limit| Err(Full { resource, limit });
-        let lists = || fresh.into_iter().flatten();
+        let lists = || fresh.into_iter().flatten().map(|fresh| fresh.endpoints);
         if lists().any(|endpoints| endpoints.len() > MAX_ENDPOINTS) {
             return full(Resource::EndpointsOfOneService, MAX_ENDPOINTS);
         }
@@ -570,8 +600,8 @@ impl Model {
     }
 
     /// Room for the tables of all lists, or for none.
-    fn allocate_tables(&mut self, fresh: [Option<&[SocketAddr]>; 2]) -> Result<[u32; 2], Full> {
-        let [first, second] = fresh.map(|endpoints| endpoints.map_or(0, |endpoints| endpoints.len() as u32));
+    fn allocate_tables(&mut self, fresh: [Option<Fresh<'_>>; 2]) -> Result<[u32; 2], Full> {
+        let [first, second] = fresh.map(|fresh| fresh.map_or(0, |fresh| footprint(fresh.shape())));
         let limit = self.capacity.table_entries as usize;
         let full = Full { resource: Resource::TableEntries, limit };
         let offset = self.ranges.allocate(first).ok_or(full)?;
@@ -584,21 +614,31 @@ impl Model {
         }
     }
 
-    fn new_list(&mut self, endpoints: &[SocketAddr], offset: u32, writes: &mut Vec<Write>) -> List {
+    fn new_list(&mut self, fresh: Fresh<'_>, offset: u32, writes: &mut Vec<Write>) -> List {
         let mut backends: Vec<u32> =
-            endpoints.iter().map(|address| self.take_backend(*address, writes)).collect();
+            fresh.endpoints.iter().map(|address| self.take_backend(*address, writes)).collect();
         backends.sort_unstable();
-        if !backends.is_empty() {
-            writes.push(Write::Table { offset, ids: backends.clone() });
-        }
         // One count for all services: a slot that is used again shows another word than the flows of its last service know.
         self.last_selection = self.last_selection.wrapping_add(1);
-        let length = backends.len() as u16;
-        List { selection: Selection { offset, length, generation: self.last_selection }, backends }
+        let selection = Selection { offset, generation: self.last_selection, ..fresh.shape() };
+        if !backends.is_empty() {
+            let lookup = if selection.lookup == 0 { Vec::new() } else { self.lookup_table(fresh) };
+            writes.push(Write::Table { offset, ids: [backends.as_slice(), &lookup].concat() });
+        }
+        List { selection, backends }
+    }
+
+    /// The backends' numbers, place by place. All nodes have the same endpoint in the same place, whatever its number.
+    fn lookup_table(&self, fresh: Fresh<'_>) -> Vec<u32> {
+        let mut endpoints = fresh.endpoints.to_vec();
+        endpoints.sort_unstable();
+        let ids: Vec<u32> = endpoints.iter().map(|address| self.by_address[address]).collect();
+        let places = maglev::table(&endpoints, LOOKUP_SIZES[usize::from(fresh.lookup()) - 1]);
+        places.into_iter().map(|place| ids[place as usize]).collect()
     }
 
     fn drop_list(&mut self, list: &List, writes: &mut Vec<Write>) {
-        self.ranges.free(list.selection.offset, u32::from(list.selection.length));
+        self.ranges.free(list.selection.offset, footprint(list.selection));
         self.drop_backends(&list.backends, writes);
     }
 
@@ -622,7 +662,16 @@ impl Model {
         let key = to_key(frontend);
         let [inside, outside] = Origin::ALL.map(|origin| entry.list(origin).selection.pack());
         let Entry { flags, affinity_seconds, .. } = *entry;
-        let value = Service { key, sources: entry.set(), inside, outside, flags, affinity_seconds };
+        let value = Service {
+            key,
+            sources: entry.set(),
+            inside,
+            outside,
+            flags,
+            affinity_seconds,
+            turn: 0,
+            reserved: 0,
+        };
         writes.push(Write::Service { slot, value });
         writes.push(Write::FrontendInsert { key, slot });
         slot
@@ -748,7 +797,7 @@ fn backend(address: SocketAddr, generation: u32) -> Backend {
         address: to_address(address.ip()),
         port_be: address.port().to_be(),
         reserved: 0,
-        reserved2: 0,
+        connections: 0,
         generation,
         last_generation: generation,
     }

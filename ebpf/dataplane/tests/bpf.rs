@@ -12,6 +12,8 @@ mod orphans;
 mod packets;
 #[path = "bpf/policy.rs"]
 mod policy;
+#[path = "bpf/schedulers.rs"]
+mod schedulers;
 #[path = "bpf/sockets.rs"]
 mod sockets;
 #[path = "bpf/tun.rs"]

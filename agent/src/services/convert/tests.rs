@@ -188,3 +188,14 @@ fn an_endpoint_that_departs_is_worth_no_more_than_its_slice_says() {
         assert_eq!(usable(&endpoint.expect("an endpoint")), expected, "{ready} {serving} {terminating}");
     }
 }
+
+#[test]
+fn annotations_say_how_endpoints_are_chosen() {
+    let mut object = api_service(serde_json::json!({"clusterIP": "10.96.0.7"}), serde_json::json!({}));
+    let annotations = [("orlop.dev/scheduler", "lc"), ("orlop.dev/weights", "a")];
+    object.metadata.annotations =
+        Some(annotations.map(|(name, text)| (name.to_owned(), text.to_owned())).into());
+    let (read, problems) = service(&object);
+    assert_eq!(read.scheduling.scheduler, dataplane::Scheduler::LeastConnection);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+}

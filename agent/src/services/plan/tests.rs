@@ -1,10 +1,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use dataplane::{Frontend, Protocol, Target};
 use proptest::prelude::*;
 
 use super::departed::{Departed, PODS};
+use super::scheduling::Scheduling;
 use super::{
     ByFamily, Change, Departure, Endpoint, HealthCheck, Key, Planner, Port, Service, Slice, SlicePort,
     TrafficPolicy, Usable, View, frontends,
@@ -43,6 +45,7 @@ fn endpoint(last: u8, usable: Usable, local: bool, pod: Option<&str>) -> Endpoin
         usable,
         departing: usable.min(Usable::Fallback),
         local,
+        node: None,
         zones: None,
         meant_for_node: None,
         pod: pod.map(Into::into),
@@ -103,6 +106,55 @@ fn categories_of_endpoints() {
         assert_eq!(seen, expected, "{endpoints:?}");
         assert_eq!(cluster_ip.inside, cluster_ip.outside);
     }
+}
+
+#[test]
+fn an_endpoint_stands_in_a_list_as_often_as_its_nodes_weight_says() {
+    let on = |last: u8, node: &str, usable: Usable| Endpoint {
+        node: Some(node.into()),
+        ..endpoint(last, usable, node == "here", None)
+    };
+    let annotations = |weights: &str| {
+        let all = [("orlop.dev/scheduler", "wrr"), ("orlop.dev/weights", weights)];
+        let all = all.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+        Scheduling::read(Some(&all), &mut Vec::new())
+    };
+    let slices = [slice_of(vec![
+        on(1, "here", Usable::Ready),
+        on(2, "there", Usable::Ready),
+        on(3, "there", Usable::Fallback),
+    ])];
+    let departed = Departed::default();
+    let view = View { departed: &departed, addresses: &[NODE], zone: None };
+    for (weights, external_policy, inside, outside) in [
+        ("here=1,there=3", TrafficPolicy::Cluster, &[1, 2, 2, 2][..], &[1, 2, 2, 2][..]),
+        ("here=6,there=3", TrafficPolicy::Local, &[1, 1, 2], &[1]),
+        ("10.244.0.2=0", TrafficPolicy::Local, &[1], &[1]),
+        // One that is to get nothing new is still ready: those that terminate do not stand in for it.
+        ("here=0,there=0", TrafficPolicy::Cluster, &[], &[]),
+    ] {
+        let service = Service { scheduling: annotations(weights), external_policy, ..service(1) };
+        let target = &frontends(&service, slices.iter(), view)[&node_frontend()];
+        assert_eq!(
+            [&target.inside, &target.outside].map(|list| last_bytes(list)),
+            [inside, outside],
+            "{weights}"
+        );
+        assert_eq!(target.scheduler, dataplane::Scheduler::RoundRobin);
+    }
+}
+
+#[test]
+fn names_of_nodes_are_held_once_and_not_for_ever() {
+    let mut planner = Planner::default();
+    let slice =
+        || slice_of(vec![Endpoint { node: Some("a".into()), ..endpoint(1, Usable::Ready, true, None) }]);
+    for number in ["1", "2"] {
+        planner.set_slice(key(number), key("s"), slice());
+    }
+    assert_eq!(planner.node_names.iter().map(Arc::strong_count).collect::<Vec<_>>(), [3]);
+    planner.retain_slices(&HashSet::new());
+    assert!(planner.node_names.is_empty());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dataplane_abi::Affinity;
-use dataplane_abi::select::{Choice, Reads, choose, find, keep, may_ask};
+use dataplane_abi::select::{self, Choice, Elements, Reads, choose, find, keep, may_ask};
 use proptest::prelude::*;
 
 use std::net::Ipv4Addr;
@@ -14,7 +14,7 @@ use crate::Overlay;
 struct Maps {
     frontends: BTreeMap<[u8; size_of::<FrontendKey>()], u32>,
     services: HashMap<u32, Service>,
-    tables: HashMap<u32, u32>,
+    tables: Vec<u32>,
     backends: HashMap<u32, Backend>,
     sources: BTreeSet<NetworkKey>,
 }
@@ -24,14 +24,20 @@ impl Maps {
         match write {
             Write::Backend { id, value } => drop(self.backends.insert(*id, *value)),
             Write::Table { offset, ids } => {
-                self.tables.extend(ids.iter().enumerate().map(|(index, id)| (offset + index as u32, *id)));
+                let (first, end) = (*offset as usize, *offset as usize + ids.len());
+                self.tables.resize(self.tables.len().max(end), u32::MAX);
+                self.tables[first..end].copy_from_slice(ids);
             }
-            Write::Service { slot, value } => drop(self.services.insert(*slot, *value)),
+            Write::Service { slot, value } => {
+                [value.inside, value.outside].into_iter().for_each(|word| self.check_lookup(word));
+                self.services.insert(*slot, *value);
+            }
             Write::Clear { slot } => {
                 let service = self.services.get_mut(slot).expect("a service in use");
                 *service = Service { flags: 0, inside: 0, outside: 0, ..*service };
             }
             Write::Select { slot, origin, selection } => {
+                self.check_lookup(selection.pack());
                 let service = self.services.get_mut(slot).expect("a service in use");
                 *word_of(service, *origin) = selection.pack();
             }
@@ -64,13 +70,23 @@ impl Maps {
         let sources = (service.sources != 0)
             .then(|| of_set.map(|key| from_network_key(*key).expect("a network")).collect());
         let own_address = service.flags & service_flag::OWN_ADDRESS != 0;
-        let draining = Arc::default();
-        Some(sorted(&Target { inside, outside, affinity_seconds, sources, draining, own_address }))
+        let (draining, scheduler) = (Arc::default(), Scheduler::of(service.flags));
+        let target = Target { inside, outside, affinity_seconds, sources, draining, own_address, scheduler };
+        Some(sorted(&target))
     }
 
     fn table(&self, word: u64) -> Vec<u32> {
         let table = Selection::unpack(word);
-        (0..u32::from(table.length)).map(|index| self.tables[&(table.offset + index)]).collect()
+        self.tables[table.offset as usize..][..usize::from(table.length)].to_vec()
+    }
+
+    /// Each place of a lookup table leads to a backend of the list.
+    fn check_lookup(&self, word: u64) {
+        let (selection, ids) = (Selection::unpack(word), self.table(word));
+        let first = selection.offset as usize + usize::from(selection.length);
+        let places = &self.tables[first..][..selection.lookup_size() as usize];
+        let led: BTreeSet<u32> = places.iter().copied().collect();
+        assert!(selection.lookup == 0 || led == ids.into_iter().collect(), "{led:?}");
     }
 
     fn backend(&self, id: u32) -> SocketAddr {
@@ -157,7 +173,7 @@ impl Reader<'_> {
         if service.key != key || service.flags == 0 {
             return None;
         }
-        match choose(self) {
+        match choose(self, Scheduler::of(service.flags)) {
             Choice::NoBackend => Some(None),
             Choice::Backend(chosen) => {
                 let Backend { address, port_be, .. } = chosen.backend;
@@ -171,16 +187,10 @@ impl Reader<'_> {
     }
 }
 
-impl Reads for Reader<'_> {
-    fn selection(&mut self) -> u64 {
-        self.pause();
-        let mut service = self.maps.services[&self.slot];
-        *word_of(&mut service, self.origin)
-    }
-
+impl Elements for Reader<'_> {
     fn table(&mut self, index: u32) -> Option<u32> {
         self.pause();
-        self.maps.tables.get(&index).copied()
+        self.maps.tables.get(index as usize).copied()
     }
 
     fn backend(&mut self, id: u32) -> Option<Backend> {
@@ -190,6 +200,23 @@ impl Reads for Reader<'_> {
 
     fn random(&mut self) -> u32 {
         (self.reads as u32).wrapping_mul(0x9e37_79b9)
+    }
+}
+
+impl Reads for Reader<'_> {
+    fn selection(&mut self) -> u64 {
+        self.pause();
+        let mut service = self.maps.services[&self.slot];
+        *word_of(&mut service, self.origin)
+    }
+
+    fn turn(&mut self) -> u32 {
+        self.reads as u32
+    }
+
+    fn hash(&mut self, scheduler: Scheduler) -> Option<u32> {
+        let random = self.random();
+        (scheduler == Scheduler::SourceHash || !random.is_multiple_of(3)).then_some(random)
     }
 
     fn sources(&mut self) -> u32 {
@@ -201,6 +228,10 @@ impl Reads for Reader<'_> {
         self.pause();
         let wanted = Some(network(self.network));
         self.maps.sources.iter().any(|key| key.set == set && from_network_key(*key) == wanted)
+    }
+
+    fn least(&mut self, offset: u32, length: u32) -> u32 {
+        select::least(self, offset, length)
     }
 }
 
@@ -245,8 +276,16 @@ fn targets(endpoints: std::ops::Range<u8>, most: usize) -> impl Strategy<Value =
     let list = prop::collection::vec(endpoints, 0..most);
     let sources = prop::option::of(prop::collection::btree_set(0_u8..6, 0..4));
     let draining = prop::collection::btree_set(0_u8..12, 0..3);
-    let parts = (list.clone(), prop::option::of(list), 0_u32..3, sources, draining);
-    parts.prop_map(|(inside, outside, affinity, sources, draining)| Target {
+    let scheduler = prop_oneof![
+        8 => Just(Scheduler::Random),
+        1 => Just(Scheduler::RoundRobin),
+        1 => Just(Scheduler::LeastConnection),
+        1 => Just(Scheduler::SourceHash),
+        1 => Just(Scheduler::Maglev),
+    ];
+    let parts = (list.clone(), prop::option::of(list), 0_u32..3, sources, draining, scheduler);
+    parts.prop_map(|(inside, outside, affinity, sources, draining, scheduler)| Target {
+        scheduler,
         affinity_seconds: NonZeroU32::new(affinity),
         own_address: affinity > 1,
         sources: sources.map(|numbers| {
@@ -352,6 +391,15 @@ impl World {
         let sources: usize = self.wanted.values().flat_map(|target| &target.sources).map(|s| s.len()).sum();
         assert_eq!(self.maps.sources.len(), sources);
     }
+
+    /// A frontend that was fully written can be looked up by hash if its scheduler does that.
+    fn check_hashed(&self, number: u8) {
+        let service = self.maps.services[&self.maps.frontends[&to_key(frontend(number)).to_bytes()]];
+        for table in [service.inside, service.outside].map(Selection::unpack) {
+            let wants = Scheduler::of(service.flags).is_hashed() && table.length != 0;
+            assert_eq!(table.lookup != 0, wants, "{service:?}");
+        }
+    }
 }
 
 /// Whether each part of what a lookup led to is one that was wanted before or is wanted now.
@@ -361,7 +409,8 @@ fn of_either(seen: Option<&Target>, before: Option<&Target>, after: Option<&Targ
     either().any(|target| target.inside == seen.inside)
         && either().any(|target| target.outside == seen.outside)
         && either().any(|target| {
-            (target.own_address, target.affinity_seconds) == (seen.own_address, seen.affinity_seconds)
+            (target.own_address, target.affinity_seconds, target.scheduler)
+                == (seen.own_address, seen.affinity_seconds, seen.scheduler)
         })
         && either().any(|target| target.sources == seen.sources)
 }
@@ -378,6 +427,7 @@ proptest! {
         let mut world = World::new();
         for step in steps {
             let before = world.wanted.clone();
+            let set = if let Step::Set(f, _) = &step { Some(*f) } else { None };
             let writes = match step {
                 Step::Set(f, target) => world.plan(f, Some(target)),
                 Step::Remove(f) => world.plan(f, None),
@@ -417,6 +467,7 @@ proptest! {
                 }
             }
             world.check();
+            set.into_iter().for_each(|f| world.check_hashed(f));
         }
     }
 
@@ -548,7 +599,7 @@ proptest! {
             }
             prop_assert!(maps.services.keys().all(|slot| *slot < capacity.frontends));
             prop_assert!(maps.backends.keys().all(|id| *id < capacity.backends));
-            prop_assert!(maps.tables.keys().all(|index| *index < capacity.table_entries));
+            prop_assert!(maps.tables.len() <= capacity.table_entries as usize);
         }
     }
 }
@@ -885,4 +936,146 @@ fn a_client_stays_while_it_comes_back_in_time_and_its_backend_is_the_services() 
     world.change(1, &[3, 4, 5]);
     assert_eq!(world.model.by_address[&endpoint(5)], id);
     assert_eq!(kept(&mut world, 101 * SECOND), None);
+}
+
+/// The endpoints that so many choices in a row lead to, and how often each.
+fn chosen(world: &mut World, scheduler: Scheduler, choices: usize) -> Vec<(SocketAddr, usize)> {
+    let mut reader = Turns { maps: &world.maps, word: world.maps.services[&0].inside, turn: 0, hash: 0 };
+    let mut found = Vec::new();
+    for number in 0..choices {
+        reader.hash = select::hash(Address::from_v4((number as u32).to_be()), 0);
+        let Choice::Backend(chosen) = choose(&mut reader, scheduler) else { panic!("no backend") };
+        found.push(socket_address(chosen.backend.address, chosen.backend.port_be));
+    }
+    let mut counts: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+    found.into_iter().for_each(|endpoint| *counts.entry(endpoint).or_default() += 1);
+    counts.into_iter().collect()
+}
+
+/// A reader of maps at rest.
+struct Turns<'a> {
+    maps: &'a Maps,
+    word: u64,
+    turn: u32,
+    hash: u32,
+}
+
+impl Elements for Turns<'_> {
+    fn table(&mut self, index: u32) -> Option<u32> {
+        self.maps.tables.get(index as usize).copied()
+    }
+
+    fn backend(&mut self, id: u32) -> Option<Backend> {
+        self.maps.backends.get(&id).copied()
+    }
+
+    fn random(&mut self) -> u32 {
+        self.turn = self.turn.wrapping_add(0x9e37_79b9);
+        self.turn
+    }
+}
+
+impl Reads for Turns<'_> {
+    fn selection(&mut self) -> u64 {
+        self.word
+    }
+
+    fn turn(&mut self) -> u32 {
+        self.turn += 1;
+        self.turn - 1
+    }
+
+    fn hash(&mut self, _: Scheduler) -> Option<u32> {
+        Some(self.hash)
+    }
+
+    fn sources(&mut self) -> u32 {
+        0
+    }
+
+    fn holds(&mut self, _: u32) -> bool {
+        true
+    }
+
+    fn least(&mut self, offset: u32, length: u32) -> u32 {
+        select::least(self, offset, length)
+    }
+}
+
+#[test]
+fn in_turn_each_place_comes_once_before_any_comes_again() {
+    for endpoints in [&[1, 2, 3][..], &[1, 1, 1, 2], &[1], &[1, 2, 3, 4, 5, 6, 7]] {
+        let mut world = World::new();
+        world.change(1, endpoints);
+        for (endpoint, times) in chosen(&mut world, Scheduler::RoundRobin, endpoints.len() * 10) {
+            let shares =
+                endpoints.iter().filter(|number| super::tests::endpoint(**number) == endpoint).count();
+            assert_eq!(times, shares * 10, "{endpoint} of {endpoints:?}");
+        }
+    }
+}
+
+#[test]
+fn the_fewest_connections_are_chosen_of_those_looked_at() {
+    let mut world = World::new();
+    world.change(1, &[1, 2, 3, 4]);
+    let busy = |world: &mut World, number: u8, connections: i32| {
+        let id = world.model.by_address[&endpoint(number)];
+        world.maps.backends.get_mut(&id).unwrap().connections = connections;
+    };
+    for (number, connections) in [(1, 5), (2, 3), (3, 4), (4, 3)] {
+        busy(&mut world, number, connections);
+    }
+    let found = chosen(&mut world, Scheduler::LeastConnection, 100);
+    let mut fewest = [endpoint(2), endpoint(4)];
+    fewest.sort_unstable();
+    assert_eq!(found.iter().map(|(endpoint, _)| *endpoint).collect::<Vec<_>>(), fewest, "{found:?}");
+    // One that took itself off for an earlier backend of the number.
+    busy(&mut world, 1, -1);
+    assert_eq!(chosen(&mut world, Scheduler::LeastConnection, 9), [(endpoint(1), 9)]);
+}
+
+#[test]
+fn by_hash_a_client_is_led_to_the_same_endpoint_and_clients_to_all() {
+    let mut world = World::new();
+    let hashed = Target { scheduler: Scheduler::SourceHash, ..target(&[1, 2, 3, 4]) };
+    world.plan(1, Some(hashed)).iter().for_each(|write| world.apply(write));
+    let found = chosen(&mut world, Scheduler::SourceHash, 4000);
+    assert_eq!(found.len(), 4);
+    assert!(found.iter().all(|(_, times)| (850..1150).contains(times)), "{found:?}");
+    assert_eq!(found, chosen(&mut world, Scheduler::SourceHash, 4000));
+    // A table that is not there yet: the list.
+    world.change(1, &[1, 2, 3, 4]);
+    assert_eq!(chosen(&mut world, Scheduler::SourceHash, 4000).len(), 4);
+}
+
+#[test]
+fn another_scheduler_takes_effect_and_an_unchanged_one_writes_nothing() {
+    let mut world = World::new();
+    world.change(1, &[1, 2]);
+    let with = |scheduler| Target { scheduler, ..target(&[1, 2]) };
+    let flags = |scheduler: Scheduler| service_flag::IN_USE | scheduler.flags();
+    let writes = world.plan(1, Some(with(Scheduler::RoundRobin)));
+    assert_eq!(
+        writes,
+        [Write::Options { slot: 0, flags: flags(Scheduler::RoundRobin), affinity_seconds: 0 }],
+        "the table is the same"
+    );
+    let writes = world.plan(1, Some(with(Scheduler::Maglev)));
+    assert!(
+        matches!(&writes[..], [Write::Table { ids, .. }, Write::Select { .. }, Write::Select { .. }, Write::Options { .. }]
+            if ids.len() == 2 + 16_381),
+        "{writes:?}"
+    );
+    assert_eq!(world.plan(1, Some(with(Scheduler::Maglev))), []);
+    // Both look the same table up.
+    assert!(matches!(world.plan(1, Some(with(Scheduler::SourceHash)))[..], [Write::Options { .. }]));
+}
+
+#[test]
+fn a_selection_is_one_word() {
+    let whole = Selection { offset: (1 << 28) - 1, length: u16::MAX, lookup: 2, generation: 0xabcd };
+    assert_eq!(Selection::unpack(whole.pack()), whole);
+    let none = Selection { offset: 1, length: 2, lookup: 0, generation: 3 };
+    assert_eq!((Selection::unpack(none.pack()), none.lookup_size()), (none, 0));
 }

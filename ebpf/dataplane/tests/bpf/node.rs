@@ -9,9 +9,9 @@ use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use dataplane::{Dataplane, Frontend, Masquerade, OpenError, Options, Origin, Protocol, Target, UplinkHook};
-use dataplane_abi::{Affinity, AffinityKey, LAYOUT_VERSION, NatKey, NatValue, ShownPeer, map};
+use dataplane_abi::{Affinity, AffinityKey, Backend, LAYOUT_VERSION, NatKey, NatValue, ShownPeer, map};
 
 pub const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
 pub const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -242,6 +242,13 @@ impl Node {
         let sockets: HashMap<MapData, u64, [u8; size_of::<ShownPeer>()]> =
             HashMap::try_from(Map::LruHashMap(data)).unwrap();
         sockets.keys().map(Result::unwrap).count()
+    }
+
+    /// Connections that count, over all backends.
+    pub fn connections(&self) -> i32 {
+        let data = MapData::from_pin(self.pins().join(map::BACKENDS)).unwrap();
+        let backends: Array<MapData, [u8; size_of::<Backend>()]> = Array::try_from(Map::Array(data)).unwrap();
+        backends.iter().map(|backend| Backend::from_bytes(backend.unwrap()).connections).sum()
     }
 
     /// As after a kill: the process's descriptors close, pins stay.
