@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::allocators::Allocators;
-use crate::auth::{self, References};
+use crate::auth::{self, Rbac, References};
 use crate::cache::Cache;
 use crate::error::{ApiError, Resource};
 use crate::http::openapi::Documents;
@@ -25,6 +25,7 @@ pub struct Api {
     pub registry: Registry,
     pub cache: Arc<Cache>,
     pub references: Arc<References>,
+    pub rbac: Arc<Rbac>,
     pub store: Arc<dyn Storage>,
     pub allocators: Allocators,
     pub kubelet: KubeletClient,
@@ -35,7 +36,7 @@ pub struct Api {
 impl Api {
     /// What authorization looks at.
     pub fn known(&self) -> auth::Known<'_> {
-        auth::Known { cache: &self.cache, references: &self.references }
+        auth::Known { cache: &self.cache, references: &self.references, rbac: &self.rbac }
     }
 
     pub fn key(kind: &Kind, namespace: &str, name: &str) -> Key {

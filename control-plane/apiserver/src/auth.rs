@@ -1,17 +1,26 @@
-//! Who asks, and whether they may: client certificates, and a fixed table per identity until RBAC comes.
+//! Who asks, and whether they may: client certificates; administrators, what nodes are due, and roles.
 //!
-//! Input: a certificate; a user and the attributes of a request; the cache and the index of references, for what a node may
-//! read. Output: a user; allowed, or upstream's sentence why not. Refuses what no rule allows.
+//! Input: a certificate; a user and the attributes of a request; the cache, the index of references, for what a node may
+//! read, and the index of roles and bindings. Output: a user; allowed or not, each with upstream's reason. Refuses what nothing
+//! allows; nothing denies what something else allows.
 
 mod node;
+pub mod policy;
+pub mod rbac;
 mod references;
-mod table;
+
+use std::borrow::Cow;
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::cache::Cache;
+use crate::selectors::FieldSelector;
 
+pub use rbac::Rbac;
 pub use references::References;
+
+/// The group of administrators, who may do everything.
+pub const MASTERS: &str = "system:masters";
 
 /// An authenticated client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +54,7 @@ impl User {
 /// What a request does to which resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
-    pub verb: &'static str,
+    pub verb: Cow<'static, str>,
     pub group: String,
     pub resource: String,
     pub subresource: String,
@@ -64,15 +73,26 @@ impl Attributes {
         }
     }
 
-    /// Upstream's sentence for a denied request.
-    pub fn denial(&self, user: &User) -> String {
+    /// The object that is meant: by its name, or by a selector of just this name.
+    pub fn object_name(&self) -> Cow<'_, str> {
+        if !self.name.is_empty() || !matches!(&*self.verb, "list" | "watch") {
+            return Cow::Borrowed(&self.name);
+        }
+        let selected = FieldSelector::parse(&self.field_selector).unwrap_or_default();
+        let named = selected.0.into_iter().find(|term| term.equal && term.field == "metadata.name");
+        Cow::Owned(named.map(|term| term.value).unwrap_or_default())
+    }
+
+    /// Upstream's sentence for a denied request; `reason` is what the rules say to it, if anything.
+    pub fn denial(&self, user: &User, reason: &str) -> String {
         let scope = if self.namespace.is_empty() {
             "at the cluster scope".to_owned()
         } else {
             format!("in the namespace {:?}", self.namespace)
         };
-        let (name, verb, resource, group) = (&user.name, self.verb, self.resource_path(), &self.group);
-        format!("User {name:?} cannot {verb} resource {resource:?} in API group {group:?} {scope}")
+        let (name, verb, resource, group) = (&user.name, &self.verb, self.resource_path(), &self.group);
+        let reason = behind_colon(reason);
+        format!("User {name:?} cannot {verb} resource {resource:?} in API group {group:?} {scope}{reason}")
     }
 }
 
@@ -81,22 +101,23 @@ impl Attributes {
 pub struct Known<'a> {
     pub cache: &'a Cache,
     pub references: &'a References,
+    pub rbac: &'a Rbac,
 }
 
-/// Whether `user` may do it. The error is the sentence behind `… is forbidden: `.
-pub fn authorize(user: &User, attributes: &Attributes, known: Known<'_>) -> Result<(), String> {
-    let allowed = user.is_in("system:masters")
-        || table::allows(&user.name, attributes)
-        || user.node().is_some_and(|node| node::allows(node, attributes, known))
-        || is_self_review(attributes);
-    if allowed { Ok(()) } else { Err(attributes.denial(user)) }
+/// A reason behind a sentence; nothing for none.
+pub fn behind_colon(reason: &str) -> String {
+    if reason.is_empty() { String::new() } else { format!(": {reason}") }
 }
 
-/// Everybody may ask who they are and what they may.
-fn is_self_review(attributes: &Attributes) -> bool {
-    attributes.verb == "create"
-        && matches!(attributes.group.as_str(), "authentication.k8s.io" | "authorization.k8s.io")
-        && attributes.resource.starts_with("selfsubject")
+/// Whether `user` may do it. Both answers are reasons, which may be empty.
+pub fn authorize(user: &User, attributes: &Attributes, known: Known<'_>) -> Result<String, String> {
+    let node = || user.node().is_some_and(|node| node::allows(node, attributes, known));
+    if user.is_in(MASTERS) || node() { Ok(String::new()) } else { known.rbac.allows(user, attributes) }
+}
+
+/// Whether `user` may use a path that is no resource's, with a method in lower case. Both answers are reasons.
+pub fn authorize_path(user: &User, verb: &str, path: &str, known: Known<'_>) -> Result<String, String> {
+    if user.is_in(MASTERS) { Ok(String::new()) } else { known.rbac.allows_path(user, verb, path) }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! store are opened, so a port in use changes nothing on disk.
 
 mod own;
+mod roles;
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::allocators::{Allocators, nth};
 use crate::api::Api;
-use crate::auth::References;
+use crate::auth::{Rbac, References};
 use crate::cache::{Cache, Filter, Page};
 use crate::error::ApiError;
 use crate::http::serve::{self, TlsError};
@@ -124,6 +125,7 @@ pub async fn start(options: &Options, stop: CancellationToken) -> Result<Running
         endpoint: SocketAddr::new(options.advertise, address.port()),
     };
     own.ensure_all().await?;
+    roles::ensure_all(&api, &own.user).await;
     tokio::spawn(own.keep(stop.clone()));
     let url = format!("https://{}", SocketAddr::new(options.advertise, address.port()));
     tokio::spawn(crate::expiry::run(api.clone(), stop.clone()));
@@ -146,9 +148,11 @@ fn open_api(options: &Options, kubelet: KubeletClient) -> Result<Arc<Api>, Start
     let loaded = std::mem::take(&mut opened.loaded);
     let cache = Arc::new(Cache::new(registry.storages(), loaded));
     let references = Arc::new(References::of(&cache));
-    let (sink, index) = (cache.clone(), references.clone());
+    let rbac = Arc::new(Rbac::of(&cache));
+    let (sink, index, roles) = (cache.clone(), references.clone(), rbac.clone());
     let store = opened.start(Box::new(move |changes| {
         index.apply(changes);
+        roles.apply(changes);
         sink.apply(changes);
     }))?;
     let allocators = Allocators::new(&options.service_ranges, options.node_ports.clone());
@@ -159,6 +163,7 @@ fn open_api(options: &Options, kubelet: KubeletClient) -> Result<Arc<Api>, Start
         registry,
         cache,
         references,
+        rbac,
         store: Arc::new(store),
         allocators,
         kubelet,

@@ -159,8 +159,10 @@ impl ApiError {
         ApiError::new(403, "Forbidden", format!("{subject} is forbidden: {reason}")).about(resource, name)
     }
 
-    pub fn forbidden_path(path: &str, user: &str, verb: &str) -> Self {
-        let message = format!("forbidden: User {user:?} cannot {verb} path {path:?}");
+    /// `reason` is what the rules say to it, if anything.
+    pub fn forbidden_path(path: &str, user: &str, verb: &str, reason: &str) -> Self {
+        let reason = crate::auth::behind_colon(reason);
+        let message = format!("forbidden: User {user:?} cannot {verb} path {path:?}{reason}");
         ApiError::new(403, "Forbidden", message).detail_empty()
     }
 

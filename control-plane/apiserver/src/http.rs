@@ -151,29 +151,29 @@ async fn dispatch(
         return Ok(response);
     }
     let user = user.ok_or_else(ApiError::unauthorized)?;
-    if path == "/metrics" {
-        return metrics(api, user, path);
-    }
     if path == backup::PATH {
         return backup::answer(api, user, request.method()).await;
     }
-    match route::parse(path) {
+    let parsed = route::parse(path);
+    if let Some(Route::Resource(route)) = parsed {
+        return resource(api, user, route, request).await;
+    }
+    let verb = request.method().as_str().to_ascii_lowercase();
+    auth::authorize_path(user, &verb, path, api.known())
+        .map_err(|reason| ApiError::forbidden_path(path, &user.name, &verb, &reason))?;
+    match parsed {
         Some(Route::Document(_)) if request.method() != Method::GET && request.method() != Method::HEAD => {
             Err(ApiError::method_not_allowed())
         }
         Some(Route::Document(document)) => discovery::answer(api, document, request.headers()),
-        Some(Route::Resource(route)) => resource(api, user, route, request).await,
-        None => Err(ApiError::no_such_path()),
+        None if path == "/metrics" => Ok(metrics(api)),
+        _ => Err(ApiError::no_such_path()),
     }
 }
 
-/// For administrators, as any other path without a rule.
-fn metrics(api: &Api, user: &User, path: &str) -> Result<Response<Body>, ApiError> {
-    if !user.is_in("system:masters") {
-        return Err(ApiError::forbidden_path(path, &user.name, "get"));
-    }
+fn metrics(api: &Api) -> Response<Body> {
     let text = api.cache.metrics.render(&api.cache.gauges());
-    Ok(respond(200, "text/plain; version=0.0.4; charset=utf-8", text))
+    respond(200, "text/plain; version=0.0.4; charset=utf-8", text)
 }
 
 async fn resource(
@@ -183,14 +183,18 @@ async fn resource(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let query = Query::parse(request.uri().query().unwrap_or(""));
-    let attributes = route.attributes(request.method(), &query)?;
+    let verb = route.verb(request.method(), &query)?;
+    let attributes = route.attributes(verb, &query);
     if let Err(reason) = auth::authorize(user, &attributes, api.known()) {
         let resource = crate::error::Resource { group: &attributes.group, name: &attributes.resource };
-        return Err(ApiError::forbidden(resource, &attributes.name, &reason));
+        return Err(ApiError::forbidden(
+            resource,
+            &attributes.object_name(),
+            &attributes.denial(user, &reason),
+        ));
     }
     let known =
         api.registry.find(&route.group, &route.version, &route.resource).map_or("", |kind| kind.plural);
-    let verb = attributes.verb;
     let result = Call { api, user, route, query, verb, request }.run().await;
     let code = result.as_ref().map_or_else(|error| error.code, |response| response.status().as_u16());
     api.cache.metrics.count_request(verb, known, code);

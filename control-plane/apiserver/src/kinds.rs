@@ -4,11 +4,12 @@
 //! and the functions that default, validate and print it. Discovery, routing, OpenAPI, storage, tables and selectors
 //! read rows. Three tables outside name kinds as well, for they are facts about more than the served kinds: how lists
 //! merge (`schema/facts.rs`), protobuf numbers (`schema/protobuf_numbers.txt`; a test says when a row has none), and
-//! who may use a kind (`auth/table.rs`, `auth/node.rs`; nobody but administrators, where it is in neither).
+//! who may use a kind before anybody grants it (`auth/policy.rs`, `auth/node.rs`).
 //!
 //! What only one kind does stands where it is done, by storage name: Services get addresses (`verbs`), Pods end
 //! gracefully (`verbs/delete.rs`), Namespaces close and empty (`verbs`, `api.rs`), Nodes write of themselves and of
-//! their Pods and Leases (`verbs/restriction.rs`, `auth/references.rs`), Events expire (`expiry.rs`).
+//! their Pods and Leases (`verbs/restriction.rs`, `auth/references.rs`), roles grant (`auth/rbac.rs`, `verbs/escalation.rs`),
+//! Events expire (`expiry.rs`).
 
 mod conversion;
 mod defaults;
@@ -155,6 +156,14 @@ pub const REVIEWS: &[Review] = &[
         singular: "selfsubjectrulesreview",
         type_name: "io.k8s.api.authorization.v1.SelfSubjectRulesReview",
     },
+    Review {
+        group: "authorization.k8s.io",
+        version: "v1",
+        kind: "SubjectAccessReview",
+        plural: "subjectaccessreviews",
+        singular: "subjectaccessreview",
+        type_name: "io.k8s.api.authorization.v1.SubjectAccessReview",
+    },
 ];
 
 /// The registry with its compiled schemas.
@@ -171,6 +180,9 @@ pub struct Registry {
 pub struct MissingType {
     pub name: &'static str,
 }
+
+/// The API group of roles and bindings.
+pub const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
 
 /// Types that requests carry besides the kinds themselves.
 pub const BINDING: &str = "io.k8s.api.core.v1.Binding";

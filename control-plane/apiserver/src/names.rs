@@ -121,6 +121,15 @@ pub fn config_key(value: &str) -> Vec<String> {
     problems
 }
 
+/// What can be one segment of a path, as names of roles and bindings are.
+pub fn path_segment(value: &str) -> Vec<String> {
+    if matches!(value, "." | "..") {
+        return vec![format!("may not be '{value}'")];
+    }
+    let bad = ['/', '%'].into_iter().filter(|character| value.contains(*character));
+    bad.map(|character| format!("may not contain '{character}'")).collect()
+}
+
 /// A name of a container port: IANA service name.
 pub fn port_name(value: &str) -> Vec<String> {
     let mut problems = Vec::new();
@@ -180,6 +189,9 @@ mod tests {
         }
         assert!(!dns_1035_label("1a").is_empty() && !qualified_name("a/b/c").is_empty());
         assert!(!config_key("..").is_empty() && !config_key("..a").is_empty() && !port_name("80").is_empty());
+        assert!(path_segment("system:a B..").is_empty());
+        assert_eq!(path_segment(".."), ["may not be '..'"]);
+        assert_eq!(path_segment("a%/b"), ["may not contain '/'", "may not contain '%'"]);
         assert_eq!(dns_label(&"a".repeat(64)), ["must be no more than 63 bytes"]);
     }
 

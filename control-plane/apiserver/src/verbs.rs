@@ -9,6 +9,7 @@ mod change;
 mod commit;
 mod create;
 mod delete;
+mod escalation;
 mod pods;
 mod restriction;
 mod scale;
@@ -16,11 +17,12 @@ mod scale;
 use bytes::Bytes;
 use serde_json::Value;
 
+use crate::api::Api;
 use crate::auth::User;
 use crate::error::ApiError;
 use crate::kinds::Kind;
 use crate::object;
-use restriction::NodeWrite;
+use restriction::ObjectWrite;
 
 pub use body::{FieldValidation, decode_options, decode_review};
 pub use delete::DeleteOptions;
@@ -58,12 +60,14 @@ impl Written {
     }
 }
 
-impl Target<'_> {
-    /// Whether its user may write this, where the user is a node.
-    fn admit(&self, name: &str, write: NodeWrite<'_>) -> Result<(), ApiError> {
-        let Some(node) = self.user.node() else { return Ok(()) };
-        restriction::check(node, self.kind, write)
-            .map_err(|reason| ApiError::forbidden(self.kind.resource(), name, &reason))
+impl Api {
+    /// Whether the user of `target` may write this: a node to its own objects only, anybody only what grants no more than they have.
+    fn admit(&self, target: &Target<'_>, name: &str, write: ObjectWrite<'_>) -> Result<(), ApiError> {
+        if let Some(node) = target.user.node() {
+            restriction::check(node, target.kind, write)
+                .map_err(|reason| ApiError::forbidden(target.kind.resource(), name, &reason))?;
+        }
+        self.admit_grant(target, name, write)
     }
 }
 

@@ -10,6 +10,8 @@ mod network_policies;
 mod objects;
 #[path = "https/pods.rs"]
 mod pods;
+#[path = "https/roles.rs"]
+mod roles;
 #[path = "https/start.rs"]
 mod start;
 #[path = "https/watches.rs"]

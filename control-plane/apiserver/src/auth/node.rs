@@ -8,7 +8,6 @@
 use super::references::References;
 use super::{Attributes, Known};
 use crate::cache::Cache;
-use crate::selectors::FieldSelector;
 use crate::storage::Key;
 
 const READ: &[&str] = &["get", "list", "watch"];
@@ -17,8 +16,8 @@ const LEASES: &str = "kube-node-lease";
 
 pub(super) fn allows(node: &str, wanted: &Attributes, known: Known<'_>) -> bool {
     let cache = known.cache;
-    let reads = READ.contains(&wanted.verb);
-    let verb = wanted.verb;
+    let verb = &*wanted.verb;
+    let reads = READ.contains(&verb);
     match (wanted.group.as_str(), wanted.resource.as_str(), wanted.subresource.as_str()) {
         ("", "nodes", "") => {
             reads || (verb == "create") || (own(node, wanted) && matches!(verb, "update" | "patch"))
@@ -53,14 +52,9 @@ fn is_bound(node: &str, wanted: &Attributes, cache: &Cache) -> bool {
 
 /// Whether a pod that is bound to the node uses the Secret or ConfigMap. Lists must select one by name.
 fn refers(node: &str, wanted: &Attributes, references: &References) -> bool {
-    let selected = FieldSelector::parse(&wanted.field_selector).unwrap_or_default();
-    let named = selected.0.iter().find(|term| term.equal && term.field == "metadata.name");
-    let name = match (wanted.name.as_str(), named) {
-        ("", Some(term)) => term.value.as_str(),
-        (name, _) => name,
-    };
+    let name = wanted.object_name();
     if name.is_empty() || wanted.namespace.is_empty() {
         return false;
     }
-    references.has(node, &Key::new(&wanted.resource, &wanted.namespace, name))
+    references.has(node, &Key::new(&wanted.resource, &wanted.namespace, &name))
 }

@@ -7,10 +7,12 @@ use crate::cache::FieldValues;
 use crate::object;
 use crate::storage::{Change, Key, Loaded, Write};
 
-fn known() -> (Cache, References) {
+fn known() -> (Cache, References, Rbac) {
     let fields: FieldValues =
         |value| vec![("spec.nodeName", object::text(value, "/spec/nodeName").to_owned())];
-    let cache = Cache::new([("pods", fields)], Loaded::default());
+    let nothing: FieldValues = |_| vec![];
+    let kinds = [("pods", fields), ("clusterroles", nothing), ("clusterrolebindings", nothing)];
+    let cache = Cache::new(kinds, Loaded::default());
     let pod = |name: &str, node: &str, secret: &str| {
         let value = json!({"metadata": {"name": name, "namespace": "x"}, "spec": {"nodeName": node,
             "volumes": [{"name": "v", "secret": {"secretName": secret}}],
@@ -21,16 +23,24 @@ fn known() -> (Cache, References) {
         Change { revision: 1, write: pod("mine", "n1", "my-secret") },
         Change { revision: 2, write: pod("other", "n2", "other-secret") },
     ]);
-    let references = References::of(&cache);
-    (cache, references)
+    let roles = policy::cluster_roles().into_iter().map(|role| ("clusterroles", role));
+    let bindings =
+        policy::cluster_role_bindings().into_iter().map(|binding| ("clusterrolebindings", binding));
+    for (storage, object) in roles.chain(bindings) {
+        let key = Key::new(storage, "", object::name(&object));
+        cache.apply(&[Change { revision: 3, write: Write::Put { key, value: object::encode(&object) } }]);
+    }
+    let (references, rbac) = (References::of(&cache), Rbac::of(&cache));
+    (cache, references, rbac)
 }
 
 fn asks(user: &str, verb: &'static str, path: &str) -> bool {
-    let groups = match user {
-        "admin" => vec!["system:masters".into()],
-        name if name.starts_with("system:node:") => vec!["system:nodes".into()],
-        _ => vec![],
-    };
+    let mut groups = vec!["system:authenticated".to_owned()];
+    match user {
+        "admin" => groups.push(MASTERS.into()),
+        name if name.starts_with("system:node:") => groups.push("system:nodes".into()),
+        _ => {}
+    }
     let user = User { name: user.into(), groups };
     let mut parts = path.split(' ');
     let mut next = || parts.next().unwrap_or("").to_owned();
@@ -38,7 +48,7 @@ fn asks(user: &str, verb: &'static str, path: &str) -> bool {
     let (resource, subresource) = resource_path.split_once('/').unwrap_or((&resource_path, ""));
     let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
     let attributes = Attributes {
-        verb,
+        verb: verb.into(),
         group: group.into(),
         resource: resource.into(),
         subresource: subresource.into(),
@@ -46,8 +56,8 @@ fn asks(user: &str, verb: &'static str, path: &str) -> bool {
         name: next(),
         field_selector: next(),
     };
-    let (cache, references) = known();
-    authorize(&user, &attributes, Known { cache: &cache, references: &references }).is_ok()
+    let (cache, references, rbac) = known();
+    authorize(&user, &attributes, Known { cache: &cache, references: &references, rbac: &rbac }).is_ok()
 }
 
 #[test]
@@ -94,10 +104,43 @@ fn who_may_do_what() {
         ("system:kube-scheduler", "create", "pods/binding x mine", true),
         ("system:kube-scheduler", "get", "secrets x y", false),
         ("system:kube-scheduler", "list", "networkpolicies.networking.k8s.io", false),
+        ("system:kube-scheduler", "update", "leases.coordination.k8s.io kube-system kube-scheduler", true),
+        ("system:kube-scheduler", "update", "leases.coordination.k8s.io kube-node-lease n1", false),
         ("system:kube-controller-manager", "create", "pods x", true),
         ("system:kube-controller-manager", "create", "networkpolicies.networking.k8s.io x", false),
+        ("system:kube-controller-manager", "create", "clusterroles.rbac.authorization.k8s.io", false),
+        ("system:kube-controller-manager", "escalate", "clusterroles.rbac.authorization.k8s.io  r", false),
+        ("system:kube-controller-manager", "bind", "clusterroles.rbac.authorization.k8s.io  r", false),
+        ("system:kube-proxy", "watch", "endpointslices.discovery.k8s.io", true),
+        ("system:kube-proxy", "list", "services", true),
+        ("system:kube-proxy", "get", "nodes  n1", true),
+        ("system:kube-proxy", "create", "events.events.k8s.io x", true),
+        ("system:kube-proxy", "get", "services x s", false),
+        ("system:kube-proxy", "list", "pods", false),
+        (node, "list", "roles.rbac.authorization.k8s.io", false),
     ] {
         assert_eq!(asks(user, verb, path), expected, "{user} {verb} {path}");
+    }
+}
+
+#[test]
+fn every_role_and_binding_of_a_cluster_is_good() {
+    let registry = crate::kinds::Registry::build().unwrap();
+    let (roles, bindings) = (policy::cluster_roles(), policy::cluster_role_bindings());
+    for (plural, objects) in [("clusterroles", &roles), ("clusterrolebindings", &bindings)] {
+        let kind = registry.find(crate::kinds::RBAC_GROUP, "v1", plural).unwrap();
+        for object in objects {
+            let mut same = object.clone();
+            (kind.default)(&mut same);
+            assert_eq!(same, *object, "a default would be added at every start");
+            let mut errors = crate::kinds::validate_metadata(kind, object);
+            errors.extend((kind.validate)(object));
+            assert!(errors.is_empty(), "{object}: {errors:?}");
+        }
+    }
+    for binding in &bindings {
+        let name = object::text(binding, "/roleRef/name");
+        assert!(roles.iter().any(|role| object::name(role) == name), "{name}");
     }
 }
 
@@ -117,7 +160,7 @@ fn controllers_may_empty_a_namespace_and_collect_garbage_of_every_kind() {
 fn a_denial_reads_like_upstreams() {
     let user = User { name: "system:node:n1".into(), groups: vec![] };
     let attributes = Attributes {
-        verb: "get",
+        verb: "get".into(),
         resource: "secrets".into(),
         namespace: "x".into(),
         name: "s".into(),
@@ -125,5 +168,7 @@ fn a_denial_reads_like_upstreams() {
     };
     let expected =
         "User \"system:node:n1\" cannot get resource \"secrets\" in API group \"\" in the namespace \"x\"";
-    assert_eq!(attributes.denial(&user), expected);
+    assert_eq!(attributes.denial(&user, ""), expected);
+    let reason = "RBAC: role.rbac.authorization.k8s.io \"r\" not found";
+    assert_eq!(attributes.denial(&user, reason), format!("{expected}: {reason}"));
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::StartError;
 use crate::api::Api;
-use crate::auth::User;
+use crate::auth::{MASTERS, User};
 use crate::cache::{EventType, Filter, WatchStart};
 use crate::error::ApiError;
 use crate::selectors::FieldSelector;
@@ -28,7 +28,7 @@ const RESTORE_DELAY: Duration = Duration::from_millis(50);
 
 /// The server itself, when it makes objects.
 pub(super) fn masters() -> User {
-    User { name: "system:apiserver".into(), groups: vec!["system:masters".into()] }
+    User { name: "system:apiserver".into(), groups: vec![MASTERS.into()] }
 }
 
 /// What the objects say.

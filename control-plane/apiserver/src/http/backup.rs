@@ -16,7 +16,7 @@ use tokio_util::io::ReaderStream;
 
 use super::{Body, respond};
 use crate::api::Api;
-use crate::auth::User;
+use crate::auth::{MASTERS, User};
 use crate::error::ApiError;
 use crate::storage::{Backup, BackupError};
 
@@ -32,8 +32,8 @@ const CHUNKS: usize = 4;
 const RETRY_AFTER: u32 = 10;
 
 pub(super) async fn answer(api: &Api, user: &User, method: &Method) -> Result<Response<Body>, ApiError> {
-    if !user.is_in("system:masters") {
-        return Err(ApiError::forbidden_path(PATH, &user.name, "get"));
+    if !user.is_in(MASTERS) {
+        return Err(ApiError::forbidden_path(PATH, &user.name, "get", ""));
     }
     if method != Method::GET {
         return Err(ApiError::method_not_allowed());

@@ -137,10 +137,10 @@ pub(crate) fn check_served(kind: &Kind, route: &ResourceRoute, verb: &str) -> Re
 }
 
 impl ResourceRoute {
-    /// Verb and attributes of a request, for authorization.
-    pub(crate) fn attributes(&self, method: &Method, query: &Query) -> Result<Attributes, ApiError> {
+    /// What a request does.
+    pub(crate) fn verb(&self, method: &Method, query: &Query) -> Result<&'static str, ApiError> {
         let collection = self.name.is_empty();
-        let verb = match *method {
+        Ok(match *method {
             Method::GET | Method::HEAD if collection && query.is_set("watch") => "watch",
             Method::GET | Method::HEAD if collection => "list",
             Method::GET | Method::HEAD => "get",
@@ -153,19 +153,23 @@ impl ResourceRoute {
                 let resource = Resource { group: &self.group, name: &self.resource };
                 return Err(ApiError::method_not_supported(resource, method.as_str()));
             }
-        };
+        })
+    }
+
+    /// What a request does to what, for authorization.
+    pub(crate) fn attributes(&self, verb: &'static str, query: &Query) -> Attributes {
         // Upstream's request info: a namespace itself is in its own namespace.
         let namespace =
             if self.resource == "namespaces" { self.name.clone() } else { self.namespace.clone() };
-        Ok(Attributes {
-            verb,
+        Attributes {
+            verb: verb.into(),
             group: self.group.clone(),
             resource: self.resource.clone(),
             subresource: self.subresource.clone(),
             namespace,
             name: self.name.clone(),
             field_selector: query.get("fieldSelector").to_owned(),
-        })
+        }
     }
 }
 
@@ -232,7 +236,7 @@ mod tests {
             let Some(Route::Resource(route)) = parse(path) else { panic!("{path}") };
             let kind = registry.find(&route.group, &route.version, &route.resource).unwrap();
             let method = method.parse().unwrap();
-            let verb = route.attributes(&method, &Query::default()).unwrap().verb;
+            let verb = route.verb(&method, &Query::default()).unwrap();
             let answer = check_served(kind, &route, verb).map_or_else(|error| error.code, |()| 200);
             assert_eq!(answer, code, "{method} {path}");
         }

@@ -2,6 +2,7 @@
 
 pub(super) mod network_policy;
 pub(super) mod pod;
+pub(super) mod rbac;
 pub(super) mod service;
 pub(super) mod simple;
 pub(super) mod workload;

@@ -5,6 +5,7 @@
 pub(super) mod network;
 pub(super) mod node;
 pub(super) mod pod;
+pub(super) mod rbac;
 pub(super) mod simple;
 pub(super) mod workload;
 

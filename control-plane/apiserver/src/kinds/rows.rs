@@ -1,6 +1,8 @@
 //! The rows: one per served kind. Facts are upstream's (`pkg/registry/*/storage`).
 
-use super::{Conversion, Kind, Subresource, VERBS, conversion, defaults, fields, prepare, print, validate};
+use super::{
+    Conversion, Kind, RBAC_GROUP, Subresource, VERBS, conversion, defaults, fields, prepare, print, validate,
+};
 use crate::names;
 
 const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];
@@ -57,6 +59,26 @@ const BASE: Kind = Kind {
     columns: print::NAME_AGE,
     cells: print::name_age,
     conversion: None,
+};
+
+/// What Role and ClusterRole share; never registered itself.
+const ROLE: Kind = Kind {
+    group: RBAC_GROUP,
+    name_rule: names::path_segment,
+    columns: print::rbac::ROLE,
+    cells: print::rbac::role,
+    ..BASE
+};
+
+/// What RoleBinding and ClusterRoleBinding share; never registered itself.
+const BINDING: Kind = Kind {
+    group: RBAC_GROUP,
+    name_rule: names::path_segment,
+    default: defaults::rbac::binding,
+    validate_update: validate::rbac::binding_update,
+    columns: print::rbac::BINDING,
+    cells: print::rbac::binding,
+    ..BASE
 };
 
 pub(super) const KINDS: &[Kind] = &[
@@ -309,5 +331,43 @@ pub(super) const KINDS: &[Kind] = &[
         columns: print::network::NETWORK_POLICY,
         cells: print::network::network_policy,
         ..BASE
+    },
+    Kind {
+        kind: "ClusterRoleBinding",
+        plural: "clusterrolebindings",
+        singular: "clusterrolebinding",
+        namespaced: false,
+        type_name: "io.k8s.api.rbac.v1.ClusterRoleBinding",
+        storage: "clusterrolebindings",
+        validate: validate::rbac::cluster_role_binding,
+        ..BINDING
+    },
+    Kind {
+        kind: "ClusterRole",
+        plural: "clusterroles",
+        singular: "clusterrole",
+        namespaced: false,
+        type_name: "io.k8s.api.rbac.v1.ClusterRole",
+        storage: "clusterroles",
+        validate: validate::rbac::cluster_role,
+        ..ROLE
+    },
+    Kind {
+        kind: "RoleBinding",
+        plural: "rolebindings",
+        singular: "rolebinding",
+        type_name: "io.k8s.api.rbac.v1.RoleBinding",
+        storage: "rolebindings",
+        validate: validate::rbac::role_binding,
+        ..BINDING
+    },
+    Kind {
+        kind: "Role",
+        plural: "roles",
+        singular: "role",
+        type_name: "io.k8s.api.rbac.v1.Role",
+        storage: "roles",
+        validate: validate::rbac::role,
+        ..ROLE
     },
 ];

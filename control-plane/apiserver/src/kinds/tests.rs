@@ -654,3 +654,151 @@ fn a_network_policys_row_shows_its_pods() {
         assert_eq!((kind("NetworkPolicy").cells)(&policy, now), ["p", expected, "10m"]);
     }
 }
+
+#[test]
+fn bindings_get_upstreams_groups() {
+    let given = json!({"roleRef": {"kind": "Role", "name": "r"}, "subjects": [{"kind": "User", "name": "u"},
+        {"kind": "Group", "name": "g", "apiGroup": "other"}, {"kind": "ServiceAccount", "name": "s"}, {"kind": "Robot"}]});
+    let expected = json!({"roleRef": {"apiGroup": RBAC_GROUP, "kind": "Role", "name": "r"}, "subjects": [
+        {"kind": "User", "name": "u", "apiGroup": RBAC_GROUP}, {"kind": "Group", "name": "g", "apiGroup": "other"},
+        {"kind": "ServiceAccount", "name": "s"}, {"kind": "Robot"}]});
+    for kind in ["RoleBinding", "ClusterRoleBinding"] {
+        assert_eq!(defaulted(kind, given.clone()), expected, "{kind}");
+    }
+}
+
+#[test]
+fn the_rules_of_roles() {
+    let (one, two) = ("rules[0].", "resource rules must supply at least one");
+    let paths = "rules[0].nonResourceURLs: Invalid value: [\"/a\"]:";
+    let namespaced = format!("{paths} namespaced rules cannot apply to non-resource URLs");
+    for (rule, of_cluster, of_namespace) in [
+        (
+            json!({"verbs": ["get"], "apiGroups": [""], "resources": ["a", "b"], "resourceNames": ["c"]}),
+            vec![],
+            vec![],
+        ),
+        (json!({"verbs": ["get"], "nonResourceURLs": ["/a"]}), vec![], vec![namespaced.clone()]),
+        (
+            json!({"verbs": ["get"], "nonResourceURLs": ["/a"], "resources": ["b"]}),
+            vec![format!("{paths} rules cannot apply to both regular resources and non-resource URLs")],
+            vec![
+                namespaced,
+                format!("{paths} rules cannot apply to both regular resources and non-resource URLs"),
+            ],
+        ),
+        (
+            json!({}),
+            vec![
+                format!("{one}verbs: Required value: verbs must contain at least one value"),
+                format!("{one}apiGroups: Required value: {two} api group"),
+                format!("{one}resources: Required value: {two} resource"),
+            ],
+            vec![
+                format!("{one}verbs: Required value: verbs must contain at least one value"),
+                format!("{one}apiGroups: Required value: {two} api group"),
+                format!("{one}resources: Required value: {two} resource"),
+            ],
+        ),
+    ] {
+        let role = json!({"rules": [rule]});
+        assert_eq!(problems("ClusterRole", role.clone()), of_cluster, "{rule}");
+        assert_eq!(problems("Role", role), of_namespace, "{rule}");
+    }
+    let selectors = "aggregationRule.clusterRoleSelectors";
+    for (rule, expected) in [
+        (json!({"clusterRoleSelectors": [{"matchLabels": {"a": "b"}}]}), vec![]),
+        (
+            json!({}),
+            vec![format!(
+                "{selectors}: Required value: at least one clusterRoleSelector required if aggregationRule is non-nil"
+            )],
+        ),
+        (
+            json!({"clusterRoleSelectors": [{}, {"matchExpressions": [{"key": "a", "operator": "Near"}]}]}),
+            vec![format!(
+                "{selectors}[1].matchExpressions[0].operator: Invalid value: \"Near\": not a valid selector operator"
+            )],
+        ),
+    ] {
+        assert_eq!(problems("ClusterRole", json!({"aggregationRule": rule})), expected, "{rule}");
+    }
+}
+
+#[test]
+fn the_subjects_and_roles_of_bindings() {
+    let group = format!("supported values: {RBAC_GROUP:?}");
+    for (subject, of_cluster, of_namespace) in [
+        (json!({"kind": "User", "name": "a b/c:%"}), vec![], vec![]),
+        (json!({"kind": "ServiceAccount", "name": "s", "namespace": "n"}), vec![], vec![]),
+        (json!({"kind": "ServiceAccount", "name": "s"}), vec!["namespace: Required value".to_owned()], vec![]),
+        (json!({"kind": "Group"}), vec!["name: Required value".into()], vec!["name: Required value".into()]),
+        (
+            json!({"kind": "ServiceAccount", "name": "s", "namespace": "n", "apiGroup": "v1"}),
+            vec!["apiGroup: Unsupported value: \"v1\": supported values: \"\"".into()],
+            vec!["apiGroup: Unsupported value: \"v1\": supported values: \"\"".into()],
+        ),
+        (
+            json!({"kind": "User", "name": "u", "apiGroup": "v1"}),
+            vec![format!("apiGroup: Unsupported value: \"v1\": {group}")],
+            vec![format!("apiGroup: Unsupported value: \"v1\": {group}")],
+        ),
+        (
+            json!({"kind": "Robot", "name": "r"}),
+            vec!["kind: Unsupported value: \"Robot\": supported values: \"ServiceAccount\", \"User\", \"Group\"".into()],
+            vec!["kind: Unsupported value: \"Robot\": supported values: \"ServiceAccount\", \"User\", \"Group\"".into()],
+        ),
+    ] {
+        let given = json!({"roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [subject]});
+        for (kind, expected) in [("ClusterRoleBinding", of_cluster), ("RoleBinding", of_namespace)] {
+            let expected: Vec<String> = expected.iter().map(|problem| format!("subjects[0].{problem}")).collect();
+            assert_eq!(problems(kind, given.clone()), expected, "{kind} {subject}");
+        }
+    }
+    for (kind, role, expected) in [
+        ("RoleBinding", json!({"kind": "Role", "name": "a:b"}), vec![]),
+        (
+            "RoleBinding",
+            json!({"kind": "Role", "name": "a/b"}),
+            vec!["name: Invalid value: \"a/b\": may not contain '/'"],
+        ),
+        (
+            "RoleBinding",
+            json!({"kind": "Pod"}),
+            vec![
+                "kind: Unsupported value: \"Pod\": supported values: \"Role\", \"ClusterRole\"",
+                "name: Required value",
+            ],
+        ),
+        (
+            "ClusterRoleBinding",
+            json!({"kind": "Role", "name": "r"}),
+            vec!["kind: Unsupported value: \"Role\": supported values: \"ClusterRole\""],
+        ),
+        (
+            "ClusterRoleBinding",
+            json!({"kind": "ClusterRole", "name": "r", "apiGroup": "v1"}),
+            vec!["apiGroup: Unsupported value: \"v1\": supported values: \"rbac.authorization.k8s.io\""],
+        ),
+    ] {
+        let expected: Vec<String> = expected.iter().map(|problem| format!("roleRef.{problem}")).collect();
+        assert_eq!(problems(kind, json!({"roleRef": role})), expected, "{kind} {role}");
+    }
+}
+
+#[test]
+fn rows_of_roles_and_bindings() {
+    let now = "2024-01-01T00:10:00Z".parse().unwrap();
+    let metadata = json!({"name": "system:r", "creationTimestamp": "2024-01-01T00:00:00Z"});
+    let role = json!({"metadata": metadata});
+    assert_eq!((kind("ClusterRole").cells)(&role, now), ["system:r", "2024-01-01T00:00:00Z"]);
+    let binding = json!({"metadata": metadata, "roleRef": {"kind": "Role", "name": "x"}, "subjects": [
+        {"kind": "Group", "name": "g"}, {"kind": "User", "name": "u"}, {"kind": "User", "name": "v"},
+        {"kind": "ServiceAccount", "name": "s", "namespace": "n"}]});
+    assert_eq!((kind("RoleBinding").cells)(&binding, now), ["system:r", "Role/x", "10m", "u, v", "g", "n/s"]);
+    let columns: Vec<(&str, i32)> =
+        kind("RoleBinding").columns.iter().map(|column| (column.name, column.priority)).collect();
+    let expected =
+        [("Name", 0), ("Role", 0), ("Age", 0), ("Users", 1), ("Groups", 1), ("ServiceAccounts", 1)];
+    assert_eq!(columns, expected);
+}

@@ -4,6 +4,7 @@ mod cidr;
 pub(super) mod config;
 pub(super) mod network_policy;
 pub(super) mod pod;
+pub(super) mod rbac;
 pub(super) mod service;
 pub(super) mod simple;
 mod volumes;

@@ -5,7 +5,7 @@
 
 use k8s_openapi::api::{
     apps, authentication, authorization, autoscaling, coordination, core, discovery, events, networking,
-    policy,
+    policy, rbac,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use schemars::generate::SchemaSettings;
@@ -34,6 +34,10 @@ pub fn definitions() -> Map<String, Value> {
     generator.subschema_for::<coordination::v1::Lease>();
     generator.subschema_for::<discovery::v1::EndpointSlice>();
     generator.subschema_for::<networking::v1::NetworkPolicy>();
+    generator.subschema_for::<rbac::v1::ClusterRole>();
+    generator.subschema_for::<rbac::v1::ClusterRoleBinding>();
+    generator.subschema_for::<rbac::v1::Role>();
+    generator.subschema_for::<rbac::v1::RoleBinding>();
     generator.subschema_for::<apps::v1::Deployment>();
     generator.subschema_for::<apps::v1::ReplicaSet>();
     generator.subschema_for::<autoscaling::v1::Scale>();
@@ -41,6 +45,7 @@ pub fn definitions() -> Map<String, Value> {
     generator.subschema_for::<authentication::v1::SelfSubjectReview>();
     generator.subschema_for::<authorization::v1::SelfSubjectAccessReview>();
     generator.subschema_for::<authorization::v1::SelfSubjectRulesReview>();
+    generator.subschema_for::<authorization::v1::SubjectAccessReview>();
     generator.subschema_for::<meta::DeleteOptions>();
     generator.subschema_for::<meta::Status>();
     generator.subschema_for::<meta::ListMeta>();

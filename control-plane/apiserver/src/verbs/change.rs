@@ -8,7 +8,7 @@
 use serde_json::Value;
 
 use super::body::{Expected, check_name, check_namespace, conform, decode};
-use super::restriction::NodeWrite;
+use super::restriction::ObjectWrite;
 use super::{FieldValidation, MAX_RACES, Target, WriteOptions, Written, race_lost, set_revision};
 use crate::allocators::Bookkeeping;
 use crate::api::Api;
@@ -155,7 +155,7 @@ impl Api {
                 Settled::Write(new) => (new, false),
                 Settled::Remove(last) => (last, true),
             };
-            target.admit(target.name, NodeWrite::Update { old: &old, new: &new })?;
+            self.admit(&target, target.name, ObjectWrite::Update { old: &old, new: &new })?;
             let reservation = if kind.storage == "services" && part == Part::Main && !remove {
                 let allocated = self.allocators.allocate(&mut new, Some(&old));
                 Some(allocated.map_err(|errors| kind.invalid(target.name, &errors))?)

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::body::{Expected, check_namespace, decode};
-use super::restriction::NodeWrite;
+use super::restriction::ObjectWrite;
 use super::{MAX_RACES, Target, WriteOptions, Written, set_revision};
 use crate::allocators::Bookkeeping;
 use crate::api::Api;
@@ -68,7 +68,7 @@ impl Api {
         if kind.storage == "pods" {
             self.tolerations.add(&mut object);
         }
-        target.admit(object::name(&object), NodeWrite::Create(&object))?;
+        self.admit(&target, object::name(&object), ObjectWrite::Create(&object))?;
         let mut errors = kinds::validate_metadata(kind, &object);
         errors.extend((kind.validate)(&object));
         let name = object::name(&object).to_owned();

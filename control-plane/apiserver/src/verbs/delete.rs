@@ -9,7 +9,7 @@
 use serde_json::{Value, json};
 
 use super::change::is_finished;
-use super::restriction::NodeWrite;
+use super::restriction::ObjectWrite;
 use super::{MAX_RACES, Target, Written, race_lost, set_revision};
 use crate::allocators::Bookkeeping;
 use crate::api::Api;
@@ -104,7 +104,7 @@ impl Api {
             let old = entry.value();
             check_preconditions(&target, &old, options)?;
             protect(&target)?;
-            target.admit(target.name, NodeWrite::Delete(&old))?;
+            self.admit(&target, target.name, ObjectWrite::Delete(&old))?;
             let (mut new, remove) = match step(kind, &old, options, jiff::Timestamp::now()) {
                 Step::Wait => return Ok(answer(kind, old, false)),
                 Step::Mark(new) => (new, false),

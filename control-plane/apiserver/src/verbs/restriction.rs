@@ -33,7 +33,7 @@ const OWN_LABEL_NAMESPACES: &[&str] = &["kubernetes.io", "k8s.io"];
 
 /// A write to one object.
 #[derive(Clone, Copy)]
-pub(super) enum NodeWrite<'a> {
+pub(super) enum ObjectWrite<'a> {
     Create(&'a Value),
     /// Of any part of the object.
     Update {
@@ -43,18 +43,18 @@ pub(super) enum NodeWrite<'a> {
     Delete(&'a Value),
 }
 
-impl<'a> NodeWrite<'a> {
+impl<'a> ObjectWrite<'a> {
     /// The object that is written to.
     fn object(self) -> &'a Value {
         match self {
-            NodeWrite::Create(object) | NodeWrite::Delete(object) => object,
-            NodeWrite::Update { old, .. } => old,
+            ObjectWrite::Create(object) | ObjectWrite::Delete(object) => object,
+            ObjectWrite::Update { old, .. } => old,
         }
     }
 }
 
 /// Whether `node` may do it. The error is the sentence behind `… is forbidden: `.
-pub(super) fn check(node: &str, kind: &Kind, write: NodeWrite<'_>) -> Result<(), String> {
+pub(super) fn check(node: &str, kind: &Kind, write: ObjectWrite<'_>) -> Result<(), String> {
     match kind.storage {
         "nodes" => own_node(node, write),
         "leases" if name(write.object()) != node => {
@@ -65,16 +65,16 @@ pub(super) fn check(node: &str, kind: &Kind, write: NodeWrite<'_>) -> Result<(),
     }
 }
 
-fn own_node(node: &str, write: NodeWrite<'_>) -> Result<(), String> {
+fn own_node(node: &str, write: ObjectWrite<'_>) -> Result<(), String> {
     let written = name(write.object());
     if written != node {
         return Err(format!("node {node:?} is not allowed to modify node {written:?}"));
     }
     let nothing = Value::Null;
     let (old, new) = match write {
-        NodeWrite::Create(new) => (&nothing, new),
-        NodeWrite::Update { old, new } => (old, new),
-        NodeWrite::Delete(_) => return Ok(()),
+        ObjectWrite::Create(new) => (&nothing, new),
+        ObjectWrite::Update { old, new } => (old, new),
+        ObjectWrite::Delete(_) => return Ok(()),
     };
     // A node registers with taints, and cannot take them off again.
     if !old.is_null() && new["spec"]["taints"] != old["spec"]["taints"] {
@@ -94,17 +94,17 @@ fn own_node(node: &str, write: NodeWrite<'_>) -> Result<(), String> {
     }
 }
 
-fn own_pod(node: &str, write: NodeWrite<'_>) -> Result<(), String> {
+fn own_pod(node: &str, write: ObjectWrite<'_>) -> Result<(), String> {
     let is_own = text(write.object(), "/spec/nodeName") == node;
     match write {
-        NodeWrite::Create(_) => Err("pods are not created by nodes".into()),
-        NodeWrite::Update { .. } if !is_own => {
+        ObjectWrite::Create(_) => Err("pods are not created by nodes".into()),
+        ObjectWrite::Update { .. } if !is_own => {
             Err(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"))
         }
-        NodeWrite::Update { old, new } if new["metadata"]["labels"] != old["metadata"]["labels"] => {
+        ObjectWrite::Update { old, new } if new["metadata"]["labels"] != old["metadata"]["labels"] => {
             Err(format!("node {node:?} cannot update labels through pod status"))
         }
-        NodeWrite::Delete(_) if !is_own => {
+        ObjectWrite::Delete(_) if !is_own => {
             Err(format!("node {node:?} can only delete pods with spec.nodeName set to itself"))
         }
         _ => Ok(()),

@@ -1,11 +1,11 @@
 //! A server to test and a minimal HTTP client: one connection per request.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use apiserver::bootstrap::{self, Options, Running};
 use apiserver::http::serve;
-use apiserver::pki::Identity;
+use apiserver::pki::{Credentials, Identity};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
@@ -22,6 +22,7 @@ pub type Stream = TokioIo<tokio_rustls::client::TlsStream<TcpStream>>;
 pub struct Server {
     pub running: Running,
     pub stop: CancellationToken,
+    data_dir: PathBuf,
     _directory: Option<tempfile::TempDir>,
 }
 
@@ -65,12 +66,12 @@ pub async fn server_in(data_dir: &Path) -> Server {
     let options = options_in(data_dir);
     let stop = CancellationToken::new();
     let running = bootstrap::start(&options, stop.clone()).await.unwrap();
-    Server::of(running, stop)
+    Server::of(running, stop, data_dir)
 }
 
 impl Server {
-    pub fn of(running: Running, stop: CancellationToken) -> Self {
-        Server { running, stop, _directory: None }
+    pub fn of(running: Running, stop: CancellationToken, data_dir: &Path) -> Self {
+        Server { running, stop, data_dir: data_dir.to_owned(), _directory: None }
     }
 
     pub fn tls(&self, identity: Option<Identity<'_>>) -> rustls::ClientConfig {
@@ -91,8 +92,12 @@ impl Server {
     }
 
     pub async fn connect(&self, identity: Option<Identity<'_>>) -> Stream {
+        self.connect_with(self.tls(identity)).await
+    }
+
+    async fn connect_with(&self, tls: rustls::ClientConfig) -> Stream {
         let stream = TcpStream::connect(self.running.address).await.unwrap();
-        let connector = TlsConnector::from(Arc::new(self.tls(identity)));
+        let connector = TlsConnector::from(Arc::new(tls));
         TokioIo::new(connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap())
     }
 
@@ -102,18 +107,18 @@ impl Server {
         identity: Option<Identity<'_>>,
         request: Request<Full<Bytes>>,
     ) -> http::Response<Incoming> {
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(self.connect(identity).await).await.unwrap();
-        tokio::spawn(connection.with_upgrades());
-        sender.send_request(request).await.unwrap()
+        exchange(self.connect(identity).await, request).await
     }
 
     pub async fn send(&self, identity: Option<Identity<'_>>, request: Request<Full<Bytes>>) -> Answer {
-        let response = self.open(identity, request).await;
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into());
-        Answer { code: parts.status.as_u16(), headers: parts.headers, body }
+        read(self.open(identity, request).await).await
+    }
+
+    /// Sends a request as a user whose certificate is made for it.
+    pub async fn send_as(&self, user: &User<'_>, request: Request<Full<Bytes>>) -> Answer {
+        let ca = self.running.pki.ca_certificate();
+        let tls = serve::client_config(&user.certificate(ca, &self.data_dir), ca).unwrap();
+        read(exchange(self.connect_with(tls).await, request).await).await
     }
 
     async fn admin(&self, method: &str, path: &str, media: &str, body: Option<&Value>) -> Answer {
@@ -139,6 +144,43 @@ impl Server {
 
     pub async fn delete(&self, path: &str) -> Answer {
         self.admin("DELETE", path, "", None).await
+    }
+}
+
+async fn exchange(stream: Stream, request: Request<Full<Bytes>>) -> http::Response<Incoming> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    sender.send_request(request).await.unwrap()
+}
+
+async fn read(response: http::Response<Incoming>) -> Answer {
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into());
+    Answer { code: parts.status.as_u16(), headers: parts.headers, body }
+}
+
+/// A user that is none of the control plane's, in a group or not.
+pub struct User<'a> {
+    pub name: &'a str,
+    pub group: Option<&'a str>,
+}
+
+impl User<'_> {
+    /// Signed with the key that the server keeps.
+    fn certificate(&self, ca: &str, data_dir: &Path) -> Credentials {
+        let key = std::fs::read_to_string(data_dir.join("pki/ca.key")).unwrap();
+        let issuer = rcgen::Issuer::from_ca_cert_pem(ca, rcgen::KeyPair::from_pem(&key).unwrap()).unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if let Some(group) = self.group {
+            params.distinguished_name.push(rcgen::DnType::OrganizationName, group);
+        }
+        params.distinguished_name.push(rcgen::DnType::CommonName, self.name);
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        Credentials { certificate: certificate.pem(), key: key.serialize_pem() }
     }
 }
 

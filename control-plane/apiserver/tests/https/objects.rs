@@ -269,7 +269,7 @@ async fn a_service_has_addresses_of_the_families_that_it_asks_for() {
     options.service_ranges.push("fd00:96::/112".parse().unwrap());
     let stop = CancellationToken::new();
     let running = apiserver::bootstrap::start(&options, stop.clone()).await.unwrap();
-    let server = Server::of(running, stop);
+    let server = Server::of(running, stop, directory.path());
     let path = format!("{SERVICES}/a");
     let service = json!({"metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}});
     let created = server.post(SERVICES, &service).await.body;

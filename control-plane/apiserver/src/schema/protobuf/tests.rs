@@ -156,3 +156,53 @@ fn a_network_policy_reads_as_its_json() {
     let bytes = envelope("NetworkPolicy", &policy);
     assert_eq!(decoded("io.k8s.api.networking.v1.NetworkPolicy", &bytes).unwrap()["spec"], expected);
 }
+
+#[test]
+fn roles_and_bindings_read_as_their_json() {
+    use k8s_pb::api::rbac::v1 as rbac;
+    use k8s_pb::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+    let rule = rbac::PolicyRule {
+        verbs: vec!["get".into()],
+        api_groups: vec![String::new()],
+        resources: vec!["pods".into()],
+        resource_names: vec!["p".into()],
+        non_resource_ur_ls: vec!["/a".into()],
+    };
+    let labels =
+        LabelSelector { match_labels: [("a".to_owned(), "b".to_owned())].into(), ..Default::default() };
+    let role = rbac::ClusterRole {
+        rules: vec![rule.clone()],
+        aggregation_rule: Some(rbac::AggregationRule { cluster_role_selectors: vec![labels] }),
+        ..Default::default()
+    };
+    let rules = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["p"],
+        "nonResourceURLs": ["/a"]}]);
+    let value = decoded("io.k8s.api.rbac.v1.ClusterRole", &envelope("ClusterRole", &role)).unwrap();
+    assert_eq!(value["rules"], rules);
+    assert_eq!(value["aggregationRule"], json!({"clusterRoleSelectors": [{"matchLabels": {"a": "b"}}]}));
+    let role = rbac::Role { rules: vec![rule], ..Default::default() };
+    assert_eq!(decoded("io.k8s.api.rbac.v1.Role", &envelope("Role", &role)).unwrap()["rules"], rules);
+    let text = |text: &str| Some(text.to_owned());
+    let subject =
+        rbac::Subject { kind: text("User"), api_group: text("g"), name: text("u"), namespace: text("n") };
+    let role_ref = rbac::RoleRef { api_group: text("g"), kind: text("Role"), name: text("r") };
+    let binding = rbac::RoleBinding {
+        subjects: vec![subject.clone()],
+        role_ref: Some(role_ref.clone()),
+        ..Default::default()
+    };
+    let cluster =
+        rbac::ClusterRoleBinding { subjects: vec![subject], role_ref: Some(role_ref), ..Default::default() };
+    for (kind, bytes) in [
+        ("RoleBinding", envelope("RoleBinding", &binding)),
+        ("ClusterRoleBinding", envelope("ClusterRoleBinding", &cluster)),
+    ] {
+        let value = decoded(&format!("io.k8s.api.rbac.v1.{kind}"), &bytes).unwrap();
+        assert_eq!(
+            value["subjects"],
+            json!([{"kind": "User", "apiGroup": "g", "name": "u", "namespace": "n"}])
+        );
+        assert_eq!(value["roleRef"], json!({"apiGroup": "g", "kind": "Role", "name": "r"}));
+    }
+}

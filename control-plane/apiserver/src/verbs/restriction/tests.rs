@@ -15,7 +15,7 @@ fn node(name: &str, labels: Value) -> Value {
 
 #[test]
 fn a_node_registers_itself_only_and_with_its_own_labels() {
-    let create = |object: &Value| check("n1", kind("nodes"), NodeWrite::Create(object));
+    let create = |object: &Value| check("n1", kind("nodes"), ObjectWrite::Create(object));
     assert_eq!(
         create(&node("n2", json!({}))).unwrap_err(),
         "node \"n1\" is not allowed to modify node \"n2\""
@@ -46,7 +46,7 @@ fn a_node_does_not_steer_pods_to_itself_later() {
     let update = |change: fn(&mut Value)| {
         let mut new = old.clone();
         change(&mut new);
-        check("n1", kind("nodes"), NodeWrite::Update { old: &old, new: &new })
+        check("n1", kind("nodes"), ObjectWrite::Update { old: &old, new: &new })
     };
     assert_eq!(update(|new| new["metadata"]["labels"]["rack"] = "8".into()), Ok(()));
     assert_eq!(
@@ -74,14 +74,14 @@ fn a_node_writes_its_own_pods_and_lease() {
     let pod = |node: &str, label: &str| json!({"metadata": {"name": "p", "labels": {"a": label}}, "spec": {"nodeName": node}});
     let (mine, other, relabelled) = (pod("n1", "x"), pod("n2", "x"), pod("n1", "y"));
     let pods = |write| check("n1", kind("pods"), write).is_ok();
-    assert!(!pods(NodeWrite::Create(&mine)), "no mirror pods");
-    assert!(pods(NodeWrite::Update { old: &mine, new: &mine }));
-    assert!(!pods(NodeWrite::Update { old: &mine, new: &relabelled }));
-    assert!(!pods(NodeWrite::Update { old: &other, new: &other }));
-    assert!(pods(NodeWrite::Delete(&mine)) && !pods(NodeWrite::Delete(&other)));
+    assert!(!pods(ObjectWrite::Create(&mine)), "no mirror pods");
+    assert!(pods(ObjectWrite::Update { old: &mine, new: &mine }));
+    assert!(!pods(ObjectWrite::Update { old: &mine, new: &relabelled }));
+    assert!(!pods(ObjectWrite::Update { old: &other, new: &other }));
+    assert!(pods(ObjectWrite::Delete(&mine)) && !pods(ObjectWrite::Delete(&other)));
     let leases = |name: &str| {
         let lease = json!({"metadata": {"name": name}});
-        check("n1", kind("leases"), NodeWrite::Create(&lease)).is_ok()
+        check("n1", kind("leases"), ObjectWrite::Create(&lease)).is_ok()
     };
     assert!(leases("n1") && !leases("n2"));
 }
