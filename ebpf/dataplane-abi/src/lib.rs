@@ -52,10 +52,10 @@ pub mod capacity {
     pub const CONNECTED: usize = 65_536;
     /// Networks that may ask services with source ranges.
     pub const SOURCES: usize = 65_536;
-    /// Translations of what pods send to the outside, two for each flow.
+    /// Translations of what pods send to the outside, and to services by packets, two for each flow.
     pub const NAT: usize = 131_072;
     /// Flows that hosts outside begin, two entries for each of a node port. A map of their own: they cannot evict ours.
-    pub const INBOUND: usize = 131_072;
+    pub const INBOUND: usize = NAT;
     /// Unconnected UDP sockets that talk to several virtual addresses, two for each pair.
     pub const FLOWS: usize = 16_384;
     /// Destinations that pods reach under their own address.
@@ -444,7 +444,7 @@ pub mod nat {
     /// To the outside: the source is rewritten.
     pub const OUT: u8 = 1;
 
-    /// A node port: towards a backend and back.
+    /// A service's address: towards a backend and back.
     pub const NODE_PORT: u8 = 1;
     /// A pod that talks to the outside under the node's address.
     pub const MASQUERADE: u8 = 2;
@@ -703,7 +703,14 @@ pub mod counter {
     /// A packet that no NetworkPolicy lets in to its pod, or out.
     pub const POLICY_INGRESS_DENIED: u32 = 17;
     pub const POLICY_EGRESS_DENIED: u32 = 18;
-    pub const COUNT: u32 = 19;
+    /// A flow of a pod's packets to a service began, at the pod's link.
+    pub const PACKET_TRANSLATED: u32 = 19;
+    pub const PACKET_NO_BACKEND: u32 = 20;
+    /// A pod's TCP packet to a service that belongs to no known connection: dropped.
+    pub const PACKET_NO_FLOW: u32 = 21;
+    /// A packet to a service that was led to the very pod that sent it: dropped.
+    pub const PACKET_HAIRPIN: u32 = 22;
+    pub const COUNT: u32 = 23;
 }
 
 /// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.

@@ -2,13 +2,14 @@
 //!
 //! A service is translated once, when a socket connects or sends (`sockets`), so no packet between pods is ever touched.
 //! Packets that cross an uplink are translated there (`uplink`): node ports on the way in, pods' own traffic on the way out.
-//! What NetworkPolicies select is judged at the link of its pod (`policy`).
+//! What NetworkPolicies select is judged at the link of its pod (`policy`), and there services are found by packets that no socket made (`bypass`).
 #![no_std]
 #![no_main]
 // The library's atomics have no addition here: it takes this target for one without.
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "there is no other way to the kernel's atomic addition")]
 
+mod bypass;
 mod maps;
 mod packet;
 mod policy;

@@ -38,12 +38,15 @@ pub static ORLOP_AFF_OUT: LruHashMap<AffinityKey, Affinity, { capacity::AFFINITY
 #[btf_map]
 pub static ORLOP_SOURCES: LpmTrie<[u32; 5], u32, { capacity::SOURCES }> = LpmTrie::new();
 
+/// Translated flows, two entries for each.
+pub type Flows = LruHashMap<NatKey, NatValue, { capacity::NAT }>;
+
 #[btf_map]
-pub static ORLOP_NAT: LruHashMap<NatKey, NatValue, { capacity::NAT }> = LruHashMap::new();
+pub static ORLOP_NAT: Flows = Flows::new();
 
 /// The flows that hosts outside begin: what they flood evicts nothing of the pods'.
 #[btf_map]
-pub static ORLOP_INBOUND: LruHashMap<NatKey, NatValue, { capacity::INBOUND }> = LruHashMap::new();
+pub static ORLOP_INBOUND: Flows = Flows::new();
 
 #[btf_map]
 pub static ORLOP_FLOWS: LruHashMap<FlowKey, FlowValue, { capacity::FLOWS }> = LruHashMap::new();

@@ -24,7 +24,7 @@ use dataplane_abi::{
     Address, Config, FrontendKey, Masquerade, NatKey, NatValue, Origin, counter, nat, protocol,
 };
 
-use crate::maps::{ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
+use crate::maps::{Flows, ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
 use crate::packet::{self, End, Ends, Layer, Message, Packet, Parsed};
 use crate::select::{self, Choice, Client, Pick};
 
@@ -129,7 +129,7 @@ fn fragment_out(ctx: &TcContext, layer: Layer) -> i32 {
 
 /// An error about a packet that left here reaches whoever sent that.
 #[inline(never)]
-fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
+pub fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
     let Message::Error(error) = packet::parse_message(ctx, layer) else { return NEXT };
     let key = answer_key(&error.quoted, nat::IN);
     // SAFETY: the value is copied at once; one of a recycled element tells another flow's owner, who knows no such packet.
@@ -145,7 +145,7 @@ fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
 
 /// An error about a packet that came in here tells the world of the address that the packet was sent to.
 #[inline(never)]
-fn error_out(ctx: &TcContext, layer: Layer) -> i32 {
+pub fn error_out(ctx: &TcContext, layer: Layer) -> i32 {
     let error = match packet::parse_message(ctx, layer) {
         Message::Error(error) => error,
         Message::Other(ends) | Message::Neighbourhood(ends) => return untranslatable(ends),
@@ -185,6 +185,12 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
     if let Some(entry) = unsafe { ORLOP_NAT.get(&key) }.copied() {
         return answer_in(ctx, packet, &key, &entry);
     }
+    to_backend(ctx, packet, &key, Origin::Outside)
+}
+
+/// Leads a packet that asks for a service to one of its backends; any other goes on as it is.
+#[inline(always)]
+pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin) -> i32 {
     let frontend = FrontendKey {
         address: packet.destination,
         port_be: packet.destination_port_be,
@@ -192,15 +198,15 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
         reserved: 0,
     };
     let client = || Client { address: packet.source, port_be: packet.source_port_be };
-    if let Some(element) = ORLOP_INBOUND.get_ptr_mut(&key) {
-        // SAFETY: as above.
+    if let Some(element) = flows(origin).get_ptr_mut(key) {
+        // SAFETY: as in `ingress`.
         let entry = unsafe { *element };
         if !packet.may_begin_flow {
-            return translate_in(ctx, packet, &entry);
+            return translate_in(ctx, packet, &entry, origin);
         }
         // A flow that may begin anew does not stay with a backend that is no longer the service's.
         let before = pick_of(&entry);
-        if let Some(pick) = select::still_there(&frontend, Origin::Outside, client, before) {
+        if let Some(pick) = select::still_there(&frontend, origin, client, before) {
             if pick != before {
                 // SAFETY: as above. Of two processors each writes what is true; half of it only costs a longer look.
                 unsafe {
@@ -208,7 +214,7 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
                     (&raw mut (*element).slot).write_volatile(pick.slot);
                 }
             }
-            return translate_in(ctx, packet, &entry);
+            return translate_in(ctx, packet, &entry, origin);
         }
     }
     // The kernel drops what comes from elsewhere to its loopback; the node's own sockets find services there.
@@ -216,21 +222,12 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
         return NEXT;
     }
     if !packet.may_begin_flow {
-        // The middle of a connection that is not known: the node answers with a reset.
-        if select::is_service(&frontend) {
-            count(counter::NODE_PORT_NO_FLOW);
-        } else {
-            note_direct_flow(packet);
-        }
-        return NEXT;
+        return if select::is_service(&frontend) { of_no_flow(origin) } else { direct(packet, origin) };
     }
-    match select::select(&frontend, Origin::Outside, client) {
-        Choice::NoService => {
-            note_direct_flow(packet);
-            NEXT
-        }
+    match select::select(&frontend, origin, client) {
+        Choice::NoService => direct(packet, origin),
         Choice::NoBackend => {
-            count(counter::NODE_PORT_NO_BACKEND);
+            count(no_backend(origin));
             DROP
         }
         Choice::LeftToNode => {
@@ -239,6 +236,11 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
         }
         Choice::Forbidden => {
             count(counter::SOURCE_REFUSED);
+            DROP
+        }
+        // Its own address would come back to it as its peer's.
+        Choice::Backend(chosen, _) if chosen.address == packet.source => {
+            count(counter::PACKET_HAIRPIN);
             DROP
         }
         Choice::Backend(chosen, _) => {
@@ -254,13 +256,62 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
                 used: 0,
                 reserved: 0,
             };
-            if !written(ORLOP_INBOUND.insert(&key, &entry, 0)) {
+            if !written(flows(origin).insert(key, &entry, 0)) {
                 return DROP;
             }
-            count(counter::NODE_PORT_TRANSLATED);
-            translate_in(ctx, packet, &entry)
+            count(translated(origin));
+            translate_in(ctx, packet, &entry, origin)
         }
     }
+}
+
+/// Where the flows of such clients stand.
+#[inline(always)]
+pub fn flows(origin: Origin) -> &'static Flows {
+    match origin {
+        Origin::Inside => &ORLOP_NAT,
+        Origin::Outside => &ORLOP_INBOUND,
+    }
+}
+
+#[inline(always)]
+fn translated(origin: Origin) -> u32 {
+    match origin {
+        Origin::Inside => counter::PACKET_TRANSLATED,
+        Origin::Outside => counter::NODE_PORT_TRANSLATED,
+    }
+}
+
+#[inline(always)]
+fn no_backend(origin: Origin) -> u32 {
+    match origin {
+        Origin::Inside => counter::PACKET_NO_BACKEND,
+        Origin::Outside => counter::NODE_PORT_NO_BACKEND,
+    }
+}
+
+/// The middle of a connection to a service that is not known. From outside the node answers with a reset; a cluster IP it does not have.
+#[inline(always)]
+fn of_no_flow(origin: Origin) -> i32 {
+    match origin {
+        Origin::Inside => {
+            count(counter::PACKET_NO_FLOW);
+            DROP
+        }
+        Origin::Outside => {
+            count(counter::NODE_PORT_NO_FLOW);
+            NEXT
+        }
+    }
+}
+
+/// A packet that asks for no service.
+#[inline(always)]
+fn direct(packet: &Packet, origin: Origin) -> i32 {
+    if origin == Origin::Outside {
+        note_direct_flow(packet);
+    }
+    NEXT
 }
 
 /// The answer to a masqueraded packet goes back to its pod.
@@ -277,16 +328,17 @@ fn answer_in(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue) -
     finish(packet::rewrite(ctx, packet, End::Destination, &entry.address, entry.port_be))
 }
 
-/// Towards a node port's backend: rewrites the destination and makes sure that the answers find their way back.
+/// Towards a service's backend: rewrites the destination and makes sure that the answers find their way back.
 #[inline(always)]
-fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue) -> i32 {
+fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue, origin: Origin) -> i32 {
     let back = out_key(packet, entry);
+    let flows = flows(origin);
     // SAFETY: the value is copied at once.
-    let held = unsafe { ORLOP_INBOUND.get(&back) }.copied();
+    let held = unsafe { flows.get(&back) }.copied();
     match held {
         Some(held) if held.address == packet.destination && held.port_be == packet.destination_port_be => {
             // SAFETY: as in `answer_in`.
-            unsafe { touch(ORLOP_INBOUND.get_ptr_mut(&back), packet, nat::IN) };
+            unsafe { touch(flows.get_ptr_mut(&back), packet, nat::IN) };
         }
         // The pod already talks to this very client port by another way, and could not tell the two apart.
         Some(held) if !may_take_over(packet.protocol, &held, true) => {
@@ -302,7 +354,7 @@ fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue) -> i32 {
                 ..*entry
             };
             // Without it the answer would not come back as the node's.
-            if !written(ORLOP_INBOUND.insert(&back, &shown, 0)) {
+            if !written(flows.insert(&back, &shown, 0)) {
                 return DROP;
             }
         }
@@ -323,7 +375,7 @@ fn egress(ctx: &TcContext, packet: &Packet) -> i32 {
     }
     // SAFETY: as above.
     if let Some(entry) = unsafe { ORLOP_INBOUND.get(&key) }.copied() {
-        return answer_out(ctx, packet, &key, &entry);
+        return answer_out(ctx, packet, &key, &entry, Origin::Outside);
     }
     if !leaves_under_another_address(&packet.source, &packet.destination) && !goes_on_to_a_backend(packet) {
         return NEXT;
@@ -347,18 +399,19 @@ fn goes_on_to_a_backend(packet: &Packet) -> bool {
     unsafe { ORLOP_INBOUND.get(&back) }.is_some_and(|entry| entry.kind == nat::NODE_PORT)
 }
 
-/// A pod's answer to what began outside.
+/// A backend's answer to what a client asked a service for.
 #[inline(always)]
-fn answer_out(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue) -> i32 {
+pub fn answer_out(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue, origin: Origin) -> i32 {
+    let flows = flows(origin);
     // SAFETY: as in `answer_in`.
-    unsafe { touch(ORLOP_INBOUND.get_ptr_mut(key), packet, nat::OUT) };
+    unsafe { touch(flows.get_ptr_mut(key), packet, nat::OUT) };
     if entry.kind == nat::DIRECT {
         return NEXT;
     }
     let back = back_in(packet, &entry.address, entry.port_be);
     // SAFETY: only whether it is there matters. One that leads elsewhere stays: the flow has moved on, and this is a late answer.
-    if unsafe { ORLOP_INBOUND.get(&back) }.is_none() {
-        written(ORLOP_INBOUND.insert(&back, &inside(packet, entry), BPF_NOEXIST as u64));
+    if unsafe { flows.get(&back) }.is_none() {
+        written(flows.insert(&back, &inside(packet, entry), BPF_NOEXIST as u64));
     }
     finish(packet::rewrite(ctx, packet, End::Source, &entry.address, entry.port_be))
 }
@@ -547,7 +600,7 @@ fn inside(packet: &Packet, entry: &NatValue) -> NatValue {
 }
 
 #[inline(always)]
-fn nat_key(packet: &Packet, direction: u8) -> NatKey {
+pub fn nat_key(packet: &Packet, direction: u8) -> NatKey {
     NatKey {
         source: packet.source,
         destination: packet.destination,

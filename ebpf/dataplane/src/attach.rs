@@ -27,6 +27,7 @@ use aya::programs::{
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use dataplane_abi::{LAYOUT_VERSION, map};
 
+use crate::sys::TcxPlace;
 use crate::{MapError, Options, UplinkHook};
 use links::Target;
 pub use pods::PodPrograms;
@@ -45,15 +46,56 @@ const SOCKET_PROGRAMS: &[&str] = &[
     "orlop_getpeername6",
 ];
 const RELEASE_PROGRAM: &str = "orlop_release";
-const UPLINK_PROGRAMS: &[(&str, Layer, TcAttachType)] = &[
-    ("orlop_ingress", Layer::Ethernet, TcAttachType::Ingress),
-    ("orlop_egress", Layer::Ethernet, TcAttachType::Egress),
-    ("orlop_ingress_l3", Layer::Ip, TcAttachType::Ingress),
-    ("orlop_egress_l3", Layer::Ip, TcAttachType::Egress),
+const UPLINK_PROGRAMS: &[(Layer, LinkProgram)] = &[
+    (Layer::Ethernet, LinkProgram::new("orlop_ingress", TcAttachType::Ingress, Order::Last)),
+    (Layer::Ethernet, LinkProgram::new("orlop_egress", TcAttachType::Egress, Order::Last)),
+    (Layer::Ip, LinkProgram::new("orlop_ingress_l3", TcAttachType::Ingress, Order::Last)),
+    (Layer::Ip, LinkProgram::new("orlop_egress_l3", TcAttachType::Egress, Order::Last)),
 ];
-/// On the links of pods that NetworkPolicies select. What is a pod's way in is the link's way out, at the node's end.
-const POD_PROGRAMS: &[(&str, TcAttachType)] =
-    &[("orlop_to_pod", TcAttachType::Egress), ("orlop_from_pod", TcAttachType::Ingress)];
+/// On the links of pods that NetworkPolicies select. What is a pod's way in is the link's way out, at the node's end. Policies are about
+/// backends: they judge what a pod sends to a service behind its translation, and the answers before.
+const POLICY_PROGRAMS: &[LinkProgram] = &[
+    LinkProgram::new("orlop_to_pod", TcAttachType::Egress, Order::First),
+    LinkProgram::new("orlop_from_pod", TcAttachType::Ingress, Order::Last),
+];
+/// On the links of pods that reach services by packets.
+const BYPASS_PROGRAMS: &[LinkProgram] = &[
+    LinkProgram::new("orlop_vip_in", TcAttachType::Ingress, Order::First),
+    LinkProgram::new("orlop_vip_out", TcAttachType::Egress, Order::Last),
+];
+
+/// A program for links.
+#[derive(Clone, Copy)]
+struct LinkProgram {
+    name: &'static str,
+    direction: TcAttachType,
+    order: Order,
+}
+
+impl LinkProgram {
+    const fn new(name: &'static str, direction: TcAttachType, order: Order) -> Self {
+        Self { name, direction, order }
+    }
+}
+
+/// Where a program stands among those of its link and direction when it is attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    First,
+    Last,
+}
+
+/// The names of all programs for links.
+fn link_programs() -> impl Iterator<Item = &'static str> {
+    let uplinks = UPLINK_PROGRAMS.iter().map(|(_, program)| program);
+    uplinks.chain(POLICY_PROGRAMS).chain(BYPASS_PROGRAMS).map(|program| program.name)
+}
+
+/// The programs for pods' links, loaded.
+pub struct ForPods {
+    pub policy: PodPrograms,
+    pub bypass: PodPrograms,
+}
 const PINNED_MAPS: &[&str] = &[
     map::FRONTENDS,
     map::SERVICES,
@@ -185,7 +227,7 @@ pub struct PinRoot {
 }
 
 /// The maps, and the lock that goes with them.
-pub fn open(options: &Options) -> Result<(PinRoot, Maps, PodPrograms), OpenError> {
+pub fn open(options: &Options) -> Result<(PinRoot, Maps, ForPods), OpenError> {
     if OBJECT.is_empty() {
         return Err(OpenError::NotEmbedded);
     }
@@ -205,10 +247,12 @@ pub fn open(options: &Options) -> Result<(PinRoot, Maps, PodPrograms), OpenError
     let mut wanted = Attached::default();
     attach_sockets(&mut programs, options, &pins, &mut wanted)?;
     attach_uplinks(&mut programs, options, &pins, &mut wanted)?;
-    let pods = PodPrograms::load(&mut programs, options, &pins)?;
-    pods.adopt(&mut wanted)?;
+    let mut load = |table| PodPrograms::load(&mut programs, options, &pins, table);
+    let pods = ForPods { policy: load(POLICY_PROGRAMS)?, bypass: load(BYPASS_PROGRAMS)? };
+    pods.policy.adopt(&mut wanted)?;
+    pods.bypass.adopt(&mut wanted)?;
     links::remove_stale(&pins, &wanted.links)?;
-    filters::remove(|place, folder| folder == pins && !wanted.filters.contains(&place))?;
+    filters::remove(|place| place.folder == pins && !wanted.filters.contains(place))?;
     Ok((root, take_maps(&mut programs)?, pods))
 }
 
@@ -259,7 +303,7 @@ pub fn remove_all(pin_root: &Path) -> Result<(), OpenError> {
         Err(OpenError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
         locked => Some(locked?),
     };
-    filters::remove(|_, folder| folder.parent() == Some(pin_root))?;
+    filters::remove(|place| place.folder.parent() == Some(pin_root))?;
     for layout in layouts(pin_root)? {
         remove_layout(&layout)?;
     }
@@ -269,7 +313,7 @@ pub fn remove_all(pin_root: &Path) -> Result<(), OpenError> {
 /// Detaches and removes what builds with other layouts left below `pin_root`.
 pub fn remove_other_layouts(pin_root: &Path) -> Result<(), OpenError> {
     let ours = pin_folder(pin_root);
-    filters::remove(|_, folder| folder.parent() == Some(pin_root) && folder != ours)?;
+    filters::remove(|place| place.folder.parent() == Some(pin_root) && place.folder != ours)?;
     for layout in layouts(pin_root)?.into_iter().filter(|layout| *layout != ours) {
         tracing::info!(path = %layout.display(), "removing an earlier layout");
         remove_layout(&layout)?;
@@ -442,12 +486,12 @@ fn attach_uplinks(
     wanted: &mut Attached,
 ) -> Result<(), OpenError> {
     let uplinks = options.uplinks.iter().map(|name| Uplink::of(name)).collect::<Result<Vec<_>, _>>()?;
-    for &(name, layer, direction) in UPLINK_PROGRAMS {
-        let concerned: Vec<&Uplink<'_>> = uplinks.iter().filter(|uplink| uplink.layer == layer).collect();
+    for (layer, program) in UPLINK_PROGRAMS {
+        let concerned: Vec<&Uplink<'_>> = uplinks.iter().filter(|uplink| uplink.layer == *layer).collect();
         if concerned.is_empty() {
             continue;
         }
-        let program = Classifier::load(programs, name, direction, options.uplink_hook)?;
+        let program = Classifier::load(programs, *program, options.uplink_hook)?;
         for uplink in concerned {
             wanted.insert(program.attach(uplink.name, uplink.index, pins)?);
         }
@@ -457,41 +501,41 @@ fn attach_uplinks(
 
 /// A loaded program for links.
 struct Classifier {
-    name: &'static str,
-    direction: TcAttachType,
+    program: LinkProgram,
     hook: UplinkHook,
     fd: ProgramFd,
     identity: Identity,
 }
 
 impl Classifier {
-    fn load(
-        programs: &mut Ebpf,
-        name: &'static str,
-        direction: TcAttachType,
-        hook: UplinkHook,
-    ) -> Result<Self, OpenError> {
-        let program: &mut SchedClassifier = get(programs, name)?;
-        program.load().map_err(|source| load_error(name, source))?;
-        let (fd, identity) = identity(program.fd(), program.info(), name)?;
-        Ok(Self { name, direction, hook, fd, identity })
+    fn load(programs: &mut Ebpf, program: LinkProgram, hook: UplinkHook) -> Result<Self, OpenError> {
+        let name = program.name;
+        let loaded: &mut SchedClassifier = get(programs, name)?;
+        loaded.load().map_err(|source| load_error(name, source))?;
+        let (fd, identity) = identity(loaded.fd(), loaded.info(), name)?;
+        Ok(Self { program, hook, fd, identity })
+    }
+
+    fn name(&self) -> &'static str {
+        self.program.name
     }
 
     /// Makes a link run it, whatever ran there of ours.
     fn attach(&self, link: &str, index: u32, pins: &Path) -> Result<Attachment, OpenError> {
-        if self.hook == UplinkHook::Newest && has_tcx(link, self.direction) {
-            let pin = links::pin(pins, self.name, Some(link));
+        let LinkProgram { name, direction, order } = self.program;
+        if self.hook == UplinkHook::Newest && has_tcx(link, direction) {
+            let pin = links::pin(pins, name, Some(link));
             let (shown, id) = (link.to_owned(), u64::from(index));
-            let target = Target { shown, id, pin, program: self.name, since: TCX_SINCE };
-            let is_egress = self.direction == TcAttachType::Egress;
-            links::attach_tcx(&target, self.fd.as_fd(), &self.identity, is_egress)?;
+            let target = Target { shown, id, pin, program: name, since: TCX_SINCE };
+            let place =
+                TcxPlace { is_egress: direction == TcAttachType::Egress, is_first: order == Order::First };
+            links::attach_tcx(&target, self.fd.as_fd(), &self.identity, place)?;
             return Ok(Attachment::Link(target.pin));
         }
         let filter = filters::Wanted {
             interface: link,
             link: index,
-            direction: self.direction,
-            program: self.name,
+            program: self.program,
             pins,
             fd: &self.fd,
             identity: &self.identity,

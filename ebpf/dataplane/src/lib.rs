@@ -15,14 +15,14 @@ pub mod policy;
 mod sys;
 mod unapplied;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use attach::PinRoot;
+use attach::{ForPods, PinRoot, PodPrograms};
 use dataplane_abi::Config;
 pub use dataplane_abi::{Origin, Scheduler, counter};
 use ipnetwork::IpNetwork;
@@ -36,7 +36,7 @@ pub use kernel::{MapError, wait_for_readers};
 pub use model::{Full, Resource};
 pub use orphans::{EndError, Ended, Orphan, end};
 pub use policy::PolicyError;
-use policy::RulesetId;
+use policy::{PodLink, RulesetId};
 
 /// Where the dataplane lives.
 #[derive(Debug, Clone)]
@@ -181,6 +181,9 @@ pub struct Dataplane {
     kernel: Kernel,
     unapplied: Unapplied,
     policies: policy::Policies,
+    bypass: PodPrograms,
+    /// The names of links whose pods reach services by packets.
+    bypassing: BTreeSet<String>,
     synced: Synced,
     pin_root: PathBuf,
     adopted: usize,
@@ -195,14 +198,14 @@ impl Dataplane {
     /// a loopback address.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
         let node_netns = Netns::current().and_then(|own| own.cookie()).map_err(OpenError::Namespace)?;
-        let (root, maps, pod_programs) = attach::open(options)?;
+        let (root, maps, ForPods { policy, bypass }) = attach::open(options)?;
         let mut kernel = Kernel::open(maps).map_err(OpenError::Maps)?;
         let state = kernel.read().map_err(OpenError::Maps)?;
         let (model, leftovers) = Model::adopt(&state, Capacity::default());
         for write in leftovers {
             kernel.apply(&write).map_err(OpenError::Maps)?;
         }
-        let policies = policy::Policies::adopt(pod_programs, &mut kernel).map_err(OpenError::Maps)?;
+        let policies = policy::Policies::adopt(policy, &mut kernel).map_err(OpenError::Maps)?;
         let config = kernel.read_config().map_err(OpenError::Maps)?;
         kernel.write_config(&Config { node_netns, ..config }).map_err(OpenError::Maps)?;
         // Pieces of the tables that the earlier process freed a moment ago may be reused from here on.
@@ -216,6 +219,8 @@ impl Dataplane {
             kernel,
             unapplied,
             policies,
+            bypass,
+            bypassing: BTreeSet::new(),
             synced,
             pin_root,
             adopted,
@@ -275,6 +280,25 @@ impl Dataplane {
         let before = self.kernel.read_config().map_err(WriteError::Map)?;
         let config = model::config(before, families)?;
         self.kernel.write_config(&config).map_err(WriteError::Map)
+    }
+
+    /// Lets the pod behind a link reach services by packets, whoever makes those: a network stack of its own, or a virtual machine. Its
+    /// sockets, if they are led to backends already, notice nothing.
+    pub fn serve_packets(&mut self, link: &PodLink) -> Result<(), OpenError> {
+        self.bypass.attach(link)?;
+        self.bypassing.insert(link.name.clone());
+        Ok(())
+    }
+
+    /// Ends that; a link that is gone is fine.
+    pub fn end_packets(&mut self, link: &PodLink) -> Result<(), OpenError> {
+        self.bypassing.remove(&link.name);
+        self.bypass.detach(link)
+    }
+
+    /// Ends it for the links that an earlier process served and this one does not: called once when all pods of the node are known.
+    pub fn retain_packets(&mut self) -> Result<(), OpenError> {
+        self.bypass.retain(|name| self.bypassing.contains(name))
     }
 
     /// The first number for rulesets of this process: no earlier process used it or a higher one.

@@ -21,8 +21,18 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
+const BPF_F_BEFORE: u32 = 1 << 3;
+const BPF_F_AFTER: u32 = 1 << 4;
 
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+
+/// Where on an interface a program runs.
+#[derive(Debug, Clone, Copy)]
+pub struct TcxPlace {
+    pub is_egress: bool,
+    /// Before all that are there, not behind them.
+    pub is_first: bool,
+}
 
 /// What a link attaches, and to what.
 #[repr(C)]
@@ -139,12 +149,13 @@ pub fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 
 /// Makes an interface of the calling thread's network namespace run a program behind those that it has, for as long as the link
 /// is open or pinned.
-pub fn attach_tcx(program: BorrowedFd<'_>, interface: u32, is_egress: bool) -> io::Result<OwnedFd> {
+pub fn attach_tcx(program: BorrowedFd<'_>, interface: u32, place: TcxPlace) -> io::Result<OwnedFd> {
     let mut attributes = TcxLink {
         program: program.as_raw_fd() as u32,
         interface,
-        attach_type: if is_egress { BPF_TCX_EGRESS } else { BPF_TCX_INGRESS },
-        flags: 0,
+        attach_type: if place.is_egress { BPF_TCX_EGRESS } else { BPF_TCX_INGRESS },
+        // Before or behind none in particular.
+        flags: if place.is_first { BPF_F_BEFORE } else { BPF_F_AFTER },
         relative: 0,
         padding: 0,
         expected_revision: 0,

@@ -1,5 +1,7 @@
 //! The load balancer against the real kernel: real sockets in this test's own cgroup, real packets between namespaces.
 
+#[path = "bpf/bypass.rs"]
+mod bypass;
 #[path = "bpf/hooks.rs"]
 mod hooks;
 #[path = "bpf/mapped.rs"]

@@ -8,27 +8,35 @@
 //! Every call works in the calling thread's network namespace and blocks.
 
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::programs::{ProgramFd, TcAttachType};
 use linux::netlink::{Classifiers, Direction, Filter, FilterPlace, Netlink};
 use linux::netns::{self, Netns};
 
-use super::{Identity, OpenError, POD_PROGRAMS, UPLINK_PROGRAMS};
+use super::{Identity, LinkProgram, OpenError, Order, link_programs};
 
 /// Before filters whose maker chose no priority (49152 and below), behind those that asked to be first.
-const PRIORITY: u16 = 1000;
+const FIRST_PRIORITY: u16 = 999;
+const LAST_PRIORITY: u16 = 1000;
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
-/// Where one of our filters belongs: a link's index and a direction.
-pub type Place = (u32, Direction);
+/// One of our filters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The link's index.
+    pub link: u32,
+    pub direction: Direction,
+    pub program: String,
+    /// Of the maps that it works on.
+    pub folder: PathBuf,
+}
 
 /// A program that an interface is to run.
 pub struct Wanted<'a> {
     pub interface: &'a str,
     pub link: u32,
-    pub direction: TcAttachType,
-    pub program: &'static str,
+    pub program: LinkProgram,
     /// The folder of the program's maps.
     pub pins: &'a Path,
     pub fd: &'a ProgramFd,
@@ -37,7 +45,12 @@ pub struct Wanted<'a> {
 
 impl Wanted<'_> {
     pub fn place(&self) -> Place {
-        (self.link, direction(self.direction))
+        Place {
+            link: self.link,
+            direction: direction(self.program.direction),
+            program: self.program.name.to_owned(),
+            folder: self.pins.to_owned(),
+        }
     }
 }
 
@@ -45,18 +58,23 @@ fn direction(attach: TcAttachType) -> Direction {
     if attach == TcAttachType::Egress { Direction::Egress } else { Direction::Ingress }
 }
 
+fn priority(order: Order) -> u16 {
+    if order == Order::First { FIRST_PRIORITY } else { LAST_PRIORITY }
+}
+
 /// Makes the interface run the program: an equal filter stays as it is, one of ours with another program gets the new one
 /// in place.
 pub fn attach(wanted: &Wanted<'_>) -> Result<(), OpenError> {
-    let (link, direction) = wanted.place();
-    let name = format!("{}:{}", wanted.program, wanted.pins.display());
-    let place = FilterPlace { link, direction, priority: PRIORITY, name };
+    let Place { link, direction, program, folder } = wanted.place();
+    let name = format!("{program}:{}", folder.display());
+    let priority = priority(wanted.program.order);
+    let place = FilterPlace { link, direction, priority, name };
     converse(async |netlink| {
         ensure_clsact(netlink, wanted).await?;
         let present = netlink.filters(link, direction).await.map_err(failed)?;
         let ours = present
             .iter()
-            .find(|filter| filter.priority == PRIORITY && filter.name.as_deref() == Some(&place.name));
+            .find(|filter| filter.priority == priority && filter.name.as_deref() == Some(&place.name));
         match ours {
             Some(filter) if filter.program.is_some_and(|id| wanted.identity.is_of(id)) => Ok(()),
             Some(filter) => {
@@ -83,8 +101,8 @@ async fn ensure_clsact(netlink: &Netlink, wanted: &Wanted<'_>) -> Result<(), Ope
     }
 }
 
-/// Removes those of our filters that `stale` picks by their place and the folder in their name.
-pub fn remove(stale: impl Fn(Place, &Path) -> bool + Send + Sync) -> Result<(), OpenError> {
+/// Removes those of our filters that `stale` picks.
+pub fn remove(stale: impl Fn(&Place) -> bool + Send + Sync) -> Result<(), OpenError> {
     converse(async |netlink| {
         for (link, kind) in netlink.classifiers().await.map_err(failed)? {
             if kind == Classifiers::Clsact {
@@ -98,12 +116,12 @@ pub fn remove(stale: impl Fn(Place, &Path) -> bool + Send + Sync) -> Result<(), 
 async fn remove_from(
     netlink: &Netlink,
     link: u32,
-    stale: &(impl Fn(Place, &Path) -> bool + Sync),
+    stale: &(impl Fn(&Place) -> bool + Sync),
 ) -> Result<(), OpenError> {
     let mut removed = false;
     for direction in DIRECTIONS {
         let present = netlink.filters(link, direction).await.map_err(failed)?;
-        let doomed = |filter: &&Filter| folder(filter).is_some_and(|folder| stale((link, direction), folder));
+        let doomed = |filter: &&Filter| ours(filter, link, direction).is_some_and(|place| stale(&place));
         for filter in present.iter().filter(doomed) {
             gone_is_fine(netlink.del_filter(filter).await)?;
             removed = true;
@@ -124,12 +142,12 @@ async fn is_bare(netlink: &Netlink, link: u32) -> Result<bool, OpenError> {
     Ok(true)
 }
 
-/// The folder in the name of a filter of ours.
-fn folder(filter: &Filter) -> Option<&Path> {
+/// The filter, if it is one of ours.
+fn ours(filter: &Filter, link: u32, direction: Direction) -> Option<Place> {
     let (program, folder) = filter.name.as_deref()?.split_once(':')?;
-    let ours =
-        UPLINK_PROGRAMS.iter().map(|(known, ..)| *known).chain(POD_PROGRAMS.iter().map(|(known, _)| *known));
-    (ours.into_iter().any(|known| known == program) && filter.priority == PRIORITY).then(|| Path::new(folder))
+    let is_ours = link_programs().any(|known| known == program)
+        && [FIRST_PRIORITY, LAST_PRIORITY].contains(&filter.priority);
+    is_ours.then(|| Place { link, direction, program: program.to_owned(), folder: folder.into() })
 }
 
 /// Our filters that work on the maps in a folder: the link's index and name, and the program.
@@ -143,23 +161,23 @@ pub fn on_links(pins: &Path) -> Result<Vec<(u32, String, String)>, OpenError> {
             let Some(shown) = netlink.find_link_by_index(link).await.map_err(failed)? else { continue };
             for direction in DIRECTIONS {
                 let present = netlink.filters(link, direction).await.map_err(failed)?;
-                let ours = present.iter().filter(|filter| folder(filter) == Some(pins));
-                let programs = ours.filter_map(|filter| filter.name.as_deref()?.split_once(':'));
-                found.extend(programs.map(|(program, _)| (link, shown.name.clone(), program.to_owned())));
+                let ours = present.iter().filter_map(|filter| ours(filter, link, direction));
+                let ours = ours.filter(|place| place.folder == pins);
+                found.extend(ours.map(|place| (link, shown.name.clone(), place.program)));
             }
         }
         Ok(found)
     })
 }
 
-/// Removes our filters that work on the maps in a folder from a link, which may be gone.
-pub fn remove_from_one(link: u32, pins: &Path) -> Result<(), OpenError> {
+/// Removes those of our filters that `stale` picks from a link, which may be gone.
+pub fn remove_from_one(link: u32, stale: impl Fn(&Place) -> bool + Send + Sync) -> Result<(), OpenError> {
     converse(async |netlink| {
         let all = netlink.classifiers().await.map_err(failed)?;
         if !all.contains(&(link, Classifiers::Clsact)) {
             return Ok(());
         }
-        remove_from(netlink, link, &|_, folder| folder == pins).await
+        remove_from(netlink, link, &stale).await
     })
 }
 

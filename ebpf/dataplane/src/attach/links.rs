@@ -12,7 +12,7 @@ use std::{fs, io};
 use aya::programs::links::FdLink;
 
 use super::{Identity, OpenError};
-use crate::sys;
+use crate::sys::{self, TcxPlace};
 
 const PREFIX: &str = "link_";
 
@@ -61,12 +61,12 @@ pub fn attach_tcx(
     target: &Target<'_>,
     program: BorrowedFd<'_>,
     wanted: &Identity,
-    is_egress: bool,
+    place: TcxPlace,
 ) -> Result<(), OpenError> {
     if adopt(target, program, wanted)? {
         return Ok(());
     }
-    let link = sys::attach_tcx(program, target.id as u32, is_egress);
+    let link = sys::attach_tcx(program, target.id as u32, place);
     let link = link.map_err(|source| OpenError::AttachTcx {
         program: target.program.to_owned(),
         interface: target.shown.clone(),

@@ -1,13 +1,14 @@
-//! The programs on the links of pods that NetworkPolicies select.
+//! The programs on the links of pods: those for what NetworkPolicies select, and those for services by packets.
 //!
-//! They are loaded once, and put on a link when its pod is selected for the first time. Those that an earlier process put there stay, and go
+//! They are loaded once, and put on a link when its pod needs them for the first time. Those that an earlier process put there stay, and go
 //! on with our programs; the first sync takes away what is not wanted any more.
 
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 
-use super::{Attached, Attachment, Classifier, OpenError, POD_PROGRAMS, filters, links};
+use super::filters::Place;
+use super::{Attached, Attachment, Classifier, LinkProgram, OpenError, filters, links};
 use crate::Options;
 use crate::policy::PodLink;
 
@@ -17,10 +18,14 @@ pub struct PodPrograms {
 }
 
 impl PodPrograms {
-    pub(super) fn load(programs: &mut Ebpf, options: &Options, pins: &Path) -> Result<Self, OpenError> {
-        let load =
-            |&(name, direction)| Classifier::load(&mut *programs, name, direction, options.uplink_hook);
-        let programs = POD_PROGRAMS.iter().map(load).collect::<Result<_, _>>()?;
+    pub(super) fn load(
+        programs: &mut Ebpf,
+        options: &Options,
+        pins: &Path,
+        table: &[LinkProgram],
+    ) -> Result<Self, OpenError> {
+        let load = |program: &LinkProgram| Classifier::load(&mut *programs, *program, options.uplink_hook);
+        let programs = table.iter().map(load).collect::<Result<_, _>>()?;
         Ok(Self { programs, pins: pins.to_owned() })
     }
 
@@ -28,8 +33,8 @@ impl PodPrograms {
     pub(super) fn adopt(&self, attached: &mut Attached) -> Result<(), OpenError> {
         let failed = |source| OpenError::File { operation: "read", path: self.pins.clone(), source };
         for program in &self.programs {
-            for link in links::interfaces(&self.pins, program.name).map_err(failed)? {
-                let pin = links::pin(&self.pins, program.name, Some(&link));
+            for link in links::interfaces(&self.pins, program.name()).map_err(failed)? {
+                let pin = links::pin(&self.pins, program.name(), Some(&link));
                 if let Some(index) = links::interface_of(&pin)? {
                     match program.attach(&link, index, &self.pins) {
                         Err(_) if !exists(&link) => {}
@@ -39,7 +44,7 @@ impl PodPrograms {
             }
         }
         for (link, name, program) in filters::on_links(&self.pins)? {
-            if let Some(classifier) = self.programs.iter().find(|classifier| classifier.name == program) {
+            if let Some(classifier) = self.programs.iter().find(|classifier| classifier.name() == program) {
                 match classifier.attach(&name, link, &self.pins) {
                     Err(_) if !exists(&name) => {}
                     given => attached.insert(given?),
@@ -60,24 +65,30 @@ impl PodPrograms {
     pub fn detach(&self, link: &PodLink) -> Result<(), OpenError> {
         let mut by_links = true;
         for program in &self.programs {
-            by_links &= links::remove(&links::pin(&self.pins, program.name, Some(&link.name)))?;
+            by_links &= links::remove(&links::pin(&self.pins, program.name(), Some(&link.name)))?;
         }
-        if by_links { Ok(()) } else { filters::remove_from_one(link.index, &self.pins) }
+        if by_links { Ok(()) } else { filters::remove_from_one(link.index, |place| self.has(place)) }
+    }
+
+    /// Whether a filter is one of these programs.
+    fn has(&self, place: &Place) -> bool {
+        let known = || self.programs.iter().any(|classifier| classifier.name() == place.program);
+        place.folder == self.pins && known()
     }
 
     /// Takes the programs off all links but the named ones.
     pub fn retain(&self, keep: impl Fn(&str) -> bool + Send + Sync) -> Result<(), OpenError> {
         let failed = |source| OpenError::File { operation: "read", path: self.pins.clone(), source };
         for program in &self.programs {
-            for link in links::interfaces(&self.pins, program.name).map_err(failed)? {
+            for link in links::interfaces(&self.pins, program.name()).map_err(failed)? {
                 if !keep(&link) {
-                    links::remove(&links::pin(&self.pins, program.name, Some(&link)))?;
+                    links::remove(&links::pin(&self.pins, program.name(), Some(&link)))?;
                 }
             }
         }
         for (link, name, program) in filters::on_links(&self.pins)? {
-            if !keep(&name) && self.programs.iter().any(|classifier| classifier.name == program) {
-                filters::remove_from_one(link, &self.pins)?;
+            if !keep(&name) && self.programs.iter().any(|classifier| classifier.name() == program) {
+                filters::remove_from_one(link, |place| self.has(place))?;
             }
         }
         Ok(())

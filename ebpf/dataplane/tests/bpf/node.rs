@@ -168,6 +168,8 @@ impl Node {
             ("orlop_egress_l3", "overlay", "egress"),
             ("orlop_to_pod", "pod0", "egress"),
             ("orlop_from_pod", "pod0", "ingress"),
+            ("orlop_vip_in", "pod0", "ingress"),
+            ("orlop_vip_out", "pod0", "egress"),
         ];
         let found =
             programs.map(|(program, link, direction)| (program, self.attachment(program, link, direction)));

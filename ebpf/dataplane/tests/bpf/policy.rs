@@ -22,15 +22,15 @@ use crate::uplink::wait_until;
 
 const HTTP: u16 = 8080;
 
-fn ruleset(number: u32) -> RulesetId {
+pub fn ruleset(number: u32) -> RulesetId {
     RulesetId(NonZeroU32::new(number).unwrap())
 }
 
-fn port(protocol: Protocol, port: u16) -> Ports {
+pub fn port(protocol: Protocol, port: u16) -> Ports {
     Ports::new([PortRange { protocol, first: port, last: port }])
 }
 
-fn allow(ruleset: RulesetId, peer: IpAddr, ports: Ports) -> Change {
+pub fn allow(ruleset: RulesetId, peer: IpAddr, ports: Ports) -> Change {
     Change::Allow { ruleset, network: peer.into(), ports }
 }
 
@@ -43,7 +43,7 @@ fn links() -> Links {
 }
 
 /// The node's end of the link of the pod.
-fn pod_link() -> PodLink {
+pub fn pod_link() -> PodLink {
     let here = Netns::current().unwrap();
     let link = netns::in_netns_async(here.as_fd(), || async { Netlink::open().unwrap().link("pod0").await });
     let link = link.unwrap().unwrap();
@@ -55,7 +55,7 @@ fn isolated(ingress: Option<u32>, egress: Option<u32>) -> Isolation {
     Isolation { ingress: ingress.map(ruleset), egress: egress.map(ruleset) }
 }
 
-trait Policed {
+pub trait Policed {
     fn change(&mut self, changes: &[Change]);
     fn isolate(&mut self, ingress: Option<u32>, egress: Option<u32>);
     fn denied(&self) -> (u64, u64);

@@ -1,0 +1,88 @@
+//! Services for pods whose packets no socket of this node makes: network stacks of their own, virtual machines.
+//!
+//! At the node's end of the pod's link. What the pod asks of a service is led to a backend before policies and routes see it, and the
+//! answers get the service's address when policies have seen them. Flows stand in ORLOP_NAT, as what pods begin does. A packet whose flow is
+//! not known (any more), or that has no backend, is dropped and counted: nobody here has the service's address and could refuse.
+
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use dataplane_abi::{Origin, nat, protocol};
+
+use crate::maps::ORLOP_NAT;
+use crate::packet::{self, Layer, Packet, Parsed};
+use crate::uplink::{self, FRAGMENT, ICMP, NEXT};
+
+/// From the pod.
+#[classifier]
+pub fn orlop_vip_in(ctx: TcContext) -> i32 {
+    match packet_in(&ctx) {
+        ICMP => uplink::error_in(&ctx, Layer::Ethernet),
+        FRAGMENT => fragment_in(&ctx),
+        verdict => verdict,
+    }
+}
+
+/// Towards the pod.
+#[classifier]
+pub fn orlop_vip_out(ctx: TcContext) -> i32 {
+    match packet_out(&ctx) {
+        ICMP => uplink::error_out(&ctx, Layer::Ethernet),
+        FRAGMENT => fragment_out(&ctx),
+        verdict => verdict,
+    }
+}
+
+// Functions of their own, as in `uplink`.
+
+#[inline(never)]
+fn packet_in(ctx: &TcContext) -> i32 {
+    either(ctx, asks)
+}
+
+#[inline(never)]
+fn packet_out(ctx: &TcContext) -> i32 {
+    either(ctx, answers)
+}
+
+#[inline(always)]
+fn either(ctx: &TcContext, translate: impl Fn(&TcContext, &Packet) -> i32) -> i32 {
+    match packet::parse(ctx, Layer::Ethernet) {
+        Parsed::Packet(packet) if packet.protocol != protocol::SCTP => translate(ctx, &packet),
+        Parsed::Icmp => ICMP,
+        Parsed::Fragment => FRAGMENT,
+        _ => NEXT,
+    }
+}
+
+#[inline(never)]
+fn fragment_in(ctx: &TcContext) -> i32 {
+    match packet::parse_fragment(ctx, Layer::Ethernet) {
+        Ok(packet) if packet.protocol != protocol::SCTP => asks(ctx, &packet),
+        _ => NEXT,
+    }
+}
+
+#[inline(never)]
+fn fragment_out(ctx: &TcContext) -> i32 {
+    match packet::parse_fragment(ctx, Layer::Ethernet) {
+        Ok(packet) if packet.protocol != protocol::SCTP => answers(ctx, &packet),
+        _ => NEXT,
+    }
+}
+
+#[inline(always)]
+fn asks(ctx: &TcContext, packet: &Packet) -> i32 {
+    uplink::to_backend(ctx, packet, &uplink::nat_key(packet, nat::IN), Origin::Inside)
+}
+
+#[inline(always)]
+fn answers(ctx: &TcContext, packet: &Packet) -> i32 {
+    let key = uplink::nat_key(packet, nat::OUT);
+    // SAFETY: the value is copied at once; one of a recycled element misdirects one packet, which its receiver refuses.
+    match unsafe { ORLOP_NAT.get(&key) }.copied() {
+        Some(entry) if entry.kind == nat::NODE_PORT => {
+            uplink::answer_out(ctx, packet, &key, &entry, Origin::Inside)
+        }
+        _ => NEXT,
+    }
+}
