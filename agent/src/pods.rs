@@ -54,6 +54,8 @@ pub struct Context {
     pub departures: crate::services::Departures,
     /// Asked before a container is started.
     pub policies: crate::policies::Guard,
+    /// So is this.
+    pub bypass: std::sync::Arc<crate::services::Bypass>,
     /// Takes Events.
     pub recorder: Recorder,
     /// Takes what is measured.

@@ -2,8 +2,9 @@
 //!
 //! In: watches of Services and EndpointSlices, the own Node, and what the node knows of the end of its own pods ([`Departures`]). Out:
 //! [`Cache`], a snapshot for whoever builds an environment, writes to the dataplane, and health check ports. `convert` reads API objects, `plan` decides (pure), `proxy` owns the one task that watches and writes,
-//! `health` answers load balancers, `orphans` ends what is connected to a backend that has gone.
+//! `bypass` serves pods by packets, `health` answers load balancers, `orphans` ends what is connected to a backend that has gone.
 
+mod bypass;
 mod convert;
 mod departures;
 pub mod environment;
@@ -21,6 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use bypass::Bypass;
 pub use departures::{Departures, Unheard};
 pub use plan::Departure;
 pub use table::{Entry, EntryPort, ServiceTable};

@@ -2,6 +2,8 @@
 
 #[path = "bpf/admission.rs"]
 mod admission;
+#[path = "bpf/bypass.rs"]
+mod bypass;
 #[path = "../src/policies/oracle.rs"]
 mod oracle;
 #[path = "bpf/place.rs"]

@@ -182,6 +182,9 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     if let Some(dir) = &settings.image_archives_dir {
         import_images(&runtime, dir).await;
     }
+    let sandboxes = runtime.list().sandboxes;
+    let bypass = tokio::task::block_in_place(|| services::Bypass::start(dataplane.clone(), &sandboxes));
+    let bypass = Arc::new(bypass);
     let metrics = Metrics::default();
     let (pods, pods_task) = pods::Manager::start(pods::Context {
         client,
@@ -189,6 +192,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         services: service_cache,
         departures,
         policies: guard.clone(),
+        bypass,
         recorder: recorder.clone(),
         metrics: metrics.clone(),
         settings: settings.clone(),

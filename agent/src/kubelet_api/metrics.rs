@@ -41,6 +41,10 @@ pub const DATAPLANE_COUNTERS: &[(u32, &str)] = &[
     (dataplane::counter::ICMP_ERROR_TRANSLATED, "icmp_error_translated"),
     (dataplane::counter::POLICY_INGRESS_DENIED, "policy_ingress_denied"),
     (dataplane::counter::POLICY_EGRESS_DENIED, "policy_egress_denied"),
+    (dataplane::counter::PACKET_TRANSLATED, "packet_translated"),
+    (dataplane::counter::PACKET_NO_BACKEND, "packet_no_backend"),
+    (dataplane::counter::PACKET_NO_FLOW, "packet_no_flow"),
+    (dataplane::counter::PACKET_HAIRPIN, "packet_hairpin"),
 ];
 
 /// All metrics as text.

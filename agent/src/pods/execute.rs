@@ -178,13 +178,12 @@ pub async fn start_container(site: Arc<Site>, pod: Arc<Pod>, start: Start) -> Re
     }
 }
 
-/// Waits until policies hold for the pod's network: its first packet is filtered.
+/// Waits until policies hold for the pod's network, and services for its packets where it asks for that: both know its first packet.
 async fn admit(site: &Site, pod: &Pod, sandbox: &SandboxId) -> Result<(), String> {
-    let status = site.runtime.sandbox_status(sandbox);
-    let Some((netns, ips)) = status.and_then(|status| Some((status.netns?, status.ips))) else {
-        return Ok(());
-    };
-    site.policies.admit(pod, sandbox, &ips, netns).await
+    let Some(status) = site.runtime.sandbox_status(sandbox) else { return Ok(()) };
+    tokio::task::block_in_place(|| site.bypass.serve(&status))?;
+    let Some(netns) = status.netns else { return Ok(()) };
+    site.policies.admit(pod, sandbox, &status.ips, netns).await
 }
 
 fn failure(site: &Site, pod: &Pod, container: &str, reason: &'static str, message: String) -> StartFailure {

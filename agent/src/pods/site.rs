@@ -32,6 +32,8 @@ pub struct Site {
     pub departures: crate::services::Departures,
     /// Asked before a container is started.
     pub policies: crate::policies::Guard,
+    /// So is this.
+    pub bypass: Arc<crate::services::Bypass>,
     /// Events.
     pub recorder: Recorder,
     /// What is measured.
@@ -75,6 +77,7 @@ impl Site {
             services: context.services.clone(),
             departures: context.departures.clone(),
             policies: context.policies.clone(),
+            bypass: context.bypass.clone(),
             recorder: context.recorder.clone(),
             metrics: context.metrics.clone(),
             objects: objects::Cache::new(context.client.clone()),

@@ -18,7 +18,7 @@ pub enum Error {
     Netns(#[source] netns::Error),
     #[error("ask the kernel for the pod's link")]
     Netlink(#[source] netlink::Error),
-    #[error("the pod's network has no link at the node whose packets could be filtered")]
+    #[error("the pod's network has no link at the node where its packets could be seen")]
     NoLink,
 }
 

@@ -1,0 +1,90 @@
+//! Pods whose annotation asks for services by packets.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+
+use agent::services::{self, Bypass};
+use dataplane::{Dataplane, Frontend, Protocol, Target};
+use runtime::{SandboxConfig, SandboxId, SandboxState, SandboxStatus};
+
+use crate::place::{Cgroup, LIMIT, PORTS, Place, Pod};
+
+const VIP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10)), 53);
+
+fn sandbox(number: usize, annotation: Option<&str>) -> SandboxStatus {
+    let annotations: BTreeMap<String, String> =
+        annotation.map(|value| ("orlop.dev/services".to_owned(), value.to_owned())).into_iter().collect();
+    SandboxStatus {
+        id: SandboxId::from(format!("sandbox-{number}")),
+        config: SandboxConfig { annotations, ..SandboxConfig::default() },
+        state: SandboxState::Ready,
+        created_at: 0,
+        ips: vec![Pod::address(number, true)],
+        netns: Some(format!("/run/netns/pod-{number}").into()),
+        shim_pid: None,
+    }
+}
+
+/// Whether a question to the service reaches pod 1, and its answer comes back as the service's.
+fn answered(place: &Place, client: &UdpSocket, node: &UdpSocket) -> bool {
+    client.send_to(b"?", VIP).unwrap();
+    let server = &place.pods[1].datagrams[0][0];
+    let reached = harness::wait::until("the datagram arrives somewhere", LIMIT, || {
+        match (server.recv_from(&mut [0; 1]), node.recv(&mut [0; 1])) {
+            (Ok((_, peer)), _) => Ok(Some(peer)),
+            (_, Ok(_)) => Ok(None),
+            _ => Err("neither".to_owned()),
+        }
+    });
+    let Some(peer) = reached else { return false };
+    server.send_to(b"!", peer).unwrap();
+    harness::wait::until("the answer", LIMIT, || match client.recv_from(&mut [0; 1]) {
+        Ok((_, from)) if from == VIP => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    true
+}
+
+#[test]
+fn a_pod_that_asks_for_it_reaches_services_by_packets() {
+    let place = Place::make();
+    let node = place.route(0, VIP);
+    let cgroup = Cgroup::make();
+    let options = cgroup.options();
+    let open = || services::Dataplane::new(Dataplane::open(&options).unwrap());
+    let dataplane = open();
+    let frontend = Frontend { address: VIP.ip(), port: VIP.port(), protocol: Protocol::Udp };
+    let target = Target::all([SocketAddr::new(Pod::address(1, true), PORTS[0])]);
+    dataplane.with(|dataplane| dataplane.set(frontend, &target)).unwrap();
+    let client = place.pods[0].datagram_client(true);
+
+    let bypass = Bypass::start(Some(dataplane.clone()), &[]);
+    for indifferent in [None, Some("sockets")] {
+        bypass.serve(&sandbox(0, indifferent)).unwrap();
+        assert!(!answered(&place, &client, &node));
+    }
+    let refused = bypass.serve(&sandbox(0, Some("packet"))).unwrap_err();
+    assert_eq!(refused, "annotation orlop.dev/services: \"packet\" is neither sockets nor packets");
+    let of_node = SandboxStatus { netns: None, ..sandbox(0, Some("packets")) };
+    assert!(bypass.serve(&of_node).unwrap_err().contains("in the node's network"));
+    let asking = sandbox(0, Some("packets"));
+    bypass.serve(&asking).unwrap();
+    bypass.serve(&asking).unwrap();
+    assert!(answered(&place, &client, &node));
+
+    // A new agent goes on, and does so with the same pods alone.
+    drop((bypass, dataplane));
+    assert!(answered(&place, &client, &node), "while no agent runs");
+    let dataplane = open();
+    let bypass = Bypass::start(Some(dataplane.clone()), std::slice::from_ref(&asking));
+    assert!(answered(&place, &client, &node));
+    bypass.ended(&asking.id);
+    assert!(!answered(&place, &client, &node));
+    bypass.serve(&asking).unwrap();
+    drop((bypass, dataplane));
+    let dataplane = open();
+    drop(Bypass::start(Some(dataplane.clone()), &[]));
+    assert!(!answered(&place, &client, &node), "its sandbox is gone");
+    drop(dataplane);
+    dataplane::remove_all(&options.pin_root).unwrap();
+}
