@@ -1,7 +1,7 @@
 //! The way to the API server: the client, and how its errors are told.
 //!
-//! In: a kubeconfig. Out: a [`kube::Client`] that is shared by everything here. Connects to nobody yet: when the API server is
-//! away, each caller retries with its own back-off. The client repeats nothing by itself (kube's own would, for minutes), and keeps few
+//! In: a kubeconfig, or a pod's service account. Out: a [`kube::Client`] that is shared by everything here. Connects to nobody yet: when
+//! the API server is away, each caller retries with its own back-off. The client repeats nothing by itself (kube's own would, for minutes), and keeps few
 //! connections that nobody uses (kube's own keeps all that a burst of requests made, until the server closes them). It goes through no
 //! proxy: a kubeconfig that asks for one is refused.
 
@@ -10,13 +10,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::Stream;
+use http::Uri;
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::ResourceExt;
 use kube::client::ConfigExt;
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::config::{
+    AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, KubeconfigError, NamedAuthInfo, NamedCluster,
+    NamedContext,
+};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Event, Result as Watched};
 use tower::{BoxError, ServiceBuilder};
@@ -50,10 +54,32 @@ pub enum ClientError {
     Proxy { path: PathBuf, url: String },
 }
 
+/// Whose identity a client has, and where its server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// As the file says, at another server if one is named.
+    Kubeconfig { path: PathBuf, server: Option<Uri> },
+    /// A pod's, by the `token` and the `ca.crt` in a folder.
+    ServiceAccount { folder: PathBuf, server: Uri },
+}
+
 /// A client with the identity of `kubeconfig`.
 pub async fn client(kubeconfig: &Path) -> Result<kube::Client, ClientError> {
-    with_config(config(kubeconfig).await?)
-        .map_err(|source| ClientError::Client { path: kubeconfig.to_owned(), source: Box::new(source) })
+    client_of(&Access::Kubeconfig { path: kubeconfig.to_owned(), server: None }).await
+}
+
+pub async fn client_of(access: &Access) -> Result<kube::Client, ClientError> {
+    let (path, config) = match access {
+        Access::Kubeconfig { path, server } => {
+            let mut config = config(path).await?;
+            config.cluster_url = server.clone().unwrap_or(config.cluster_url);
+            (path, config)
+        }
+        Access::ServiceAccount { folder, server } => {
+            (folder, read_config(folder, service_account(folder, server)).await?)
+        }
+    };
+    with_config(config).map_err(|source| ClientError::Client { path: path.clone(), source: Box::new(source) })
 }
 
 async fn config(kubeconfig: &Path) -> Result<kube::Config, ClientError> {
@@ -62,10 +88,48 @@ async fn config(kubeconfig: &Path) -> Result<kube::Config, ClientError> {
     if let Some(url) = proxy(&file) {
         return Err(ClientError::Proxy { path: kubeconfig.to_owned(), url: url.to_owned() });
     }
+    read_config(kubeconfig, file).await
+}
+
+/// `path`: where it comes from.
+async fn read_config(path: &Path, file: Kubeconfig) -> Result<kube::Config, ClientError> {
+    let failed = |source| ClientError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
     let options = KubeConfigOptions::default();
     let mut config = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(failed)?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     Ok(config)
+}
+
+/// What kubeadm writes for kube-proxy: the token is read again as it is renewed.
+fn service_account(folder: &Path, server: &Uri) -> Kubeconfig {
+    let file = |name: &str| Some(folder.join(name).to_string_lossy().into_owned());
+    let name = "default".to_owned();
+    let cluster = Cluster {
+        server: Some(server.to_string()),
+        certificate_authority: file("ca.crt"),
+        ..Cluster::default()
+    };
+    let user = AuthInfo { token_file: file("token"), ..AuthInfo::default() };
+    let context = Context { cluster: name.clone(), user: Some(name.clone()), ..Context::default() };
+    Kubeconfig {
+        clusters: vec![NamedCluster {
+            name: name.clone(),
+            cluster: Some(cluster),
+            ..NamedCluster::default()
+        }],
+        auth_infos: vec![NamedAuthInfo {
+            name: name.clone(),
+            auth_info: Some(user),
+            ..NamedAuthInfo::default()
+        }],
+        contexts: vec![NamedContext {
+            name: name.clone(),
+            context: Some(context),
+            ..NamedContext::default()
+        }],
+        current_context: Some(name),
+        ..Kubeconfig::default()
+    }
 }
 
 /// The proxy of the cluster that the current context means.

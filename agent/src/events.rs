@@ -1,4 +1,4 @@
-//! core/v1 Events about this node's objects, as the kubelet writes them.
+//! core/v1 Events about this node's objects, as the kubelet and kube-proxy write them.
 //!
 //! In: [`Recorder::record`], which never blocks. Out: Events; a repeat raises the count of the Event that is there. What is written and
 //! what is dropped is decided in `aggregate` (pure); the one task here writes in order and gives up on an Event after a named number of
@@ -26,8 +26,6 @@ const QUEUE_EVENTS: usize = 1_000;
 const ATTEMPTS: u32 = 12;
 /// Wait between two attempts (client-go: `defaultSleepDuration`).
 const RETRY_DELAY: Duration = Duration::from_secs(10);
-/// The component that the Events name.
-const COMPONENT: &str = "kubelet";
 
 /// Whether an Event is a warning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +42,25 @@ impl EventType {
             EventType::Normal => "Normal",
             EventType::Warning => "Warning",
         }
+    }
+}
+
+/// Whom the Events name as their source.
+#[derive(Clone, Debug)]
+pub struct Source {
+    component: &'static str,
+    node_name: String,
+}
+
+impl Source {
+    /// A whole node agent.
+    pub fn kubelet(node_name: String) -> Self {
+        Self { component: "kubelet", node_name }
+    }
+
+    /// The service proxy alone.
+    pub fn kube_proxy(node_name: String) -> Self {
+        Self { component: "kube-proxy", node_name }
     }
 }
 
@@ -66,9 +83,9 @@ pub struct Recorder {
 
 impl Recorder {
     /// Starts the task that writes.
-    pub fn start(client: kube::Client, node_name: String, shutdown: CancellationToken) -> Recorder {
+    pub fn start(client: kube::Client, source: Source, shutdown: CancellationToken) -> Recorder {
         let (queue, reports) = mpsc::channel(QUEUE_EVENTS);
-        tokio::spawn(Writer { client, node_name, known: Aggregator::default() }.run(reports, shutdown));
+        tokio::spawn(Writer { client, source, known: Aggregator::default() }.run(reports, shutdown));
         Recorder { queue, dropped: Arc::default() }
     }
 
@@ -95,7 +112,7 @@ impl Recorder {
 
 struct Writer {
     client: kube::Client,
-    node_name: String,
+    source: Source,
     known: Aggregator,
 }
 
@@ -172,15 +189,15 @@ impl Writer {
             reason: Some(report.reason.clone()),
             message: Some(report.message.clone()),
             source: Some(EventSource {
-                component: Some(COMPONENT.into()),
-                host: Some(self.node_name.clone()),
+                component: Some(self.source.component.into()),
+                host: Some(self.source.node_name.clone()),
             }),
             first_timestamp: Some(Time(report.at)),
             last_timestamp: Some(Time(report.at)),
             count: Some(1),
             type_: Some(report.kind.as_str().into()),
-            reporting_component: Some(COMPONENT.into()),
-            reporting_instance: Some(self.node_name.clone()),
+            reporting_component: Some(self.source.component.into()),
+            reporting_instance: Some(self.source.node_name.clone()),
             ..Event::default()
         }
     }

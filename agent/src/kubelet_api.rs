@@ -48,7 +48,10 @@ use crate::services::Dataplane;
 use crate::settings::Settings;
 use identity::Caller;
 
-pub use metrics::DATAPLANE_COUNTERS;
+pub use metrics::{
+    CONTENT_TYPE as METRICS_CONTENT_TYPE, DATAPLANE_COUNTERS, build as register_build,
+    dropped_events as register_dropped_events, register_dataplane,
+};
 
 /// Connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 512;

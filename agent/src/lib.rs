@@ -2,7 +2,8 @@
 //!
 //! In: settings, the API server's objects, the runtime's events. Out: running pods, a programmed dataplane, the Node with its
 //! Lease, and the kubelet's HTTPS API. Each module owns one piece of state and one task; `bin/orlop-agent.rs` starts them in
-//! order. Nothing here forks, mounts or programs the kernel itself: that is `runtime`, `dataplane` and `linux`.
+//! order. [`service_proxy`] is the part of it that runs beside somebody else's kubelet. Nothing here forks, mounts or programs the kernel
+//! itself: that is `runtime`, `dataplane` and `linux`.
 
 pub mod admin;
 pub mod api;
@@ -13,9 +14,11 @@ pub mod kubelet_api;
 pub mod metrics;
 pub mod network;
 pub mod node;
+pub mod plain_http;
 pub mod pods;
 pub mod policies;
 pub mod readiness;
+pub mod service_proxy;
 pub mod services;
 pub mod settings;
 

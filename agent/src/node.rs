@@ -202,7 +202,7 @@ impl Reporter {
 }
 
 /// The Node after its next change, `None` when it was deleted. Errors of the watch are told and waited out.
-async fn next_node<S>(changes: &mut S) -> Option<Node>
+pub(crate) async fn next_node<S>(changes: &mut S) -> Option<Node>
 where
     S: Stream<Item = Result<Option<Node>, kube::runtime::watcher::Error>> + Unpin,
 {

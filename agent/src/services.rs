@@ -1,8 +1,9 @@
 //! Services: what pods learn of them by environment variables, and what the dataplane does for them.
 //!
 //! In: watches of Services and EndpointSlices, the own Node, and what the node knows of the end of its own pods ([`Departures`]). Out:
-//! [`Cache`], a snapshot for whoever builds an environment, writes to the dataplane, and health check ports. `convert` reads API objects, `plan` decides (pure), `proxy` owns the one task that watches and writes,
-//! `bypass` serves pods by packets, `health` answers load balancers, `orphans` ends what is connected to a backend that has gone.
+//! [`Cache`], a snapshot for whoever builds an environment, writes to the dataplane, and health check ports. `convert` reads API
+//! objects, `plan` decides (pure), `proxy` owns the one task that watches and writes, `bypass` serves pods by packets, `health` answers
+//! load balancers, `progress` those who ask whether the dataplane follows, `orphans` ends what is connected to a backend that has gone.
 
 mod bypass;
 mod convert;
@@ -11,6 +12,7 @@ pub mod environment;
 mod health;
 mod orphans;
 pub mod plan;
+mod progress;
 mod proxy;
 mod scheduling;
 pub mod table;
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use bypass::Bypass;
 pub use departures::{Departures, Unheard};
 pub use plan::Departure;
+pub use progress::{Health, Progress};
 pub use table::{Entry, EntryPort, ServiceTable};
 
 use crate::events::Recorder;
@@ -51,11 +54,12 @@ pub struct Context {
     pub client: kube::Client,
     pub node_name: String,
     pub node: OwnNode,
-    /// The node's own addresses: node ports answer there, and at its loopback.
+    /// Where node ports answer: addresses of the node, its loopback too where that is wanted.
     pub node_addresses: Vec<IpAddr>,
     /// None: somebody else translates services; the cache is still kept.
     pub dataplane: Option<Dataplane>,
     pub recorder: Recorder,
+    pub progress: Progress,
     pub shutdown: CancellationToken,
 }
 

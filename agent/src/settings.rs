@@ -6,6 +6,7 @@
 
 mod machine;
 mod node_labels;
+mod proxy;
 pub mod quantity;
 mod raw;
 mod registries;
@@ -19,7 +20,8 @@ use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 pub use machine::Machine;
-pub use raw::{Flags, Raw};
+pub use proxy::{NodePortAddresses, ProxyFlags, ProxySettings, ProxyTask, Surroundings};
+pub use raw::{Command, Flags, Raw};
 pub use registries::read as read_registries;
 
 #[cfg(test)]
@@ -184,6 +186,8 @@ pub enum Error {
          ({allowed})"
     )]
     ForeignLabels { labels: String, namespaces: String, allowed: String },
+    #[error("no way to the API server: {reason}; give --kubeconfig, or run in a pod")]
+    NoAccess { reason: &'static str },
     #[error("setting {key} is missing: give --{flag}")]
     Missing { key: &'static str, flag: &'static str },
     #[error(

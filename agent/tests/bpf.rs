@@ -8,5 +8,7 @@ mod bypass;
 mod oracle;
 #[path = "bpf/place.rs"]
 mod place;
+#[path = "bpf/service_proxy.rs"]
+mod service_proxy;
 #[path = "bpf/truth_table.rs"]
 mod truth_table;

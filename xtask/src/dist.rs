@@ -25,8 +25,9 @@ const PLUGINS: (&str, &str) = ("cni-plugins", "cni-plugins");
 /// The cargo profile of what runs for milliseconds.
 const SHORT_LIVED: &str = "short-lived";
 
-/// Files of `dist/deploy`, from `xtask/deploy`: systemd units and the script that installs everything.
-const DEPLOY: &[&str] = &["install.sh", "orlop-agent.service", "orlop-server.service"];
+/// Files of `dist/deploy`, from `xtask/deploy`: systemd units, the script that installs them, and the manifest of the proxy alone.
+const DEPLOY: &[&str] =
+    &["install.sh", "orlop-agent.service", "orlop-proxy.service", "orlop-proxy.yaml", "orlop-server.service"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Profile {

@@ -164,13 +164,7 @@ async fn a_kubeconfig_gets_the_limits() {
 
 #[tokio::test]
 async fn requests_impersonate_whom_the_kubeconfig_names() {
-    let (asked, requests) = mpsc::channel();
-    let address = listening(move |connection| {
-        while let Some(request) = request(&connection) {
-            asked.send(request).unwrap();
-            answer(&connection, "200 OK", r#"{"metadata": {"name": "web"}}"#);
-        }
-    });
+    let (address, requests) = noting();
     let file = kubeconfig(&format!("http://{address}"), "", "as: alice, as-groups: [staff]");
     let client = client(file.path()).await.unwrap();
     kube::Api::<Pod>::default_namespaced(client).get("web").await.unwrap();
@@ -186,4 +180,39 @@ async fn a_kubeconfig_with_a_proxy_is_refused_by_its_name() {
     let error = client(file.path()).await.err().unwrap().to_string();
     let path = file.path().display();
     assert_eq!(error, format!(r#"kubeconfig {path}: proxy-url "socks5://127.0.0.1:2" is not supported"#));
+}
+
+/// A server that answers everything, and passes on what it is asked.
+fn noting() -> (SocketAddr, mpsc::Receiver<String>) {
+    let (asked, requests) = mpsc::channel();
+    let address = listening(move |connection| {
+        while let Some(request) = request(&connection) {
+            asked.send(request).unwrap();
+            answer(&connection, "200 OK", r#"{"metadata": {"name": "web"}}"#);
+        }
+    });
+    (address, requests)
+}
+
+#[tokio::test]
+async fn a_pod_shows_its_token() {
+    let (address, requests) = noting();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("token"), "of-the-pod").unwrap();
+    std::fs::write(folder.path().join("ca.crt"), "").unwrap();
+    let server = format!("http://{address}").parse().unwrap();
+    let access = Access::ServiceAccount { folder: folder.path().to_owned(), server };
+    kube::Api::<Pod>::default_namespaced(client_of(&access).await.unwrap()).get("web").await.unwrap();
+    let request = requests.recv().unwrap().to_lowercase();
+    assert!(request.contains("authorization: bearer of-the-pod"), "{request}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_named_counts_more_than_the_kubeconfigs() {
+    let (address, requests) = noting();
+    let file = kubeconfig("http://127.0.0.1:1", "", "");
+    let server = Some(format!("http://{address}").parse().unwrap());
+    let access = Access::Kubeconfig { path: file.path().to_owned(), server };
+    kube::Api::<Pod>::default_namespaced(client_of(&access).await.unwrap()).get("web").await.unwrap();
+    assert!(requests.recv().is_ok());
 }

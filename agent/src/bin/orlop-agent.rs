@@ -1,15 +1,19 @@
-//! `orlop-agent`: one process per node, from settings to serving.
+//! `orlop-agent`: one process per node, from settings to serving; `orlop-agent proxy` is the service load balancer of it alone.
 //!
 //! The order below is the order of dependence: what exists on the machine is adopted first (runtime, dataplane), then the
 //! API server is told and asked. Ending this process ends nothing else: containers, their logs and Services live on.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::events::Recorder;
+use agent::events::{Recorder, Source};
 use agent::metrics::Metrics;
-use agent::settings::{self, Flags, LogFormat, NetworkBackend, PolicyEnforcement, ServiceProxy, Settings};
+use agent::settings::{
+    self, Command, Flags, LogFormat, NetworkBackend, NodePortAddresses, PolicyEnforcement, ServiceProxy,
+    Settings,
+};
 use agent::{
     KUBELET_VERSION, VERSION, admin, api, kubelet_api, network, node, pods, policies, readiness, services,
 };
@@ -25,6 +29,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+#[path = "orlop-agent/proxy.rs"]
+mod proxy;
+
 /// Threads that run tasks: the work is waiting, and a node has better use for its processors.
 const WORKER_THREADS: usize = 2;
 /// Threads for work that blocks: files, and calls in which the kernel waits. More work than that waits for one; with
@@ -37,7 +44,14 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_LOG: &str = "info,kube_client=warn,kube_runtime=warn";
 
 fn main() -> anyhow::Result<()> {
-    let flags = Flags::parse();
+    let mut flags = Flags::parse();
+    match flags.command.take() {
+        Some(Command::Proxy(flags)) => proxy::main(*flags),
+        None => node(flags),
+    }
+}
+
+fn node(flags: Flags) -> anyhow::Result<()> {
     let print_config = flags.print_config;
     let settings = Settings::load(flags)?;
     if print_config {
@@ -45,13 +59,8 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     start_logging(settings.log_format);
-    let threads = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKER_THREADS)
-        .max_blocking_threads(BLOCKING_THREADS)
-        .enable_all()
-        .build()
-        .context("start the worker threads")?;
-    threads.block_on(run(Arc::new(settings)))
+    tracing::info!(version = VERSION, kubernetes = KUBELET_VERSION, node = settings.node_name, "orlop-agent");
+    run(|shutdown| boot(Arc::new(settings), shutdown))
 }
 
 fn start_logging(format: LogFormat) {
@@ -63,8 +72,24 @@ fn start_logging(format: LogFormat) {
     }
 }
 
-async fn run(settings: Arc<Settings>) -> anyhow::Result<()> {
-    tracing::info!(version = VERSION, kubernetes = KUBELET_VERSION, node = settings.node_name, "orlop-agent");
+type Tasks = FuturesUnordered<JoinHandle<()>>;
+
+/// The life of the process, whatever it boots: threads, boot, tasks until a signal or a failure, drain.
+fn run<F: Future<Output = anyhow::Result<Tasks>>>(
+    boot: impl FnOnce(CancellationToken) -> F,
+) -> anyhow::Result<()> {
+    let threads = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .context("start the worker threads")?;
+    threads.block_on(live(boot))
+}
+
+async fn live<F: Future<Output = anyhow::Result<Tasks>>>(
+    boot: impl FnOnce(CancellationToken) -> F,
+) -> anyhow::Result<()> {
     // Before anything is started: a signal during the boot ends it too.
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -72,7 +97,7 @@ async fn run(settings: Arc<Settings>) -> anyhow::Result<()> {
         bail!("another TLS provider is installed already");
     }
     let shutdown = CancellationToken::new();
-    let booting = boot(settings, shutdown.clone());
+    let booting = boot(shutdown.clone());
     // Dropping an unfinished boot is as good as a kill -9: the next start adopts what stands.
     let mut tasks = tokio::select! {
         booted = booting => booted?,
@@ -87,7 +112,7 @@ async fn run(settings: Arc<Settings>) -> anyhow::Result<()> {
         ended = tasks.next() => Some(ended),
     };
     readiness::notify(readiness::State::Stopping);
-    tracing::info!("ending; containers and services live on");
+    tracing::info!("ending; what was started and programmed lives on");
     shutdown.cancel();
     if timeout(DRAIN_TIMEOUT, async { while tasks.next().await.is_some() {} }).await.is_err() {
         tracing::warn!(tasks = tasks.len(), "tasks did not end in time");
@@ -99,8 +124,6 @@ async fn run(settings: Arc<Settings>) -> anyhow::Result<()> {
     }
 }
 
-type Tasks = FuturesUnordered<JoinHandle<()>>;
-
 async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::Result<Tasks> {
     std::fs::create_dir_all(&settings.state_dir)
         .with_context(|| format!("create {}", settings.state_dir.display()))?;
@@ -110,14 +133,16 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     let client = api::client(&settings.kubeconfig).await?;
     let runtime = open_runtime(&settings).await?;
     network::enable_forwarding()?;
-    let uplinks = network::discover(&settings).await?;
+    let node_ips: Vec<IpAddr> = settings.node_ips.iter().collect();
+    let uplinks = network::discover(&settings.uplinks, &node_ips).await?;
     tracing::info!(links = ?uplinks.names, addresses = ?uplinks.addresses, mtu = uplinks.mtu, "uplinks");
     let overlay = network::overlay::Overlay::open(&settings, &uplinks).await?;
     if let Some(overlay) = &overlay {
         tracing::info!(link = overlay.name, mtu = overlay.mtu, "packets to other nodes are wrapped");
     }
     let dataplane = open_dataplane(&settings, &uplinks, overlay.as_ref())?;
-    let recorder = Recorder::start(client.clone(), settings.node_name.clone(), shutdown.clone());
+    let recorder =
+        Recorder::start(client.clone(), Source::kubelet(settings.node_name.clone()), shutdown.clone());
 
     let mut tasks = Tasks::new();
     let (network_state, network_receiver) = watch::channel(network::State::of(&runtime).await);
@@ -134,9 +159,10 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         client: client.clone(),
         node_name: settings.node_name.clone(),
         node: own_node.clone(),
-        node_addresses: uplinks.addresses.clone(),
+        node_addresses: NodePortAddresses::All.choose(&[], &uplinks.addresses),
         dataplane: dataplane.clone(),
         recorder: recorder.clone(),
+        progress: services::Progress::default(),
         shutdown: shutdown.clone(),
     });
     tasks.push(service_task);

@@ -13,6 +13,7 @@ use runtime::{ContainerState, SandboxState, Snapshot};
 
 use super::Context;
 use crate::api::chain;
+use crate::services::Dataplane;
 use crate::{KUBELET_VERSION, VERSION};
 
 #[cfg(test)]
@@ -56,23 +57,33 @@ pub fn render(context: &Context) -> Result<String, fmt::Error> {
     context.metrics.register(&mut registry);
     dropped_events(&mut registry, context.recorder.dropped());
     if let Some(dataplane) = &context.dataplane {
-        let (frontends, counters) = dataplane.with(|dataplane| (dataplane.list(), dataplane.counters()));
-        let endpoints: usize = frontends.iter().map(|(_, target)| target.inside.len()).sum();
-        services(&mut registry, frontends.len(), endpoints);
-        match counters {
-            Ok(counters) => dataplane_counters(&mut registry, &counters),
-            Err(error) => tracing::warn!(error = chain(&error), "read the dataplane's counters"),
-        }
+        register_dataplane(&mut registry, dataplane);
     }
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
 }
 
+/// What the dataplane holds and counted.
+pub fn register_dataplane(registry: &mut Registry, dataplane: &Dataplane) {
+    let (frontends, counters) = dataplane.with(|dataplane| (dataplane.list(), dataplane.counters()));
+    let endpoints: usize = frontends.iter().map(|(_, target)| target.inside.len()).sum();
+    services(registry, frontends.len(), endpoints);
+    match counters {
+        Ok(counters) => dataplane_counters(registry, &counters),
+        Err(error) => tracing::warn!(error = chain(&error), "read the dataplane's counters"),
+    }
+}
+
 fn node(registry: &mut Registry, name: &str) {
     let node: Family<[(&str, String); 1], Gauge> = Family::default();
     node.get_or_create(&[("node", name.to_owned())]).set(1);
     registry.register("kubelet_node_name", "The node's name. The count is always 1", node);
+    build(registry);
+}
+
+/// Which program this is.
+pub fn build(registry: &mut Registry) {
     let build: Family<[(&str, &str); 2], Gauge> = Family::default();
     build.get_or_create(&[("git_version", KUBELET_VERSION), ("orlop_version", VERSION)]).set(1);
     registry.register("kubernetes_build_info", "Versions of Kubernetes and of this program", build);
@@ -96,7 +107,8 @@ fn running(registry: &mut Registry, snapshot: &Snapshot) {
     registry.register("kubelet_running_containers", "Number of containers by state", containers);
 }
 
-fn dropped_events(registry: &mut Registry, dropped: u64) {
+/// Events that did not fit into the recorder's queue.
+pub fn dropped_events(registry: &mut Registry, dropped: u64) {
     registry.register(
         "orlop_events_dropped",
         "Events that were not written, for too many waited",

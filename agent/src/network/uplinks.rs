@@ -1,13 +1,12 @@
 //! The links by which traffic from outside comes in, and the node's addresses on them.
 //!
-//! In: settings, and what rtnetlink says. Out: [`Uplinks`]. The choice is pure; `discover` asks the kernel.
+//! In: the links that the settings name, the node's addresses, and what rtnetlink says. Out: [`Uplinks`]. The choice is pure; `discover`
+//! asks the kernel.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use linux::netlink::{self, Address, AddressFlags, MAIN_TABLE, Netlink, Route};
-
-use crate::settings::{NodeIps, Settings};
 
 #[cfg(test)]
 mod tests;
@@ -31,9 +30,9 @@ pub enum Error {
     #[error("uplink {name}: no such link")]
     NoSuchLink { name: String },
     #[error(
-        "find uplinks: no link has address {node_ip} and there is no default route; name one with --uplink"
+        "find uplinks: no link has address {node_ips} and there is no default route; name one with --uplink"
     )]
-    None { node_ip: NodeIps },
+    None { node_ips: String },
 }
 
 /// What the choice depends on.
@@ -47,8 +46,8 @@ struct Facts {
     default_routes: BTreeSet<u32>,
 }
 
-/// Asks the kernel and chooses.
-pub async fn discover(settings: &Settings) -> Result<Uplinks, Error> {
+/// Asks the kernel and chooses: the links that are `configured`, or else those of the default route and of the node's addresses.
+pub async fn discover(configured: &[String], node_ips: &[IpAddr]) -> Result<Uplinks, Error> {
     let netlink = Netlink::open().map_err(Error::Netlink)?;
     let links = netlink.links().await.map_err(Error::Netlink)?;
     let addresses = netlink.addresses(None).await.map_err(Error::Netlink)?;
@@ -59,11 +58,11 @@ pub async fn discover(settings: &Settings) -> Result<Uplinks, Error> {
             .into_iter()
             .filter(is_lasting)
             .map(|address| (address.link, address.network.ip()))
-            .filter(|(_, ip)| has_family(settings.node_ips, ip.is_ipv4()))
+            .filter(|(_, ip)| has_family(node_ips, ip.is_ipv4()))
             .collect(),
-        default_routes: default_routes(&routes, settings.node_ips),
+        default_routes: default_routes(&routes, node_ips),
     };
-    choose(&settings.uplinks, settings.node_ips, &facts)
+    choose(configured, node_ips, &facts)
 }
 
 /// Whether others can go on using it: not a link-local one of IPv6, which means nothing without its link, nor one that the kernel
@@ -78,12 +77,12 @@ fn is_lasting(address: &Address) -> bool {
 }
 
 /// Without an address of its own in a family the node could not answer for backends on other nodes.
-fn has_family(node_ips: NodeIps, is_ipv4: bool) -> bool {
+fn has_family(node_ips: &[IpAddr], is_ipv4: bool) -> bool {
     node_ips.iter().any(|ip| ip.is_ipv4() == is_ipv4)
 }
 
 /// Those of other tables are for packets that a rule chooses, as of a VPN: the world does not come in there.
-fn default_routes(routes: &[Route], node_ips: NodeIps) -> BTreeSet<u32> {
+fn default_routes(routes: &[Route], node_ips: &[IpAddr]) -> BTreeSet<u32> {
     let is_default = |route: &&Route| {
         let to = route.destination;
         route.table == MAIN_TABLE && to.prefix() == 0 && has_family(node_ips, to.is_ipv4())
@@ -91,12 +90,12 @@ fn default_routes(routes: &[Route], node_ips: NodeIps) -> BTreeSet<u32> {
     routes.iter().filter(is_default).filter_map(|route| route.link).collect()
 }
 
-fn choose(configured: &[String], node_ips: NodeIps, facts: &Facts) -> Result<Uplinks, Error> {
+fn choose(configured: &[String], node_ips: &[IpAddr], facts: &Facts) -> Result<Uplinks, Error> {
     let known = |name: &String| facts.links.iter().any(|(_, link, _)| link == name);
     if let Some(name) = configured.iter().find(|name| !known(name)) {
         return Err(Error::NoSuchLink { name: name.clone() });
     }
-    let is_node_ip = |address: &IpAddr| node_ips.iter().any(|ip| ip == *address);
+    let is_node_ip = |address: &IpAddr| node_ips.contains(address);
     let has_node_ip =
         |index: u32| facts.addresses.iter().any(|(link, address)| *link == index && is_node_ip(address));
     let chosen: Vec<&(u32, String, u32)> = facts
@@ -108,10 +107,11 @@ fn choose(configured: &[String], node_ips: NodeIps, facts: &Facts) -> Result<Upl
         })
         .collect();
     let Some(mtu) = chosen.iter().map(|(_, _, mtu)| *mtu).min() else {
-        return Err(Error::None { node_ip: node_ips });
+        let shown: Vec<String> = node_ips.iter().map(ToString::to_string).collect();
+        return Err(Error::None { node_ips: shown.join(",") });
     };
     let on_them = facts.addresses.iter().filter(|(link, _)| chosen.iter().any(|(index, _, _)| index == link));
-    let mut addresses: Vec<IpAddr> = node_ips.iter().collect();
+    let mut addresses = node_ips.to_vec();
     addresses.extend(on_them.map(|(_, address)| *address).filter(|address| !is_node_ip(address)));
     Ok(Uplinks { names: chosen.iter().map(|(_, name, _)| name.clone()).collect(), addresses, mtu })
 }

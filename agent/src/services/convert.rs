@@ -22,6 +22,12 @@ mod tests;
 
 /// The label of a slice that names its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// Names another implementation that serves a Service, or its slices; kube-proxy leaves those alone, and so do we.
+const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// What nobody serves, whatever addresses it has.
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// The slices of Services that are served here.
+pub const SERVED: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 /// What the API writes for a Service without a cluster IP.
 const HEADLESS: &str = "None";
 /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -73,7 +79,10 @@ pub fn service(object: &ApiService) -> (Service, Vec<String>) {
         scheduling: Scheduling::read(meta.annotations.as_ref(), &mut problems),
         ..Service::default()
     };
-    if spec.type_.as_deref() == Some("ExternalName") || spec.cluster_ip.as_deref() == Some(HEADLESS) {
+    let is_headless =
+        spec.type_.as_deref() == Some("ExternalName") || spec.cluster_ip.as_deref() == Some(HEADLESS);
+    if is_headless || is_left_alone(meta) {
+        service.health_check_port = None;
         return (service, problems);
     }
     let listed = spec.cluster_ips.iter().flatten().chain(spec.cluster_ip.iter());
@@ -91,6 +100,13 @@ pub fn service(object: &ApiService) -> (Service, Vec<String>) {
     service.ports =
         spec.ports.iter().flatten().filter_map(|port| service_port(port, &mut problems)).collect();
     (service, problems)
+}
+
+/// The label is what counts, not its value.
+fn is_left_alone(meta: &ObjectMeta) -> bool {
+    meta.labels.as_ref().is_some_and(|labels| {
+        [PROXY_NAME_LABEL, HEADLESS_LABEL].iter().any(|label| labels.contains_key(*label))
+    })
 }
 
 /// The API server fills in the time of those who asked for none.

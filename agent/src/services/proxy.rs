@@ -11,7 +11,6 @@
 //! the dataplane was written: while Syncing it may still hold what an earlier agent wrote, so nobody is answered then.
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -83,7 +82,7 @@ pub async fn run(context: Context, cache: CacheWriter, notices: mpsc::Receiver<N
     let services: Api<ApiService> = Api::all(context.client.clone());
     let slices: Api<EndpointSlice> = Api::all(context.client.clone());
     let services = pin!(watched(watcher(services, config.clone())));
-    let slices = pin!(watched(watcher(slices, config)));
+    let slices = pin!(watched(watcher(slices, config.labels(convert::SERVED))));
     let shutdown = context.shutdown.clone();
     let dataplane = context.dataplane.clone();
     let proxy = Proxy::new(context, cache);
@@ -99,9 +98,7 @@ pub async fn run(context: Context, cache: CacheWriter, notices: mpsc::Receiver<N
 impl Proxy {
     fn new(context: Context, cache: CacheWriter) -> Self {
         Self {
-            planner: Planner::new(
-                context.node_addresses.iter().copied().chain([Ipv4Addr::LOCALHOST.into()]).collect(),
-            ),
+            planner: Planner::new(context.node_addresses.clone()),
             context,
             cache,
             services: Listing::default(),
@@ -208,6 +205,7 @@ impl Proxy {
             Ok(Event::Apply(object)) => self.apply_service(&object),
             Ok(Event::Delete(object)) => {
                 if let Some(key) = convert::key(&object.metadata) {
+                    self.context.progress.service_changed();
                     self.planner.remove_service(&key);
                     self.cache.change(|table| table.remove(&key.namespace, &key.name));
                 }
@@ -225,6 +223,7 @@ impl Proxy {
 
     fn apply_service(&mut self, object: &ApiService) {
         let Some(key) = convert::key(&object.metadata) else { return };
+        self.context.progress.service_changed();
         self.cache.change(|table| match convert::entry(object) {
             Some(entry) => table.set(&key.namespace, &key.name, entry),
             None => table.remove(&key.namespace, &key.name),
@@ -246,6 +245,7 @@ impl Proxy {
             Ok(Event::Apply(object)) => self.apply_slice(&object),
             Ok(Event::Delete(object)) => {
                 if let Some(key) = convert::key(&object.metadata) {
+                    self.context.progress.endpoints_changed();
                     self.planner.remove_slice(&key);
                 }
             }
@@ -259,6 +259,7 @@ impl Proxy {
 
     fn apply_slice(&mut self, object: &EndpointSlice) {
         let Some(key) = convert::key(&object.metadata) else { return };
+        self.context.progress.endpoints_changed();
         let Some(service) = convert::slice_service(&object.metadata) else {
             self.planner.remove_slice(&key);
             return;
@@ -289,7 +290,20 @@ impl Proxy {
         if !self.caught_up || !self.located {
             return;
         }
-        let Changes { changes, conflicts, health_checks } = self.planner.take_changes();
+        let begun = Instant::now();
+        let changes = self.planner.take_changes();
+        self.write(changes);
+        if !self.running {
+            self.running = true;
+            self.remove_stale();
+        }
+        if let Some(dataplane) = &self.context.dataplane {
+            self.wake_orphans.after_writes(dataplane);
+        }
+        self.context.progress.written(begun.elapsed(), self.failed.is_empty() && !self.stale);
+    }
+
+    fn write(&mut self, Changes { changes, conflicts, health_checks }: Changes) {
         for conflict in conflicts {
             let message = format!("{} belongs to service {}", conflict.frontend, conflict.winner);
             let uid = self.planner.service(&conflict.loser).map(|service| service.uid.clone());
@@ -303,13 +317,6 @@ impl Proxy {
         }
         for (service, check) in health_checks {
             self.check_health(&service, check);
-        }
-        if !self.running {
-            self.running = true;
-            self.remove_stale();
-        }
-        if let Some(dataplane) = &self.context.dataplane {
-            self.wake_orphans.after_writes(dataplane);
         }
     }
 

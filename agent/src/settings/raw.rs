@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::{Error, ProxyFlags};
 
 /// The command line of `orlop-agent`.
 #[derive(Debug, Clone, Default, clap::Parser)]
@@ -16,9 +16,12 @@ use super::Error;
     about = "The node agent: runs this node's pods, network and services",
     // Of a flag that is given twice the last counts, as with upstream's programs.
     args_override_self = true,
+    args_conflicts_with_subcommands = true,
     version
 )]
 pub struct Flags {
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// YAML or JSON file with the same keys as --print-config shows; flags win over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -27,6 +30,13 @@ pub struct Flags {
     pub print_config: bool,
     #[command(flatten)]
     pub settings: Raw,
+}
+
+/// What to be instead of the whole agent.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Command {
+    /// Only lead connections to Services, beside any kubelet: in kube-proxy's place
+    Proxy(Box<ProxyFlags>),
 }
 
 /// Settings as text. `None` and empty lists: not said.

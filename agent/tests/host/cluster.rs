@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use agent::events::Recorder;
+use agent::events::{Recorder, Source};
 use agent::network::overlay::Overlay;
 use agent::network::{self, routes};
 use agent::settings::{Machine, Raw, Settings};
@@ -313,11 +313,12 @@ async fn run(
     // The address that it had before is another's by now.
     ip(&format!("-n {name} -4 addr flush dev eth0"));
     ip(&format!("-n {name} addr add {}/24 dev eth0", settings.node_ips.v4));
-    let uplinks = network::discover(settings).await.unwrap();
+    let node_ips: Vec<IpAddr> = settings.node_ips.iter().collect();
+    let uplinks = network::discover(&settings.uplinks, &node_ips).await.unwrap();
     let overlay = Overlay::open(settings, &uplinks).await.unwrap();
     let client = agent::api::client(&settings.kubeconfig).await.unwrap();
     register(node, settings, overlay.as_ref(), &Api::all(client.clone())).await;
-    let recorder = Recorder::start(client.clone(), name.clone(), shutdown.clone());
+    let recorder = Recorder::start(client.clone(), Source::kubelet(name.clone()), shutdown.clone());
     let mtu = overlay.as_ref().map_or(uplinks.mtu, |overlay| overlay.mtu);
     ready.send((overlay.as_ref().map(|overlay| overlay.link), mtu)).unwrap();
     routes::run(routes::Context {

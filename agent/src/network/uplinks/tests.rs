@@ -1,9 +1,9 @@
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use linux::netlink::{Address, AddressFlags, AddressScope, Route};
 
 use super::{Facts, choose, default_routes, is_lasting};
-use crate::settings::NodeIps;
 
 fn facts() -> Facts {
     Facts {
@@ -26,13 +26,14 @@ fn facts() -> Facts {
     }
 }
 
-fn node(v4: [u8; 4], v6: Option<&str>) -> NodeIps {
-    NodeIps { v4: v4.into(), v6: v6.map(|text| text.parse().expect("an address")) }
+fn node(v4: [u8; 4], v6: Option<&str>) -> Vec<IpAddr> {
+    let v6 = v6.map(|text| text.parse().expect("an address"));
+    [IpAddr::from(v4)].into_iter().chain(v6).collect()
 }
 
 #[test]
 fn the_default_routes_link_and_the_one_with_the_nodes_address() {
-    let uplinks = choose(&[], node([10, 1, 0, 5], Some("2001:db8::5")), &facts()).expect("uplinks");
+    let uplinks = choose(&[], &node([10, 1, 0, 5], Some("2001:db8::5")), &facts()).expect("uplinks");
     assert_eq!(uplinks.names, ["eth0", "eth1"]);
     assert_eq!(uplinks.mtu, 1450);
     let addresses: Vec<String> = uplinks.addresses.iter().map(ToString::to_string).collect();
@@ -41,16 +42,16 @@ fn the_default_routes_link_and_the_one_with_the_nodes_address() {
 
 #[test]
 fn settings_win_and_must_exist() {
-    let uplinks = choose(&["eth1".into()], node([10, 0, 0, 5], None), &facts()).expect("uplinks");
+    let uplinks = choose(&["eth1".into()], &node([10, 0, 0, 5], None), &facts()).expect("uplinks");
     assert_eq!((uplinks.names, uplinks.mtu), (vec!["eth1".to_owned()], 1450));
-    let error = choose(&["eth9".into()], node([10, 0, 0, 5], None), &facts()).expect_err("no such link");
+    let error = choose(&["eth9".into()], &node([10, 0, 0, 5], None), &facts()).expect_err("no such link");
     assert_eq!(error.to_string(), "uplink eth9: no such link");
 }
 
 #[test]
 fn a_machine_without_any_says_what_to_do() {
     let facts = Facts { default_routes: BTreeSet::new(), ..facts() };
-    let error = choose(&[], node([192, 0, 2, 1], None), &facts).expect_err("nothing fits");
+    let error = choose(&[], &node([192, 0, 2, 1], None), &facts).expect_err("nothing fits");
     assert!(error.to_string().ends_with("name one with --uplink"), "{error}");
 }
 
@@ -59,7 +60,7 @@ fn default_routes_are_the_main_tables() {
     let route = |to: &str, link| Route { link: Some(link), ..Route::to(to.parse().expect("a network")) };
     let of_vpn = Route { table: 51820, ..route("0.0.0.0/0", 5) };
     let routes = [route("0.0.0.0/0", 2), route("10.0.0.0/8", 3), route("::/0", 4), of_vpn];
-    let of = |v6| default_routes(&routes, node([10, 0, 0, 5], v6));
+    let of = |v6| default_routes(&routes, &node([10, 0, 0, 5], v6));
     assert_eq!([of(None), of(Some("2001:db8::5"))], [BTreeSet::from([2]), BTreeSet::from([2, 4])]);
 }
 

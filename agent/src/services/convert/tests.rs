@@ -55,6 +55,31 @@ fn addresses_ports_and_policies() {
 }
 
 #[test]
+fn a_service_that_another_implementation_serves_is_left_alone() {
+    let spec = serde_json::json!({
+        "type": "LoadBalancer", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "healthCheckNodePort": 30999,
+        "externalTrafficPolicy": "Local", "externalIPs": ["203.0.113.9"], "ports": [{"port": 80, "nodePort": 30080}],
+    });
+    let labelled = |label: &str| {
+        let mut object = api_service(spec.clone(), serde_json::json!({}));
+        object.metadata.labels = Some([(label.to_owned(), String::new())].into());
+        object
+    };
+    let served = |label| {
+        let (read, _) = service(&labelled(label));
+        let addresses = read.cluster_ips.len() + read.external_ips.len() + read.ports.len();
+        addresses + usize::from(read.health_check_port.is_some())
+    };
+    assert_eq!(served("app"), 4);
+    for label in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
+        assert_eq!(served(label), 0, "{label}");
+        assert!(super::SERVED.split(',').any(|part| part == format!("!{label}")));
+        // Pods get its environment variables all the same, as from the kubelet.
+        assert!(entry(&labelled(label)).is_some());
+    }
+}
+
+#[test]
 fn affinity_is_for_three_hours_unless_the_service_says_otherwise() {
     let read =
         |spec: serde_json::Value| service(&api_service(spec, serde_json::json!({}))).0.affinity_seconds;

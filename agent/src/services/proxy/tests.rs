@@ -14,6 +14,7 @@ fn listed() -> Proxy {
         node_addresses: Vec::new(),
         dataplane: None,
         recorder: Recorder::discarding(),
+        progress: crate::services::Progress::default(),
         shutdown: CancellationToken::new(),
     };
     let mut proxy = Proxy::new(context, cache().0);
@@ -59,4 +60,26 @@ async fn pods_that_nobody_lists_hold_the_services_up_for_a_while_only() {
     proxy.wake();
     proxy.flush();
     assert!(proxy.running);
+}
+
+#[tokio::test]
+async fn a_write_that_was_refused_is_no_sync() {
+    let mut proxy = listed();
+    proxy.caught_up = true;
+    proxy.context.progress.service_changed();
+    let frontend = Frontend { address: [10, 96, 0, 7].into(), port: 80, protocol: dataplane::Protocol::Tcp };
+    proxy.failed.insert(frontend);
+    proxy.flush();
+    let progress = proxy.context.progress.clone();
+    let synced = || {
+        let mut registry = prometheus_client::registry::Registry::default();
+        progress.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        !text.contains("\nkubeproxy_sync_proxy_rules_last_timestamp_seconds 0.0\n")
+    };
+    assert!(proxy.running && !synced());
+    proxy.failed.clear();
+    proxy.flush();
+    assert!(synced());
 }
