@@ -111,10 +111,26 @@ impl Site {
         Self { server, data, runtime, client, clients, pod, world, far, pause }
     }
 
-    /// The one place where the proxy's identity is made: a client certificate that the cluster's authority signed.
+    /// The identity to which every cluster binds the ClusterRole `system:node-proxier`, and nothing else: signed by the cluster's authority.
     fn identity(&self) -> String {
-        let file = |name: &str| self.data.path().join("pki").join(name).display().to_string();
-        format!("client-certificate: {}\n    client-key: {}", file("admin.crt"), file("admin.key"))
+        let pki = self.data.path().join("pki");
+        let [authority, key] = ["ca.crt", "ca.key"].map(|name| fs::read_to_string(pki.join(name)).unwrap());
+        let issuer =
+            rcgen::Issuer::from_ca_cert_pem(&authority, rcgen::KeyPair::from_pem(&key).unwrap()).unwrap();
+        let mut wanted = rcgen::CertificateParams::default();
+        wanted.distinguished_name = rcgen::DistinguishedName::new();
+        wanted.distinguished_name.push(rcgen::DnType::CommonName, "system:kube-proxy");
+        wanted.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = wanted.signed_by(&key, &issuer).unwrap();
+        let file = |name: &str, text: String| {
+            let path = self.data.path().join(name);
+            fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let (certificate, key) =
+            (file("proxy.crt", certificate.pem()), file("proxy.key", key.serialize_pem()));
+        format!("client-certificate: {certificate}\n    client-key: {key}")
     }
 
     /// In the shape of kubeadm's ConfigMap.

@@ -106,5 +106,7 @@ fn open_dataplane(
     let dataplane = Dataplane::new(dataplane);
     show_as(&dataplane, node_ips).context("show the node's address")?;
     policies::give_up(&dataplane).context("take back policies that an earlier agent enforced")?;
+    let retained = dataplane.with(|dataplane| dataplane.retain_packets());
+    retained.context("take back what an earlier agent did for pods' packets")?;
     Ok(dataplane)
 }
