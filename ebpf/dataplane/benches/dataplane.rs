@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,9 @@ use dataplane::policy::{self, Change, Isolation, PodLink, PortRange, Ports, Rule
 use dataplane::{Dataplane, Ended, Frontend, Options, Protocol, Target, UplinkHook};
 use linux::netns::{self, Netns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, socket, sockopt};
+
+#[path = "dataplane/choices.rs"]
+mod choices;
 
 const SERVICES: u32 = 10_000;
 const MANY_SERVICES: u32 = 50_000;
@@ -97,6 +101,9 @@ fn main() {
     changes();
     datagrams();
     policies();
+    choices::schedulers();
+    choices::maglev();
+    choices::packets();
     let _ = std::fs::remove_dir_all("/run/netns");
     ROUTES.iter().rev().for_each(|line| run("ip", &line.replace(" add ", " del ").replace(" nodad", "")));
 }
@@ -110,11 +117,21 @@ struct Bench(Option<Dataplane>);
 
 impl Bench {
     fn open() -> Self {
-        let unified = std::path::PathBuf::from("/sys/fs/cgroup/unified");
+        Self::of(cgroup_root(), &[])
+    }
+
+    /// On links alone: no socket is led.
+    fn on(uplinks: &[&str]) -> Self {
+        let nobody = cgroup_root().join(NOBODY);
+        std::fs::create_dir(&nobody).expect("make a control group");
+        Self::of(nobody, uplinks)
+    }
+
+    fn of(cgroup: PathBuf, uplinks: &[&str]) -> Self {
         let options = Options {
             pin_root: "/sys/fs/bpf/bench".into(),
-            cgroup: if unified.is_dir() { unified } else { "/sys/fs/cgroup".into() },
-            uplinks: Vec::new(),
+            cgroup,
+            uplinks: uplinks.iter().map(|name| (*name).to_owned()).collect(),
             uplink_hook: UplinkHook::Newest,
         };
         Self(Some(Dataplane::open(&options).unwrap_or_else(|error| panic!("{error:?}"))))
@@ -138,7 +155,16 @@ impl Drop for Bench {
     fn drop(&mut self) {
         self.0 = None;
         dataplane::remove_all("/sys/fs/bpf/bench".as_ref()).expect("remove the dataplane");
+        let _not_made = std::fs::remove_dir(cgroup_root().join(NOBODY));
     }
+}
+
+/// The control group of nobody.
+const NOBODY: &str = "nobody";
+
+fn cgroup_root() -> PathBuf {
+    let unified = PathBuf::from("/sys/fs/cgroup/unified");
+    if unified.is_dir() { unified } else { "/sys/fs/cgroup".into() }
 }
 
 fn service(family: Family, number: u32) -> Frontend {
@@ -459,7 +485,12 @@ impl Pods {
     }
 
     fn connect(&self, socket: OwnedFd) -> (Duration, Exchange) {
-        let to = SockaddrStorage::from(self.server());
+        self.connect_to(socket, self.server())
+    }
+
+    /// To the server, by whatever address.
+    fn connect_to(&self, socket: OwnedFd, to: SocketAddr) -> (Duration, Exchange) {
+        let to = SockaddrStorage::from(to);
         let begin = Instant::now();
         nix::sys::socket::connect(socket.as_raw_fd(), &to).expect("connect");
         let took = begin.elapsed();
