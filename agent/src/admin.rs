@@ -193,7 +193,7 @@ fn shares(endpoints: &[std::net::SocketAddr]) -> Vec<String> {
     shown.collect()
 }
 
-/// As the annotation names it.
+/// As the annotation names it; `wrr` is `rr` with shares.
 fn scheduler(scheduler: dataplane::Scheduler) -> Option<&'static str> {
     match scheduler {
         dataplane::Scheduler::Random => None,

@@ -67,7 +67,9 @@ pub fn render(context: &Context) -> Result<String, fmt::Error> {
 /// What the dataplane holds and counted.
 pub fn register_dataplane(registry: &mut Registry, dataplane: &Dataplane) {
     let (frontends, counters) = dataplane.with(|dataplane| (dataplane.list(), dataplane.counters()));
-    let endpoints: usize = frontends.iter().map(|(_, target)| target.inside.len()).sum();
+    // One stands in its sorted list as often as its share says.
+    let distinct = |list: &[std::net::SocketAddr]| list.chunk_by(|one, next| one == next).count();
+    let endpoints: usize = frontends.iter().map(|(_, target)| distinct(&target.inside)).sum();
     services(registry, frontends.len(), endpoints);
     match counters {
         Ok(counters) => dataplane_counters(registry, &counters),

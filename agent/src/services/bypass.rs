@@ -31,7 +31,9 @@ impl Bypass {
     /// Goes on with what an earlier agent did for the sandboxes that there are. Blocks.
     pub fn start(dataplane: Option<Dataplane>, sandboxes: &[SandboxStatus]) -> Self {
         let bypass = Self { dataplane, links: Mutex::default() };
-        let ready = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Ready);
+        // One that asks for something else is not served.
+        let asks = |sandbox: &&SandboxStatus| wanted(sandbox).is_ok();
+        let ready = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Ready).filter(asks);
         let mut whole = true;
         for sandbox in ready {
             if let Err(error) = bypass.serve(sandbox) {
@@ -53,22 +55,9 @@ impl Bypass {
     /// # Errors
     /// The annotation says something else, or the pod's link cannot be served: in words.
     pub fn serve(&self, sandbox: &SandboxStatus) -> Result<(), String> {
+        let Some(netns) = wanted(sandbox)? else { return Ok(()) };
+        // Whoever leads services in this agent's place does so by packets.
         let Some(dataplane) = &self.dataplane else { return Ok(()) };
-        match sandbox.config.annotations.get(ANNOTATION).map(String::as_str) {
-            None | Some(SOCKETS) => return Ok(()),
-            Some(PACKETS) => {}
-            Some(other) => {
-                return Err(format!(
-                    "annotation {ANNOTATION}: \"{other}\" is neither {SOCKETS} nor {PACKETS}"
-                ));
-            }
-        }
-        // Whoever is in the node's network has no link of its own, and its packets are the node's.
-        let Some(netns) = &sandbox.netns else {
-            return Err(format!(
-                "annotation {ANNOTATION}: a pod in the node's network is served by sockets alone"
-            ));
-        };
         if self.links().contains_key(&sandbox.id) {
             return Ok(());
         }
@@ -94,6 +83,23 @@ impl Bypass {
 
     fn links(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, PodLink>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The network namespace of a pod that asks for it.
+fn wanted(sandbox: &SandboxStatus) -> Result<Option<&Path>, String> {
+    match sandbox.config.annotations.get(ANNOTATION).map(String::as_str) {
+        None | Some(SOCKETS) => Ok(None),
+        // Whoever is in the node's network has no link of its own, and its packets are the node's.
+        Some(PACKETS) => match &sandbox.netns {
+            Some(netns) => Ok(Some(netns)),
+            None => Err(format!(
+                "annotation {ANNOTATION}: a pod in the node's network is served by sockets alone"
+            )),
+        },
+        Some(other) => {
+            Err(format!("annotation {ANNOTATION}: \"{other}\" is neither {SOCKETS} nor {PACKETS}"))
+        }
     }
 }
 

@@ -88,6 +88,13 @@ pub struct Service {
     pub scheduling: Scheduling,
 }
 
+impl Service {
+    /// An endpoint's shares of what is new.
+    fn weight(&self, endpoint: &Endpoint) -> u16 {
+        self.scheduling.weight(endpoint.address, endpoint.node.as_deref())
+    }
+}
+
 /// A port of a Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
@@ -168,7 +175,7 @@ pub enum Change {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthCheck {
     pub port: u16,
-    /// Those that are ready, each address once; of a Service of both families, of the one that has more.
+    /// Those that are ready and get something new, each address once; of a Service of both families, of the one that has more.
     pub local_endpoints: usize,
 }
 
@@ -382,7 +389,7 @@ impl Planner {
                 let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
                 let ready = |endpoint: &&Endpoint| {
                     let usable = self.departed.usable(endpoint, service.publish_not_ready);
-                    endpoint.local && usable == Usable::Ready
+                    endpoint.local && usable == Usable::Ready && service.weight(endpoint) > 0
                 };
                 let endpoints = slices.flat_map(|slice| &slice.endpoints).filter(ready);
                 let addresses: HashSet<IpAddr> = endpoints.map(|endpoint| endpoint.address).collect();
@@ -534,13 +541,16 @@ fn merge<'a>(
         for target in slice.ports.iter().filter(same) {
             for endpoint in &slice.endpoints {
                 let address = SocketAddr::new(endpoint.address, target.port);
-                let weight = service.scheduling.weight(endpoint.address, endpoint.node.as_deref());
+                let weight = service.weight(endpoint);
                 let unknown =
                     Merged { usable: Usable::No, local: false, for_zone: None, for_node: None, weight };
                 let merged = all.entry(address).or_insert(unknown);
                 let in_zone = |zones: &Arc<[Box<str>]>| zones.iter().any(|zone| node.zone == Some(zone));
                 merged.usable = node.departed.usable(endpoint, service.publish_not_ready).max(merged.usable);
                 merged.local |= endpoint.local;
+                if endpoint.node.is_some() {
+                    merged.weight = weight;
+                }
                 merged.for_zone = endpoint.zones.as_ref().map(in_zone).max(merged.for_zone);
                 merged.for_node = endpoint.meant_for_node.max(merged.for_node);
             }
@@ -563,19 +573,20 @@ fn choose(endpoints: &Endpoints, policy: TrafficPolicy) -> Arc<[SocketAddr]> {
         let allowed = |merged: &Merged| policy == TrafficPolicy::Cluster || merged.local;
         endpoints.iter().filter(move |(_, merged)| merged.usable == wanted && allowed(merged))
     };
+    let any_ready = with(Usable::Ready).next().is_some();
+    let usable = if any_ready { Usable::Ready } else { Usable::Fallback };
+    // One that is to get nothing new is still ready: those that terminate do not stand in for it.
+    let candidates = || with(usable).filter(|(_, merged)| merged.weight > 0);
     let weight = |(address, merged): (&SocketAddr, &Merged)| (*address, merged.weight);
-    if with(Usable::Ready).next().is_none() {
-        return scheduling::by_weight(with(Usable::Fallback).map(weight));
-    }
-    if policy == TrafficPolicy::Cluster {
+    if any_ready && policy == TrafficPolicy::Cluster {
         for hint in [|merged: &Merged| merged.for_node, |merged: &Merged| merged.for_zone] {
-            let mut ready = with(Usable::Ready).map(|(_, merged)| hint(merged));
+            let mut hints = candidates().map(|(_, merged)| hint(merged));
             // An endpoint without a hint means that the hints are not for everybody; with none for here, nobody would be left.
-            if ready.clone().all(|hint| hint.is_some()) && ready.any(|hint| hint == Some(true)) {
-                let meant = with(Usable::Ready).filter(|(_, merged)| hint(merged) == Some(true));
+            if hints.clone().all(|hint| hint.is_some()) && hints.any(|hint| hint == Some(true)) {
+                let meant = candidates().filter(|(_, merged)| hint(merged) == Some(true));
                 return scheduling::by_weight(meant.map(weight));
             }
         }
     }
-    scheduling::by_weight(with(Usable::Ready).map(weight))
+    scheduling::by_weight(candidates().map(weight))
 }

@@ -332,14 +332,28 @@ impl Proxy {
                 }
             }
             Change::Set { frontend, target, service } => {
-                match dataplane.with(|dataplane| dataplane.set(frontend, &target)) {
-                    Ok(()) => {
+                let set = dataplane.with(|dataplane| {
+                    dataplane.set(frontend, &target).map(|()| dataplane.lacks_lookup(frontend))
+                });
+                match set {
+                    Ok(lacks_lookup) => {
                         self.failed.remove(&frontend);
+                        if lacks_lookup {
+                            self.report_lack(frontend, &service);
+                        }
                     }
                     Err(error) => self.set_failed(frontend, &service, &error),
                 }
             }
         }
+    }
+
+    fn report_lack(&self, frontend: Frontend, service: &Key) {
+        let uid = self.planner.service(service).map(|service| service.uid.clone()).unwrap_or_default();
+        let message = format!(
+            "{frontend} has no lookup table, of which this node has no room for more: when its endpoints change, more clients are led anew"
+        );
+        self.warn(service, &uid, "NoLookupTable", message);
     }
 
     fn set_failed(&mut self, frontend: Frontend, service: &Key, error: &WriteError) {

@@ -15,6 +15,8 @@ const SCHEDULER: &str = "orlop.dev/scheduler";
 const WEIGHTS: &str = "orlop.dev/weights";
 /// The largest weight.
 pub const MAX_WEIGHT: u16 = 256;
+/// Shares of one list, where no endpoint has to have more than one.
+const MAX_SHARES: usize = 16_384;
 
 /// What the scheduler annotation may say, with IPVS' names where it has them.
 const NAMES: [(&str, Scheduler); 6] = [
@@ -97,12 +99,18 @@ fn weights(text: &str, problems: &mut Vec<String>) -> Weights {
     weights
 }
 
-/// Each endpoint as often as its share of the weights, in the smallest numbers that say so; none of weight 0.
+/// Each endpoint as often as its share of the weights, in the smallest numbers that say so; none of weight 0. Where those are too many,
+/// in smaller ones that come near, at least one each.
 pub fn by_weight(endpoints: impl Iterator<Item = (SocketAddr, u16)> + Clone) -> Arc<[SocketAddr]> {
-    let common = endpoints.clone().map(|(_, weight)| weight).fold(0, greatest_common_divisor).max(1);
-    let repeated =
-        endpoints.flat_map(|(address, weight)| std::iter::repeat_n(address, usize::from(weight / common)));
-    repeated.collect()
+    let weights = || endpoints.clone().map(|(_, weight)| weight);
+    let common = weights().fold(0, greatest_common_divisor).max(1);
+    let sum: usize = weights().map(|weight| usize::from(weight / common)).sum();
+    let shares = |weight: u16| match usize::from(weight / common) {
+        0 => 0,
+        shares if sum <= MAX_SHARES => shares,
+        shares => (shares * MAX_SHARES / sum).max(1),
+    };
+    endpoints.clone().flat_map(|(address, weight)| std::iter::repeat_n(address, shares(weight))).collect()
 }
 
 fn greatest_common_divisor(mut a: u16, mut b: u16) -> u16 {

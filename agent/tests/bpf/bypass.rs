@@ -65,6 +65,7 @@ fn a_pod_that_asks_for_it_reaches_services_by_packets() {
     }
     let refused = bypass.serve(&sandbox(0, Some("packet"))).unwrap_err();
     assert_eq!(refused, "annotation orlop.dev/services: \"packet\" is neither sockets nor packets");
+    assert_eq!(Bypass::start(None, &[]).serve(&sandbox(0, Some("packet"))).unwrap_err(), refused);
     let of_node = SandboxStatus { netns: None, ..sandbox(0, Some("packets")) };
     assert!(bypass.serve(&of_node).unwrap_err().contains("in the node's network"));
     let asking = sandbox(0, Some("packets"));
@@ -83,7 +84,9 @@ fn a_pod_that_asks_for_it_reaches_services_by_packets() {
     bypass.serve(&asking).unwrap();
     drop((bypass, dataplane));
     let dataplane = open();
-    drop(Bypass::start(Some(dataplane.clone()), &[]));
+    // Another one that cannot be served is no reason to leave what was there.
+    let wrong = SandboxStatus { id: SandboxId::from("other".to_owned()), ..of_node };
+    drop(Bypass::start(Some(dataplane.clone()), &[wrong]));
     assert!(!answered(&place, &client, &node), "its sandbox is gone");
     drop(dataplane);
     dataplane::remove_all(&options.pin_root).unwrap();

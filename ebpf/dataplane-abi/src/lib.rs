@@ -42,6 +42,8 @@ pub mod capacity {
     pub const FRONTENDS: usize = 65_536;
     /// Backend numbers over all selection tables, those that are looked up by hash among them.
     pub const TABLE_ENTRIES: usize = 2_097_152;
+    /// Of these, those for looking up by hash, at most.
+    pub const LOOKUP_ENTRIES: usize = 1_572_864;
     pub const BACKENDS: usize = 262_144;
     /// Pairs of a client and a frontend with session affinity that are remembered, inside, and as many outside; beyond, those not seen
     /// for long go.
@@ -167,9 +169,9 @@ pub struct Service {
     pub flags: u32,
     /// How long after its last choice a client stays with its backend; 0: it does not.
     pub affinity_seconds: u32,
-    /// How many choices were made in turn. Programs count; user space writes it once, with the slot.
-    pub turn: u32,
-    pub reserved: u32,
+    /// How many choices were made in turn for clients of each [`Origin`], which may have other backends. Programs count; user space
+    /// writes it once, with the slot.
+    pub turns: [u32; 2],
 }
 
 pub mod service_flag {
@@ -511,7 +513,9 @@ pub struct NatValue {
     pub kind: u8,
     pub backend: u32,
     pub generation: u32,
-    pub reserved: u32,
+    /// Index of the pod's link where a flow to a service began by packets; 0: elsewhere. On no other link it is the same flow, whatever
+    /// addresses a pod sends under.
+    pub link: u32,
 }
 
 /// A network: an address belongs to it if its bits under the mask are the network's. No mask is no network.
@@ -708,7 +712,7 @@ pub mod counter {
     pub const PACKET_NO_BACKEND: u32 = 20;
     /// A pod's TCP packet to a service that belongs to no known connection: dropped.
     pub const PACKET_NO_FLOW: u32 = 21;
-    /// A packet to a service that was led to the very pod that sent it: dropped.
+    /// A pod's packet to a service that was led to the very pod that sent it: dropped.
     pub const PACKET_HAIRPIN: u32 = 22;
     pub const COUNT: u32 = 23;
 }
@@ -742,7 +746,7 @@ macro_rules! plain {
 plain! {
     Address: 16 { words_be: [u32; 4] }
     FrontendKey: 20 { address: Address, port_be: u16, protocol: u8, reserved: u8 }
-    Service: 56 { key: FrontendKey, sources: u32, inside: u64, outside: u64, flags: u32, affinity_seconds: u32, turn: u32, reserved: u32 }
+    Service: 56 { key: FrontendKey, sources: u32, inside: u64, outside: u64, flags: u32, affinity_seconds: u32, turns: [u32; 2] }
     NetworkKey: 24 { prefix: u32, set: u32, address: Address }
     AffinityKey: 20 { client: Address, slot: u32 }
     Affinity: 24 { selection: u64, used: u64, backend: u32, generation: u32 }
@@ -754,7 +758,7 @@ plain! {
     FlowKey: 32 { cookie: u64, address: Address, port_be: u16, direction: u16, reserved: u32 }
     FlowValue: 40 { address: Address, port_be: u16, reserved: u16, backend: u32, generation: u32, slot: u32, selection: u64 }
     NatKey: 40 { source: Address, destination: Address, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }
-    NatValue: 48 { address: Address, selection: u64, used: u32, slot: u32, port_be: u16, state: u8, kind: u8, backend: u32, generation: u32, reserved: u32 }
+    NatValue: 48 { address: Address, selection: u64, used: u32, slot: u32, port_be: u16, state: u8, kind: u8, backend: u32, generation: u32, link: u32 }
     PodPolicy: 16 { ingress: u32, egress: u32, netns: i32, reserved: u32 }
     PortKey: 12 { prefix: u32, list: u32, protocol: u8, reserved: u8, port_be: u16 }
     AllowedKey: 44 { pod: Address, peer: Address, pod_port_be: u16, peer_port_be: u16, protocol: u8, reserved: u8, reserved2: u16, link: u32 }

@@ -2,7 +2,8 @@
 //!
 //! At the node's end of the pod's link. What the pod asks of a service is led to a backend before policies and routes see it, and the
 //! answers get the service's address when policies have seen them. Flows stand in ORLOP_NAT, as what pods begin does. A packet whose flow is
-//! not known (any more), or that has no backend, is dropped and counted: nobody here has the service's address and could refuse.
+//! not known (any more), or that has no backend, is dropped and counted: nobody here has the service's address and could refuse. A flow is its
+//! link's: what another pod sends under this one's address changes nothing here.
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -80,7 +81,7 @@ fn answers(ctx: &TcContext, packet: &Packet) -> i32 {
     let key = uplink::nat_key(packet, nat::OUT);
     // SAFETY: the value is copied at once; one of a recycled element misdirects one packet, which its receiver refuses.
     match unsafe { ORLOP_NAT.get(&key) }.copied() {
-        Some(entry) if entry.kind == nat::NODE_PORT => {
+        Some(entry) if entry.kind == nat::NODE_PORT && entry.link == uplink::link_of(ctx) => {
             uplink::answer_out(ctx, packet, &key, &entry, Origin::Inside)
         }
         _ => NEXT,

@@ -250,14 +250,15 @@ impl<C: Fn() -> Client> Reads for Maps<'_, C> {
     #[inline(always)]
     fn turn(&mut self) -> u32 {
         // SAFETY: array elements live as long as the map; only programs write this field while the slot is in use.
-        unsafe { fetch_add((&raw const (*self.service).turn).cast_mut(), 1) }
+        unsafe { fetch_add((&raw const (*self.service).turns[self.origin as usize]).cast_mut(), 1) }
     }
 
     #[inline(always)]
     fn hash(&mut self, scheduler: Scheduler) -> Option<u32> {
         let Client { address, port_be } = (self.client)();
         match scheduler {
-            Scheduler::Maglev if self.origin == Origin::Inside => None,
+            // A socket that connects has no port yet.
+            Scheduler::Maglev if port_be == 0 => None,
             Scheduler::Maglev => Some(select::hash(address, port_be)),
             _ => Some(select::hash(address, 0)),
         }

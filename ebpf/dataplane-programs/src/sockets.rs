@@ -320,7 +320,8 @@ fn note_connected(ctx: &SockAddrContext, chosen: Chosen) {
     let _ = ORLOP_CONNECTED.insert(&socket_cookie(ctx), &connected, 0);
 }
 
-/// A socket counts for the backend that such a service led it to last, until it is closed.
+/// A socket counts for the backend that such a service led it to last, until it is closed. The kernel tells of no close of its own
+/// sockets (network file systems): these count until the backend goes.
 #[inline(always)]
 fn count_connection(ctx: &SockAddrContext, Pick { id, generation, .. }: Pick) {
     let mut fresh = Counted { backend: id, generation: 0 };

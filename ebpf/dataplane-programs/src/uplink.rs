@@ -198,8 +198,15 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
         reserved: 0,
     };
     let client = || Client { address: packet.source, port_be: packet.source_port_be };
-    if let Some(element) = flows(origin).get_ptr_mut(key) {
-        // SAFETY: as in `ingress`.
+    let link = match origin {
+        Origin::Inside => link_of(ctx),
+        Origin::Outside => 0,
+    };
+    // SAFETY: as in `ingress`.
+    if let Some(element) = flows(origin).get_ptr_mut(key)
+        && (origin == Origin::Outside || unsafe { (*element).link } == link)
+    {
+        // SAFETY: as above.
         let entry = unsafe { *element };
         if !packet.may_begin_flow {
             return translate_in(ctx, packet, &entry, origin);
@@ -238,8 +245,8 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
             count(counter::SOURCE_REFUSED);
             DROP
         }
-        // Its own address would come back to it as its peer's.
-        Choice::Backend(chosen, _) if chosen.address == packet.source => {
+        // Its own address would come back to it as its peer's. From outside a flow goes on under the node's address.
+        Choice::Backend(chosen, _) if origin == Origin::Inside && chosen.address == packet.source => {
             count(counter::PACKET_HAIRPIN);
             DROP
         }
@@ -254,7 +261,7 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
                 selection: chosen.pick.selection,
                 slot: chosen.pick.slot,
                 used: 0,
-                reserved: 0,
+                link,
             };
             if !written(flows(origin).insert(key, &entry, 0)) {
                 return DROP;
@@ -263,6 +270,12 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
             translate_in(ctx, packet, &entry, origin)
         }
     }
+}
+
+/// Whether two entries are of flows that began at one link; those from outside are nobody's.
+#[inline(always)]
+fn is_of_link(one: &NatValue, other: &NatValue, origin: Origin) -> bool {
+    origin == Origin::Outside || one.link == other.link
 }
 
 /// Where the flows of such clients stand.
@@ -336,12 +349,16 @@ fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue, origin: Orig
     // SAFETY: the value is copied at once.
     let held = unsafe { flows.get(&back) }.copied();
     match held {
-        Some(held) if held.address == packet.destination && held.port_be == packet.destination_port_be => {
+        Some(held)
+            if held.address == packet.destination
+                && held.port_be == packet.destination_port_be
+                && is_of_link(&held, entry, origin) =>
+        {
             // SAFETY: as in `answer_in`.
             unsafe { touch(flows.get_ptr_mut(&back), packet, nat::IN) };
         }
         // The pod already talks to this very client port by another way, and could not tell the two apart.
-        Some(held) if !may_take_over(packet.protocol, &held, true) => {
+        Some(held) if is_of_link(&held, entry, origin) && !may_take_over(packet.protocol, &held, true) => {
             count(counter::NODE_PORT_COLLISION);
             return DROP;
         }
@@ -454,7 +471,7 @@ fn masquerade(ctx: &TcContext, packet: &Packet, key: &NatKey) -> i32 {
         selection: 0,
         slot: 0,
         used: now(),
-        reserved: 0,
+        link: 0,
     };
     let value = inside(packet, &entry);
     for attempt in 0..nat::PORT_TRIES {
@@ -648,7 +665,7 @@ fn note_direct_flow(packet: &Packet) {
         selection: 0,
         slot: 0,
         used: now(),
-        reserved: 0,
+        link: 0,
     };
     // SAFETY: the value is copied at once.
     match unsafe { ORLOP_INBOUND.get(&back) }.copied() {

@@ -90,12 +90,6 @@ fn link_programs() -> impl Iterator<Item = &'static str> {
     let uplinks = UPLINK_PROGRAMS.iter().map(|(_, program)| program);
     uplinks.chain(POLICY_PROGRAMS).chain(BYPASS_PROGRAMS).map(|program| program.name)
 }
-
-/// The programs for pods' links, loaded.
-pub struct ForPods {
-    pub policy: PodPrograms,
-    pub bypass: PodPrograms,
-}
 const PINNED_MAPS: &[&str] = &[
     map::FRONTENDS,
     map::SERVICES,
@@ -167,6 +161,12 @@ pub enum OpenError {
     Maps(#[source] MapError),
     #[error("know the node's network namespace: needs root and a kernel from 5.14 on")]
     Namespace(#[source] linux::netns::Error),
+}
+
+/// The programs for pods' links, loaded.
+pub struct ForPods {
+    pub policy: PodPrograms,
+    pub bypass: PodPrograms,
 }
 
 /// The maps that user space works with.

@@ -234,6 +234,12 @@ impl Dataplane {
         self.adopted
     }
 
+    /// Whether a frontend whose scheduler looks clients up by hash has no room for a table of its own: its clients are led by hash over the list
+    /// of its endpoints, and more of them move when that changes. The next call of [`Self::set`] tries again.
+    pub fn lacks_lookup(&self, frontend: Frontend) -> bool {
+        self.model.lacks_lookup(frontend)
+    }
+
     /// Makes `frontend` lead to `target`. The switch is one store in memory for each [`Origin`]: a connection sees the old list
     /// or the new one. After an error of the kernel the same call tries again.
     pub fn set(&mut self, frontend: Frontend, target: &Target) -> Result<(), WriteError> {
@@ -285,7 +291,11 @@ impl Dataplane {
     /// Lets the pod behind a link reach services by packets, whoever makes those: a network stack of its own, or a virtual machine. Its
     /// sockets, if they are led to backends already, notice nothing.
     pub fn serve_packets(&mut self, link: &PodLink) -> Result<(), OpenError> {
-        self.bypass.attach(link)?;
+        if let Err(error) = self.bypass.attach(link) {
+            // What is led without its answers being translated is worse than nothing. The first error says why.
+            let _second = self.bypass.detach(link);
+            return Err(error);
+        }
         self.bypassing.insert(link.name.clone());
         Ok(())
     }

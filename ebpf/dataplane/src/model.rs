@@ -118,6 +118,8 @@ pub struct Found {
 pub struct Capacity {
     pub frontends: u32,
     pub table_entries: u32,
+    /// Of these, how many may be for looking up by hash: the rest is for what every service needs.
+    pub lookup_entries: u32,
     pub backends: u32,
     pub sources: u32,
 }
@@ -127,6 +129,7 @@ impl Default for Capacity {
         Self {
             frontends: capacity::FRONTENDS as u32,
             table_entries: capacity::TABLE_ENTRIES as u32,
+            lookup_entries: capacity::LOOKUP_ENTRIES as u32,
             backends: capacity::BACKENDS as u32,
             sources: capacity::SOURCES as u32,
         }
@@ -215,7 +218,7 @@ fn differences(old: &Entry, new: &Entry) -> Vec<Write> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct List {
     selection: Selection,
-    /// One per endpoint, ascending: readers search it.
+    /// One per share of an endpoint, ascending: readers search it.
     backends: Vec<u32>,
 }
 
@@ -228,19 +231,19 @@ fn footprint(selection: Selection) -> u32 {
 #[derive(Debug, Clone, Copy, Default)]
 struct Fresh<'a> {
     endpoints: &'a [SocketAddr],
-    scheduler: Scheduler,
+    /// As in [`Selection`].
+    lookup: u8,
 }
 
-impl Fresh<'_> {
-    /// As in [`Selection`].
-    fn lookup(&self) -> u8 {
-        if self.scheduler.is_hashed() { maglev::size_class(self.endpoints.len()) } else { 0 }
+impl<'a> Fresh<'a> {
+    fn of(endpoints: &'a [SocketAddr], scheduler: Scheduler) -> Self {
+        let lookup = if scheduler.is_hashed() { maglev::size_class(endpoints.len()) } else { 0 };
+        Self { endpoints, lookup }
     }
 
     /// Where it will stand, but for the place and what tells it from others.
     fn shape(&self) -> Selection {
-        let length = self.endpoints.len() as u16;
-        Selection { offset: 0, length, lookup: self.lookup(), generation: 0 }
+        Selection { offset: 0, length: self.endpoints.len() as u16, lookup: self.lookup, generation: 0 }
     }
 }
 
@@ -266,6 +269,8 @@ pub struct Model {
     last_set: u32,
     /// How many source ranges there are.
     sources: usize,
+    /// How many entries are for looking up by hash.
+    lookups: u32,
     /// Backends of no table that were there at the adoption: some may still serve, which the first full sync will say.
     held: Vec<u32>,
     /// A service let a backend of datagrams go since [`Model::let_go`].
@@ -287,6 +292,7 @@ impl Model {
             last_set: 0,
             held: Vec::new(),
             sources: 0,
+            lookups: 0,
             let_go: false,
             last_generation: 0,
             last_selection: 0,
@@ -371,6 +377,8 @@ impl Model {
             return None;
         }
         self.slots.take(slot);
+        let lists = std::iter::once(&inside).chain(&outside);
+        self.lookups += lists.map(|list| list.selection.lookup_size()).sum::<u32>();
         for id in inside.backends.iter().chain(outside.iter().flat_map(|list| &list.backends)) {
             self.refer(*id, backends[id]);
         }
@@ -448,7 +456,7 @@ impl Model {
         // One table serves both origins where they are equal.
         let same = target.inside == target.outside;
         let fresh = Origin::ALL.map(|origin| {
-            let fresh = Fresh { endpoints: target.endpoints(origin), scheduler: target.scheduler };
+            let fresh = Fresh::of(target.endpoints(origin), target.scheduler);
             let there = before.is_some_and(|entry| self.leads_to(entry.list(origin), fresh));
             let has_own = origin == Origin::Inside || !same;
             (has_own && !there).then_some(fresh)
@@ -465,6 +473,7 @@ impl Model {
         }
         let new_sources = target.sources.as_ref().filter(|_| !same_sources);
         self.check_room(frontend, fresh, new_sources)?;
+        let fresh = self.within_budget(fresh);
         let offsets = self.allocate_tables(fresh)?;
         let old = self.entries.remove(&frontend);
         let mut writes = Vec::new();
@@ -537,7 +546,13 @@ impl Model {
     /// Whether a table names just these endpoints, and can be looked up as wanted.
     fn leads_to(&self, list: &List, fresh: Fresh<'_>) -> bool {
         let endpoints = fresh.endpoints;
-        if list.backends.len() != endpoints.len() || list.selection.lookup != fresh.lookup() {
+        // One that had no room for a lookup table waits for that.
+        let lookup = if list.selection.lookup == 0 && !self.may_look_up(fresh.shape().lookup_size()) {
+            0
+        } else {
+            fresh.lookup
+        };
+        if list.backends.len() != endpoints.len() || list.selection.lookup != lookup {
             return false;
         }
         let ids = endpoints.iter().map(|address| self.by_address.get(address).copied());
@@ -599,6 +614,33 @@ impl Model {
         Ok(())
     }
 
+    /// Whether so many entries more may be for looking up by hash.
+    fn may_look_up(&self, entries: u32) -> bool {
+        self.lookups + entries <= self.capacity.lookup_entries
+    }
+
+    /// The lists, without lookup tables for which there is no room: clients are then led by hash over the list itself.
+    fn within_budget<'a>(&self, fresh: [Option<Fresh<'a>>; 2]) -> [Option<Fresh<'a>>; 2] {
+        let mut taken = 0;
+        fresh.map(|fresh| {
+            let fresh = fresh?;
+            let entries = fresh.shape().lookup_size();
+            if !self.may_look_up(taken + entries) {
+                return Some(Fresh { lookup: 0, ..fresh });
+            }
+            taken += entries;
+            Some(fresh)
+        })
+    }
+
+    /// Whether a frontend has to do without a lookup table that its scheduler wants.
+    pub fn lacks_lookup(&self, frontend: Frontend) -> bool {
+        self.entries.get(&frontend).is_some_and(|entry| {
+            let lacks = |list: &List| list.selection.lookup == 0 && !list.backends.is_empty();
+            Scheduler::of(entry.flags).is_hashed() && entry.lists().any(lacks)
+        })
+    }
+
     /// Room for the tables of all lists, or for none.
     fn allocate_tables(&mut self, fresh: [Option<Fresh<'_>>; 2]) -> Result<[u32; 2], Full> {
         let [first, second] = fresh.map(|fresh| fresh.map_or(0, |fresh| footprint(fresh.shape())));
@@ -623,6 +665,7 @@ impl Model {
         let selection = Selection { offset, generation: self.last_selection, ..fresh.shape() };
         if !backends.is_empty() {
             let lookup = if selection.lookup == 0 { Vec::new() } else { self.lookup_table(fresh) };
+            self.lookups += selection.lookup_size();
             writes.push(Write::Table { offset, ids: [backends.as_slice(), &lookup].concat() });
         }
         List { selection, backends }
@@ -633,12 +676,13 @@ impl Model {
         let mut endpoints = fresh.endpoints.to_vec();
         endpoints.sort_unstable();
         let ids: Vec<u32> = endpoints.iter().map(|address| self.by_address[address]).collect();
-        let places = maglev::table(&endpoints, LOOKUP_SIZES[usize::from(fresh.lookup()) - 1]);
+        let places = maglev::table(&endpoints, LOOKUP_SIZES[usize::from(fresh.lookup) - 1]);
         places.into_iter().map(|place| ids[place as usize]).collect()
     }
 
     fn drop_list(&mut self, list: &List, writes: &mut Vec<Write>) {
         self.ranges.free(list.selection.offset, footprint(list.selection));
+        self.lookups -= list.selection.lookup_size();
         self.drop_backends(&list.backends, writes);
     }
 
@@ -662,16 +706,8 @@ impl Model {
         let key = to_key(frontend);
         let [inside, outside] = Origin::ALL.map(|origin| entry.list(origin).selection.pack());
         let Entry { flags, affinity_seconds, .. } = *entry;
-        let value = Service {
-            key,
-            sources: entry.set(),
-            inside,
-            outside,
-            flags,
-            affinity_seconds,
-            turn: 0,
-            reserved: 0,
-        };
+        let value =
+            Service { key, sources: entry.set(), inside, outside, flags, affinity_seconds, turns: [0; 2] };
         writes.push(Write::Service { slot, value });
         writes.push(Write::FrontendInsert { key, slot });
         slot

@@ -132,6 +132,8 @@ fn an_endpoint_stands_in_a_list_as_often_as_its_nodes_weight_says() {
         ("10.244.0.2=0", TrafficPolicy::Local, &[1], &[1]),
         // One that is to get nothing new is still ready: those that terminate do not stand in for it.
         ("here=0,there=0", TrafficPolicy::Cluster, &[], &[]),
+        // The node is drained: load balancers are told, too.
+        ("here=0", TrafficPolicy::Local, &[2], &[]),
     ] {
         let service = Service { scheduling: annotations(weights), external_policy, ..service(1) };
         let target = &frontends(&service, slices.iter(), view)[&node_frontend()];
@@ -141,6 +143,37 @@ fn an_endpoint_stands_in_a_list_as_often_as_its_nodes_weight_says() {
             "{weights}"
         );
         assert_eq!(target.scheduler, dataplane::Scheduler::RoundRobin);
+    }
+}
+
+#[test]
+fn hints_at_endpoints_that_get_nothing_new_lead_nobody() {
+    let hinted = |last: u8, zone: &str| Endpoint {
+        zones: Some([zone.into()].into()),
+        ..endpoint(last, Usable::Ready, false, None)
+    };
+    let slices = [slice_of(vec![hinted(1, "a"), hinted(2, "b")])];
+    let departed = Departed::default();
+    let view = View { departed: &departed, addresses: &[], zone: Some("a") };
+    for (weights, expected) in [("", 1), ("10.244.0.1=0", 2)] {
+        let annotations = [("orlop.dev/weights".to_owned(), weights.to_owned())].into();
+        let scheduling = Scheduling::read(Some(&annotations), &mut Vec::new());
+        let service = Service { scheduling, ..service(1) };
+        let target = &frontends(&service, slices.iter(), view)[&cluster_frontend(1)];
+        assert_eq!(last_bytes(&target.inside), [expected], "{weights}");
+    }
+}
+
+#[test]
+fn a_node_whose_endpoints_get_nothing_new_is_not_healthy() {
+    let mut planner = Planner::default();
+    planner.set_slice(key("s"), key("s"), slice(&[(1, Usable::Ready, true)]));
+    for (weights, healthy) in [("", 1), ("10.244.0.1=0", 0)] {
+        let annotations = [("orlop.dev/weights".to_owned(), weights.to_owned())].into();
+        let scheduling = Scheduling::read(Some(&annotations), &mut Vec::new());
+        planner.set_service(key("s"), Service { scheduling, health_check_port: Some(30999), ..service(1) });
+        planner.take_changes();
+        assert_eq!(planner.health_check(&key("s")).unwrap().local_endpoints, healthy);
     }
 }
 

@@ -72,5 +72,10 @@ fn an_endpoint_stands_as_often_as_its_share() {
     assert_eq!(listed(&[1, 1]), [1, 2]);
     assert_eq!(listed(&[200, 100, 0]), [1, 1, 2]);
     assert_eq!(listed(&[7]), [1]);
+    // More than the dataplane takes of one Service, in shares that nothing divides.
+    let many = (0..300_u16).map(|number| (SocketAddr::from(([10, 1, 0, 0], number)), 256 - number % 2));
+    let list = by_weight(many.chain([(endpoint(9), 1)]));
+    assert!((16_000..16_700).contains(&list.len()), "{}", list.len());
+    assert_eq!(list.iter().filter(|address| **address == endpoint(9)).count(), 1);
     assert!(listed(&[0, 0]).is_empty() && listed(&[]).is_empty());
 }

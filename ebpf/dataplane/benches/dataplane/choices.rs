@@ -96,7 +96,9 @@ pub fn maglev() {
             present.iter().map(|server| servers[*server].local_addr().expect("its address")).collect();
         bench.set(frontend, &Target { scheduler: Scheduler::Maglev, ..Target::all(endpoints) });
         forget_flows();
-        clients.iter().for_each(|client| drop(client.send_to(b"?", vip).expect("send")));
+        for client in &clients {
+            client.send_to(b"?", vip).expect("send");
+        }
         led(&servers, clients.len())
     };
     let (mut before, mut stayed, mut moved) = (lead(&present), 0, 0);

@@ -548,7 +548,7 @@ proptest! {
     fn small_maps_are_used_up_and_given_back(changes in prop::collection::vec(
         (0u8..4, prop::option::of(targets(0..8, 5))), 0..80,
     )) {
-        let capacity = Capacity { frontends: 3, table_entries: 12, backends: 6, sources: 5 };
+        let capacity = Capacity { frontends: 3, table_entries: 12, lookup_entries: 0, backends: 6, sources: 5 };
         let mut model = Model::new(capacity);
         let mut maps = Maps::default();
         let mut wanted: BTreeMap<u8, Target> = BTreeMap::new();
@@ -1070,6 +1070,32 @@ fn another_scheduler_takes_effect_and_an_unchanged_one_writes_nothing() {
     assert_eq!(world.plan(1, Some(with(Scheduler::Maglev))), []);
     // Both look the same table up.
     assert!(matches!(world.plan(1, Some(with(Scheduler::SourceHash)))[..], [Write::Options { .. }]));
+}
+
+#[test]
+fn lookup_tables_leave_room_for_what_every_service_needs() {
+    let mut world = World::new();
+    let hashed = |endpoints: &[u8]| Target { scheduler: Scheduler::Maglev, ..target(endpoints) };
+    let limit = capacity::LOOKUP_ENTRIES as u32 / LOOKUP_SIZES[0];
+    let service = |number: u32| Frontend { port: number as u16, ..frontend(1) };
+    let set = |world: &mut World, number: u32, wanted: &Target| {
+        let writes = world.model.set(service(number), wanted).unwrap();
+        writes.iter().for_each(|write| world.maps.apply(write));
+        (!writes.is_empty(), world.model.lacks_lookup(service(number)))
+    };
+    for number in 0..limit {
+        assert_eq!(set(&mut world, number, &hashed(&[1, 2])), (true, false));
+    }
+    assert_eq!(set(&mut world, limit, &hashed(&[1, 2])), (true, true));
+    assert_eq!(set(&mut world, limit, &hashed(&[1, 2])), (false, true), "it goes on as it is");
+    assert_eq!(set(&mut world, limit + 1, &target(&[1, 2])), (true, false), "there is room for lists");
+    // One goes, and so does its table.
+    let writes = world.model.remove(service(0));
+    writes.iter().for_each(|write| world.maps.apply(write));
+    assert_eq!(set(&mut world, limit, &hashed(&[1, 2])), (true, false));
+    // A new process counts what it finds.
+    world.restart();
+    assert_eq!(set(&mut world, limit + 2, &hashed(&[1, 2])), (true, true));
 }
 
 #[test]

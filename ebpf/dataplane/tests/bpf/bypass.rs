@@ -136,6 +136,10 @@ fn policies_judge_the_backend_in_both_directions() {
         node.change(&[policy::allow(policy::ruleset(1), server.ip(), ports)]);
         node.isolate(Some(2), Some(1));
         assert_eq!(from_pod(|| ask_tcp(vip(V4, 80))).unwrap(), format!("node saw {}", V4.pod));
+        // The other way round: whichever came last, each stands where it has to.
+        node.dataplane.as_mut().unwrap().end_packets(&pod_link()).unwrap();
+        node.serve_packets();
+        assert_eq!(from_pod(|| ask_tcp(vip(V4, 80))).unwrap(), format!("node saw {}", V4.pod));
         assert_eq!(node.denied(), (0, 0));
         node.isolate(None, Some(2));
         let asking = inside("pod", || TcpStream::connect_timeout(&vip(V4, 80), LIMIT / 10));
@@ -230,7 +234,7 @@ fn a_client_with_affinity_stays_with_its_endpoint() {
     let sticky = Target { affinity_seconds: NonZeroU32::new(60), ..Target::all(endpoints) };
     node.lead(frontend(V4.cluster_ip, 80, Tcp), &sticky);
     let names = || {
-        from_pod(|| (0..20).map(|_| ask_tcp(vip(V4, 80)).unwrap()).collect::<std::collections::BTreeSet<_>>())
+        from_pod(|| (0..60).map(|_| ask_tcp(vip(V4, 80)).unwrap()).collect::<std::collections::BTreeSet<_>>())
     };
     assert_eq!(names().len(), 1);
     node.set(frontend(V4.cluster_ip, 80, Tcp), &endpoints);

@@ -50,6 +50,20 @@ fn a_node_port_leads_from_outside_to_the_pod_and_back() {
 }
 
 #[test]
+fn a_client_outside_that_is_the_endpoint_itself_reaches_itself() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    node.masquerade();
+    for place in PLACES {
+        let server = at(place.outside, 8080);
+        inside("outside", move || serve_tcp(server, "itself")).join().unwrap();
+        node.set(frontend(place.node, 30080, Tcp), &[server]);
+        let answer = inside("outside", move || ask_tcp(at(place.node, 30080))).join().unwrap();
+        assert_eq!(answer.unwrap(), format!("itself saw {}", place.node));
+    }
+}
+
+#[test]
 fn a_flow_of_datagrams_moves_on_when_its_backend_goes() {
     let _links = Links::make();
     let mut node = Node::with_uplink();

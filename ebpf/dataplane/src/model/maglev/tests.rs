@@ -14,7 +14,7 @@ fn shares(table: &[u32], endpoints: usize) -> Vec<usize> {
 
 #[test]
 fn a_size_has_enough_places_for_each_endpoint_while_there_is_one() {
-    let cases = [(0, 0), (1, 1), (102, 1), (103, 2), (819, 2), (820, 2), (65_535, 2)];
+    let cases = [(0, 0), (1, 1), (102, 1), (103, 2), (65_535, 2)];
     for (count, class) in cases {
         assert_eq!(size_class(count), class, "{count}");
     }
