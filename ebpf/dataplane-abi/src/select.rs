@@ -40,6 +40,8 @@ pub trait Reads: Elements {
     fn selection(&mut self) -> u64;
     /// [`least`], for a program in a function that is verified alone.
     fn least(&mut self, offset: u32, length: u32) -> u32;
+    /// The same of [`narrow`].
+    fn narrow(&mut self, offset: u32, id: u32, bounds: u64) -> u64;
     /// How many choices the service made in turn before this one, which counts.
     fn turn(&mut self) -> u32;
     /// The [`hash`] of the client; `None` for one whose port matters and that has none yet.
@@ -179,26 +181,36 @@ const NANOS_PER_SECOND: u64 = 1_000_000_000;
 /// Steps of the search in [`find`]: enough for the longest table.
 const FIND_STEPS: u32 = 17;
 
+/// In the place of bounds: found.
+const FOUND: u64 = u64::MAX;
+
 /// The packed selection whose table names backend `id` now. A table's numbers stand in ascending order.
 #[inline(always)]
 pub fn find(reads: &mut impl Reads, id: u32) -> Option<u64> {
     let selection = reads.selection();
     let table = Selection::unpack(selection);
-    let (mut low, mut high) = (0, table.length as u32);
+    let mut bounds = (table.length as u64) << u32::BITS;
     for _ in 0..FIND_STEPS {
-        if low >= high {
-            return None;
-        }
-        let middle = (low + high) / 2;
-        let found = reads.table(table.offset.wrapping_add(middle))?;
-        if found == id {
+        bounds = reads.narrow(table.offset, id, bounds);
+        if bounds == FOUND {
             return Some(selection);
-        }
-        if found < id {
-            low = middle + 1;
-        } else {
-            high = middle;
         }
     }
     None
+}
+
+/// One step of a binary search for `id` in the table from `offset` on. The lower half of `bounds` is the first place that may hold it, the
+/// upper half the first that does not.
+#[inline(always)]
+pub fn narrow(reads: &mut impl Elements, offset: u32, id: u32, bounds: u64) -> u64 {
+    let (low, high) = (bounds as u32, (bounds >> u32::BITS) as u32);
+    if low >= high {
+        return bounds;
+    }
+    let middle = low + (high - low) / 2;
+    match reads.table(offset.wrapping_add(middle)) {
+        Some(found) if found == id => FOUND,
+        Some(found) if found < id => (bounds & !(u32::MAX as u64)) | (middle + 1) as u64,
+        _ => ((middle as u64) << u32::BITS) | low as u64,
+    }
 }

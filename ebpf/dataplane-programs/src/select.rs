@@ -248,6 +248,11 @@ impl<C: Fn() -> Client> Reads for Maps<'_, C> {
     }
 
     #[inline(always)]
+    fn narrow(&mut self, offset: u32, id: u32, bounds: u64) -> u64 {
+        orlop_narrow(offset, id, bounds)
+    }
+
+    #[inline(always)]
     fn turn(&mut self) -> u32 {
         // SAFETY: array elements live as long as the map; only programs write this field while the slot is in use.
         unsafe { fetch_add((&raw const (*self.service).turns[self.origin as usize]).cast_mut(), 1) }
@@ -299,9 +304,16 @@ impl Elements for Shared {
     }
 }
 
-/// Global, and so verified once, for whatever numbers.
+// Global, and so verified once, for whatever numbers: kernel 6.1 would follow each outcome of each step through all others.
+
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn orlop_least(offset: u32, length: u32) -> u32 {
     select::least(&mut Shared, offset, length)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn orlop_narrow(offset: u32, id: u32, bounds: u64) -> u64 {
+    select::narrow(&mut Shared, offset, id, bounds)
 }

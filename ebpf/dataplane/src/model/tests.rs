@@ -233,6 +233,10 @@ impl Reads for Reader<'_> {
     fn least(&mut self, offset: u32, length: u32) -> u32 {
         select::least(self, offset, length)
     }
+
+    fn narrow(&mut self, offset: u32, id: u32, bounds: u64) -> u64 {
+        select::narrow(self, offset, id, bounds)
+    }
 }
 
 fn frontend(number: u8) -> Frontend {
@@ -999,6 +1003,10 @@ impl Reads for Turns<'_> {
 
     fn least(&mut self, offset: u32, length: u32) -> u32 {
         select::least(self, offset, length)
+    }
+
+    fn narrow(&mut self, offset: u32, id: u32, bounds: u64) -> u64 {
+        select::narrow(self, offset, id, bounds)
     }
 }
 
