@@ -105,14 +105,14 @@ fn packet_out(ctx: &TcContext, layer: Layer) -> i32 {
 
 #[inline(never)]
 fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
-    match packet::parse_fragment(ctx, layer) {
-        Ok(packet) if packet.protocol != protocol::SCTP => ingress(ctx, &packet),
-        // Untranslated; the counter tells why a flow does not work.
-        _ => {
-            count(counter::FRAGMENT);
-            NEXT
-        }
+    if let Ok(packet) = packet::parse_fragment(ctx, layer)
+        && packet.protocol != protocol::SCTP
+    {
+        return ingress(ctx, &packet);
     }
+    // Untranslated; the counter tells why a flow does not work.
+    count(counter::FRAGMENT);
+    NEXT
 }
 
 #[inline(never)]
