@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
-pub use machine::Machine;
+pub use machine::{Machine, route_source};
 pub use proxy::{NodePortAddresses, ProxyFlags, ProxySettings, ProxyTask, Surroundings};
 pub use raw::{Command, Flags, Raw};
 pub use registries::read as read_registries;

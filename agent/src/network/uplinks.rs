@@ -33,6 +33,11 @@ pub enum Error {
         "find uplinks: no link has address {node_ips} and there is no default route; name one with --uplink"
     )]
     None { node_ips: String },
+    #[error(
+        "find uplinks: the Node has no InternalIP, and no default route of IPv4 tells one; register the Node with its \
+         address, or name a link with --uplink"
+    )]
+    NoNodeIp,
 }
 
 /// What the choice depends on.
@@ -107,6 +112,9 @@ fn choose(configured: &[String], node_ips: &[IpAddr], facts: &Facts) -> Result<U
         })
         .collect();
     let Some(mtu) = chosen.iter().map(|(_, _, mtu)| *mtu).min() else {
+        if node_ips.is_empty() {
+            return Err(Error::NoNodeIp);
+        }
         let shown: Vec<String> = node_ips.iter().map(ToString::to_string).collect();
         return Err(Error::None { node_ips: shown.join(",") });
     };

@@ -117,10 +117,10 @@ fn not_found() -> Answer {
     plain_http::answer(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
 }
 
-/// As Go shows a time.
+/// As Go shows a time that was not measured with its monotonic clock: the fraction without trailing zeros.
 fn shown(time: SystemTime) -> String {
     let time = Timestamp::try_from(time).unwrap_or_default().to_zoned(TimeZone::UTC);
-    time.strftime("%Y-%m-%d %H:%M:%S.%9f +0000 UTC").to_string()
+    time.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string()
 }
 
 /// Bound ports that nobody answers yet.

@@ -173,8 +173,8 @@ fn deployed(daemon_set: &DaemonSet) -> ProxySettings {
     };
     let machine = Machine { unified_hierarchy: Some("/sys/fs/cgroup".into()), ..Machine::default() };
     match flags.validate(&machine, &Surroundings::default()).unwrap() {
-        (ProxyTask::Serve(settings), _) => *settings,
-        other => panic!("{other:?}"),
+        ProxyTask::Serve(settings) => *settings,
+        other @ ProxyTask::CleanUp { .. } => panic!("{other:?}"),
     }
 }
 
@@ -199,6 +199,18 @@ fn the_manifests_command_line_fits_its_mounts_and_probes() {
     let ports = container.ports.as_ref().unwrap();
     assert_eq!(settings.healthz.map(|address| i32::from(address.port())), Some(ports[0].container_port));
     assert!(pod.host_network == Some(true) && pod.host_pid == Some(true));
+}
+
+/// A server that knows the field refuses an annotation that says something else.
+#[test]
+fn the_manifests_annotation_and_field_say_the_same_of_apparmor() {
+    let template = object::<DaemonSet>("DaemonSet").spec.unwrap().template;
+    let container = &template.spec.unwrap().containers[0];
+    let security = container.security_context.as_ref().unwrap();
+    let field = security.app_armor_profile.as_ref().map(|profile| profile.type_.to_lowercase());
+    let key = format!("container.apparmor.security.beta.kubernetes.io/{}", container.name);
+    let annotations = template.metadata.unwrap().annotations.unwrap();
+    assert_eq!((annotations.get(&key), field.as_deref()), (field.as_ref(), Some("unconfined")));
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Machine {
     pub hostname: Option<String>,
-    /// The address that the default route sends from.
+    /// As [`route_source`] tells it.
     pub address: Option<Ipv4Addr>,
     /// Where this program is.
     pub program_dir: Option<PathBuf>,
@@ -39,8 +39,8 @@ impl Machine {
     }
 }
 
-/// Connecting a UDP socket sends nothing; it only makes the kernel choose a route and with it the source address.
-fn route_source() -> Option<Ipv4Addr> {
+/// The address that the default route sends from. Connecting a UDP socket sends nothing; it only makes the kernel choose a route and with it the source address.
+pub fn route_source() -> Option<Ipv4Addr> {
     // TEST-NET-1 of RFC 5737: only the default route leads there.
     const SOMEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use http::Uri;
 use ipnetwork::IpNetwork;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 
 use super::{
     Error, LogFormat, Machine, absolute, dataplane_cgroup, invalid, is_dns_subdomain, link_name, log_format,
@@ -63,6 +65,9 @@ pub struct ProxyFlags {
     /// Remove everything that was programmed, and exit
     #[arg(long)]
     pub cleanup: bool,
+    /// Print the settings that would be used, as YAML, and exit
+    #[arg(long, conflicts_with = "cleanup")]
+    pub print_config: bool,
     /// text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -93,23 +98,56 @@ impl Surroundings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProxyTask {
     Serve(Box<ProxySettings>),
-    CleanUp { bpf_pin_root: PathBuf },
+    CleanUp { bpf_pin_root: PathBuf, log_format: LogFormat },
 }
 
-/// Validated settings of the service proxy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Validated settings of the service proxy. They are shown under the flags' names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ProxySettings {
-    /// `metadata.name` of the own Node.
-    pub node_name: String,
+    #[serde(flatten, serialize_with = "flags_of_access")]
     pub access: Access,
+    /// `metadata.name` of the own Node.
+    #[serde(rename = "hostnameOverride")]
+    pub node_name: String,
     /// None: nobody asks.
+    #[serde(rename = "healthzBindAddress", serialize_with = "or_empty")]
     pub healthz: Option<SocketAddr>,
+    #[serde(rename = "metricsBindAddress", serialize_with = "or_empty")]
     pub metrics: Option<SocketAddr>,
+    #[serde(rename = "nodeportAddresses")]
     pub node_ports: NodePortAddresses,
     /// Empty: the links of the default route and of the Node's addresses.
     pub uplinks: Vec<String>,
     pub bpf_pin_root: PathBuf,
     pub dataplane_cgroup: PathBuf,
+    pub log_format: LogFormat,
+}
+
+impl ProxySettings {
+    /// The settings as YAML, as `--print-config` shows them.
+    pub fn to_yaml(&self) -> Result<String, serde_yaml_ng::Error> {
+        serde_yaml_ng::to_string(self)
+    }
+}
+
+/// A service account, which no flag names, under a name of its own.
+fn flags_of_access<S: Serializer>(access: &Access, serializer: S) -> Result<S::Ok, S::Error> {
+    let (key, path, server) = match access {
+        Access::Kubeconfig { path, server } => ("kubeconfig", path, server.as_ref()),
+        Access::ServiceAccount { folder, server } => ("serviceAccount", folder, Some(server)),
+    };
+    let mut map = serializer.serialize_map(Some(2))?;
+    map.serialize_entry(key, path)?;
+    map.serialize_entry("master", &server.map(ToString::to_string))?;
+    map.end()
+}
+
+fn or_empty<S: Serializer>(address: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+    match address {
+        Some(address) => serializer.collect_str(address),
+        None => serializer.serialize_str(""),
+    }
 }
 
 /// At which of the node's addresses node ports answer.
@@ -119,6 +157,17 @@ pub enum NodePortAddresses {
     /// Those that the Node has first in each family.
     Primary,
     Within(Vec<IpNetwork>),
+}
+
+/// As the flag is written.
+impl Serialize for NodePortAddresses {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All => serializer.collect_seq::<[&str; 0]>([]),
+            Self::Primary => serializer.collect_seq([PRIMARY]),
+            Self::Within(networks) => serializer.collect_seq(networks),
+        }
+    }
 }
 
 impl NodePortAddresses {
@@ -138,21 +187,17 @@ impl NodePortAddresses {
 
 impl ProxyFlags {
     /// Looks around, and validates.
-    pub fn load(self) -> Result<(ProxyTask, LogFormat), Error> {
+    pub fn load(self) -> Result<ProxyTask, Error> {
         let machine = Machine::read(Path::new(machine::CGROUP_ROOT));
         self.validate(&machine, &Surroundings::read())
     }
 
     /// Every value is checked, none is looked up. Nothing but the pins has to be known to remove them.
-    pub fn validate(
-        self,
-        machine: &Machine,
-        surroundings: &Surroundings,
-    ) -> Result<(ProxyTask, LogFormat), Error> {
+    pub fn validate(self, machine: &Machine, surroundings: &Surroundings) -> Result<ProxyTask, Error> {
         let log_format = log_format(self.log_format)?;
         let bpf_pin_root = absolute("bpf-pin-root", self.bpf_pin_root, "/sys/fs/bpf/orlop")?;
         if self.cleanup {
-            return Ok((ProxyTask::CleanUp { bpf_pin_root }, log_format));
+            return Ok(ProxyTask::CleanUp { bpf_pin_root, log_format });
         }
         let (healthz, metrics) = ((HEALTHZ_ADDRESS, HEALTHZ_PORT), (METRICS_ADDRESS, METRICS_PORT));
         let settings = ProxySettings {
@@ -164,8 +209,9 @@ impl ProxyFlags {
             uplinks: self.uplinks.into_iter().map(link_name).collect::<Result<_, _>>()?,
             bpf_pin_root,
             dataplane_cgroup: dataplane_cgroup(self.dataplane_cgroup, machine)?,
+            log_format,
         };
-        Ok((ProxyTask::Serve(Box::new(settings)), log_format))
+        Ok(ProxyTask::Serve(Box::new(settings)))
     }
 }
 

@@ -10,7 +10,7 @@ use agent::service_proxy::node;
 use agent::service_proxy::pages::{Pages, Ports};
 use agent::service_proxy::{place, show_as};
 use agent::services::{Dataplane, Progress};
-use agent::settings::{Machine, ProxyFlags, ProxySettings, ProxyTask};
+use agent::settings::{self, ProxyFlags, ProxySettings, ProxyTask};
 use agent::{KUBELET_VERSION, VERSION, api, network, policies, services};
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
@@ -18,15 +18,20 @@ use tokio_util::sync::CancellationToken;
 use super::{Tasks, run, start_logging};
 
 pub fn main(flags: ProxyFlags) -> anyhow::Result<()> {
-    let (task, log_format) = flags.load()?;
-    start_logging(log_format);
-    match task {
-        ProxyTask::CleanUp { bpf_pin_root } => {
+    let print_config = flags.print_config;
+    match flags.load()? {
+        ProxyTask::CleanUp { bpf_pin_root, log_format } => {
+            start_logging(log_format);
             dataplane::remove_all(&bpf_pin_root).context("remove what was programmed")?;
             tracing::info!(path = %bpf_pin_root.display(), "removed what was programmed");
             Ok(())
         }
+        ProxyTask::Serve(settings) if print_config => {
+            print!("{}", settings.to_yaml()?);
+            Ok(())
+        }
         ProxyTask::Serve(settings) => {
+            start_logging(settings.log_format);
             tracing::info!(
                 version = VERSION,
                 kubernetes = KUBELET_VERSION,
@@ -79,15 +84,15 @@ async fn boot(settings: ProxySettings, shutdown: CancellationToken) -> anyhow::R
     Ok(tasks)
 }
 
-/// The Node's addresses once it is registered; while it has none, the one that the machine's default route sends from.
+/// The Node's addresses once it is registered; while it has none, the one of IPv4 that the machine's default route sends from.
 async fn node_ips(settings: &ProxySettings, own_node: &agent::node::OwnNode) -> Vec<IpAddr> {
     let addresses = node::registered(own_node).await;
     if !addresses.is_empty() {
         return addresses;
     }
-    let machine = Machine::read(&settings.dataplane_cgroup);
-    tracing::warn!(node = settings.node_name, address = ?machine.address, "the Node has no InternalIP yet");
-    machine.address.map(IpAddr::from).into_iter().collect()
+    let address = settings::route_source();
+    tracing::warn!(node = settings.node_name, ?address, "the Node has no InternalIP yet");
+    address.map(IpAddr::from).into_iter().collect()
 }
 
 fn open_dataplane(

@@ -53,6 +53,12 @@ fn a_machine_without_any_says_what_to_do() {
     let facts = Facts { default_routes: BTreeSet::new(), ..facts() };
     let error = choose(&[], &node([192, 0, 2, 1], None), &facts).expect_err("nothing fits");
     assert!(error.to_string().ends_with("name one with --uplink"), "{error}");
+    let error = choose(&[], &[], &facts).expect_err("nobody knows the node's address").to_string();
+    assert!(
+        error.contains("the Node has no InternalIP") && error.ends_with("name a link with --uplink"),
+        "{error}"
+    );
+    assert_eq!(choose(&["eth0".into()], &[], &facts).expect("the link that is named").names, ["eth0"]);
 }
 
 #[test]

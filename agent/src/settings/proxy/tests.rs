@@ -24,7 +24,7 @@ fn parse(arguments: &[&str], surroundings: &Surroundings) -> Result<ProxyTask, S
     let Some(Command::Proxy(flags)) = flags.map_err(|error| error.to_string())?.command else {
         panic!("not the proxy")
     };
-    flags.validate(&machine(), surroundings).map(|(task, _)| task).map_err(|error| error.to_string())
+    flags.validate(&machine(), surroundings).map_err(|error| error.to_string())
 }
 
 fn settings(arguments: &[&str]) -> ProxySettings {
@@ -141,7 +141,50 @@ fn what_only_other_modes_of_kube_proxy_know_is_refused() {
 #[test]
 fn cleaning_up_needs_no_api_server() {
     let task = parse(&["--cleanup", "--bpf-pin-root", "/sys/fs/bpf/other"], &Surroundings::default());
-    assert_eq!(task, Ok(ProxyTask::CleanUp { bpf_pin_root: "/sys/fs/bpf/other".into() }));
+    let bpf_pin_root = "/sys/fs/bpf/other".into();
+    assert_eq!(task, Ok(ProxyTask::CleanUp { bpf_pin_root, log_format: LogFormat::Text }));
+}
+
+#[test]
+fn settings_are_printed_under_the_flags_names() {
+    let printed = |arguments: &[&str]| settings(arguments).to_yaml().unwrap();
+    let defaults = "serviceAccount: /account
+master: https://10.96.0.1:443/
+hostnameOverride: node-a
+healthzBindAddress: 0.0.0.0:10256
+metricsBindAddress: 127.0.0.1:10249
+nodeportAddresses: []
+uplinks: []
+bpfPinRoot: /sys/fs/bpf/orlop
+dataplaneCgroup: /sys/fs/cgroup
+logFormat: text
+";
+    assert_eq!(printed(&[]), defaults);
+    let told = printed(&[
+        "--kubeconfig=/etc/kubeconfig",
+        "--healthz-bind-address=",
+        "--metrics-bind-address=::1",
+        "--nodeport-addresses=192.0.2.0/24,2001:db8::/64",
+        "--uplink=eth1",
+        "--log-format=json",
+    ]);
+    let expected = "kubeconfig: /etc/kubeconfig
+master: null
+hostnameOverride: node-a
+healthzBindAddress: ''
+metricsBindAddress: '[::1]:10249'
+nodeportAddresses:
+- 192.0.2.0/24
+- 2001:db8::/64
+uplinks:
+- eth1
+bpfPinRoot: /sys/fs/bpf/orlop
+dataplaneCgroup: /sys/fs/cgroup
+logFormat: json
+";
+    assert_eq!(told, expected);
+    assert!(printed(&["--nodeport-addresses=primary"]).contains("nodeportAddresses:\n- primary\n"));
+    assert!(parse(&["--print-config", "--cleanup"], &pod()).unwrap_err().contains("cannot be used with"));
 }
 
 #[test]

@@ -70,34 +70,56 @@ pub fn attach(wanted: &Wanted<'_>) -> Result<(), OpenError> {
     let priority = priority(wanted.program.order);
     let place = FilterPlace { link, direction, priority, name };
     converse(async |netlink| {
-        ensure_clsact(netlink, wanted).await?;
-        let present = netlink.filters(link, direction).await.map_err(failed)?;
-        let ours = present
-            .iter()
-            .find(|filter| filter.priority == priority && filter.name.as_deref() == Some(&place.name));
-        match ours {
-            Some(filter) if filter.program.is_some_and(|id| wanted.identity.is_of(id)) => Ok(()),
-            Some(filter) => {
-                tracing::info!(
-                    filter = place.name,
-                    interface = wanted.interface,
-                    "replacing the attached program"
-                );
-                netlink.replace_bpf_filter(&place, filter.handle, wanted.fd.as_fd()).await.map_err(failed)
-            }
-            None => netlink.add_bpf_filter(&place, wanted.fd.as_fd()).await.map_err(failed),
+        let made = ensure_clsact(netlink, wanted).await?;
+        let run = run_at(netlink, &place, wanted).await;
+        if run.is_err() && made {
+            undo_clsact(netlink, wanted).await;
         }
+        run
     })
 }
 
-async fn ensure_clsact(netlink: &Netlink, wanted: &Wanted<'_>) -> Result<(), OpenError> {
+async fn run_at(netlink: &Netlink, place: &FilterPlace, wanted: &Wanted<'_>) -> Result<(), OpenError> {
+    let present = netlink.filters(place.link, place.direction).await.map_err(failed)?;
+    let ours = present
+        .iter()
+        .find(|filter| filter.priority == place.priority && filter.name.as_deref() == Some(&place.name));
+    match ours {
+        Some(filter) if filter.program.is_some_and(|id| wanted.identity.is_of(id)) => Ok(()),
+        Some(filter) => {
+            tracing::info!(
+                filter = place.name,
+                interface = wanted.interface,
+                "replacing the attached program"
+            );
+            netlink.replace_bpf_filter(place, filter.handle, wanted.fd.as_fd()).await.map_err(failed)
+        }
+        None => netlink.add_bpf_filter(place, wanted.fd.as_fd()).await.map_err(failed),
+    }
+}
+
+/// Takes back a qdisc that was just made, unless somebody put a filter there meanwhile. What fails is told, as more is not to be done.
+async fn undo_clsact(netlink: &Netlink, wanted: &Wanted<'_>) {
+    let undone = match is_bare(netlink, wanted.link).await {
+        Ok(true) => gone_is_fine(netlink.del_clsact(wanted.link).await),
+        Ok(false) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = undone {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(interface = wanted.interface, error, "remove the clsact qdisc that was just made");
+    }
+}
+
+/// Whether it was made.
+async fn ensure_clsact(netlink: &Netlink, wanted: &Wanted<'_>) -> Result<bool, OpenError> {
     let present = netlink.classifiers().await.map_err(failed)?;
     match present.iter().find(|(link, _)| *link == wanted.link) {
-        Some((_, Classifiers::Clsact)) => Ok(()),
+        Some((_, Classifiers::Clsact)) => Ok(false),
         Some((_, Classifiers::Ingress)) => {
             Err(OpenError::IngressQdisc { interface: wanted.interface.to_owned() })
         }
-        None => netlink.add_clsact(wanted.link).await.map_err(failed),
+        None => netlink.add_clsact(wanted.link).await.map(|()| true).map_err(failed),
     }
 }
 
