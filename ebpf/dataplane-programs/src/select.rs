@@ -216,7 +216,7 @@ impl<'a, C: Fn() -> Client> Maps<'a, C> {
 impl<C: Fn() -> Client> Elements for Maps<'_, C> {
     #[inline(always)]
     fn table(&mut self, index: u32) -> Option<u32> {
-        Shared.table(index)
+        Some(orlop_entry(index)).filter(|id| *id != NO_ENTRY)
     }
 
     #[inline(always)]
@@ -304,7 +304,17 @@ impl Elements for Shared {
     }
 }
 
-// Global, and so verified once, for whatever numbers: kernel 6.1 would follow each outcome of each step through all others.
+/// What [`orlop_entry`] gives where the table ends.
+const NO_ENTRY: u32 = u32::MAX;
+
+// Global, and so verified once, for whatever numbers: kernel 6.1 would follow each way to choose a place, and each outcome of each step, through
+// all others.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn orlop_entry(index: u32) -> u32 {
+    Shared.table(index).unwrap_or(NO_ENTRY)
+}
 
 #[unsafe(no_mangle)]
 #[inline(never)]
