@@ -77,7 +77,12 @@ pub fn choose(reads: &mut impl Reads, scheduler: Scheduler) -> Choice {
         if table.length == 0 {
             return Choice::NoBackend;
         }
-        let place = place(reads, scheduler, table);
+        // Whoever was overtaken by a change takes any: so the verifier need not follow each scheduler through all tries.
+        let place = if attempt == 1 {
+            place(reads, scheduler, table)
+        } else {
+            share(reads.random(), table.length as u32)
+        };
         let Some(id) = reads.table(table.offset.wrapping_add(place)) else { continue };
         let Some(found) = reads.backend(id) else { continue };
         if found.generation != 0 || attempt == TRIES {
