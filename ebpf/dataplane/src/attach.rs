@@ -166,7 +166,8 @@ pub enum OpenError {
 /// The programs for pods' links, loaded.
 pub struct ForPods {
     pub policy: PodPrograms,
-    pub bypass: PodPrograms,
+    /// Where a pod has them: they are not loaded for nobody.
+    pub bypass: Option<PodPrograms>,
 }
 
 /// The maps that user space works with.
@@ -238,22 +239,39 @@ pub fn open(options: &Options) -> Result<(PinRoot, Maps, ForPods), OpenError> {
         source,
     })?;
     let root = lock(&options.pin_root)?;
-    let mut loader = EbpfLoader::new();
-    for name in PINNED_MAPS {
-        check_shape(&pins, name)?;
-        loader.map_pin_path(name, pins.join(name));
-    }
-    let mut programs = loader.load(OBJECT).map_err(OpenError::Load)?;
+    let mut programs = load_object(&pins)?;
     let mut wanted = Attached::default();
     attach_sockets(&mut programs, options, &pins, &mut wanted)?;
     attach_uplinks(&mut programs, options, &pins, &mut wanted)?;
-    let mut load = |table| PodPrograms::load(&mut programs, options, &pins, table);
-    let pods = ForPods { policy: load(POLICY_PROGRAMS)?, bypass: load(BYPASS_PROGRAMS)? };
-    pods.policy.adopt(&mut wanted)?;
-    pods.bypass.adopt(&mut wanted)?;
+    let policy = PodPrograms::load(&mut programs, options, &pins, POLICY_PROGRAMS)?;
+    policy.adopt(&mut wanted)?;
+    let bypass = match pods::are_attached(&pins, BYPASS_PROGRAMS)? {
+        true => Some(PodPrograms::load(&mut programs, options, &pins, BYPASS_PROGRAMS)?),
+        false => None,
+    };
+    if let Some(bypass) = &bypass {
+        bypass.adopt(&mut wanted)?;
+    }
+    let pods = ForPods { policy, bypass };
     links::remove_stale(&pins, &wanted.links)?;
     filters::remove(|place| place.folder == pins && !wanted.filters.contains(place))?;
     Ok((root, take_maps(&mut programs)?, pods))
+}
+
+/// The programs, not loaded yet, on the maps that are pinned.
+fn load_object(pins: &Path) -> Result<Ebpf, OpenError> {
+    let mut loader = EbpfLoader::new();
+    for name in PINNED_MAPS {
+        check_shape(pins, name)?;
+        loader.map_pin_path(name, pins.join(name));
+    }
+    loader.load(OBJECT).map_err(OpenError::Load)
+}
+
+/// The programs for services by packets, of a dataplane that is open.
+pub fn load_bypass(options: &Options) -> Result<PodPrograms, OpenError> {
+    let pins = pin_folder(&options.pin_root);
+    PodPrograms::load(&mut load_object(&pins)?, options, &pins, BYPASS_PROGRAMS)
 }
 
 /// What is attached and stays.

@@ -181,7 +181,8 @@ pub struct Dataplane {
     kernel: Kernel,
     unapplied: Unapplied,
     policies: policy::Policies,
-    bypass: PodPrograms,
+    options: Options,
+    bypass: Option<PodPrograms>,
     /// The names of links whose pods reach services by packets.
     bypassing: BTreeSet<String>,
     synced: Synced,
@@ -219,6 +220,7 @@ impl Dataplane {
             kernel,
             unapplied,
             policies,
+            options: options.clone(),
             bypass,
             bypassing: BTreeSet::new(),
             synced,
@@ -291,9 +293,14 @@ impl Dataplane {
     /// Lets the pod behind a link reach services by packets, whoever makes those: a network stack of its own, or a virtual machine. Its
     /// sockets, if they are led to backends already, notice nothing.
     pub fn serve_packets(&mut self, link: &PodLink) -> Result<(), OpenError> {
-        if let Err(error) = self.bypass.attach(link) {
+        let programs = match self.bypass.take() {
+            Some(programs) => programs,
+            None => attach::load_bypass(&self.options)?,
+        };
+        let programs = self.bypass.insert(programs);
+        if let Err(error) = programs.attach(link) {
             // What is led without its answers being translated is worse than nothing. The first error says why.
-            let _second = self.bypass.detach(link);
+            let _second = programs.detach(link);
             return Err(error);
         }
         self.bypassing.insert(link.name.clone());
@@ -303,12 +310,13 @@ impl Dataplane {
     /// Ends that; a link that is gone is fine.
     pub fn end_packets(&mut self, link: &PodLink) -> Result<(), OpenError> {
         self.bypassing.remove(&link.name);
-        self.bypass.detach(link)
+        self.bypass.as_ref().map_or(Ok(()), |programs| programs.detach(link))
     }
 
     /// Ends it for the links that an earlier process served and this one does not: called once when all pods of the node are known.
     pub fn retain_packets(&mut self) -> Result<(), OpenError> {
-        self.bypass.retain(|name| self.bypassing.contains(name))
+        let keep = |name: &str| self.bypassing.contains(name);
+        self.bypass.as_ref().map_or(Ok(()), |programs| programs.retain(keep))
     }
 
     /// The first number for rulesets of this process: no earlier process used it or a higher one.

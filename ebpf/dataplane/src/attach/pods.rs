@@ -95,6 +95,18 @@ impl PodPrograms {
     }
 }
 
+/// Whether an earlier process put any of the programs on a link.
+pub(super) fn are_attached(pins: &Path, table: &[LinkProgram]) -> Result<bool, OpenError> {
+    let failed = |source| OpenError::File { operation: "read", path: pins.to_owned(), source };
+    for program in table {
+        if !links::interfaces(pins, program.name).map_err(failed)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    let filters = filters::on_links(pins)?;
+    Ok(filters.iter().any(|(_, _, found)| table.iter().any(|program| program.name == found)))
+}
+
 fn exists(link: &str) -> bool {
     Path::new("/sys/class/net").join(link).exists()
 }
