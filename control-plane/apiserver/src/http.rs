@@ -2,12 +2,14 @@
 //!
 //! Input: TLS connections. Output: the Kubernetes API. A request is parsed into a route, authorized, and handed to the
 //! verb; an error becomes a Status here and nowhere else. Refuses clients without a certificate (but for the health
-//! endpoints), bodies over 3 MiB, and media types other than JSON for answers (OpenAPI v2 comes in protobuf, too).
+//! endpoints), requests in another user's name, bodies over 3 MiB, and media types other than JSON for answers (OpenAPI v2
+//! comes in protobuf, too).
 
 mod backup;
 pub(crate) mod discovery;
 mod form;
 mod health;
+mod impersonation;
 pub(crate) mod openapi;
 pub mod places;
 mod proxy;
@@ -75,7 +77,7 @@ impl Query {
     pub(crate) fn parse(query: &str) -> Self {
         let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (decode_component(key), decode_component(value))
+            (decode_form(key), decode_form(value))
         });
         Query { pairs: pairs.collect() }
     }
@@ -98,13 +100,16 @@ impl Query {
     }
 }
 
-/// Percent decoding with `+` as space.
-fn decode_component(text: &str) -> String {
+/// Percent decoding with `+` as space, as in queries alone.
+fn decode_form(text: &str) -> String {
+    decode_percent(&text.replace('+', " "))
+}
+
+fn decode_percent(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         match byte {
-            b'+' => out.push(b' '),
             b'%' => {
                 let mut ahead = bytes.clone();
                 let digit = |byte: Option<u8>| byte.and_then(|byte| (byte as char).to_digit(16));
@@ -147,6 +152,9 @@ async fn dispatch(
 ) -> Result<Response<Body>, ApiError> {
     let path = request.uri().path();
     let query = request.uri().query().unwrap_or("");
+    if let Some(user) = user {
+        impersonation::refuse(user, request.headers())?;
+    }
     if let Some(response) = health::answer(path, query, &*api.store) {
         return Ok(response);
     }

@@ -66,6 +66,8 @@ pub struct Kind {
     /// What can be done with the objects themselves.
     pub verbs: &'static [&'static str],
     pub subresources: &'static [Subresource],
+    /// Whether an update of an object that does not exist creates it (upstream's `AllowCreateOnUpdate`).
+    pub create_on_update: bool,
     /// `metadata.generation` counts changes outside metadata and status.
     pub has_generation: bool,
     pub name_rule: fn(&str) -> Vec<String>,

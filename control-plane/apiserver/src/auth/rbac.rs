@@ -18,7 +18,7 @@ use crate::kinds::RBAC_GROUP as GROUP;
 use crate::object::{self, items, text};
 use crate::storage::{Change, Key, Write};
 
-pub use rule::{Rule, everything, missing, quoted};
+pub use rule::{Quoted, Rule, everything, missing};
 
 const ROLES: [&str; 2] = ["clusterroles", "roles"];
 const BINDINGS: [&str; 2] = ["clusterrolebindings", "rolebindings"];

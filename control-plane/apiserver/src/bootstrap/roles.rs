@@ -82,8 +82,9 @@ fn reconciled(stored: &Value, wanted: &Value) -> Step {
         let absent = items(wanted, "/subjects").iter().filter(|subject| !has_subject(stored, subject));
         append(&mut new, "subjects", absent.cloned().collect());
     } else {
-        let absent = missing(&Rule::all_of(stored), &Rule::all_of(wanted));
-        append(&mut new, "rules", absent.iter().map(Rule::to_value).collect());
+        let (held, wanted) = (Rule::all_of(stored), Rule::all_of(wanted));
+        let absent = missing(&held, &wanted);
+        append(&mut new, "rules", absent.iter().map(|missing| missing.to_rule().to_value()).collect());
     }
     if new == *stored { Step::Keep } else { Step::Update(new) }
 }

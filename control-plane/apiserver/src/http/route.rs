@@ -51,7 +51,7 @@ pub(crate) enum Route {
 
 pub(crate) fn parse(path: &str) -> Option<Route> {
     let parts: Vec<String> =
-        path.split('/').filter(|part| !part.is_empty()).map(super::decode_component).collect();
+        path.split('/').filter(|part| !part.is_empty()).map(super::decode_percent).collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let document = |document| Some(Route::Document(document));
     match parts.as_slice() {
@@ -205,6 +205,7 @@ mod tests {
             ("/apis/apps/v1/namespaces/a/deployments/d/scale", "apps|v1|a|deployments|d|scale"),
             ("/apis/apps/v1/deployments", "apps|v1||deployments||"),
             ("/api/v1/nodes/n%2F1", "|v1||nodes|n/1|"),
+            ("/api/v1/nodes/a+b%20c%2Bd", "|v1||nodes|a+b c+d|"),
             ("/apis/apps", "Group(\"apps\")"),
             ("/metrics", "none"),
             ("/api/v1/a/b/c/d", "none"),

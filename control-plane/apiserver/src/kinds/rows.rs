@@ -47,6 +47,7 @@ const BASE: Kind = Kind {
     storage: "",
     verbs: VERBS,
     subresources: &[],
+    create_on_update: false,
     has_generation: false,
     name_rule: names::dns_subdomain,
     default: prepare::nothing,
@@ -64,6 +65,7 @@ const BASE: Kind = Kind {
 /// What Role and ClusterRole share; never registered itself.
 const ROLE: Kind = Kind {
     group: RBAC_GROUP,
+    create_on_update: true,
     name_rule: names::path_segment,
     columns: print::rbac::ROLE,
     cells: print::rbac::role,
@@ -73,6 +75,7 @@ const ROLE: Kind = Kind {
 /// What RoleBinding and ClusterRoleBinding share; never registered itself.
 const BINDING: Kind = Kind {
     group: RBAC_GROUP,
+    create_on_update: true,
     name_rule: names::path_segment,
     default: defaults::rbac::binding,
     validate_update: validate::rbac::binding_update,
@@ -278,6 +281,7 @@ pub(super) const KINDS: &[Kind] = &[
         singular: "lease",
         type_name: "io.k8s.api.coordination.v1.Lease",
         storage: "leases",
+        create_on_update: true,
         validate: validate::simple::lease,
         columns: print::simple::LEASE,
         cells: print::simple::lease,

@@ -12,6 +12,7 @@ use super::restriction::ObjectWrite;
 use super::{FieldValidation, MAX_RACES, Target, WriteOptions, Written, race_lost, set_revision};
 use crate::allocators::Bookkeeping;
 use crate::api::Api;
+use crate::auth::{self, Attributes};
 use crate::error::{ApiError, FieldError};
 use crate::kinds::{self, Kind};
 use crate::metrics::Metrics;
@@ -66,10 +67,40 @@ impl Api {
         check_namespace(&target, &mut body)?;
         check_name(&target, &body)?;
         target.kind.to_storage(&mut body);
+        if subresource.is_empty() && self.creates(&target, &body) {
+            self.may_create(&target)?;
+            let object = self.create_decoded(target, body, options.dry_run).await?;
+            return Ok(Written { object, code: 201, warnings });
+        }
         let propose = |_: &Value| Ok((body.clone(), Vec::new()));
         let mut written = self.change(target, Part::of(subresource), options, propose).await?;
         written.warnings = warnings;
         Ok(written)
+    }
+
+    /// Whether an update is of an object that does not exist, and makes it: not where the client has seen it.
+    fn creates(&self, target: &Target<'_>, body: &Value) -> bool {
+        let unseen = |field| text(body, field).is_empty();
+        target.kind.create_on_update
+            && ["/metadata/uid", "/metadata/resourceVersion"].into_iter().all(unseen)
+            && self.find(target.kind, target.namespace, target.name).is_err()
+    }
+
+    /// Whether the user, who may update the object, may create it, too.
+    fn may_create(&self, target: &Target<'_>) -> Result<(), ApiError> {
+        let kind = target.kind;
+        let attributes = Attributes {
+            verb: "create".into(),
+            group: kind.group.to_owned(),
+            resource: kind.plural.to_owned(),
+            namespace: target.namespace.to_owned(),
+            name: target.name.to_owned(),
+            ..Attributes::default()
+        };
+        let allowed = auth::authorize(target.user, &attributes, self.known());
+        allowed.map(drop).map_err(|reason| {
+            ApiError::forbidden(kind.resource(), target.name, &attributes.denial(target.user, &reason))
+        })
     }
 
     /// Patches an object, or one of its parts.

@@ -163,6 +163,17 @@ async fn nobody_grants_a_role_that_they_do_not_hold() {
     let vast = json!({"metadata": {"name": "vast"}, "rules": [{"verbs": many, "apiGroups": many, "resources": many}]});
     let refused = server.asked_by(&ANN, "POST", &roles, &vast).await;
     assert!(refused.message().contains("name more than 100000 combinations"), "{}", refused.body);
+    let (verbs, name) = ((0..90_000).collect::<Vec<u32>>(), "n".repeat(3 << 19));
+    let verbs: Vec<String> = verbs.iter().map(u32::to_string).collect();
+    let rule = json!({"verbs": verbs, "apiGroups": [""], "resources": ["pods"], "resourceNames": [name]});
+    let long = json!({"metadata": {"name": "long"}, "rules": [rule]});
+    let refused = server.asked_by(&ANN, "POST", &roles, &long).await;
+    assert!(refused.message().contains("name more than 100000 combinations"), "{:.999}", refused.message());
+    let many: Vec<String> = (0..300).map(|number| format!("r{number}")).collect();
+    let wide = json!({"metadata": {"name": "wide"}, "rules": [{"verbs": many, "apiGroups": [""], "resources": many}]});
+    let refused = server.asked_by(&ANN, "POST", &roles, &wide).await;
+    assert!(refused.message().ends_with("\nand 250 more"), "{:.999}", refused.message());
+    assert_eq!((refused.code, refused.message().lines().count()), (403, 52), "a few of them are listed");
     server.make(&roles, &mighty).await;
     for (role, code) in
         [(("Role", "reader"), 201), (("Role", "mighty"), 403), (("ClusterRole", "cluster-admin"), 403)]
@@ -203,8 +214,8 @@ async fn escalate_and_bind_are_verbs() {
         let answer = server.asked_by(&ANN, "PATCH", &format!("{roles}/{name}"), &grown).await;
         assert_eq!(answer.code, code, "{name}: {}", answer.body);
     }
-    let let_go = json!({"metadata": {"finalizers": ["a.b/c"]}});
-    let answer = server.asked_by(&ANN, "PATCH", &format!("{roles}/yours"), &let_go).await;
+    let kept = json!({"metadata": {"finalizers": ["a.b/c"]}});
+    let answer = server.asked_by(&ANN, "PATCH", &format!("{roles}/yours"), &kept).await;
     assert_eq!(answer.code, 200, "finalizers grant nothing: {}", answer.body);
     for (name, code) in [("view", 201), ("edit", 403)] {
         let answer =
@@ -216,6 +227,64 @@ async fn escalate_and_bind_are_verbs() {
     let words = "clusterroles.rbac.authorization.k8s.io \"g\" is forbidden: must have cluster-admin privileges to use the \
                  aggregationRule";
     assert_eq!((refused.code, refused.message()), (403, words));
+}
+
+#[tokio::test]
+async fn an_update_creates_for_those_who_may_create() {
+    let server = server().await;
+    let group = "rbac.authorization.k8s.io";
+    let rules = json!([{"verbs": ["update"], "apiGroups": [group], "resources": ["roles"]}]);
+    server.make(&local("roles"), &json!({"metadata": {"name": "u"}, "rules": rules})).await;
+    server.make(&local("rolebindings"), &binding("ann", ("Role", "u"), "ann")).await;
+    let (path, pods) = (format!("{}/r", local("roles")), role("r", &["get"], &["pods"]));
+    let denied = server.asked_by(&ANN, "PUT", &path, &pods).await;
+    let words = format!(
+        "roles.{group} \"r\" is forbidden: User \"ann\" cannot create resource \"roles\" in API group \"{group}\" in the \
+         namespace \"default\""
+    );
+    assert_eq!((denied.code, denied.message()), (403, words.as_str()));
+    let created = json!({"metadata": {"name": "c"}, "rules": [{"verbs": ["create"], "apiGroups": [group], "resources": ["roles"]}]});
+    server.make(&local("roles"), &created).await;
+    server.make(&local("rolebindings"), &binding("anns", ("Role", "c"), "ann")).await;
+    let refused = server.asked_by(&ANN, "PUT", &path, &pods).await;
+    assert!(refused.message().contains("not currently held"), "{}", refused.message());
+    let mut seen = pods.clone();
+    seen["metadata"]["resourceVersion"] = "7".into();
+    assert_eq!(server.put(&path, &seen).await.code, 404, "it was there");
+    for code in [201, 200] {
+        assert_eq!(server.put(&path, &pods).await.code, code);
+    }
+    let map = json!({"metadata": {"name": "m"}});
+    assert_eq!(server.put("/api/v1/namespaces/default/configmaps/m", &map).await.code, 404, "not all kinds");
+}
+
+#[tokio::test]
+async fn impersonation_is_refused() {
+    let server = server().await;
+    let cases = [
+        ("Impersonate-User", "bob", "users", "users", ""),
+        ("IMPERSONATE-GROUP", "system:masters", "groups", "groups", ""),
+        ("impersonate-uid", "7", "uids", "uids", "authentication.k8s.io"),
+        ("Impersonate-Extra-Scopes", "all", "userextras", "userextras/scopes", "authentication.k8s.io"),
+    ];
+    let paths = ["/api/v1/pods", "/version", "/healthz", "/orlop/v1/store/backup"];
+    for ((header, value, plural, resource, group), path) in
+        cases.into_iter().flat_map(|case| paths.map(|path| (case, path)))
+    {
+        let mut asked = request("GET", path, "", Bytes::new());
+        asked.headers_mut().insert(http::HeaderName::try_from(header).unwrap(), value.parse().unwrap());
+        let refused = server.send(Some(Identity::Admin), asked).await;
+        let qualified = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
+        let words = format!(
+            "{qualified} {value:?} is forbidden: User \"kubernetes-admin\" cannot impersonate resource {resource:?} in API group {group:?} \
+             at the cluster scope: impersonation is not served"
+        );
+        assert_eq!(
+            (refused.reason(), refused.message()),
+            ((403, "Forbidden"), words.as_str()),
+            "{header} {path}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,8 @@ use super::super::Attributes;
 use crate::object::items;
 
 const ALL: &str = "*";
+/// Bytes of a text that count as much as another one.
+const LONG: usize = 1 << 10;
 /// A rule's lists, as the API names them, in the order in which upstream writes them.
 const FIELDS: [&str; 5] = ["apiGroups", "resources", "nonResourceURLs", "resourceNames", "verbs"];
 
@@ -84,48 +86,79 @@ impl Rule {
         has_or_all(&self.verbs, verb) && has_path(&self.paths, path)
     }
 
-    /// How many rules [`missing`] would take it apart into.
+    /// How much work [`missing`] has with it: one for each verb on each resource (and name) or path, more where they are long.
     pub fn size(&self) -> usize {
-        let lengths = [self.groups.len(), self.resources.len(), self.names.len().max(1), self.verbs.len()];
-        let resources = lengths.into_iter().fold(1, usize::saturating_mul);
-        resources.saturating_add(self.paths.len().saturating_mul(self.verbs.len()))
+        let size = |list: &[String]| {
+            list.iter().fold(0usize, |size, text| size.saturating_add(1 + text.len() / LONG))
+        };
+        let names = if self.names.is_empty() { 1 } else { size(&self.names) };
+        let sizes = [size(&self.groups), size(&self.resources), names, size(&self.verbs)];
+        let resources = sizes.into_iter().fold(1, usize::saturating_mul);
+        resources.saturating_add(size(&self.paths).saturating_mul(size(&self.verbs)))
     }
 
-    /// One rule for each verb on each resource (and name) or path.
-    fn atoms(&self) -> Vec<Rule> {
-        let one = |text: &String| vec![text.clone()];
-        let names: Vec<Vec<String>> =
-            if self.names.is_empty() { vec![vec![]] } else { self.names.iter().map(one).collect() };
-        let mut atoms = Vec::new();
-        for group in &self.groups {
-            for resource in &self.resources {
-                for verb in &self.verbs {
-                    atoms.extend(names.iter().map(|names| Rule {
-                        groups: one(group),
-                        resources: one(resource),
-                        names: names.clone(),
-                        verbs: one(verb),
-                        ..Rule::default()
-                    }));
-                }
+    /// One after the other: there may be many more than fit into memory.
+    fn objects(&self) -> impl Iterator<Item = Object<'_>> {
+        let resources = self.groups.iter().flat_map(move |group| {
+            self.resources.iter().flat_map(move |resource| {
+                self.each_name().map(move |name| Object::Resource { group, resource, name })
+            })
+        });
+        resources.chain(self.paths.iter().map(|path| Object::Path(path)))
+    }
+
+    /// None once, for all names.
+    fn each_name(&self) -> impl Iterator<Item = Option<&str>> {
+        let all = self.names.is_empty().then_some(None);
+        all.into_iter().chain(self.names.iter().map(|name| Some(name.as_str())))
+    }
+
+    /// Whether it allows anything on all that is meant.
+    fn covers(&self, object: Object<'_>) -> bool {
+        match object {
+            Object::Path(path) => has_path(&self.paths, path),
+            Object::Resource { group, resource, name } => {
+                has_or_all(&self.groups, group)
+                    && has_resource(&self.resources, resource)
+                    && (self.names.is_empty() || name.is_some_and(|name| has(&self.names, name)))
             }
         }
-        for path in &self.paths {
-            let rule = |verb| Rule { paths: one(path), verbs: one(verb), ..Rule::default() };
-            atoms.extend(self.verbs.iter().map(rule));
-        }
-        atoms
     }
+}
 
-    /// Whether it allows all that an atom does.
-    fn covers(&self, atom: &Rule) -> bool {
-        let every = |wanted: &[String], holds: &dyn Fn(&str) -> bool| wanted.iter().all(|text| holds(text));
-        every(&atom.verbs, &|verb| has_or_all(&self.verbs, verb))
-            && every(&atom.groups, &|group| has_or_all(&self.groups, group))
-            && every(&atom.resources, &|resource| has_resource(&self.resources, resource))
-            && every(&atom.paths, &|path| has_path(&self.paths, path))
-            && (self.names.is_empty()
-                || (!atom.names.is_empty() && every(&atom.names, &|name| has(&self.names, name))))
+/// What a verb is used on. Borrows, for a rule that is taken apart would be far larger than it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Object<'a> {
+    /// One object of a resource, or all.
+    Resource {
+        group: &'a str,
+        resource: &'a str,
+        name: Option<&'a str>,
+    },
+    Path(&'a str),
+}
+
+/// Verbs on one resource (and name) or path that are not held.
+#[derive(Debug)]
+pub struct Missing<'a> {
+    object: Object<'a>,
+    verbs: Vec<&'a str>,
+}
+
+impl Missing<'_> {
+    pub fn to_rule(&self) -> Rule {
+        let one = |text: &str| vec![text.to_owned()];
+        let rule =
+            Rule { verbs: self.verbs.iter().map(|verb| (*verb).to_owned()).collect(), ..Rule::default() };
+        match self.object {
+            Object::Path(path) => Rule { paths: one(path), ..rule },
+            Object::Resource { group, resource, name } => Rule {
+                groups: one(group),
+                resources: one(resource),
+                names: name.into_iter().flat_map(one).collect(),
+                ..rule
+            },
+        }
     }
 }
 
@@ -136,46 +169,53 @@ pub fn everything() -> [Rule; 2] {
     [resources, Rule { paths: all(), verbs: all(), ..Rule::default() }]
 }
 
-/// What of `wanted` the rules `held` do not allow, in few rules. Takes as long as `wanted` has size ([`Rule::size`]).
-pub fn missing(held: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
-    let atoms = wanted.iter().flat_map(Rule::atoms);
-    compact(atoms.filter(|atom| !held.iter().any(|rule| rule.covers(atom))))
-}
-
-/// Joins the verbs on one resource (and name); atoms of paths stay as they are.
-fn compact(atoms: impl Iterator<Item = Rule>) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = Vec::new();
+/// What of `wanted` the rules `held` do not allow, in few rules: the verbs on one resource (and name) are joined, those on paths
+/// are not. Takes as long as `wanted` has size ([`Rule::size`]).
+pub fn missing<'a>(held: &[Rule], wanted: &'a [Rule]) -> Vec<Missing<'a>> {
+    let mut all: Vec<Missing<'_>> = Vec::new();
     let mut places = HashMap::new();
-    for mut atom in atoms {
-        let place = (atom.groups.clone(), atom.resources.clone(), atom.names.clone());
-        match places.get(&place) {
-            Some(index) if atom.paths.is_empty() => {
-                let rule: &mut Rule = &mut rules[*index];
-                rule.verbs.append(&mut atom.verbs);
-            }
-            _ => {
-                if atom.paths.is_empty() {
-                    places.insert(place, rules.len());
-                }
-                rules.push(atom);
+    // A rule without verbs has no size, however many objects it names.
+    let wanted = wanted.iter().filter(|rule| !rule.verbs.is_empty());
+    for (rule, object) in wanted.flat_map(|rule| rule.objects().map(move |object| (rule, object))) {
+        let held: Vec<&Rule> = held.iter().filter(|rule| rule.covers(object)).collect();
+        let is_held = |verb: &str| held.iter().any(|rule| has_or_all(&rule.verbs, verb));
+        let mut verbs = rule.verbs.iter().map(String::as_str).filter(|verb| !is_held(verb)).peekable();
+        if matches!(object, Object::Path(_)) {
+            all.extend(verbs.map(|verb| Missing { object, verbs: vec![verb] }));
+        } else if verbs.peek().is_some() {
+            let place = *places.entry(object).or_insert(all.len());
+            match all.get_mut(place) {
+                Some(known) => known.verbs.extend(verbs),
+                None => all.push(Missing { object, verbs: verbs.collect() }),
             }
         }
     }
-    rules
+    all
 }
 
 /// As upstream writes a rule in a sentence: `{APIGroups:[""], Resources:["pods"], Verbs:["get" "list"]}`.
-impl fmt::Display for Rule {
+impl fmt::Display for Missing<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = ["APIGroups", "Resources", "NonResourceURLs", "ResourceNames", "Verbs"];
-        let lists = names.into_iter().zip(self.lists()).filter(|(_, (_, list))| !list.is_empty());
-        let parts: Vec<String> = lists.map(|(name, (_, list))| format!("{name}:{}", quoted(list))).collect();
-        write!(f, "{{{}}}", parts.join(", "))
+        match self.object {
+            Object::Path(path) => write!(f, "{{NonResourceURLs:[{path:?}]")?,
+            Object::Resource { group, resource, name } => {
+                write!(f, "{{APIGroups:[{group:?}], Resources:[{resource:?}]")?;
+                name.map_or(Ok(()), |name| write!(f, ", ResourceNames:[{name:?}]"))?;
+            }
+        }
+        write!(f, ", Verbs:{}}}", Quoted(&self.verbs))
     }
 }
 
 /// A list of texts as Go's `%q` writes it.
-pub fn quoted(list: &[String]) -> String {
-    let quoted: Vec<String> = list.iter().map(|text| format!("{text:?}")).collect();
-    format!("[{}]", quoted.join(" "))
+pub struct Quoted<'a, T>(pub &'a [T]);
+
+impl<T: fmt::Debug> fmt::Display for Quoted<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[")?;
+        for (index, text) in self.0.iter().enumerate() {
+            write!(f, "{}{text:?}", if index == 0 { "" } else { " " })?;
+        }
+        f.write_str("]")
+    }
 }
