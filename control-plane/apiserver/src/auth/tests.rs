@@ -34,6 +34,24 @@ fn known() -> (Cache, References, Rbac) {
     (cache, references, rbac)
 }
 
+/// `verb resource[.group][/subresource] [namespace [name [field selector]]]`
+pub(super) fn attributes(request: &str) -> Attributes {
+    let mut parts = request.split(' ');
+    let mut next = || parts.next().unwrap_or("").to_owned();
+    let (verb, path) = (next(), next());
+    let (resource, subresource) = path.split_once('/').unwrap_or((&path, ""));
+    let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
+    Attributes {
+        verb: verb.into(),
+        group: group.into(),
+        resource: resource.into(),
+        subresource: subresource.into(),
+        namespace: next(),
+        name: next(),
+        field_selector: next(),
+    }
+}
+
 fn asks(user: &str, verb: &'static str, path: &str) -> bool {
     let mut groups = vec!["system:authenticated".to_owned()];
     match user {
@@ -42,20 +60,7 @@ fn asks(user: &str, verb: &'static str, path: &str) -> bool {
         _ => {}
     }
     let user = User { name: user.into(), groups };
-    let mut parts = path.split(' ');
-    let mut next = || parts.next().unwrap_or("").to_owned();
-    let resource_path = next();
-    let (resource, subresource) = resource_path.split_once('/').unwrap_or((&resource_path, ""));
-    let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
-    let attributes = Attributes {
-        verb: verb.into(),
-        group: group.into(),
-        resource: resource.into(),
-        subresource: subresource.into(),
-        namespace: next(),
-        name: next(),
-        field_selector: next(),
-    };
+    let attributes = attributes(&format!("{verb} {path}"));
     let (cache, references, rbac) = known();
     authorize(&user, &attributes, Known { cache: &cache, references: &references, rbac: &rbac }).is_ok()
 }

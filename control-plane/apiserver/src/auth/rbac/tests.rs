@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::auth::tests::attributes;
 use crate::storage::Revision;
 
 fn put(storage: &str, object: &Value) -> Change {
@@ -22,24 +23,6 @@ fn binding(namespace: &str, name: &str, role: (&str, &str), subjects: Value) -> 
 
 fn user(name: &str, groups: &[&str]) -> User {
     User { name: name.into(), groups: groups.iter().map(|group| (*group).to_owned()).collect() }
-}
-
-/// `verb resource[.group][/subresource] [namespace [name [field selector]]]`
-fn attributes(request: &str) -> Attributes {
-    let mut parts = request.split(' ');
-    let mut next = || parts.next().unwrap_or("").to_owned();
-    let (verb, path) = (next(), next());
-    let (resource, subresource) = path.split_once('/').unwrap_or((&path, ""));
-    let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
-    Attributes {
-        verb: verb.into(),
-        group: group.into(),
-        resource: resource.into(),
-        subresource: subresource.into(),
-        namespace: next(),
-        name: next(),
-        field_selector: next(),
-    }
 }
 
 fn example() -> Rbac {
