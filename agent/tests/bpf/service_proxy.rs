@@ -102,7 +102,7 @@ impl Site {
         let clients = cgroup_root().join("clients");
         fs::create_dir(&clients).unwrap();
         let data = tempfile::tempdir().unwrap();
-        let server = start_server(data.path());
+        let server = harness::server::start(&NODE_ADDRESS.to_string(), data.path());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let admin = data.path().join("admin.kubeconfig");
         let client = runtime.block_on(agent::api::client(&admin)).unwrap();
@@ -300,24 +300,6 @@ fn serve(address: Ipv4Addr, (datagrams, listener): (UdpSocket, TcpListener)) {
             });
         }
     });
-}
-
-/// The server that cargo built beside this test.
-fn start_server(data: &Path) -> Child {
-    let folder = std::env::current_exe().unwrap();
-    let program = folder.ancestors().nth(2).unwrap().join("orlop-server");
-    let address = NODE_ADDRESS.to_string();
-    let mut child = Command::new(&program)
-        .args(["--bind-address", &address, "--advertise-address", &address, "--data-dir"])
-        .arg(data)
-        .env("RUST_LOG", "error")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{}: {error}: build the package server first", program.display()));
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.starts_with("listening on"), "{line}");
-    child
 }
 
 fn documents() -> impl Iterator<Item = Value> {

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -145,7 +145,7 @@ impl Cluster {
             make_node(node);
         }
         let data = tempfile::tempdir().unwrap();
-        let server = start_server(data.path());
+        let server = harness::server::start(SERVER_ADDRESS, data.path());
         Self { server, data, backend }
     }
 
@@ -265,24 +265,6 @@ fn make_pod(node: u8, mtu: u32) {
         ip(&line);
     }
     inside(&pod, serve).join().unwrap();
-}
-
-/// The server that cargo built beside this test.
-fn start_server(data: &Path) -> Child {
-    let folder = std::env::current_exe().unwrap();
-    let program = folder.ancestors().nth(2).unwrap().join("orlop-server");
-    let mut child = Command::new(&program)
-        .args(["--bind-address", SERVER_ADDRESS, "--advertise-address", SERVER_ADDRESS])
-        .arg("--data-dir")
-        .arg(data)
-        .env("RUST_LOG", "error")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{}: {error}: build the package server first", program.display()));
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.starts_with("listening on"), "{line}");
-    child
 }
 
 fn settings(node: u8, address: &str, backend: &str, kubeconfig: &Path) -> Settings {
