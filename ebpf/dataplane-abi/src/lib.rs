@@ -8,7 +8,7 @@
 pub mod select;
 
 /// Part of the pin path: maps of different layouts never meet.
-pub const LAYOUT_VERSION: u32 = 8;
+pub const LAYOUT_VERSION: u32 = 9;
 
 /// Names of the maps, as the kernel shows them (15 characters at most). The loader takes a map's name from its type
 /// information, which is the name of the Rust static: hence capitals.
@@ -313,6 +313,8 @@ impl Selection {
 }
 
 const _: () = assert!(capacity::TABLE_ENTRIES <= 1 << Selection::OFFSET_BITS);
+// A flow has 16 bits for its service's slot.
+const _: () = assert!(capacity::FRONTENDS <= 1 << u16::BITS);
 
 /// One endpoint that traffic can be sent to.
 #[repr(C)]
@@ -466,6 +468,8 @@ pub mod nat {
     pub const LAST_PORT: u16 = 65_535;
     /// How many ports are tried before a packet is dropped.
     pub const PORT_TRIES: u32 = 16;
+    /// The same for a client's port, which only flows between the same two addresses can hold.
+    pub const CLIENT_PORT_TRIES: u32 = 8;
 
     /// Ticks of [`super::NatValue::used`]: 2^30 nanoseconds since boot, a little more than a second.
     pub const TICK_SHIFT: u32 = 30;
@@ -504,7 +508,10 @@ pub struct NatValue {
     pub selection: u64,
     /// The last packet's time in ticks of [`nat::TICK_SHIFT`], kept like `state`.
     pub used: u32,
-    pub slot: u32,
+    pub slot: u16,
+    /// Where the client's port is another one at the backend, since that talks to its own already: the one there with [`nat::IN`], the client's
+    /// own with [`nat::OUT`]. 0: it is the same.
+    pub client_port_be: u16,
     pub port_be: u16,
     /// Bits of [`nat`], kept where ports are contended: with a masqueraded flow's [`nat::IN`] and a node port's
     /// [`nat::OUT`] entry.
@@ -692,7 +699,7 @@ pub mod counter {
     pub const REWRITE_FAILED: u32 = 9;
     /// A TCP packet to a node port that belongs to no known connection: left to the node, which resets it.
     pub const NODE_PORT_NO_FLOW: u32 = 10;
-    /// One client address and port talks to one pod by two ways at once; the later one is dropped.
+    /// One client address and port talks to one backend by several ways at once, and no other port was free for the client there: dropped.
     pub const NODE_PORT_COLLISION: u32 = 11;
     /// A pod's TCP packet to the outside whose connection is not known (any more): dropped.
     pub const MASQUERADE_NO_FLOW: u32 = 12;
@@ -758,7 +765,7 @@ plain! {
     FlowKey: 32 { cookie: u64, address: Address, port_be: u16, direction: u16, reserved: u32 }
     FlowValue: 40 { address: Address, port_be: u16, reserved: u16, backend: u32, generation: u32, slot: u32, selection: u64 }
     NatKey: 40 { source: Address, destination: Address, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }
-    NatValue: 48 { address: Address, selection: u64, used: u32, slot: u32, port_be: u16, state: u8, kind: u8, backend: u32, generation: u32, link: u32 }
+    NatValue: 48 { address: Address, selection: u64, used: u32, slot: u16, client_port_be: u16, port_be: u16, state: u8, kind: u8, backend: u32, generation: u32, link: u32 }
     PodPolicy: 16 { ingress: u32, egress: u32, netns: i32, reserved: u32 }
     PortKey: 12 { prefix: u32, list: u32, protocol: u8, reserved: u8, port_be: u16 }
     AllowedKey: 44 { pod: Address, peer: Address, pod_port_be: u16, peer_port_be: u16, protocol: u8, reserved: u8, reserved2: u16, link: u32 }

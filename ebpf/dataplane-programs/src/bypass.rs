@@ -9,28 +9,31 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use dataplane_abi::{Origin, nat, protocol};
 
+use crate::collision;
 use crate::maps::ORLOP_NAT;
 use crate::packet::{self, Layer, Packet, Parsed};
-use crate::uplink::{self, FRAGMENT, ICMP, NEXT};
+use crate::uplink::{self, COLLISION, FRAGMENT, ICMP, NEXT};
 
 /// From the pod.
 #[classifier]
 pub fn orlop_vip_in(ctx: TcContext) -> i32 {
-    match packet_in(&ctx) {
+    let verdict = match packet_in(&ctx) {
         ICMP => uplink::error_in(&ctx, Layer::Ethernet),
         FRAGMENT => fragment_in(&ctx),
         verdict => verdict,
-    }
+    };
+    if verdict == COLLISION { collision_in(&ctx) } else { verdict }
 }
 
 /// Towards the pod.
 #[classifier]
 pub fn orlop_vip_out(ctx: TcContext) -> i32 {
-    match packet_out(&ctx) {
+    let verdict = match packet_out(&ctx) {
         ICMP => uplink::error_out(&ctx, Layer::Ethernet),
         FRAGMENT => fragment_out(&ctx),
         verdict => verdict,
-    }
+    };
+    if verdict == COLLISION { collision_out(&ctx) } else { verdict }
 }
 
 // Functions of their own, as in `uplink`.
@@ -69,6 +72,16 @@ fn fragment_out(ctx: &TcContext) -> i32 {
         Ok(packet) if packet.protocol != protocol::SCTP => answers(ctx, &packet),
         _ => NEXT,
     }
+}
+
+#[inline(never)]
+fn collision_in(ctx: &TcContext) -> i32 {
+    collision::asks(ctx, Layer::Ethernet, Origin::Inside)
+}
+
+#[inline(never)]
+fn collision_out(ctx: &TcContext) -> i32 {
+    collision::is_answered(ctx, Layer::Ethernet, Origin::Inside)
 }
 
 #[inline(always)]

@@ -10,6 +10,7 @@
 #![expect(internal_features, reason = "there is no other way to the kernel's atomic addition")]
 
 mod bypass;
+mod collision;
 mod maps;
 mod packet;
 mod policy;

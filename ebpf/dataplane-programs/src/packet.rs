@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_csum_update};
 use aya_ebpf::programs::TcContext;
-use dataplane_abi::{Address, FragmentKey, FragmentPorts, protocol};
+use dataplane_abi::{Address, FragmentKey, FragmentPorts, FrontendKey, protocol};
 
 use crate::maps::ORLOP_FRAGMENTS;
 
@@ -140,6 +140,17 @@ impl Packet {
     #[inline(always)]
     pub fn ends(&self) -> Ends {
         Ends { source: self.source, destination: self.destination }
+    }
+
+    /// The virtual address that it asks for, if that is one.
+    #[inline(always)]
+    pub fn frontend(&self) -> FrontendKey {
+        FrontendKey {
+            address: self.destination,
+            port_be: self.destination_port_be,
+            protocol: self.protocol,
+            reserved: 0,
+        }
     }
 }
 
@@ -441,16 +452,10 @@ pub fn rewrite(
     address: &Address,
     port_be: u16,
 ) -> Result<(), i64> {
-    let (old, old_port) = match end {
-        End::Source => (&packet.source, packet.source_port_be),
-        End::Destination => (&packet.destination, packet.destination_port_be),
+    let old = match end {
+        End::Source => &packet.source,
+        End::Destination => &packet.destination,
     };
-    let (checksum, port_offset, flags) = match packet.protocol {
-        protocol::TCP => (TCP_CHECKSUM_OFFSET, port_of(end), 0),
-        protocol::UDP => (UDP_CHECKSUM_OFFSET, port_of(end), BPF_F_MARK_MANGLED_0),
-        _ => (ICMP_CHECKSUM_OFFSET, ICMP_ID_OFFSET, 0),
-    };
-    let checksum = packet.transport + checksum;
     if packet.is_rest {
         return match (old.to_v4(), address.to_v4()) {
             (Some(old), Some(new)) => rewrite_v4(ctx, packet.network, end, old, new),
@@ -462,10 +467,8 @@ pub fn rewrite(
             }
         };
     }
-    if old_port != port_be {
-        ctx.l4_csum_replace(checksum, old_port as u64, port_be as u64, 2 | flags)?;
-        ctx.store(packet.transport + port_offset, &port_be, 0)?;
-    }
+    let sum @ (checksum, flags) = checksum_of(packet);
+    write_port(ctx, packet, end, port_be, sum)?;
     match (old.to_v4(), address.to_v4()) {
         (Some(old), Some(new)) => {
             if packet.protocol != protocol::ICMP {
@@ -475,6 +478,39 @@ pub fn rewrite(
         }
         _ => rewrite_v6(ctx, packet.network, end, old, address, checksum, flags),
     }
+}
+
+/// Writes another port to one end and mends the checksum. `Err` leaves a packet that must be dropped.
+#[inline(always)]
+pub fn rewrite_port(ctx: &TcContext, packet: &Packet, end: End, port_be: u16) -> Result<(), i64> {
+    if packet.is_rest { Ok(()) } else { write_port(ctx, packet, end, port_be, checksum_of(packet)) }
+}
+
+#[inline(always)]
+fn write_port(
+    ctx: &TcContext,
+    packet: &Packet,
+    end: End,
+    port_be: u16,
+    (checksum, flags): (usize, u64),
+) -> Result<(), i64> {
+    let (old_be, offset) = place_of_port(packet, end);
+    if old_be == port_be {
+        return Ok(());
+    }
+    ctx.l4_csum_replace(checksum, old_be as u64, port_be as u64, 2 | flags)?;
+    ctx.store(packet.transport + offset, &port_be, 0)
+}
+
+/// Where the transport's checksum stands, and the kernel's flags for changing it.
+#[inline(always)]
+fn checksum_of(packet: &Packet) -> (usize, u64) {
+    let (offset, flags) = match packet.protocol {
+        protocol::TCP => (TCP_CHECKSUM_OFFSET, 0),
+        protocol::UDP => (UDP_CHECKSUM_OFFSET, BPF_F_MARK_MANGLED_0),
+        _ => (ICMP_CHECKSUM_OFFSET, 0),
+    };
+    (packet.transport + offset, flags)
 }
 
 /// Writes another address and port to one end of what an ICMP error quotes, and mends the error's checksums; with `is_told`, whoever
@@ -489,22 +525,15 @@ pub fn rewrite_error(
     port_be: u16,
 ) -> Result<(), i64> {
     let IcmpError { quoted, network, checksum, .. } = error;
-    let (old, old_port) = match end {
-        End::Source => (&quoted.source, quoted.source_port_be),
-        End::Destination => (&quoted.destination, quoted.destination_port_be),
+    let old = match end {
+        End::Source => &quoted.source,
+        End::Destination => &quoted.destination,
     };
     let told = match end {
         End::Source => &error.destination,
         End::Destination => &error.source,
     };
-    if old_port != port_be {
-        let port_offset = match quoted.protocol {
-            protocol::TCP | protocol::UDP => port_of(end),
-            _ => ICMP_ID_OFFSET,
-        };
-        ctx.l4_csum_replace(*checksum, old_port as u64, port_be as u64, 2)?;
-        ctx.store(quoted.transport + port_offset, &port_be, 0)?;
-    }
+    rewrite_quoted_port(ctx, error, end, port_be)?;
     if let (Some(old), Some(told), Some(new)) = (old.to_v4(), told.to_v4(), address.to_v4()) {
         // The quoted header's checksum makes up for its address: the sum of the whole stays.
         rewrite_v4(ctx, quoted.network, end, old, new)?;
@@ -513,6 +542,17 @@ pub fn rewrite_error(
     ctx.l4_csum_replace(*checksum, 0, difference(old, address), 0)?;
     ctx.store(quoted.network + place_v6(end), address, 0)?;
     if is_told { rewrite_v6(ctx, *network, end.other(), told, address, *checksum, 0) } else { Ok(()) }
+}
+
+/// Writes another port to one end of what an ICMP error quotes, and mends the error's checksum.
+#[inline(always)]
+pub fn rewrite_quoted_port(ctx: &TcContext, error: &IcmpError, end: End, port_be: u16) -> Result<(), i64> {
+    let (old_be, offset) = place_of_port(&error.quoted, end);
+    if old_be == port_be {
+        return Ok(());
+    }
+    ctx.l4_csum_replace(error.checksum, old_be as u64, port_be as u64, 2)?;
+    ctx.store(error.quoted.transport + offset, &port_be, 0)
 }
 
 #[inline(always)]
@@ -561,10 +601,12 @@ fn place_v6(end: End) -> usize {
     }
 }
 
+/// The port of one end, and where it stands in the transport. An ICMP echo has one place for both.
 #[inline(always)]
-fn port_of(end: End) -> usize {
+fn place_of_port(packet: &Packet, end: End) -> (u16, usize) {
+    let has_ports = matches!(packet.protocol, protocol::TCP | protocol::UDP);
     match end {
-        End::Source => 0,
-        End::Destination => 2,
+        End::Source => (packet.source_port_be, if has_ports { 0 } else { ICMP_ID_OFFSET }),
+        End::Destination => (packet.destination_port_be, if has_ports { 2 } else { ICMP_ID_OFFSET }),
     }
 }

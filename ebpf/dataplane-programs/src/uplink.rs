@@ -7,9 +7,8 @@
 //! is the overlay's address: another one would come out of a tunnel that it does not belong to.
 //!
 //! A packet's later fragments have no ports: they go with the first one. What should be masqueraded and cannot be (fragments that overtake it, protocols without ports, ICMP errors of unknown flows, connections whose entry is
-//! gone) is dropped and counted: it never leaves under the pod's address. Only ports are translated towards a pod, not the
-//! client's: one client address and port that uses two node ports of one pod at the same time has the later flow dropped
-//! and counted. ICMP errors are translated as the packets that they quote, both ways, so that path MTUs and refusals reach whom they concern.
+//! gone) is dropped and counted: it never leaves under the pod's address. Towards a pod the client's port stays as it is, unless that already talks to
+//! the pod by another way (`collision`). ICMP errors are translated as the packets that they quote, both ways, so that path MTUs and refusals reach whom they concern.
 //!
 //! The kernel may have no room for an entry for a moment. What then could not be answered is dropped and counted; its sender
 //! tries again.
@@ -20,12 +19,11 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use dataplane_abi::{
-    Address, Config, FrontendKey, Masquerade, NatKey, NatValue, Origin, counter, nat, protocol,
-};
+use dataplane_abi::{Address, Config, Masquerade, NatKey, NatValue, Origin, counter, nat, protocol};
 
+use crate::collision;
 use crate::maps::{Flows, ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
-use crate::packet::{self, End, Ends, Layer, Message, Packet, Parsed};
+use crate::packet::{self, End, Ends, IcmpError, Layer, Message, Packet, Parsed};
 use crate::select::{self, Choice, Client, Pick};
 
 /// TCX_NEXT, and TC_ACT_UNSPEC for older hooks: the next program decides.
@@ -59,23 +57,27 @@ pub fn orlop_egress_l3(ctx: TcContext) -> i32 {
 pub const ICMP: i32 = -2;
 /// In the place of a verdict: a part of a packet.
 pub const FRAGMENT: i32 = -3;
+/// In the place of a verdict: of a flow whose client's port is another one at the backend, or has to be. `collision` goes on.
+pub const COLLISION: i32 = -4;
 
 #[inline(always)]
 fn enters(ctx: &TcContext, layer: Layer) -> i32 {
-    match packet_in(ctx, layer) {
+    let verdict = match packet_in(ctx, layer) {
         ICMP => error_in(ctx, layer),
         FRAGMENT => fragment_in(ctx, layer),
         verdict => verdict,
-    }
+    };
+    if verdict == COLLISION { collision_in(ctx, layer) } else { verdict }
 }
 
 #[inline(always)]
 fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
-    match packet_out(ctx, layer) {
+    let verdict = match packet_out(ctx, layer) {
         ICMP => error_out(ctx, layer),
         FRAGMENT => fragment_out(ctx, layer),
         verdict => verdict,
-    }
+    };
+    if verdict == COLLISION { collision_out(ctx, layer) } else { verdict }
 }
 
 // Functions of their own, because the stack has room for either alone.
@@ -127,6 +129,16 @@ fn fragment_out(ctx: &TcContext, layer: Layer) -> i32 {
     untranslatable(ends)
 }
 
+#[inline(never)]
+fn collision_in(ctx: &TcContext, layer: Layer) -> i32 {
+    collision::asks(ctx, layer, Origin::Outside)
+}
+
+#[inline(never)]
+fn collision_out(ctx: &TcContext, layer: Layer) -> i32 {
+    collision::is_answered(ctx, layer, Origin::Outside)
+}
+
 /// An error about a packet that left here reaches whoever sent that.
 #[inline(never)]
 pub fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
@@ -135,9 +147,14 @@ pub fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
     // SAFETY: the value is copied at once; one of a recycled element tells another flow's owner, who knows no such packet.
     let entry = unsafe { ORLOP_NAT.get(&key).or_else(|| ORLOP_INBOUND.get(&key)) }.copied();
     match entry {
-        Some(NatValue { address, port_be, .. }) if error.destination == error.quoted.source => {
+        Some(NatValue { address, port_be, client_port_be, .. })
+            if error.destination == error.quoted.source =>
+        {
             count(counter::ICMP_ERROR_TRANSLATED);
-            finish(packet::rewrite_error(ctx, &error, End::Source, true, &address, port_be))
+            finish(
+                rewrite_clients_port(ctx, &error, End::Destination, client_port_be)
+                    .and_then(|()| packet::rewrite_error(ctx, &error, End::Source, true, &address, port_be)),
+            )
         }
         _ => NEXT,
     }
@@ -154,7 +171,7 @@ pub fn error_out(ctx: &TcContext, layer: Layer) -> i32 {
     let key = answer_key(&error.quoted, nat::OUT);
     // SAFETY: as in `error_in`.
     let entry = unsafe { ORLOP_NAT.get(&key).or_else(|| ORLOP_INBOUND.get(&key)) }.copied();
-    let Some(NatValue { address, port_be, kind, .. }) = entry else {
+    let Some(NatValue { address, port_be, client_port_be, kind, .. }) = entry else {
         return untranslatable(Ends { source: error.source, destination: error.destination });
     };
     if kind == nat::DIRECT {
@@ -165,7 +182,21 @@ pub fn error_out(ctx: &TcContext, layer: Layer) -> i32 {
         || leaves_under_another_address(&error.source, &error.destination)
         || ORLOP_CONFIG.get(0).is_some_and(|config| link_of(ctx) == config.overlay_link);
     count(counter::ICMP_ERROR_TRANSLATED);
-    finish(packet::rewrite_error(ctx, &error, End::Destination, is_told, &address, port_be))
+    finish(
+        rewrite_clients_port(ctx, &error, End::Source, client_port_be)
+            .and_then(|()| packet::rewrite_error(ctx, &error, End::Destination, is_told, &address, port_be)),
+    )
+}
+
+/// Where the client's port is another one at the backend, the quoted packet had that, or is to show it.
+#[inline(always)]
+fn rewrite_clients_port(
+    ctx: &TcContext,
+    error: &IcmpError,
+    end: End,
+    client_port_be: u16,
+) -> Result<(), i64> {
+    if client_port_be == 0 { Ok(()) } else { packet::rewrite_quoted_port(ctx, error, end, client_port_be) }
 }
 
 /// A packet without ports on its way out.
@@ -191,17 +222,9 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
 /// Leads a packet that asks for a service to one of its backends; any other goes on as it is.
 #[inline(always)]
 pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin) -> i32 {
-    let frontend = FrontendKey {
-        address: packet.destination,
-        port_be: packet.destination_port_be,
-        protocol: packet.protocol,
-        reserved: 0,
-    };
+    let frontend = packet.frontend();
     let client = || Client { address: packet.source, port_be: packet.source_port_be };
-    let link = match origin {
-        Origin::Inside => link_of(ctx),
-        Origin::Outside => 0,
-    };
+    let link = owner(ctx, origin);
     // SAFETY: as in `ingress`.
     if let Some(element) = flows(origin).get_ptr_mut(key)
         && (origin == Origin::Outside || unsafe { (*element).link } == link)
@@ -218,7 +241,7 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
                 // SAFETY: as above. Of two processors each writes what is true; half of it only costs a longer look.
                 unsafe {
                     (&raw mut (*element).selection).write_volatile(pick.selection);
-                    (&raw mut (*element).slot).write_volatile(pick.slot);
+                    (&raw mut (*element).slot).write_volatile(pick.slot as u16);
                 }
             }
             return translate_in(ctx, packet, &entry, origin);
@@ -229,10 +252,10 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
         return NEXT;
     }
     if !packet.may_begin_flow {
-        return if select::is_service(&frontend) { of_no_flow(origin) } else { direct(packet, origin) };
+        return if select::is_service(&frontend) { of_no_flow(origin) } else { direct(packet, origin, link) };
     }
     match select::select(&frontend, origin, client) {
-        Choice::NoService => direct(packet, origin),
+        Choice::NoService => direct(packet, origin, link),
         Choice::NoBackend => {
             count(no_backend(origin));
             DROP
@@ -259,7 +282,8 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
                 backend: chosen.pick.id,
                 generation: chosen.pick.generation,
                 selection: chosen.pick.selection,
-                slot: chosen.pick.slot,
+                slot: chosen.pick.slot as u16,
+                client_port_be: 0,
                 used: 0,
                 link,
             };
@@ -269,6 +293,15 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
             count(translated(origin));
             translate_in(ctx, packet, &entry, origin)
         }
+    }
+}
+
+/// The link that a packet's flow belongs to; those from outside are nobody's.
+#[inline(always)]
+pub fn owner(ctx: &TcContext, origin: Origin) -> u32 {
+    match origin {
+        Origin::Inside => link_of(ctx),
+        Origin::Outside => 0,
     }
 }
 
@@ -318,13 +351,23 @@ fn of_no_flow(origin: Origin) -> i32 {
     }
 }
 
-/// A packet that asks for no service.
+/// A packet that asks for no service. A pod's own is looked at only for what its link translates with the same ends.
 #[inline(always)]
-fn direct(packet: &Packet, origin: Origin) -> i32 {
+fn direct(packet: &Packet, origin: Origin, link: u32) -> i32 {
     if origin == Origin::Outside {
-        note_direct_flow(packet);
+        return note_direct_flow(packet);
     }
-    NEXT
+    // SAFETY: the value is copied at once.
+    match unsafe { ORLOP_NAT.get(&answer_key(packet, nat::OUT)) }.copied() {
+        Some(held) if held.link == link => beside(packet, &held),
+        _ => NEXT,
+    }
+}
+
+/// A packet straight to a backend, whose answers would be taken for those of a service's flow.
+#[inline(always)]
+fn beside(packet: &Packet, held: &NatValue) -> i32 {
+    if packet.may_begin_flow && !may_take_over(packet.protocol, held, true) { COLLISION } else { NEXT }
 }
 
 /// The answer to a masqueraded packet goes back to its pod.
@@ -344,6 +387,9 @@ fn answer_in(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue) -
 /// Towards a service's backend: rewrites the destination and makes sure that the answers find their way back.
 #[inline(always)]
 fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue, origin: Origin) -> i32 {
+    if entry.client_port_be != 0 {
+        return COLLISION;
+    }
     let back = out_key(packet, entry);
     let flows = flows(origin);
     // SAFETY: the value is copied at once.
@@ -352,15 +398,15 @@ fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue, origin: Orig
         Some(held)
             if held.address == packet.destination
                 && held.port_be == packet.destination_port_be
+                && held.client_port_be == 0
                 && is_of_link(&held, entry, origin) =>
         {
             // SAFETY: as in `answer_in`.
             unsafe { touch(flows.get_ptr_mut(&back), packet, nat::IN) };
         }
-        // The pod already talks to this very client port by another way, and could not tell the two apart.
+        // The backend already talks to this very client port by another way, and could not tell the two apart.
         Some(held) if is_of_link(&held, entry, origin) && !may_take_over(packet.protocol, &held, true) => {
-            count(counter::NODE_PORT_COLLISION);
-            return DROP;
+            return COLLISION;
         }
         _ => {
             let shown = NatValue {
@@ -419,6 +465,9 @@ fn goes_on_to_a_backend(packet: &Packet) -> bool {
 /// A backend's answer to what a client asked a service for.
 #[inline(always)]
 pub fn answer_out(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue, origin: Origin) -> i32 {
+    if entry.client_port_be != 0 {
+        return COLLISION;
+    }
     let flows = flows(origin);
     // SAFETY: as in `answer_in`.
     unsafe { touch(flows.get_ptr_mut(key), packet, nat::OUT) };
@@ -470,6 +519,7 @@ fn masquerade(ctx: &TcContext, packet: &Packet, key: &NatKey) -> i32 {
         generation: 0,
         selection: 0,
         slot: 0,
+        client_port_be: 0,
         used: now(),
         link: 0,
     };
@@ -524,7 +574,7 @@ fn vacate(packet: &Packet, back: &NatKey, scarce: bool) -> bool {
 }
 
 #[inline(always)]
-fn may_take_over(protocol: u8, held: &NatValue, scarce: bool) -> bool {
+pub fn may_take_over(protocol: u8, held: &NatValue, scarce: bool) -> bool {
     let limit = if scarce {
         nat::scarce_idle_limit(protocol, held.state)
     } else {
@@ -538,7 +588,7 @@ fn may_take_over(protocol: u8, held: &NatValue, scarce: bool) -> bool {
 /// # Safety
 /// `entry` is an element that the kernel gave to this run of the program.
 #[inline(always)]
-unsafe fn touch(entry: Option<*mut NatValue>, packet: &Packet, direction: u8) {
+pub unsafe fn touch(entry: Option<*mut NatValue>, packet: &Packet, direction: u8) {
     let Some(entry) = entry else { return };
     // SAFETY: the caller vouches for the element. Two processors may race for it: the later one of two equal times stays.
     let (used, state) = unsafe { (&raw mut (*entry).used, &raw mut (*entry).state) };
@@ -574,7 +624,7 @@ pub fn now() -> u32 {
 }
 
 #[inline(always)]
-fn random_port() -> u16 {
+pub fn random_port() -> u16 {
     let width = (nat::LAST_PORT - nat::FIRST_PORT) as u32 + 1;
     // SAFETY: the helper takes nothing and has no effect but its result.
     let random = unsafe { bpf_get_prandom_u32() } & 0xffff;
@@ -645,14 +695,19 @@ fn answer_key(packet: &Packet, direction: u8) -> NatKey {
 
 #[inline(always)]
 fn pick_of(entry: &NatValue) -> Pick {
-    Pick { id: entry.backend, generation: entry.generation, slot: entry.slot, selection: entry.selection }
+    Pick {
+        id: entry.backend,
+        generation: entry.generation,
+        slot: entry.slot as u32,
+        selection: entry.selection,
+    }
 }
 
 /// A packet that reaches a pod under the pod's own address: the answer is not a new flow and keeps its source.
 #[inline(always)]
-fn note_direct_flow(packet: &Packet) {
+fn note_direct_flow(packet: &Packet) -> i32 {
     if !leaves_under_another_address(&packet.destination, &packet.source) {
-        return;
+        return NEXT;
     }
     let back = answer_key(packet, nat::OUT);
     let direct = NatValue {
@@ -664,6 +719,7 @@ fn note_direct_flow(packet: &Packet) {
         generation: 0,
         selection: 0,
         slot: 0,
+        client_port_be: 0,
         used: now(),
         link: 0,
     };
@@ -673,12 +729,13 @@ fn note_direct_flow(packet: &Packet) {
         Some(held) if held.kind == nat::DIRECT => unsafe {
             touch(ORLOP_INBOUND.get_ptr_mut(&back), packet, nat::IN);
         },
-        // A node port's flow with the same ends goes first while it lives.
-        Some(held) if !may_take_over(packet.protocol, &held, true) => {}
+        // A service's flow has the same ends.
+        Some(held) if !may_take_over(packet.protocol, &held, true) => return beside(packet, &held),
         _ => {
             written(ORLOP_INBOUND.insert(&back, &direct, 0));
         }
     }
+    NEXT
 }
 
 /// Whether a packet with these ends is to be masqueraded.
@@ -705,7 +762,7 @@ fn masquerade_of<'a>(config: &'a Config, address: &Address) -> &'a Masquerade {
 
 /// Whether an entry stands now, from whoever: `false`, and counted, when the kernel had no room for it.
 #[inline(always)]
-fn written(inserted: Result<(), i32>) -> bool {
+pub fn written(inserted: Result<(), i32>) -> bool {
     match inserted {
         Ok(()) | Err(EEXIST) => true,
         Err(_) => {
@@ -717,7 +774,7 @@ fn written(inserted: Result<(), i32>) -> bool {
 
 /// A packet whose rewrite failed half-way is dropped.
 #[inline(always)]
-fn finish(rewritten: Result<(), i64>) -> i32 {
+pub fn finish(rewritten: Result<(), i64>) -> i32 {
     if rewritten.is_ok() {
         return NEXT;
     }

@@ -14,7 +14,7 @@ use crate::node::{
     serve_udp,
 };
 use crate::policy::{self, Policed, pod_link};
-use crate::uplink::wait_until;
+use crate::uplink::{ask_all, wait_until};
 
 const HOOKS: [UplinkHook; 2] = [UplinkHook::Newest, UplinkHook::Clsact];
 
@@ -82,6 +82,24 @@ fn a_pod_reaches_services_whatever_makes_its_packets() {
         // What asks for no service goes as it did.
         let direct = from_pod(move || ask_tcp(at(V4.gateway, port)));
         assert_eq!(direct.unwrap(), format!("node saw {}", V4.pod));
+    }
+}
+
+#[test]
+fn one_port_of_a_pod_reaches_one_endpoint_by_a_hundred_ways() {
+    let _links = Links::make();
+    let mut node = serving(UplinkHook::Newest);
+    for place in PLACES {
+        let server = at(place.gateway, 8080);
+        serve_tcp(server, "pod");
+        serve_udp(server, "pod");
+        let mut ways: Vec<SocketAddr> = (1..=99).map(|port| vip(place, port)).collect();
+        for service in &ways {
+            node.set(frontend(service.ip(), service.port(), Tcp), &[server]);
+            node.set(frontend(service.ip(), service.port(), Udp), &[server]);
+        }
+        ways.push(server);
+        ask_all("pod", at(place.pod, 4000), ways);
     }
 }
 

@@ -103,6 +103,8 @@ pub struct Attachment {
     pub program: u64,
 }
 
+type Flows = HashMap<MapData, [u8; size_of::<NatKey>()], [u8; size_of::<NatValue>()]>;
+
 /// An opened dataplane that leaves nothing behind.
 pub struct Node {
     pub dataplane: Option<Dataplane>,
@@ -210,9 +212,7 @@ impl Node {
     /// Changes the entries of one of the translation maps behind the programs' back: `change` gives the new value, or
     /// `None` to remove the entry.
     pub fn rewrite_flows(&self, map: &str, change: impl Fn(NatValue) -> Option<NatValue>) {
-        let data = MapData::from_pin(self.pins().join(map)).unwrap();
-        let mut flows: HashMap<MapData, [u8; size_of::<NatKey>()], [u8; size_of::<NatValue>()]> =
-            HashMap::try_from(Map::LruHashMap(data)).unwrap();
+        let mut flows = self.flows(map);
         let all: Vec<_> = flows.iter().collect::<Result<_, _>>().unwrap();
         for (key, value) in all {
             match change(NatValue::from_bytes(value)) {
@@ -220,6 +220,30 @@ impl Node {
                 None => flows.remove(&key).unwrap(),
             }
         }
+    }
+
+    /// Takes entries out of one of the translation maps, as an eviction would.
+    pub fn forget_flows(&self, map: &str, which: impl Fn(NatKey) -> bool) {
+        let mut flows = self.flows(map);
+        let all: Vec<_> = flows.keys().collect::<Result<_, _>>().unwrap();
+        for key in all.into_iter().filter(|key| which(NatKey::from_bytes(*key))) {
+            flows.remove(&key).unwrap();
+        }
+    }
+
+    /// Puts each entry under further keys too.
+    pub fn copy_flows<K: Iterator<Item = NatKey>>(&self, map: &str, keys: impl Fn(NatKey) -> K) {
+        let mut flows = self.flows(map);
+        let all: Vec<_> = flows.iter().collect::<Result<_, _>>().unwrap();
+        for (key, value) in all {
+            for copy in keys(NatKey::from_bytes(key)) {
+                flows.insert(copy.to_bytes(), value, 0).unwrap();
+            }
+        }
+    }
+
+    fn flows(&self, map: &str) -> Flows {
+        Flows::try_from(Map::LruHashMap(MapData::from_pin(self.pins().join(map)).unwrap())).unwrap()
     }
 
     /// Clients that services with session affinity remember; `change` sees each and may alter it behind the programs' back.

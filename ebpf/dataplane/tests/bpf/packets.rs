@@ -350,6 +350,8 @@ enum After {
     Ends(SocketAddr, SocketAddr),
     /// From this address of the node, from a masquerading port.
     Masqueraded(IpAddr),
+    /// From its own address, from another port.
+    ByAnotherPort(SocketAddr),
     /// Only addresses are other ones.
     Addresses(IpAddr, IpAddr),
 }
@@ -379,6 +381,11 @@ fn check(node: &Node, program: &str, cases: Vec<Case>) {
                 let (header, rest) = left[ETHERNET..].split_at(frame.header_length());
                 assert_eq!(addresses(header), (source, destination), "{name}");
                 assert_eq!(rest, &packet[ETHERNET + header.len()..], "{name}");
+            }
+            After::ByAnotherPort(expected) => {
+                let (source, destination) = frame.read(&left);
+                assert_eq!((source.ip(), destination), (frame.source.ip(), expected), "{name}");
+                assert!(source.port() >= nat::FIRST_PORT, "{name}: {source}");
             }
             After::Masqueraded(node) => {
                 let (source, destination) = frame.read(&left);
@@ -456,9 +463,9 @@ fn packets_that_come_in() {
             case(
                 "a second way to the same pod",
                 to(TCP, 1001, 30082),
-                DROP,
-                After::Same,
-                Some(counter::NODE_PORT_COLLISION),
+                NEXT,
+                After::ByAnotherPort(pod),
+                began,
             ),
             case("another port of the node", to(TCP, 1008, 22), NEXT, After::Same, None),
             case("a ping", to(ICMP, 1009, 0), NEXT, After::Same, None),
@@ -662,6 +669,118 @@ fn errors_about_packets_reach_whom_they_concern() {
         assert_eq!(run(ingress, &direct.bytes()), (NEXT, direct.bytes()));
         let error = TooBig { from: place.pod, to: place.outside, about: direct };
         assert_eq!(run(egress, &error.bytes()), (NEXT, error.bytes()));
+    }
+}
+
+/// One client port and one backend, by two services and straight: the backend sees three ports, the client its own.
+#[test]
+fn several_ways_from_one_port_to_one_backend() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    node.masquerade();
+    let attached = node.attachments();
+    let (ingress, egress) = (attached["orlop_ingress"].program, attached["orlop_egress"].program);
+    let pass = |program, frame: &Frame| {
+        let (verdict, left) = run(program, &frame.bytes());
+        assert_eq!(verdict, NEXT, "{} to {}", frame.source, frame.destination);
+        frame.read(&left)
+    };
+    for (place, protocol) in PLACES.into_iter().flat_map(|place| [(place, TCP), (place, UDP)]) {
+        let (pod, client) = (at(place.pod, 8080), at(place.outside, 5001));
+        let packet = |from: SocketAddr, to: SocketAddr| {
+            frame(protocol, (from.ip(), from.port()), (to.ip(), to.port()))
+        };
+        let answer = |to| Frame { tcp_flags: SYN | ACK, ..packet(pod, to) };
+        let node_ports = [30080, 30082, 30083].map(|port| at(place.node, port));
+        for node_port in node_ports {
+            for service in [Tcp, Udp] {
+                node.set(frontend(node_port.ip(), node_port.port(), service), &[pod]);
+            }
+        }
+        let ways = [node_ports[0], node_ports[1], node_ports[2], pod];
+        let seen = ways.map(|way| {
+            let (source, destination) = pass(ingress, &packet(client, way));
+            assert_eq!((source.ip(), destination), (client.ip(), pod));
+            source
+        });
+        assert_eq!(seen[0], client);
+        let different: std::collections::BTreeSet<SocketAddr> = seen.into();
+        assert_eq!(different.len(), ways.len(), "{seen:?}");
+        // Either half may be evicted; the other one brings it back.
+        for forgotten in [None, Some(nat::IN), Some(nat::OUT)] {
+            if let Some(direction) = forgotten {
+                node.forget_flows(map::INBOUND, |key| key.direction == direction && key.protocol == protocol);
+            }
+            let both = |way: SocketAddr, source| {
+                let next = Frame { tcp_flags: ACK, ..packet(client, way) };
+                if forgotten != Some(nat::IN) {
+                    assert_eq!(pass(ingress, &next), (source, pod), "{way} {forgotten:?}");
+                }
+                assert_eq!(pass(egress, &answer(source)), (way, client), "{way} {forgotten:?}");
+                assert_eq!(pass(ingress, &next), (source, pod), "{way} {forgotten:?}");
+            };
+            ways.into_iter().zip(seen).for_each(|(way, source)| both(way, source));
+        }
+        for (way, source) in ways.into_iter().zip(seen) {
+            let about = |from, to| Frame { tcp_flags: ACK, ..packet(from, to) };
+            let told = |program, from, to, about| {
+                let error = TooBig { from, to, about };
+                let (verdict, left) = run(program, &error.bytes());
+                assert_eq!(verdict, NEXT, "{way}");
+                error.read(&left)
+            };
+            let router = place.neighbour;
+            let of_answer = told(ingress, router, way.ip(), about(way, client));
+            let of_question = told(egress, router, client.ip(), about(source, pod));
+            assert_eq!(of_answer, (router, place.pod, pod, source), "{way}");
+            assert_eq!(of_question, (router, client.ip(), client, way), "{way}");
+        }
+        // Parts of a packet go as the whole does.
+        if protocol == UDP {
+            let part = |fragment, frame| Frame { fragment, ..frame };
+            assert_eq!(pass(ingress, &part(0x2000, packet(client, ways[1]))), (seen[1], pod));
+            check(
+                node,
+                "orlop_ingress",
+                vec![Case {
+                    name: "the last part",
+                    frame: part(4, packet(client, ways[1])),
+                    verdict: NEXT,
+                    after: After::Addresses(client.ip(), pod.ip()),
+                    counter: None,
+                }],
+            );
+            assert_eq!(pass(egress, &part(0x2000, answer(seen[1]))), (ways[1], client));
+        }
+        node.forget_flows(map::INBOUND, |_| true);
+    }
+}
+
+#[test]
+fn a_client_that_has_every_port_in_use_gets_no_other() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    let ingress = node.attachments()["orlop_ingress"].program;
+    for place in PLACES {
+        for port in [30080, 30082] {
+            node.set(frontend(place.node, port, Tcp), &[at(place.pod, 8080)]);
+        }
+        let to = |client, port| frame(TCP, (place.outside, client), (place.node, port));
+        assert_eq!(run(ingress, &to(5001, 30080).bytes()).0, NEXT);
+        // As if they had come from all other ports too.
+        node.copy_flows(map::INBOUND, |key| {
+            let ports = nat::FIRST_PORT..=nat::LAST_PORT;
+            let ports = ports.filter(move |_| key.direction == nat::OUT);
+            ports.map(move |port| NatKey { destination_port_be: port.to_be(), ..key })
+        });
+        let full = Case {
+            name: "no port left",
+            frame: to(5001, 30082),
+            verdict: DROP,
+            after: After::Same,
+            counter: Some(counter::NODE_PORT_COLLISION),
+        };
+        check(node, "orlop_ingress", vec![full]);
     }
 }
 

@@ -49,6 +49,46 @@ fn a_node_port_leads_from_outside_to_the_pod_and_back() {
     }
 }
 
+/// One client address and port asks a hundred services of one endpoint at the same time, and that itself.
+#[test]
+fn one_port_reaches_one_endpoint_by_a_hundred_services() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    node.masquerade();
+    for place in PLACES {
+        let server = at(place.pod, 8080);
+        inside("pod", move || (serve_tcp(server, "pod"), serve_udp(server, "pod"))).join().unwrap();
+        crate::node::ip(&format!("-n outside route add {} via {}", place.pod, place.node));
+        let mut ways: Vec<SocketAddr> = (30000..30100).map(|port| at(place.node, port)).collect();
+        for service in &ways {
+            node.set(frontend(service.ip(), service.port(), Tcp), &[server]);
+            node.set(frontend(service.ip(), service.port(), Udp), &[server]);
+        }
+        ways.push(server);
+        ask_all("outside", at(place.outside, 4000), ways);
+        assert_eq!(node.counter(counter::NODE_PORT_COLLISION), 0);
+    }
+}
+
+/// Asks at each of `ways` from one port, all connections open at the same time.
+pub fn ask_all(namespace: &str, client: SocketAddr, ways: Vec<SocketAddr>) {
+    let asked = inside(namespace, move || {
+        let socket = UdpSocket::bind(client).unwrap();
+        for way in &ways {
+            assert_eq!(ask_udp(&socket, *way).unwrap().1, way.to_string());
+        }
+        let mut streams: Vec<TcpStream> =
+            ways.iter().map(|way| connect_from(client, *way).unwrap()).collect();
+        for stream in &mut streams {
+            let mut answer = String::new();
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            stream.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, format!("pod saw {}", client.ip()));
+        }
+    });
+    asked.join().unwrap();
+}
+
 #[test]
 fn a_client_outside_that_is_the_endpoint_itself_reaches_itself() {
     let _links = Links::make();
@@ -208,14 +248,20 @@ fn address_of(address: dataplane_abi::Address) -> IpAddr {
 }
 
 fn ask_tcp_from(source: IpAddr, address: SocketAddr) -> std::io::Result<String> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
+    let mut answer = String::new();
+    connect_from(at(source, 0), address)?.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Connects from an address and a port that others of this client may use for other peers.
+fn connect_from(source: SocketAddr, address: SocketAddr) -> std::io::Result<TcpStream> {
+    use nix::sys::socket::{SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt};
     let family = if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let client = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    bind(client.as_raw_fd(), &SockaddrStorage::from(at(source, 0)))?;
+    setsockopt(&client, sockopt::ReuseAddr, &true)?;
+    bind(client.as_raw_fd(), &SockaddrStorage::from(source))?;
     connect(client.as_raw_fd(), &SockaddrStorage::from(address))?;
-    let mut answer = String::new();
-    TcpStream::from(client).read_to_string(&mut answer)?;
-    Ok(answer)
+    Ok(TcpStream::from(client))
 }
 
 #[test]

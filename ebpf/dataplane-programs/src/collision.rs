@@ -1,0 +1,187 @@
+//! Flows of one client address and port to one backend by several ways: through two services, or through one and straight to it. The backend
+//! could not tell them apart, nor could its answers be told apart here.
+//!
+//! The later flow gets another port for its client, at random among those that no flow between the two holds; both entries of
+//! the flow name it (`NatValue::client_port_be`), each as its own direction needs it. All of its packets come here, whichever way they go: `uplink` leaves them
+//! to these functions, which stand apart since the stack has no room for both.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::programs::TcContext;
+use dataplane_abi::{NatKey, NatValue, Origin, counter, nat};
+
+use crate::maps::{Flows, count};
+use crate::packet::{self, End, Layer, Packet, Parsed};
+use crate::select;
+use crate::uplink::{self, DROP, NEXT};
+
+/// A client's packet. Its flow has an entry, unless it begins and asks for no service.
+#[inline(always)]
+pub fn asks(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
+    let Some(packet) = packet_of(ctx, layer) else { return NEXT };
+    let flows = uplink::flows(origin);
+    let key = uplink::nat_key(&packet, nat::IN);
+    let link = uplink::owner(ctx, origin);
+    let Some(element) = flows.get_ptr_mut(&key).or_else(|| begin_straight(flows, &packet, &key, link)) else {
+        return DROP;
+    };
+    // SAFETY: the value is copied at once; an element that is recycled meanwhile misdirects one packet, which its receiver refuses.
+    let entry = unsafe { *element };
+    let port_be = match is_held(flows, &packet, &entry) {
+        true => entry.client_port_be,
+        false => {
+            let Some(port_be) = allot(flows, &packet, &entry) else {
+                count(counter::NODE_PORT_COLLISION);
+                return DROP;
+            };
+            // SAFETY: as above; this is a plain integer inside the element.
+            unsafe { (&raw mut (*element).client_port_be).write_volatile(port_be) };
+            port_be
+        }
+    };
+    let rewritten = packet::rewrite_port(ctx, &packet, End::Source, port_be)
+        .and_then(|()| packet::rewrite(ctx, &packet, End::Destination, &entry.address, entry.port_be));
+    uplink::finish(rewritten)
+}
+
+/// A backend's answer to such a packet.
+#[inline(always)]
+pub fn is_answered(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
+    let Some(packet) = packet_of(ctx, layer) else { return NEXT };
+    let flows = uplink::flows(origin);
+    let Some(element) = flows.get_ptr_mut(&uplink::nat_key(&packet, nat::OUT)) else { return DROP };
+    // SAFETY: as in `asks`.
+    let entry = unsafe {
+        uplink::touch(Some(element), &packet, nat::OUT);
+        *element
+    };
+    let question = NatKey {
+        source: packet.destination,
+        destination: entry.address,
+        source_port_be: entry.client_port_be,
+        destination_port_be: entry.port_be,
+        protocol: packet.protocol,
+        direction: nat::IN,
+        reserved: 0,
+    };
+    // SAFETY: only whether it is there matters.
+    if unsafe { flows.get(&question) }.is_none() {
+        let led = NatValue {
+            address: packet.source,
+            port_be: packet.source_port_be,
+            client_port_be: packet.destination_port_be,
+            ..entry
+        };
+        uplink::written(flows.insert(&question, &led, BPF_NOEXIST as u64));
+    }
+    let rewritten = packet::rewrite_port(ctx, &packet, End::Destination, entry.client_port_be)
+        .and_then(|()| packet::rewrite(ctx, &packet, End::Source, &entry.address, entry.port_be));
+    uplink::finish(rewritten)
+}
+
+/// The entry of a flow straight to a backend: like one to a service of the backend's own address.
+#[inline(always)]
+fn begin_straight(flows: &Flows, packet: &Packet, key: &NatKey, link: u32) -> Option<*mut NatValue> {
+    let entry = NatValue {
+        address: packet.destination,
+        port_be: packet.destination_port_be,
+        kind: nat::NODE_PORT,
+        state: 0,
+        backend: 0,
+        generation: 0,
+        selection: 0,
+        slot: 0,
+        client_port_be: 0,
+        used: uplink::now(),
+        link,
+    };
+    // One of a service was evicted this moment, and the client tries again.
+    if !packet.may_begin_flow || select::is_service(&packet.frontend()) {
+        return None;
+    }
+    uplink::written(flows.insert(key, &entry, BPF_NOEXIST as u64));
+    flows.get_ptr_mut(key)
+}
+
+#[inline(always)]
+fn packet_of(ctx: &TcContext, layer: Layer) -> Option<Packet> {
+    match packet::parse(ctx, layer) {
+        Parsed::Packet(packet) => Some(packet),
+        Parsed::Fragment => packet::parse_fragment(ctx, layer).ok(),
+        _ => None,
+    }
+}
+
+/// Whether the answers to the flow's port at the backend are its own. An entry that was evicted is made again.
+#[inline(always)]
+fn is_held(flows: &Flows, packet: &Packet, entry: &NatValue) -> bool {
+    if entry.client_port_be == 0 {
+        return false;
+    }
+    let back = back(packet, entry, entry.client_port_be);
+    if flows.insert(&back, &shown(packet, entry), BPF_NOEXIST as u64).is_ok() {
+        return true;
+    }
+    let Some(element) = flows.get_ptr_mut(&back) else { return false };
+    // SAFETY: as in `asks`.
+    unsafe {
+        let is_ours = (*element).address == packet.destination
+            && (*element).port_be == packet.destination_port_be
+            && (*element).client_port_be == packet.source_port_be
+            && (*element).link == entry.link;
+        if is_ours {
+            uplink::touch(Some(element), packet, nat::IN);
+        }
+        is_ours
+    }
+}
+
+/// A port for the client that no other flow to this backend holds, or that one has done with. Only a flow that begins gets another one.
+#[inline(always)]
+fn allot(flows: &Flows, packet: &Packet, entry: &NatValue) -> Option<u16> {
+    if !packet.may_begin_flow {
+        return None;
+    }
+    let shown = shown(packet, entry);
+    for _ in 0..nat::CLIENT_PORT_TRIES {
+        let port_be = uplink::random_port().to_be();
+        let back = back(packet, entry, port_be);
+        if flows.insert(&back, &shown, BPF_NOEXIST as u64).is_ok() {
+            return Some(port_be);
+        }
+        // SAFETY: the value is copied at once.
+        let held = unsafe { flows.get(&back) }.copied();
+        if held.is_some_and(|held| uplink::may_take_over(packet.protocol, &held, true))
+            && flows.insert(&back, &shown, 0).is_ok()
+        {
+            return Some(port_be);
+        }
+    }
+    None
+}
+
+/// The key under which the backend answers to this port of the client.
+#[inline(always)]
+fn back(packet: &Packet, entry: &NatValue, client_port_be: u16) -> NatKey {
+    NatKey {
+        source: entry.address,
+        destination: packet.source,
+        source_port_be: entry.port_be,
+        destination_port_be: client_port_be,
+        protocol: packet.protocol,
+        direction: nat::OUT,
+        reserved: 0,
+    }
+}
+
+/// What the answers show: the service, and the client's own port.
+#[inline(always)]
+fn shown(packet: &Packet, entry: &NatValue) -> NatValue {
+    NatValue {
+        address: packet.destination,
+        port_be: packet.destination_port_be,
+        client_port_be: packet.source_port_be,
+        state: 0,
+        used: uplink::now(),
+        ..*entry
+    }
+}
