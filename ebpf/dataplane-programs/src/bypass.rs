@@ -5,6 +5,7 @@
 //! not known (any more), or that has no backend, is dropped and counted: nobody here has the service's address and could refuse. A flow is its
 //! link's: what another pod sends under this one's address changes nothing here.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use dataplane_abi::{Origin, nat, protocol};
@@ -12,31 +13,36 @@ use dataplane_abi::{Origin, nat, protocol};
 use crate::collision;
 use crate::maps::ORLOP_NAT;
 use crate::packet::{self, Layer, Packet, Parsed};
-use crate::uplink::{self, COLLISION, FRAGMENT, ICMP, NEXT};
+use crate::uplink::{self, COLLISION, FRAGMENT, ICMP, NEXT, apart};
 
 /// From the pod.
 #[classifier]
 pub fn orlop_vip_in(ctx: TcContext) -> i32 {
     let verdict = match packet_in(&ctx) {
-        ICMP => uplink::error_in(&ctx, Layer::Ethernet),
-        FRAGMENT => fragment_in(&ctx),
+        ICMP => uplink::orlop_error_in(ctx.skb.skb),
+        FRAGMENT => orlop_vip_part_in(ctx.skb.skb),
         verdict => verdict,
     };
-    if verdict == COLLISION { collision_in(&ctx) } else { verdict }
+    if verdict == COLLISION { orlop_vip_port_in(ctx.skb.skb) } else { verdict }
 }
 
 /// Towards the pod.
 #[classifier]
 pub fn orlop_vip_out(ctx: TcContext) -> i32 {
     let verdict = match packet_out(&ctx) {
-        ICMP => uplink::error_out(&ctx, Layer::Ethernet),
-        FRAGMENT => fragment_out(&ctx),
+        ICMP => uplink::orlop_error_out(ctx.skb.skb),
+        FRAGMENT => orlop_vip_part_out(ctx.skb.skb),
         verdict => verdict,
     };
-    if verdict == COLLISION { collision_out(&ctx) } else { verdict }
+    if verdict == COLLISION { orlop_vip_port_out(ctx.skb.skb) } else { verdict }
 }
 
-// Functions of their own, as in `uplink`.
+apart! {
+    orlop_vip_part_in = fragment_in: Ethernet;
+    orlop_vip_part_out = fragment_out: Ethernet;
+    orlop_vip_port_in = collision_in: Ethernet;
+    orlop_vip_port_out = collision_out: Ethernet;
+}
 
 #[inline(never)]
 fn packet_in(ctx: &TcContext) -> i32 {
@@ -58,30 +64,30 @@ fn either(ctx: &TcContext, translate: impl Fn(&TcContext, &Packet) -> i32) -> i3
     }
 }
 
-#[inline(never)]
-fn fragment_in(ctx: &TcContext) -> i32 {
-    match packet::parse_fragment(ctx, Layer::Ethernet) {
+#[inline(always)]
+fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
+    match packet::parse_fragment(ctx, layer) {
         Ok(packet) if packet.protocol != protocol::SCTP => asks(ctx, &packet),
         _ => NEXT,
     }
 }
 
-#[inline(never)]
-fn fragment_out(ctx: &TcContext) -> i32 {
-    match packet::parse_fragment(ctx, Layer::Ethernet) {
+#[inline(always)]
+fn fragment_out(ctx: &TcContext, layer: Layer) -> i32 {
+    match packet::parse_fragment(ctx, layer) {
         Ok(packet) if packet.protocol != protocol::SCTP => answers(ctx, &packet),
         _ => NEXT,
     }
 }
 
-#[inline(never)]
-fn collision_in(ctx: &TcContext) -> i32 {
-    collision::asks(ctx, Layer::Ethernet, Origin::Inside)
+#[inline(always)]
+fn collision_in(ctx: &TcContext, layer: Layer) -> i32 {
+    collision::asks(ctx, layer, Origin::Inside)
 }
 
-#[inline(never)]
-fn collision_out(ctx: &TcContext) -> i32 {
-    collision::is_answered(ctx, Layer::Ethernet, Origin::Inside)
+#[inline(always)]
+fn collision_out(ctx: &TcContext, layer: Layer) -> i32 {
+    collision::is_answered(ctx, layer, Origin::Inside)
 }
 
 #[inline(always)]

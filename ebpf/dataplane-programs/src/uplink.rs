@@ -15,7 +15,7 @@
 //!
 //! Nothing here ends the chain of programs or filters of the link, except by dropping.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -60,24 +60,65 @@ pub const FRAGMENT: i32 = -3;
 /// In the place of a verdict: of a flow whose client's port is another one at the backend, or has to be. `collision` goes on.
 pub const COLLISION: i32 = -4;
 
+/// Functions of a packet that stand apart: each has the stack for itself, and, being global, is verified once whatever leads to it.
+macro_rules! apart {
+    ($($name:ident = $body:path: $layer:ident;)+) => { $(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $name(skb: *mut __sk_buff) -> i32 {
+            $body(&TcContext::new(skb), Layer::$layer)
+        }
+    )+ };
+}
+pub(crate) use apart;
+
+apart! {
+    orlop_error_in = error_in: Ethernet;
+    orlop_error_out = error_out: Ethernet;
+    orlop_part_in = fragment_in: Ethernet;
+    orlop_part_out = fragment_out: Ethernet;
+    orlop_port_in = collision_in: Ethernet;
+    orlop_port_out = collision_out: Ethernet;
+    orlop_error_in3 = error_in: Ip;
+    orlop_error_out3 = error_out: Ip;
+    orlop_part_in3 = fragment_in: Ip;
+    orlop_part_out3 = fragment_out: Ip;
+    orlop_port_in3 = collision_in: Ip;
+    orlop_port_out3 = collision_out: Ip;
+}
+
 #[inline(always)]
 fn enters(ctx: &TcContext, layer: Layer) -> i32 {
-    let verdict = match packet_in(ctx, layer) {
-        ICMP => error_in(ctx, layer),
-        FRAGMENT => fragment_in(ctx, layer),
-        verdict => verdict,
+    let skb = ctx.skb.skb;
+    let verdict = match (packet_in(ctx, layer), layer) {
+        (ICMP, Layer::Ethernet) => orlop_error_in(skb),
+        (ICMP, Layer::Ip) => orlop_error_in3(skb),
+        (FRAGMENT, Layer::Ethernet) => orlop_part_in(skb),
+        (FRAGMENT, Layer::Ip) => orlop_part_in3(skb),
+        (verdict, _) => verdict,
     };
-    if verdict == COLLISION { collision_in(ctx, layer) } else { verdict }
+    match (verdict, layer) {
+        (COLLISION, Layer::Ethernet) => orlop_port_in(skb),
+        (COLLISION, Layer::Ip) => orlop_port_in3(skb),
+        (verdict, _) => verdict,
+    }
 }
 
 #[inline(always)]
 fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
-    let verdict = match packet_out(ctx, layer) {
-        ICMP => error_out(ctx, layer),
-        FRAGMENT => fragment_out(ctx, layer),
-        verdict => verdict,
+    let skb = ctx.skb.skb;
+    let verdict = match (packet_out(ctx, layer), layer) {
+        (ICMP, Layer::Ethernet) => orlop_error_out(skb),
+        (ICMP, Layer::Ip) => orlop_error_out3(skb),
+        (FRAGMENT, Layer::Ethernet) => orlop_part_out(skb),
+        (FRAGMENT, Layer::Ip) => orlop_part_out3(skb),
+        (verdict, _) => verdict,
     };
-    if verdict == COLLISION { collision_out(ctx, layer) } else { verdict }
+    match (verdict, layer) {
+        (COLLISION, Layer::Ethernet) => orlop_port_out(skb),
+        (COLLISION, Layer::Ip) => orlop_port_out3(skb),
+        (verdict, _) => verdict,
+    }
 }
 
 // Functions of their own, because the stack has room for either alone.
@@ -105,7 +146,7 @@ fn packet_out(ctx: &TcContext, layer: Layer) -> i32 {
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
     if let Ok(packet) = packet::parse_fragment(ctx, layer)
         && packet.protocol != protocol::SCTP
@@ -117,7 +158,7 @@ fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
     NEXT
 }
 
-#[inline(never)]
+#[inline(always)]
 fn fragment_out(ctx: &TcContext, layer: Layer) -> i32 {
     let ends = match packet::parse_fragment(ctx, layer) {
         Ok(packet) if packet.protocol != protocol::SCTP => return egress(ctx, &packet),
@@ -129,18 +170,18 @@ fn fragment_out(ctx: &TcContext, layer: Layer) -> i32 {
     untranslatable(ends)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn collision_in(ctx: &TcContext, layer: Layer) -> i32 {
     collision::asks(ctx, layer, Origin::Outside)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn collision_out(ctx: &TcContext, layer: Layer) -> i32 {
     collision::is_answered(ctx, layer, Origin::Outside)
 }
 
 /// An error about a packet that left here reaches whoever sent that.
-#[inline(never)]
+#[inline(always)]
 pub fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
     let Message::Error(error) = packet::parse_message(ctx, layer) else { return NEXT };
     let key = answer_key(&error.quoted, nat::IN);
@@ -161,7 +202,7 @@ pub fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
 }
 
 /// An error about a packet that came in here tells the world of the address that the packet was sent to.
-#[inline(never)]
+#[inline(always)]
 pub fn error_out(ctx: &TcContext, layer: Layer) -> i32 {
     let error = match packet::parse_message(ctx, layer) {
         Message::Error(error) => error,
