@@ -6,7 +6,7 @@
 #![no_std]
 #![no_main]
 // The library's atomics have no addition here: it takes this target for one without.
-#![feature(core_intrinsics)]
+#![feature(core_intrinsics, asm_experimental_arch)]
 #![expect(internal_features, reason = "there is no other way to the kernel's atomic addition")]
 
 mod bypass;

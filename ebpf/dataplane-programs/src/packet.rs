@@ -1,5 +1,7 @@
 //! Reading and rewriting the addresses of an IPv4 or IPv6 packet.
 
+use core::arch::asm;
+
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_csum_update};
 use aya_ebpf::programs::TcContext;
 use dataplane_abi::{Address, FragmentKey, FragmentPorts, FrontendKey, protocol};
@@ -324,7 +326,7 @@ fn header_v4(ctx: &TcContext, network: usize) -> Option<Headed> {
     let place = u16::from_be(ctx.load(network + V4_FRAGMENT_OFFSET).ok()?);
     let version: u8 = ctx.load(network).ok()?;
     let protocol: u8 = ctx.load(network + V4_PROTOCOL_OFFSET).ok()?;
-    let transport = network + ((version & 0x0f) as usize) * 4;
+    let transport = unknown(ctx, network + ((version & 0x0f) as usize) * 4);
     let header = Header { ends, protocol, network, transport };
     if place & V4_FRAGMENT == 0 {
         return Some(Headed::Whole(header));
@@ -357,7 +359,7 @@ fn header_v6(ctx: &TcContext, network: usize) -> Option<Headed> {
                 Ok(place) => {
                     let protocol = ctx.load(transport).ok()?;
                     let id_be = ctx.load(transport + V6_ID_OFFSET).ok()?;
-                    let header = Header { ends, protocol, network, transport: transport + 8 };
+                    let header = Header { ends, protocol, network, transport: unknown(ctx, transport + 8) };
                     return Some(Headed::Fragment(Fragment {
                         header,
                         id_be,
@@ -372,7 +374,18 @@ fn header_v6(ctx: &TcContext, network: usize) -> Option<Headed> {
         protocol = next;
         transport += length;
     }
-    Some(Headed::Whole(Header { ends, protocol, network, transport }))
+    Some(Headed::Whole(Header { ends, protocol, network, transport: unknown(ctx, transport) }))
+}
+
+/// The same number, of which the verifier knows nothing any more: it would follow what comes next for each place that the transport
+/// can be at.
+#[inline(always)]
+fn unknown(ctx: &TcContext, mut number: usize) -> usize {
+    // SAFETY: the kernel gave this context to this run of the program; the instructions give the number back as it was.
+    unsafe {
+        asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) number, in(reg) (*ctx.skb.skb).len as usize, options(pure, nomem, nostack));
+    }
+    number
 }
 
 /// `is_quoted`: eight bytes of the transport are all that is sure to be there.
@@ -514,7 +527,7 @@ fn checksum_of(packet: &Packet) -> (usize, u64) {
 }
 
 /// Writes another address and port to one end of what an ICMP error quotes, and mends the error's checksums; with `is_told`, whoever
-/// it is sent to (or by) is that address too. The quoted transport's own checksum stays: nobody can check it.
+/// it is sent to (or by) is that address too. The other end keeps its address. The quoted transport's own checksum stays: nobody can check it.
 #[inline(always)]
 pub fn rewrite_error(
     ctx: &TcContext,
@@ -523,6 +536,7 @@ pub fn rewrite_error(
     is_told: bool,
     address: &Address,
     port_be: u16,
+    other_port_be: u16,
 ) -> Result<(), i64> {
     let IcmpError { quoted, network, checksum, .. } = error;
     let old = match end {
@@ -533,7 +547,9 @@ pub fn rewrite_error(
         End::Source => &error.destination,
         End::Destination => &error.source,
     };
-    rewrite_quoted_port(ctx, error, end, port_be)?;
+    // An echo has one place for both ends' ports: what is meant is written last.
+    write_quoted_port(ctx, error, end.other(), other_port_be)?;
+    write_quoted_port(ctx, error, end, port_be)?;
     if let (Some(old), Some(told), Some(new)) = (old.to_v4(), told.to_v4(), address.to_v4()) {
         // The quoted header's checksum makes up for its address: the sum of the whole stays.
         rewrite_v4(ctx, quoted.network, end, old, new)?;
@@ -544,13 +560,11 @@ pub fn rewrite_error(
     if is_told { rewrite_v6(ctx, *network, end.other(), told, address, *checksum, 0) } else { Ok(()) }
 }
 
-/// Writes another port to one end of what an ICMP error quotes, and mends the error's checksum.
+/// Writes another port to one end of what an ICMP error quotes, and mends the error's checksum. Also where it is the same: each way less is
+/// much less for the verifier of kernel 6.1 to follow.
 #[inline(always)]
-pub fn rewrite_quoted_port(ctx: &TcContext, error: &IcmpError, end: End, port_be: u16) -> Result<(), i64> {
+fn write_quoted_port(ctx: &TcContext, error: &IcmpError, end: End, port_be: u16) -> Result<(), i64> {
     let (old_be, offset) = place_of_port(&error.quoted, end);
-    if old_be == port_be {
-        return Ok(());
-    }
     ctx.l4_csum_replace(error.checksum, old_be as u64, port_be as u64, 2)?;
     ctx.store(error.quoted.transport + offset, &port_be, 0)
 }

@@ -23,7 +23,7 @@ use dataplane_abi::{Address, Config, Masquerade, NatKey, NatValue, Origin, count
 
 use crate::collision;
 use crate::maps::{Flows, ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
-use crate::packet::{self, End, Ends, IcmpError, Layer, Message, Packet, Parsed};
+use crate::packet::{self, End, Ends, Layer, Message, Packet, Parsed};
 use crate::select::{self, Choice, Client, Pick};
 
 /// TCX_NEXT, and TC_ACT_UNSPEC for older hooks: the next program decides.
@@ -192,10 +192,8 @@ pub fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
             if error.destination == error.quoted.source =>
         {
             count(counter::ICMP_ERROR_TRANSLATED);
-            finish(
-                rewrite_clients_port(ctx, &error, End::Destination, client_port_be)
-                    .and_then(|()| packet::rewrite_error(ctx, &error, End::Source, true, &address, port_be)),
-            )
+            let client_port_be = either(client_port_be, error.quoted.destination_port_be);
+            finish(packet::rewrite_error(ctx, &error, End::Source, true, &address, port_be, client_port_be))
         }
         _ => NEXT,
     }
@@ -223,21 +221,14 @@ pub fn error_out(ctx: &TcContext, layer: Layer) -> i32 {
         || leaves_under_another_address(&error.source, &error.destination)
         || ORLOP_CONFIG.get(0).is_some_and(|config| link_of(ctx) == config.overlay_link);
     count(counter::ICMP_ERROR_TRANSLATED);
-    finish(
-        rewrite_clients_port(ctx, &error, End::Source, client_port_be)
-            .and_then(|()| packet::rewrite_error(ctx, &error, End::Destination, is_told, &address, port_be)),
-    )
+    let client_port_be = either(client_port_be, error.quoted.source_port_be);
+    finish(packet::rewrite_error(ctx, &error, End::Destination, is_told, &address, port_be, client_port_be))
 }
 
 /// Where the client's port is another one at the backend, the quoted packet had that, or is to show it.
 #[inline(always)]
-fn rewrite_clients_port(
-    ctx: &TcContext,
-    error: &IcmpError,
-    end: End,
-    client_port_be: u16,
-) -> Result<(), i64> {
-    if client_port_be == 0 { Ok(()) } else { packet::rewrite_quoted_port(ctx, error, end, client_port_be) }
+fn either(client_port_be: u16, own_be: u16) -> u16 {
+    if client_port_be == 0 { own_be } else { client_port_be }
 }
 
 /// A packet without ports on its way out.
