@@ -46,6 +46,7 @@ pub const DATAPLANE_COUNTERS: &[(u32, &str)] = &[
     (dataplane::counter::PACKET_NO_BACKEND, "packet_no_backend"),
     (dataplane::counter::PACKET_NO_FLOW, "packet_no_flow"),
     (dataplane::counter::PACKET_HAIRPIN, "packet_hairpin"),
+    (dataplane::counter::BACKEND_SET_ASIDE, "backend_set_aside"),
 ];
 
 /// All metrics as text.

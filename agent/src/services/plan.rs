@@ -484,6 +484,7 @@ pub fn frontends<'a>(
                 affinity_seconds,
                 draining,
                 scheduler: service.scheduling.scheduler,
+                set_aside_after: service.scheduling.set_aside_after,
                 ..Target::default()
             };
             let private = Target { inside: internal.clone(), outside: internal, ..public.clone() };

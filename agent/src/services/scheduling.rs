@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU8;
 use std::sync::Arc;
 
 use dataplane::Scheduler;
@@ -13,6 +14,8 @@ mod tests;
 const SCHEDULER: &str = "orlop.dev/scheduler";
 /// The annotation that gives endpoints other weights than 1: `node-a=4,10.0.7.9=0`.
 const WEIGHTS: &str = "orlop.dev/weights";
+/// The annotation that says after how many failed connections in a row an endpoint gets no new ones for a while.
+const SET_ASIDE_AFTER: &str = "orlop.dev/set-aside-after";
 /// The largest weight.
 pub const MAX_WEIGHT: u16 = 256;
 /// Shares of one list, where no endpoint has to have more than one.
@@ -34,6 +37,7 @@ const WEIGHTED_ROUND_ROBIN: &str = "wrr";
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scheduling {
     pub scheduler: Scheduler,
+    pub set_aside_after: Option<NonZeroU8>,
     weights: Option<Arc<Weights>>,
 }
 
@@ -62,7 +66,14 @@ impl Scheduling {
         // As in IPVS, these two know a weight of 0 alone.
         let equal = ["rr", "lc"].contains(&name);
         let weights = weights.map(|weights| Arc::new(if equal { weights.at_most_one() } else { weights }));
-        Self { scheduler, weights }
+        let set_aside_after = annotation(SET_ASIDE_AFTER).and_then(|text| {
+            let number = text.parse().ok();
+            if number.is_none() {
+                problems.push(format!("{SET_ASIDE_AFTER}: \"{text}\" is not a number from 1 to {}", u8::MAX));
+            }
+            number
+        });
+        Self { scheduler, set_aside_after, weights }
     }
 
     /// How many shares an endpoint has of what is new; 0: none.

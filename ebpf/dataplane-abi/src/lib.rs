@@ -26,6 +26,7 @@ pub mod map {
     pub const FLOWS: &str = "ORLOP_FLOWS";
     pub const SOCKETS: &str = "ORLOP_SOCKETS";
     pub const COUNTED: &str = "ORLOP_COUNTED";
+    pub const TRIED: &str = "ORLOP_TRIED";
     pub const PEERS: &str = "ORLOP_PEERS";
     pub const CONFIG: &str = "ORLOP_CONFIG";
     pub const COUNTERS: &str = "ORLOP_COUNTERS";
@@ -180,6 +181,14 @@ pub mod service_flag {
     pub const OWN_ADDRESS: u32 = 2;
     /// From this bit on stands the service's [`super::Scheduler`].
     pub const SCHEDULER_SHIFT: u32 = 8;
+    /// From this bit on stands after how many failed connections in a row a backend is set aside, in 8 bits; 0: never.
+    pub const SET_ASIDE_SHIFT: u32 = 16;
+
+    /// Of a service with these flags.
+    #[inline(always)]
+    pub const fn set_aside_after(flags: u32) -> u32 {
+        (flags >> SET_ASIDE_SHIFT) & 0xff
+    }
 }
 
 /// How a service's backend is chosen for a new flow, with IPVS' names.
@@ -326,6 +335,10 @@ pub struct Backend {
     /// Sockets that are connected to it through services that count (see [`Counted`]). Signed: one that was counted for an earlier
     /// backend of this number may take itself off.
     pub connections: i32,
+    /// How many connections to it failed since one succeeded, as far as services that set backends aside tell.
+    pub failures: u32,
+    /// While it is set aside: until when, in ticks of [`nat::TICK_SHIFT`]. What is past says nothing.
+    pub aside_until: u32,
     /// 0 is a free number. A flow remembers the generation and notices when its backend is gone.
     pub generation: u32,
     /// The generation that this number has, or had before it was freed: it stays in the kernel, so that no later process
@@ -385,6 +398,16 @@ pub struct Counted {
     pub backend: u32,
     /// 0: the socket does not count.
     pub generation: u32,
+}
+
+/// The backend that a TCP socket tries to connect to through a service that sets failing ones aside, in the socket's storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tried {
+    pub backend: u32,
+    pub generation: u32,
+    /// The service's [`service_flag::set_aside_after`]; 0: the socket has connected elsewhere since.
+    pub set_aside_after: u32,
 }
 
 pub mod record {
@@ -721,7 +744,9 @@ pub mod counter {
     pub const PACKET_NO_FLOW: u32 = 21;
     /// A pod's packet to a service that was led to the very pod that sent it: dropped.
     pub const PACKET_HAIRPIN: u32 = 22;
-    pub const COUNT: u32 = 23;
+    /// A backend was set aside.
+    pub const BACKEND_SET_ASIDE: u32 = 23;
+    pub const COUNT: u32 = 24;
 }
 
 /// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.
@@ -757,11 +782,12 @@ plain! {
     NetworkKey: 24 { prefix: u32, set: u32, address: Address }
     AffinityKey: 20 { client: Address, slot: u32 }
     Affinity: 24 { selection: u64, used: u64, backend: u32, generation: u32 }
-    Backend: 32 { address: Address, port_be: u16, reserved: u16, connections: i32, generation: u32, last_generation: u32 }
+    Backend: 40 { address: Address, port_be: u16, reserved: u16, connections: i32, failures: u32, aside_until: u32, generation: u32, last_generation: u32 }
     ShownPeer: 36 { vip: Address, backend_address: Address, vip_port_be: u16, backend_port_be: u16 }
     SocketRecord: 64 { vip: Address, backend_address: Address, vip_port_be: u16, backend_port_be: u16, backend: u32, generation: u32, slot: u32, selection: u64, state: u32, reserved: u32 }
     Connected: 40 { netns: u64, backend_address: Address, backend_port_be: u16, reserved: u16, slot: u32, backend: u32, generation: u32 }
     Counted: 8 { backend: u32, generation: u32 }
+    Tried: 12 { backend: u32, generation: u32, set_aside_after: u32 }
     FlowKey: 32 { cookie: u64, address: Address, port_be: u16, direction: u16, reserved: u32 }
     FlowValue: 40 { address: Address, port_be: u16, reserved: u16, backend: u32, generation: u32, slot: u32, selection: u64 }
     NatKey: 40 { source: Address, destination: Address, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }

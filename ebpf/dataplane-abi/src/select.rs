@@ -4,7 +4,7 @@
 //! read an older word, and the present word leads to living ones. Where a reader is so slow that changes overtake it each time, it
 //! takes the backend that was freed: it was the service's a moment ago, and its number is not used again while a program runs.
 
-use crate::{Address, Affinity, Backend, Scheduler, Selection};
+use crate::{Address, Affinity, Backend, Scheduler, Selection, service_flag};
 
 /// How often a reader looks for a living backend. Each further try needs one more change of the same service during the one before.
 pub const TRIES: u32 = 4;
@@ -20,7 +20,9 @@ pub enum Choice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chosen {
     pub id: u32,
-    pub backend: Backend,
+    pub address: Address,
+    pub port_be: u16,
+    pub generation: u32,
     /// The packed [`Selection`] that named it.
     pub selection: u64,
 }
@@ -32,6 +34,8 @@ pub trait Elements {
     /// The backend of this number, whatever it holds.
     fn backend(&mut self, id: u32) -> Option<Backend>;
     fn random(&mut self) -> u32;
+    /// The time in ticks of [`crate::nat::TICK_SHIFT`].
+    fn ticks(&mut self) -> u32;
 }
 
 /// The maps as a reader of one service sees them at the moment of each call.
@@ -42,6 +46,8 @@ pub trait Reads: Elements {
     fn least(&mut self, offset: u32, length: u32) -> u32;
     /// The same of [`narrow`].
     fn narrow(&mut self, offset: u32, id: u32, bounds: u64) -> u64;
+    /// The same of [`spare`].
+    fn spare(&mut self, offset: u32, length: u32, meant: u32) -> u32;
     /// How many choices the service made in turn before this one, which counts.
     fn turn(&mut self) -> u32;
     /// The [`hash`] of the client; `None` for one whose port matters and that has none yet.
@@ -68,29 +74,63 @@ pub fn may_ask(reads: &mut impl Reads) -> bool {
     false
 }
 
-/// Picks one of the service's backends. [`Choice::NoBackend`] means an empty list.
+/// Picks one of the service's backends, as its [`service_flag`]s say. [`Choice::NoBackend`] means an empty list.
 #[inline(always)]
-pub fn choose(reads: &mut impl Reads, scheduler: Scheduler) -> Choice {
+pub fn choose(reads: &mut impl Reads, flags: u32) -> Choice {
     for attempt in 1..=TRIES {
         let selection = reads.selection();
         let table = Selection::unpack(selection);
         if table.length == 0 {
             return Choice::NoBackend;
         }
+        let length = table.length as u32;
         // Whoever was overtaken by a change takes any: so the verifier need not follow each scheduler through all tries.
-        let place = if attempt == 1 {
-            place(reads, scheduler, table)
+        let place = if attempt != 1 {
+            share(reads.random(), length)
         } else {
-            share(reads.random(), table.length as u32)
+            match place(reads, Scheduler::of(flags), table) {
+                place if service_flag::set_aside_after(flags) == 0 => place,
+                place => reads.spare(table.offset, length, place),
+            }
         };
         let Some(id) = reads.table(table.offset.wrapping_add(place)) else { continue };
         let Some(found) = reads.backend(id) else { continue };
         if found.generation != 0 || attempt == TRIES {
-            let backend = Backend { generation: found.last_generation, ..found };
-            return Choice::Backend(Chosen { id, backend, selection });
+            let Backend { address, port_be, last_generation: generation, .. } = found;
+            return Choice::Backend(Chosen { id, address, port_be, generation, selection });
         }
     }
     Choice::NoBackend
+}
+
+#[inline(always)]
+fn is_aside(reads: &mut impl Elements, backend: &Backend) -> bool {
+    // Ticks go round: what is more than half a round ahead is past.
+    let left = backend.aside_until.wrapping_sub(reads.ticks()) as i32;
+    backend.aside_until != 0 && left > 0
+}
+
+/// How many places are looked at for a backend that is not set aside.
+pub const SPARE_LOOKS: u32 = 8;
+
+/// The place meant, if its backend is not set aside, else the first of others, spread over the list, of which that is true; that meant, if there
+/// is none among those looked at: nobody is refused because all fail. The same for the same place.
+#[inline(always)]
+pub fn spare(reads: &mut impl Elements, offset: u32, length: u32, meant: u32) -> u32 {
+    if length == 0 {
+        return meant;
+    }
+    // The shares of one backend stand side by side.
+    let stride = (length / SPARE_LOOKS).max(1);
+    for look in 0..SPARE_LOOKS {
+        let place = if look == 0 { meant } else { meant.wrapping_add(look * stride) % length };
+        let Some(id) = reads.table(offset.wrapping_add(place)) else { break };
+        let Some(backend) = reads.backend(id) else { break };
+        if !is_aside(reads, &backend) {
+            return place;
+        }
+    }
+    meant
 }
 
 /// Which place of the table is meant, counted from its beginning. `table` is not empty.
@@ -166,19 +206,28 @@ pub fn hash(address: Address, port_be: u16) -> u32 {
 /// The backend that a client was led to before, if it may stay there: it came back in time, and the backend lives and is the
 /// service's. `now` and `held` are of the same clock.
 #[inline(always)]
-pub fn keep(reads: &mut impl Reads, held: Affinity, now: u64, affinity_seconds: u32) -> Option<Chosen> {
+pub fn keep(
+    reads: &mut impl Reads,
+    held: Affinity,
+    now: u64,
+    affinity_seconds: u32,
+    flags: u32,
+) -> Option<Chosen> {
     if now.saturating_sub(held.used) > affinity_seconds as u64 * NANOS_PER_SECOND {
         return None;
     }
     let backend = reads.backend(held.backend)?;
-    if backend.generation != held.generation {
+    if backend.generation != held.generation
+        || (service_flag::set_aside_after(flags) != 0 && is_aside(reads, &backend))
+    {
         return None;
     }
     let selection = match reads.selection() {
         unchanged if unchanged == held.selection => unchanged,
         _ => find(reads, held.backend)?,
     };
-    Some(Chosen { id: held.backend, backend, selection })
+    let Backend { address, port_be, generation, .. } = backend;
+    Some(Chosen { id: held.backend, address, port_be, generation, selection })
 }
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;

@@ -16,6 +16,7 @@ mod packet;
 mod policy;
 mod select;
 mod sockets;
+mod tries;
 mod uplink;
 
 /// Helpers such as `bpf_set_retval` are for GPL-compatible programs.

@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 use dataplane_abi::{
     Affinity, AffinityKey, Allowed, AllowedKey, Backend, Config, Connected, Counted, FlowKey, FlowValue,
     FragmentKey, FragmentPorts, FrontendKey, NatKey, NatValue, PodPolicy, Service, ShownPeer, SocketRecord,
-    capacity,
+    Tried, capacity,
 };
 
 /// User space writes these through memory instead of system calls.
@@ -56,6 +56,9 @@ pub static ORLOP_SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
 
 #[btf_map]
 pub static ORLOP_COUNTED: SkStorage<Counted> = SkStorage::new();
+
+#[btf_map]
+pub static ORLOP_TRIED: SkStorage<Tried> = SkStorage::new();
 
 #[btf_map]
 pub static ORLOP_PEERS: LruHashMap<u64, ShownPeer, { capacity::PEERS }> = LruHashMap::new();

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns}
 use dataplane_abi::select::{self, Elements, Reads};
 use dataplane_abi::{
     Address, Affinity, AffinityKey, Backend, FrontendKey, NetworkKey, Origin, Scheduler, Selection, Service,
-    service_flag,
+    nat, service_flag,
 };
 
 use crate::maps::{
@@ -24,8 +24,8 @@ pub enum Choice {
     LeftToNode,
     /// A service that clients from there may not ask.
     Forbidden,
-    /// What the service was asked for, and whether the socket is to be counted as a connection of the backend.
-    Backend(Chosen, Scheduler),
+    /// And the service's flags.
+    Backend(Chosen, u32),
 }
 
 /// A backend, and which service's table named it.
@@ -63,16 +63,15 @@ pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> Client) ->
     // SAFETY: array elements live as long as the map.
     let (affinity_seconds, flags) =
         unsafe { (core::ptr::read_volatile(&raw const (*service).affinity_seconds), (*service).flags) };
-    let scheduler = Scheduler::of(flags);
     let mut remembered = None;
     if affinity_seconds != 0 {
         let key = AffinityKey { client: client().address, slot };
-        if let Some(kept) = keep(&mut maps, &key, affinity_seconds) {
-            return Choice::Backend(chosen(slot, kept), scheduler);
+        if let Some(kept) = keep(&mut maps, &key, affinity_seconds, flags) {
+            return Choice::Backend(chosen(slot, kept), flags);
         }
         remembered = Some(key);
     }
-    match select::choose(&mut maps, scheduler) {
+    match select::choose(&mut maps, flags) {
         select::Choice::NoBackend if origin == Origin::Outside && is_left_to_node(service) => {
             Choice::LeftToNode
         }
@@ -81,18 +80,15 @@ pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> Client) ->
             if let Some(key) = remembered {
                 remember(origin, &key, any);
             }
-            Choice::Backend(chosen(slot, any), scheduler)
+            Choice::Backend(chosen(slot, any), flags)
         }
     }
 }
 
 #[inline(always)]
-fn chosen(slot: u32, select::Chosen { id, backend, selection }: select::Chosen) -> Chosen {
-    Chosen {
-        address: backend.address,
-        port_be: backend.port_be,
-        pick: Pick { id, generation: backend.generation, slot, selection },
-    }
+fn chosen(slot: u32, of: select::Chosen) -> Chosen {
+    let select::Chosen { id, address, port_be, generation, selection } = of;
+    Chosen { address, port_be, pick: Pick { id, generation, slot, selection } }
 }
 
 /// The choice brought up to date, if its backend lives and still is one of `key`'s, and the client may still ask. That another
@@ -162,13 +158,14 @@ fn keep<C: Fn() -> Client>(
     maps: &mut Maps<'_, C>,
     key: &AffinityKey,
     affinity_seconds: u32,
+    flags: u32,
 ) -> Option<select::Chosen> {
     let held = maps.affinity(key)?;
     let now = now();
     // SAFETY: the kernel gave this element to this run. If it is recycled under us, the backend is still looked for in this
     // service's table, and another client stays with its own a little longer.
     unsafe {
-        let kept = select::keep(maps, held.read_volatile(), now, affinity_seconds)?;
+        let kept = select::keep(maps, held.read_volatile(), now, affinity_seconds, flags)?;
         (&raw mut (*held).selection).write_volatile(kept.selection);
         (&raw mut (*held).used).write_volatile(now);
         Some(kept)
@@ -177,8 +174,9 @@ fn keep<C: Fn() -> Client>(
 
 /// Where the kernel has no room for a moment, the client's next choice is a new one.
 #[inline(always)]
-fn remember(origin: Origin, key: &AffinityKey, select::Chosen { id, backend, selection }: select::Chosen) {
-    let value = Affinity { selection, used: now(), backend: id, generation: backend.generation };
+fn remember(origin: Origin, key: &AffinityKey, of: select::Chosen) {
+    let select::Chosen { id, generation, selection, .. } = of;
+    let value = Affinity { selection, used: now(), backend: id, generation };
     let _ = match origin {
         Origin::Inside => ORLOP_AFFINITY.insert(key, &value, 0),
         Origin::Outside => ORLOP_AFF_OUT.insert(key, &value, 0),
@@ -228,6 +226,11 @@ impl<C: Fn() -> Client> Elements for Maps<'_, C> {
     fn random(&mut self) -> u32 {
         Shared.random()
     }
+
+    #[inline(always)]
+    fn ticks(&mut self) -> u32 {
+        Shared.ticks()
+    }
 }
 
 impl<C: Fn() -> Client> Reads for Maps<'_, C> {
@@ -250,6 +253,11 @@ impl<C: Fn() -> Client> Reads for Maps<'_, C> {
     #[inline(always)]
     fn narrow(&mut self, offset: u32, id: u32, bounds: u64) -> u64 {
         orlop_narrow(offset, id, bounds)
+    }
+
+    #[inline(always)]
+    fn spare(&mut self, offset: u32, length: u32, meant: u32) -> u32 {
+        orlop_spare(offset, length, meant)
     }
 
     #[inline(always)]
@@ -302,6 +310,11 @@ impl Elements for Shared {
         // SAFETY: the helper takes nothing and has no effect but its result.
         unsafe { bpf_get_prandom_u32() }
     }
+
+    #[inline(always)]
+    fn ticks(&mut self) -> u32 {
+        (now() >> nat::TICK_SHIFT) as u32
+    }
 }
 
 /// What [`orlop_entry`] gives where the table ends.
@@ -326,4 +339,10 @@ pub extern "C" fn orlop_least(offset: u32, length: u32) -> u32 {
 #[inline(never)]
 pub extern "C" fn orlop_narrow(offset: u32, id: u32, bounds: u64) -> u64 {
     select::narrow(&mut Shared, offset, id, bounds)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn orlop_spare(offset: u32, length: u32, meant: u32) -> u32 {
+    select::spare(&mut Shared, offset, length, meant)
 }

@@ -15,7 +15,7 @@ use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use dataplane_abi::{
     Address, Connected, Counted, FlowKey, FlowValue, FrontendKey, Origin, Scheduler, ShownPeer, SocketRecord,
-    counter, flow, protocol, record,
+    counter, flow, protocol, record, service_flag,
 };
 
 use crate::maps::{
@@ -23,6 +23,7 @@ use crate::maps::{
     count, fetch_add,
 };
 use crate::select::{self, Choice, Chosen, Client, Pick};
+use crate::tries;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -153,11 +154,12 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
             ALLOW
         }
         Choice::NoBackend | Choice::LeftToNode | Choice::Forbidden => refuse(counter::CONNECT_NO_BACKEND),
-        Choice::Backend(chosen, scheduler) => {
-            if scheduler == Scheduler::LeastConnection {
+        Choice::Backend(chosen, flags) => {
+            if Scheduler::of(flags) == Scheduler::LeastConnection {
                 count_connection(ctx, chosen.pick);
             }
             if protocol(ctx) == protocol::TCP {
+                tries::note(ctx, chosen.pick, service_flag::set_aside_after(flags));
                 note_peer(ctx, peer, chosen);
             } else {
                 remember(ctx, peer, chosen, record::ALONE);

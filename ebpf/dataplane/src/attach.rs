@@ -22,7 +22,7 @@ use aya::maps::{Map, MapData, MapInfo};
 use aya::programs::links::FdLink;
 use aya::programs::{
     CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramInfo,
-    SchedClassifier, TcAttachType,
+    SchedClassifier, SockOps, TcAttachType,
 };
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use dataplane_abi::{LAYOUT_VERSION, map};
@@ -46,6 +46,8 @@ const SOCKET_PROGRAMS: &[&str] = &[
     "orlop_getpeername6",
 ];
 const RELEASE_PROGRAM: &str = "orlop_release";
+/// Attached while a service sets failing backends aside: the kernel calls it several times for each connection.
+const TRIED_PROGRAM: &str = "orlop_tried";
 const UPLINK_PROGRAMS: &[(Layer, LinkProgram)] = &[
     (Layer::Ethernet, LinkProgram::new("orlop_ingress", TcAttachType::Ingress, Order::Last)),
     (Layer::Ethernet, LinkProgram::new("orlop_egress", TcAttachType::Egress, Order::Last)),
@@ -104,6 +106,7 @@ const PINNED_MAPS: &[&str] = &[
     map::FLOWS,
     map::SOCKETS,
     map::COUNTED,
+    map::TRIED,
     map::PEERS,
     map::CONFIG,
     map::COUNTERS,
@@ -382,7 +385,7 @@ fn shape(name: &str) -> (u32, u32, u32) {
     use dataplane_abi::{
         Allowed, AllowedKey, FragmentKey, FragmentPorts, NatValue, NetworkKey, PodPolicy, PortKey, Service,
     };
-    use dataplane_abi::{ShownPeer, SocketRecord, capacity};
+    use dataplane_abi::{ShownPeer, SocketRecord, Tried, capacity};
     let (key, value, elements) = match name {
         map::FRONTENDS => (size_of::<FrontendKey>(), 4, capacity::FRONTENDS),
         map::SERVICES => (4, size_of::<Service>(), capacity::FRONTENDS),
@@ -399,6 +402,7 @@ fn shape(name: &str) -> (u32, u32, u32) {
         map::PEERS => (8, size_of::<ShownPeer>(), capacity::PEERS),
         map::SOCKETS => (4, size_of::<SocketRecord>(), 0),
         map::COUNTED => (4, size_of::<Counted>(), 0),
+        map::TRIED => (4, size_of::<Tried>(), 0),
         map::CONFIG => (4, size_of::<Config>(), 1),
         map::COUNTERS => (4, size_of::<u64>(), capacity::COUNTERS),
         map::PODS => (4, size_of::<PodPolicy>(), capacity::PODS),
@@ -435,33 +439,76 @@ fn attach_sockets(
     pins: &Path,
     wanted: &mut Attached,
 ) -> Result<(), OpenError> {
-    let failed = |source| OpenError::File { operation: "open cgroup", path: options.cgroup.clone(), source };
-    let cgroup = File::open(&options.cgroup).map_err(failed)?;
-    // The number of a cgroup is the inode number of its folder.
-    let id = cgroup.metadata().map_err(failed)?.ino();
-    let target = |program| Target {
-        shown: options.cgroup.display().to_string(),
-        id,
-        pin: links::pin(pins, program, None),
-        program,
-        since: CGROUP_LINKS_SINCE,
-    };
+    let cgroup = Cgroup::open(options)?;
     for name in SOCKET_PROGRAMS {
-        attach_socket(get::<CgroupSockAddr>(programs, name)?, target(name), &cgroup, wanted)?;
+        attach_socket(get::<CgroupSockAddr>(programs, name)?, cgroup.target(pins, name), &cgroup, wanted)?;
     }
-    attach_socket(get::<CgroupSock>(programs, RELEASE_PROGRAM)?, target(RELEASE_PROGRAM), &cgroup, wanted)
+    let release = get::<CgroupSock>(programs, RELEASE_PROGRAM)?;
+    attach_socket(release, cgroup.target(pins, RELEASE_PROGRAM), &cgroup, wanted)?;
+    // Where an earlier process had it.
+    if links::pin(pins, TRIED_PROGRAM, None).exists() {
+        attach_tried(programs, &cgroup, pins, wanted)?;
+    }
+    Ok(())
+}
+
+fn attach_tried(
+    programs: &mut Ebpf,
+    cgroup: &Cgroup,
+    pins: &Path,
+    wanted: &mut Attached,
+) -> Result<(), OpenError> {
+    let tried = get::<SockOps>(programs, TRIED_PROGRAM)?;
+    attach_socket(tried, cgroup.target(pins, TRIED_PROGRAM), cgroup, wanted)
+}
+
+/// Makes a dataplane that is open hear how connections to backends end, or not any more.
+pub fn watch_tries(options: &Options, watch: bool) -> Result<(), OpenError> {
+    let pins = pin_folder(&options.pin_root);
+    if !watch {
+        return links::remove(&links::pin(&pins, TRIED_PROGRAM, None)).map(drop);
+    }
+    attach_tried(&mut load_object(&pins)?, &Cgroup::open(options)?, &pins, &mut Attached::default())
+}
+
+/// The cgroup whose sockets are translated.
+struct Cgroup {
+    shown: String,
+    folder: File,
+    /// Its number: the inode number of its folder.
+    id: u64,
+}
+
+impl Cgroup {
+    fn open(options: &Options) -> Result<Self, OpenError> {
+        let path = &options.cgroup;
+        let failed = |source| OpenError::File { operation: "open cgroup", path: path.clone(), source };
+        let folder = File::open(path).map_err(failed)?;
+        let id = folder.metadata().map_err(failed)?.ino();
+        Ok(Self { shown: path.display().to_string(), folder, id })
+    }
+
+    fn target<'a>(&self, pins: &Path, program: &'a str) -> Target<'a> {
+        Target {
+            shown: self.shown.clone(),
+            id: self.id,
+            pin: links::pin(pins, program, None),
+            program,
+            since: CGROUP_LINKS_SINCE,
+        }
+    }
 }
 
 fn attach_socket(
     program: &mut impl CgroupProgram,
     target: Target<'_>,
-    cgroup: &File,
+    cgroup: &Cgroup,
     wanted: &mut Attached,
 ) -> Result<(), OpenError> {
     program.load().map_err(|source| load_error(target.program, source))?;
     let (fd, loaded) = program.identity(target.program)?;
     if !links::adopt(&target, fd.as_fd(), &loaded)? {
-        let link = program.attach(cgroup).map_err(|source| attach_error(&target, source))?;
+        let link = program.attach(&cgroup.folder).map_err(|source| attach_error(&target, source))?;
         links::pin_new(link, &target)?;
     }
     wanted.links.insert(target.pin);
@@ -495,7 +542,7 @@ macro_rules! cgroup_program {
     )+ };
 }
 
-cgroup_program! { CgroupSockAddr CgroupSock }
+cgroup_program! { CgroupSockAddr CgroupSock SockOps }
 
 fn attach_uplinks(
     programs: &mut Ebpf,

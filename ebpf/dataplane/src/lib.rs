@@ -18,7 +18,7 @@ mod unapplied;
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU8, NonZeroU32};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -101,6 +101,9 @@ pub struct Target {
     /// The frontend's address is one of the node's: while there is no endpoint at all, the node's kernel refuses what comes in by
     /// an uplink. At another address that is dropped.
     pub own_address: bool,
+    /// An endpoint to which so many TCP connections of this node in a row came not about gets no new ones for half a minute, while there are
+    /// others that do.
+    pub set_aside_after: Option<NonZeroU8>,
     /// How an endpoint is chosen. One that stands in a list several times has as many shares, but for the fewest connections.
     pub scheduler: Scheduler,
 }
@@ -158,6 +161,8 @@ pub enum WriteError {
     Full { frontend: Frontend, source: Full },
     #[error("program the kernel")]
     Map(#[source] MapError),
+    #[error("hear how connections to endpoints end")]
+    Tries(#[source] Box<OpenError>),
     #[error("remove what another version left")]
     OtherLayout(#[source] Box<OpenError>),
     #[error("masquerade: {count} excluded networks, at most {limit} are supported")]
@@ -185,6 +190,9 @@ pub struct Dataplane {
     bypass: Option<PodPrograms>,
     /// The names of links whose pods reach services by packets.
     bypassing: BTreeSet<String>,
+    /// Those that set failing endpoints aside, and whether the program that hears of failures is attached; none: an earlier process knew.
+    mindful: BTreeSet<Frontend>,
+    watches_tries: Option<bool>,
     synced: Synced,
     pin_root: PathBuf,
     adopted: usize,
@@ -223,6 +231,8 @@ impl Dataplane {
             options: options.clone(),
             bypass,
             bypassing: BTreeSet::new(),
+            mindful: BTreeSet::new(),
+            watches_tries: None,
             synced,
             pin_root,
             adopted,
@@ -258,13 +268,33 @@ impl Dataplane {
             planned => planned,
         };
         let writes = planned.map_err(|source| WriteError::Full { frontend, source })?;
-        self.apply(frontend, &writes)
+        self.apply(frontend, &writes)?;
+        match target.set_aside_after {
+            Some(_) => drop(self.mindful.insert(frontend)),
+            None => drop(self.mindful.remove(&frontend)),
+        }
+        self.watch_tries()
+    }
+
+    /// Hears how connections end while a service wants to know that.
+    fn watch_tries(&mut self) -> Result<(), WriteError> {
+        let watch = !self.mindful.is_empty();
+        // What an earlier process attached may be needed until everything is known.
+        if self.watches_tries == Some(watch) || (!watch && !self.synced.services) {
+            return Ok(());
+        }
+        let changed = attach::watch_tries(&self.options, watch);
+        changed.map_err(|source| WriteError::Tries(Box::new(source)))?;
+        self.watches_tries = Some(watch);
+        Ok(())
     }
 
     /// Takes `frontend` away; its address is no longer translated. One that is not there is fine.
     pub fn remove(&mut self, frontend: Frontend) -> Result<(), WriteError> {
         let writes = self.model.remove(frontend);
-        self.apply(frontend, &writes)
+        self.apply(frontend, &writes)?;
+        self.mindful.remove(&frontend);
+        self.watch_tries()
     }
 
     /// Removes every frontend that is not in `keep`, as far as that succeeds: called once after the first full sync of an adopted dataplane.
@@ -280,6 +310,7 @@ impl Dataplane {
             result = self.kernel.apply(&write).map_err(WriteError::Map).and(result);
         }
         self.synced.services = true;
+        let result = self.watch_tries().and(result);
         self.remove_other_layouts().map_err(WriteError::OtherLayout).and(result)
     }
 

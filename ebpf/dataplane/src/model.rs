@@ -9,7 +9,7 @@ mod pool;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU8, NonZeroU32};
 use std::sync::Arc;
 
 use dataplane_abi::{
@@ -434,9 +434,16 @@ impl Model {
             let sources = entry.networks().cloned();
             let draining = self.endpoints(&entry.draining);
             let own_address = entry.flags & service_flag::OWN_ADDRESS != 0;
-            let scheduler = Scheduler::of(entry.flags);
-            let target =
-                Target { inside, outside, affinity_seconds, sources, draining, own_address, scheduler };
+            let target = Target {
+                inside,
+                outside,
+                affinity_seconds,
+                sources,
+                draining,
+                own_address,
+                set_aside_after: set_aside_after(entry.flags),
+                scheduler: Scheduler::of(entry.flags),
+            };
             (*frontend, target)
         })
     }
@@ -452,7 +459,9 @@ impl Model {
         let before = self.entries.get(&frontend);
         let affinity_seconds = target.affinity_seconds.map_or(0, NonZeroU32::get);
         let own_address = if target.own_address { service_flag::OWN_ADDRESS } else { 0 };
-        let flags = service_flag::IN_USE | own_address | target.scheduler.flags();
+        let set_aside = u32::from(target.set_aside_after.map_or(0, NonZeroU8::get));
+        let set_aside = set_aside << service_flag::SET_ASIDE_SHIFT;
+        let flags = service_flag::IN_USE | own_address | target.scheduler.flags() | set_aside;
         // One table serves both origins where they are equal.
         let same = target.inside == target.outside;
         let fresh = Origin::ALL.map(|origin| {
@@ -828,12 +837,18 @@ fn address(address: Address) -> IpAddr {
     Ipv6Addr::from(address.to_bytes()).to_canonical()
 }
 
+fn set_aside_after(flags: u32) -> Option<NonZeroU8> {
+    NonZeroU8::new(service_flag::set_aside_after(flags) as u8)
+}
+
 fn backend(address: SocketAddr, generation: u32) -> Backend {
     Backend {
         address: to_address(address.ip()),
         port_be: address.port().to_be(),
         reserved: 0,
         connections: 0,
+        failures: 0,
+        aside_until: 0,
         generation,
         last_generation: generation,
     }

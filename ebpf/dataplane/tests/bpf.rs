@@ -18,6 +18,8 @@ mod policy;
 mod schedulers;
 #[path = "bpf/sockets.rs"]
 mod sockets;
+#[path = "bpf/tries.rs"]
+mod tries;
 #[path = "bpf/tun.rs"]
 mod tun;
 #[path = "bpf/uplink.rs"]

@@ -115,7 +115,11 @@ fn an_endpoint_stands_in_a_list_as_often_as_its_nodes_weight_says() {
         ..endpoint(last, usable, node == "here", None)
     };
     let annotations = |weights: &str| {
-        let all = [("orlop.dev/scheduler", "wrr"), ("orlop.dev/weights", weights)];
+        let all = [
+            ("orlop.dev/scheduler", "wrr"),
+            ("orlop.dev/weights", weights),
+            ("orlop.dev/set-aside-after", "5"),
+        ];
         let all = all.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
         Scheduling::read(Some(&all), &mut Vec::new())
     };
@@ -143,6 +147,7 @@ fn an_endpoint_stands_in_a_list_as_often_as_its_nodes_weight_says() {
             "{weights}"
         );
         assert_eq!(target.scheduler, dataplane::Scheduler::RoundRobin);
+        assert_eq!(target.set_aside_after, std::num::NonZeroU8::new(5));
     }
 }
 

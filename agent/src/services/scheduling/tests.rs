@@ -79,3 +79,14 @@ fn an_endpoint_stands_as_often_as_its_share() {
     assert_eq!(list.iter().filter(|address| **address == endpoint(9)).count(), 1);
     assert!(listed(&[0, 0]).is_empty() && listed(&[]).is_empty());
 }
+
+#[test]
+fn a_number_of_failures_is_read_or_said_to_be_none() {
+    for (text, read) in [("3", Some(3)), (" 255 ", Some(255)), ("0", None), ("256", None), ("often", None)] {
+        let annotations = [("orlop.dev/set-aside-after".to_owned(), text.to_owned())].into();
+        let mut problems = Vec::new();
+        let scheduling = Scheduling::read(Some(&annotations), &mut problems);
+        assert_eq!(scheduling.set_aside_after.map(std::num::NonZeroU8::get), read, "{text}");
+        assert_eq!(problems.len(), usize::from(read.is_none()), "{text}: {problems:?}");
+    }
+}

@@ -70,8 +70,16 @@ impl Maps {
         let sources = (service.sources != 0)
             .then(|| of_set.map(|key| from_network_key(*key).expect("a network")).collect());
         let own_address = service.flags & service_flag::OWN_ADDRESS != 0;
-        let (draining, scheduler) = (Arc::default(), Scheduler::of(service.flags));
-        let target = Target { inside, outside, affinity_seconds, sources, draining, own_address, scheduler };
+        let target = Target {
+            inside,
+            outside,
+            affinity_seconds,
+            sources,
+            draining: Arc::default(),
+            own_address,
+            set_aside_after: set_aside_after(service.flags),
+            scheduler: Scheduler::of(service.flags),
+        };
         Some(sorted(&target))
     }
 
@@ -173,12 +181,9 @@ impl Reader<'_> {
         if service.key != key || service.flags == 0 {
             return None;
         }
-        match choose(self, Scheduler::of(service.flags)) {
+        match choose(self, service.flags) {
             Choice::NoBackend => Some(None),
-            Choice::Backend(chosen) => {
-                let Backend { address, port_be, .. } = chosen.backend;
-                Some(Some(socket_address(address, port_be)))
-            }
+            Choice::Backend(chosen) => Some(Some(socket_address(chosen.address, chosen.port_be))),
         }
     }
 
@@ -200,6 +205,10 @@ impl Elements for Reader<'_> {
 
     fn random(&mut self) -> u32 {
         (self.reads as u32).wrapping_mul(0x9e37_79b9)
+    }
+
+    fn ticks(&mut self) -> u32 {
+        NOW
     }
 }
 
@@ -232,6 +241,10 @@ impl Reads for Reader<'_> {
 
     fn least(&mut self, offset: u32, length: u32) -> u32 {
         select::least(self, offset, length)
+    }
+
+    fn spare(&mut self, offset: u32, length: u32, meant: u32) -> u32 {
+        select::spare(self, offset, length, meant)
     }
 
     fn narrow(&mut self, offset: u32, id: u32, bounds: u64) -> u64 {
@@ -292,6 +305,7 @@ fn targets(endpoints: std::ops::Range<u8>, most: usize) -> impl Strategy<Value =
         scheduler,
         affinity_seconds: NonZeroU32::new(affinity),
         own_address: affinity > 1,
+        set_aside_after: NonZeroU8::new(affinity as u8),
         sources: sources.map(|numbers| {
             let networks: BTreeSet<IpNetwork> = numbers.into_iter().map(network).collect();
             networks.into_iter().collect()
@@ -413,8 +427,8 @@ fn of_either(seen: Option<&Target>, before: Option<&Target>, after: Option<&Targ
     either().any(|target| target.inside == seen.inside)
         && either().any(|target| target.outside == seen.outside)
         && either().any(|target| {
-            (target.own_address, target.affinity_seconds, target.scheduler)
-                == (seen.own_address, seen.affinity_seconds, seen.scheduler)
+            (target.own_address, target.affinity_seconds, target.scheduler, target.set_aside_after)
+                == (seen.own_address, seen.affinity_seconds, seen.scheduler, seen.set_aside_after)
         })
         && either().any(|target| target.sources == seen.sources)
 }
@@ -921,7 +935,7 @@ fn a_client_stays_while_it_comes_back_in_time_and_its_backend_is_the_services() 
         let (writes, origin) = (VecDeque::new(), Origin::Inside);
         let mut reader =
             Reader { maps: &mut world.maps, writes, paces: &[0], reads: 0, slot: 0, origin, network: 0 };
-        keep(&mut reader, held, now, 10).map(|chosen| (chosen.id, chosen.selection))
+        keep(&mut reader, held, now, 10, 0).map(|chosen| (chosen.id, chosen.selection))
     };
     assert_eq!(kept(&mut world, 110 * SECOND), Some((id, selection)));
     assert_eq!(kept(&mut world, 110 * SECOND + 1), None);
@@ -944,17 +958,24 @@ fn a_client_stays_while_it_comes_back_in_time_and_its_backend_is_the_services() 
 
 /// The endpoints that so many choices in a row lead to, and how often each.
 fn chosen(world: &mut World, scheduler: Scheduler, choices: usize) -> Vec<(SocketAddr, usize)> {
+    chosen_by(world, scheduler.flags(), choices)
+}
+
+fn chosen_by(world: &mut World, flags: u32, choices: usize) -> Vec<(SocketAddr, usize)> {
     let mut reader = Turns { maps: &world.maps, word: world.maps.services[&0].inside, turn: 0, hash: 0 };
     let mut found = Vec::new();
     for number in 0..choices {
         reader.hash = select::hash(Address::from_v4((number as u32).to_be()), 0);
-        let Choice::Backend(chosen) = choose(&mut reader, scheduler) else { panic!("no backend") };
-        found.push(socket_address(chosen.backend.address, chosen.backend.port_be));
+        let Choice::Backend(chosen) = choose(&mut reader, flags) else { panic!("no backend") };
+        found.push(socket_address(chosen.address, chosen.port_be));
     }
     let mut counts: BTreeMap<SocketAddr, usize> = BTreeMap::new();
     found.into_iter().for_each(|endpoint| *counts.entry(endpoint).or_default() += 1);
     counts.into_iter().collect()
 }
+
+/// The time that readers see, in ticks.
+const NOW: u32 = 1000;
 
 /// A reader of maps at rest.
 struct Turns<'a> {
@@ -976,6 +997,10 @@ impl Elements for Turns<'_> {
     fn random(&mut self) -> u32 {
         self.turn = self.turn.wrapping_add(0x9e37_79b9);
         self.turn
+    }
+
+    fn ticks(&mut self) -> u32 {
+        NOW
     }
 }
 
@@ -1003,6 +1028,10 @@ impl Reads for Turns<'_> {
 
     fn least(&mut self, offset: u32, length: u32) -> u32 {
         select::least(self, offset, length)
+    }
+
+    fn spare(&mut self, offset: u32, length: u32, meant: u32) -> u32 {
+        select::spare(self, offset, length, meant)
     }
 
     fn narrow(&mut self, offset: u32, id: u32, bounds: u64) -> u64 {
@@ -1041,6 +1070,47 @@ fn the_fewest_connections_are_chosen_of_those_looked_at() {
     // One that took itself off for an earlier backend of the number.
     busy(&mut world, 1, -1);
     assert_eq!(chosen(&mut world, Scheduler::LeastConnection, 9), [(endpoint(1), 9)]);
+}
+
+#[test]
+fn what_is_set_aside_is_spared_while_there_are_others() {
+    let aside = |world: &mut World, number: u8, until: u32| {
+        let id = world.model.by_address[&endpoint(number)];
+        world.maps.backends.get_mut(&id).unwrap().aside_until = until;
+    };
+    let schedulers = [
+        Scheduler::Random,
+        Scheduler::RoundRobin,
+        Scheduler::LeastConnection,
+        Scheduler::SourceHash,
+        Scheduler::Maglev,
+    ];
+    // Of the last list more shares are aside than are looked at.
+    let many: Vec<u8> = [1; 60].into_iter().chain([2; 60]).chain([3; 60]).collect();
+    for (scheduler, endpoints) in schedulers.into_iter().flat_map(|one| [(one, &[1, 2, 3][..]), (one, &many)])
+    {
+        let mut world = World::new();
+        let spares = Target { scheduler, set_aside_after: NonZeroU8::new(3), ..target(endpoints) };
+        world.plan(1, Some(spares)).iter().for_each(|write| world.apply(write));
+        let flags = world.maps.services[&0].flags;
+        let led = |world: &mut World, flags| -> Vec<SocketAddr> {
+            chosen_by(world, flags, 600).into_iter().map(|(endpoint, _)| endpoint).collect()
+        };
+        aside(&mut world, 1, NOW + 1);
+        assert_eq!(led(&mut world, flags), [endpoint(2), endpoint(3)], "{scheduler:?}");
+        assert_eq!(led(&mut world, flags), led(&mut world, flags), "{scheduler:?}: by whom");
+        aside(&mut world, 2, NOW + 28);
+        assert_eq!(led(&mut world, flags), [endpoint(3)], "{scheduler:?}");
+        // Another service of the same endpoints does not care.
+        assert_eq!(led(&mut world, scheduler.flags()).len(), 3, "{scheduler:?}");
+        // None is refused because all fail, and what is over is over.
+        aside(&mut world, 3, NOW + 1);
+        assert_eq!(led(&mut world, flags).len(), 3, "{scheduler:?}");
+        for (number, past) in [(1, 0), (2, NOW), (3, NOW - 5)] {
+            aside(&mut world, number, past);
+        }
+        assert_eq!(led(&mut world, flags).len(), 3, "{scheduler:?}");
+    }
 }
 
 #[test]

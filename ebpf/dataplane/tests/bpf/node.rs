@@ -272,9 +272,23 @@ impl Node {
 
     /// Connections that count, over all backends.
     pub fn connections(&self) -> i32 {
+        self.backends().iter().map(|backend| Backend::from_bytes(backend.unwrap()).connections).sum()
+    }
+
+    /// Changes the backends that are in use behind the programs' back.
+    pub fn rewrite_backends(&self, change: impl Fn(&mut Backend)) {
+        let mut backends = self.backends();
+        let all: Vec<Backend> =
+            backends.iter().map(|backend| Backend::from_bytes(backend.unwrap())).collect();
+        for (id, mut backend) in (0..).zip(all).filter(|(_, backend)| backend.generation != 0) {
+            change(&mut backend);
+            backends.set(id, backend.to_bytes(), 0).unwrap();
+        }
+    }
+
+    fn backends(&self) -> Array<MapData, [u8; size_of::<Backend>()]> {
         let data = MapData::from_pin(self.pins().join(map::BACKENDS)).unwrap();
-        let backends: Array<MapData, [u8; size_of::<Backend>()]> = Array::try_from(Map::Array(data)).unwrap();
-        backends.iter().map(|backend| Backend::from_bytes(backend.unwrap()).connections).sum()
+        Array::try_from(Map::Array(data)).unwrap()
     }
 
     /// As after a kill: the process's descriptors close, pins stay.
