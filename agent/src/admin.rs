@@ -172,6 +172,7 @@ fn services(dataplane: &Dataplane) -> Vec<Frontend> {
         protocol: match frontend.protocol {
             dataplane::Protocol::Tcp => "TCP".to_owned(),
             dataplane::Protocol::Udp => "UDP".to_owned(),
+            dataplane::Protocol::Sctp => "SCTP".to_owned(),
         },
         endpoints: shares(&target.inside),
         outside: (target.outside != target.inside).then(|| shares(&target.outside)),

@@ -177,7 +177,7 @@ fn service_port(port: &ServicePort, problems: &mut Vec<String>) -> Option<Port> 
     let Some(protocol) = protocol(port.protocol.as_deref()) else {
         let protocol = port.protocol.as_deref().unwrap_or_default();
         problems.push(format!(
-            "spec.ports: port {number} has protocol {protocol}, only TCP and UDP are translated"
+            "spec.ports: port {number} has protocol {protocol}, only TCP, UDP and SCTP are translated"
         ));
         return None;
     };
@@ -194,6 +194,7 @@ fn protocol(text: Option<&str>) -> Option<Protocol> {
     match text {
         None | Some("TCP" | "") => Some(Protocol::Tcp),
         Some("UDP") => Some(Protocol::Udp),
+        Some("SCTP") => Some(Protocol::Sctp),
         Some(_) => None,
     }
 }

@@ -5,6 +5,7 @@
 //! [`select`] is the reader's half of the protocol by which services change.
 #![no_std]
 
+pub mod crc32c;
 pub mod select;
 
 /// Part of the pin path: maps of different layouts never meet.
@@ -84,6 +85,12 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     pub const ICMPV6: u8 = 58;
     pub const SCTP: u8 = 132;
+
+    /// Whether its packets say where a connection begins and ends.
+    #[inline(always)]
+    pub const fn has_connections(protocol: u8) -> bool {
+        matches!(protocol, TCP | SCTP)
+    }
 }
 
 /// An IPv6 address as its bytes stand in a packet, or an IPv4 address mapped into one (`::ffff:a.b.c.d`): the tables and the programs
@@ -121,6 +128,13 @@ impl Address {
     #[inline(always)]
     pub const fn is_v4(self) -> bool {
         self.to_v4().is_some()
+    }
+
+    /// As `==`, word by word: of the whole as one number the compiler for BPF may make what it cannot translate itself.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words_be, other.words_be);
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
     }
 
     #[inline(always)]
@@ -498,17 +512,18 @@ pub mod nat {
     pub const TICK_SHIFT: u32 = 30;
 
     /// After how many idle ticks a flow's port may be given to another one. TCP as RFC 5382 asks (an open connection two
-    /// hours and four minutes, a half-open or half-closed one four), UDP as the kernel's own connection tracking.
+    /// hours and four minutes, a half-open or half-closed one four), UDP as the kernel's own connection tracking. SCTP's ends ask for each
+    /// other every half minute (RFC 9260, 8.3).
     pub const fn idle_limit(protocol: u8, state: u8) -> u32 {
         const FIN_BOTH: u8 = FIN_IN | FIN_OUT;
-        if protocol != super::protocol::TCP {
+        if !super::protocol::has_connections(protocol) {
             return if state & ANSWERED == 0 { 30 } else { 120 };
         }
         if state & RESET != 0 {
             2
         } else if state & FIN_BOTH == FIN_BOTH {
             10
-        } else if state & FIN_BOTH != 0 || state & ANSWERED == 0 {
+        } else if state & FIN_BOTH != 0 || state & ANSWERED == 0 || protocol == super::protocol::SCTP {
             240
         } else {
             7440
@@ -517,7 +532,7 @@ pub mod nat {
 
     /// The limit when ports are short: questions and answers are over sooner than [`idle_limit`] can know.
     pub const fn scarce_idle_limit(protocol: u8, state: u8) -> u32 {
-        if protocol == super::protocol::TCP { idle_limit(protocol, state) } else { 5 }
+        if super::protocol::has_connections(protocol) { idle_limit(protocol, state) } else { 5 }
     }
 }
 

@@ -13,33 +13,39 @@ use dataplane_abi::{Origin, nat, protocol};
 use crate::collision;
 use crate::maps::ORLOP_NAT;
 use crate::packet::{self, Layer, Packet, Parsed};
-use crate::uplink::{self, COLLISION, FRAGMENT, ICMP, NEXT, apart};
+use crate::uplink::{self, BEGINS, COLLISION, DROP, FRAGMENT, ICMP, NEXT, apart};
 
 /// From the pod.
 #[classifier]
 pub fn orlop_vip_in(ctx: TcContext) -> i32 {
+    packet::begin(&ctx);
     let verdict = match packet_in(&ctx) {
         ICMP => uplink::orlop_error_in(ctx.skb.skb),
         FRAGMENT => orlop_vip_part_in(ctx.skb.skb),
         verdict => verdict,
     };
-    if verdict == COLLISION { orlop_vip_port_in(ctx.skb.skb) } else { verdict }
+    let verdict = if verdict == BEGINS { orlop_vip_flow_in(ctx.skb.skb) } else { verdict };
+    let verdict = if verdict == COLLISION { orlop_vip_port_in(ctx.skb.skb) } else { verdict };
+    packet::end(&ctx, verdict, DROP)
 }
 
 /// Towards the pod.
 #[classifier]
 pub fn orlop_vip_out(ctx: TcContext) -> i32 {
+    packet::begin(&ctx);
     let verdict = match packet_out(&ctx) {
         ICMP => uplink::orlop_error_out(ctx.skb.skb),
         FRAGMENT => orlop_vip_part_out(ctx.skb.skb),
         verdict => verdict,
     };
-    if verdict == COLLISION { orlop_vip_port_out(ctx.skb.skb) } else { verdict }
+    let verdict = if verdict == COLLISION { orlop_vip_port_out(ctx.skb.skb) } else { verdict };
+    packet::end(&ctx, verdict, DROP)
 }
 
 apart! {
     orlop_vip_part_in = fragment_in: Ethernet;
     orlop_vip_part_out = fragment_out: Ethernet;
+    orlop_vip_flow_in = flow_in: Ethernet;
     orlop_vip_port_in = collision_in: Ethernet;
     orlop_vip_port_out = collision_out: Ethernet;
 }
@@ -57,7 +63,7 @@ fn packet_out(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn either(ctx: &TcContext, translate: impl Fn(&TcContext, &Packet) -> i32) -> i32 {
     match packet::parse(ctx, Layer::Ethernet) {
-        Parsed::Packet(packet) if packet.protocol != protocol::SCTP => translate(ctx, &packet),
+        Parsed::Packet(packet) => translate(ctx, &packet),
         Parsed::Icmp => ICMP,
         Parsed::Fragment => FRAGMENT,
         _ => NEXT,
@@ -67,7 +73,10 @@ fn either(ctx: &TcContext, translate: impl Fn(&TcContext, &Packet) -> i32) -> i3
 #[inline(always)]
 fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
     match packet::parse_fragment(ctx, layer) {
-        Ok(packet) if packet.protocol != protocol::SCTP => asks(ctx, &packet),
+        Ok(packet) if packet.protocol != protocol::SCTP => match asks(ctx, &packet) {
+            BEGINS => uplink::begin(ctx, &packet, Origin::Inside),
+            verdict => verdict,
+        },
         _ => NEXT,
     }
 }
@@ -76,6 +85,14 @@ fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
 fn fragment_out(ctx: &TcContext, layer: Layer) -> i32 {
     match packet::parse_fragment(ctx, layer) {
         Ok(packet) if packet.protocol != protocol::SCTP => answers(ctx, &packet),
+        _ => NEXT,
+    }
+}
+
+#[inline(always)]
+fn flow_in(ctx: &TcContext, layer: Layer) -> i32 {
+    match packet::parse(ctx, layer) {
+        Parsed::Packet(packet) => uplink::begin(ctx, &packet, Origin::Inside),
         _ => NEXT,
     }
 }

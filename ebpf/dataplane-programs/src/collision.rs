@@ -10,14 +10,14 @@ use aya_ebpf::programs::TcContext;
 use dataplane_abi::{NatKey, NatValue, Origin, counter, nat};
 
 use crate::maps::{Flows, count};
-use crate::packet::{self, End, Layer, Packet, Parsed};
+use crate::packet::{self, End, Layer, Packet};
 use crate::select;
 use crate::uplink::{self, DROP, NEXT};
 
 /// A client's packet. Its flow has an entry, unless it begins and asks for no service.
 #[inline(always)]
 pub fn asks(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
-    let Some(packet) = packet_of(ctx, layer) else { return NEXT };
+    let Some(packet) = packet::parse_whole_or_part(ctx, layer) else { return NEXT };
     let flows = uplink::flows(origin);
     let key = uplink::nat_key(&packet, nat::IN);
     let link = uplink::owner(ctx, origin);
@@ -46,7 +46,7 @@ pub fn asks(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
 /// A backend's answer to such a packet.
 #[inline(always)]
 pub fn is_answered(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
-    let Some(packet) = packet_of(ctx, layer) else { return NEXT };
+    let Some(packet) = packet::parse_whole_or_part(ctx, layer) else { return NEXT };
     let flows = uplink::flows(origin);
     let Some(element) = flows.get_ptr_mut(&uplink::nat_key(&packet, nat::OUT)) else { return DROP };
     // SAFETY: as in `asks`.
@@ -100,15 +100,6 @@ fn begin_straight(flows: &Flows, packet: &Packet, key: &NatKey, link: u32) -> Op
     }
     uplink::written(flows.insert(key, &entry, BPF_NOEXIST as u64));
     flows.get_ptr_mut(key)
-}
-
-#[inline(always)]
-fn packet_of(ctx: &TcContext, layer: Layer) -> Option<Packet> {
-    match packet::parse(ctx, layer) {
-        Parsed::Packet(packet) => Some(packet),
-        Parsed::Fragment => packet::parse_fragment(ctx, layer).ok(),
-        _ => None,
-    }
 }
 
 /// Whether the answers to the flow's port at the backend are its own. An entry that was evicted is made again.

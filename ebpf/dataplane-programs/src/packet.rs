@@ -2,9 +2,10 @@
 
 use core::arch::asm;
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_csum_update};
 use aya_ebpf::programs::TcContext;
-use dataplane_abi::{Address, FragmentKey, FragmentPorts, FrontendKey, protocol};
+use dataplane_abi::{Address, FragmentKey, FragmentPorts, FrontendKey, crc32c, protocol};
 
 use crate::maps::ORLOP_FRAGMENTS;
 
@@ -14,6 +15,7 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_ARP: u16 = 0x0806;
 
+const V4_LENGTH_OFFSET: usize = 2;
 const V4_FRAGMENT_OFFSET: usize = 6;
 /// More fragments, or not the first one.
 const V4_FRAGMENT: u16 = 0x3fff;
@@ -25,6 +27,7 @@ const V4_SOURCE_OFFSET: usize = 12;
 const V4_DESTINATION_OFFSET: usize = 16;
 
 const V6_LENGTH: usize = 40;
+const V6_PAYLOAD_LENGTH_OFFSET: usize = 4;
 const V6_NEXT_HEADER_OFFSET: usize = 6;
 const V6_HOP_LIMIT_OFFSET: usize = 7;
 const V6_SOURCE_OFFSET: usize = 8;
@@ -48,6 +51,14 @@ const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
 const TCP_CHECKSUM_OFFSET: usize = 16;
 const UDP_CHECKSUM_OFFSET: usize = 6;
+const SCTP_CHECKSUM_OFFSET: usize = 8;
+/// The kind of the packet's first chunk.
+const SCTP_CHUNK_OFFSET: usize = 12;
+const SCTP_INIT: u8 = 1;
+const SCTP_ABORT: u8 = 6;
+const SCTP_SHUTDOWN: u8 = 7;
+const SCTP_SHUTDOWN_ACK: u8 = 8;
+const SCTP_SHUTDOWN_COMPLETE: u8 = 14;
 const ICMP_CHECKSUM_OFFSET: usize = 2;
 const ICMP_ID_OFFSET: usize = 4;
 const ICMP_LENGTH: usize = 8;
@@ -86,11 +97,11 @@ pub struct Packet {
     pub source_port_be: u16,
     pub destination_port_be: u16,
     pub protocol: u8,
-    /// The first packet of a TCP connection, an echo request, and every datagram.
+    /// The first packet of a TCP connection or an SCTP association, an echo request, and every datagram.
     pub may_begin_flow: bool,
     /// A later part of it: there is nothing of the transport that could be rewritten.
     is_rest: bool,
-    /// TCP alone: the connection is being closed.
+    /// TCP and SCTP alone: the connection is being closed.
     pub fin: bool,
     pub reset: bool,
     /// Where the headers begin.
@@ -249,13 +260,25 @@ pub fn parse_fragment(ctx: &TcContext, layer: Layer) -> Result<Packet, Option<En
         destination_port_be,
         protocol,
         // What the first fragment began goes on.
-        may_begin_flow: matches!(protocol, protocol::UDP | protocol::SCTP),
+        may_begin_flow: protocol == protocol::UDP,
         is_rest: true,
         fin: false,
         reset: false,
         network,
         transport,
     })
+}
+
+/// A packet with ports, or a fragment of one. Of SCTP no fragments: their checksum is one of the whole.
+#[inline(always)]
+pub fn parse_whole_or_part(ctx: &TcContext, layer: Layer) -> Option<Packet> {
+    match parse(ctx, layer) {
+        Parsed::Packet(packet) => Some(packet),
+        Parsed::Fragment => {
+            parse_fragment(ctx, layer).ok().filter(|packet| packet.protocol != protocol::SCTP)
+        }
+        _ => None,
+    }
 }
 
 #[inline(always)]
@@ -415,6 +438,12 @@ fn with_ports(ctx: &TcContext, header: &Header, is_quoted: bool) -> Option<Packe
                 packet.fin = flags & TCP_FIN != 0;
                 packet.reset = flags & TCP_RST != 0;
             }
+            if protocol == protocol::SCTP && !is_quoted {
+                let chunk: u8 = ctx.load(transport + SCTP_CHUNK_OFFSET).ok()?;
+                packet.may_begin_flow = chunk == SCTP_INIT;
+                packet.fin = matches!(chunk, SCTP_SHUTDOWN | SCTP_SHUTDOWN_ACK | SCTP_SHUTDOWN_COMPLETE);
+                packet.reset = chunk == SCTP_ABORT;
+            }
         }
         protocol::ICMP | protocol::ICMPV6 => {
             let kind: u8 = ctx.load(transport).ok()?;
@@ -469,7 +498,10 @@ pub fn rewrite(
         End::Source => &packet.source,
         End::Destination => &packet.destination,
     };
-    if packet.is_rest {
+    if packet.protocol == protocol::SCTP && !packet.is_rest {
+        write_sctp_port(ctx, packet, end, port_be)?;
+    }
+    if packet.is_rest || packet.protocol == protocol::SCTP {
         return match (old.to_v4(), address.to_v4()) {
             (Some(old), Some(new)) => rewrite_v4(ctx, packet.network, end, old, new),
             _ => {
@@ -496,7 +528,69 @@ pub fn rewrite(
 /// Writes another port to one end and mends the checksum. `Err` leaves a packet that must be dropped.
 #[inline(always)]
 pub fn rewrite_port(ctx: &TcContext, packet: &Packet, end: End, port_be: u16) -> Result<(), i64> {
-    if packet.is_rest { Ok(()) } else { write_port(ctx, packet, end, port_be, checksum_of(packet)) }
+    if packet.is_rest {
+        return Ok(());
+    }
+    if packet.protocol == protocol::SCTP {
+        return write_sctp_port(ctx, packet, end, port_be);
+    }
+    write_port(ctx, packet, end, port_be, checksum_of(packet))
+}
+
+/// Leaves the checksum, which is a CRC of the whole packet, to [`orlop_sctp_sum`]: what has changed stands in the packet's scratch words meanwhile.
+#[inline(always)]
+fn write_sctp_port(ctx: &TcContext, packet: &Packet, end: End, port_be: u16) -> Result<(), i64> {
+    let (old_be, offset) = place_of_port(packet, end);
+    // As the first four bytes stand in a little-endian number.
+    let difference = ((old_be ^ port_be) as u32) << (offset * 8);
+    // SAFETY: the kernel gave this context to this run of the program, and these words are free for it.
+    unsafe {
+        let [changed, place, ..] = &mut (*ctx.skb.skb).cb;
+        (&raw mut *changed).write_volatile(*changed ^ difference);
+        (&raw mut *place).write_volatile((packet.transport as u32) << 16 | packet.network as u32);
+    }
+    ctx.store(packet.transport + offset, &port_be, 0)
+}
+
+/// Before a packet is looked at: nothing has changed.
+#[inline(always)]
+pub fn begin(ctx: &TcContext) {
+    // SAFETY: as in `write_sctp_port`.
+    unsafe { (&raw mut (*ctx.skb.skb).cb[0]).write_volatile(0) };
+}
+
+/// Behind it: a changed SCTP packet gets its checksum. `verdict` is what to do with the packet, unless that fails.
+#[inline(always)]
+pub fn end(ctx: &TcContext, verdict: i32, failed: i32) -> i32 {
+    // SAFETY: as in `write_sctp_port`.
+    let difference = unsafe { (&raw const (*ctx.skb.skb).cb[0]).read_volatile() };
+    if difference == 0 || orlop_sctp_sum(ctx.skb.skb) == 0 { verdict } else { failed }
+}
+
+/// Mends the checksum of an SCTP packet whose ports were changed; not 0, if that failed. Apart, and global, as the functions of `uplink` are.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn orlop_sctp_sum(skb: *mut __sk_buff) -> i32 {
+    if sum_sctp(&TcContext::new(skb)).is_ok() { 0 } else { -1 }
+}
+
+#[inline(always)]
+fn sum_sctp(ctx: &TcContext) -> Result<(), i64> {
+    // SAFETY: as in `write_sctp_port`.
+    let [difference, place] = unsafe { [(*ctx.skb.skb).cb[0], (*ctx.skb.skb).cb[1]] };
+    let (network, transport) = ((place & 0xffff) as usize, (place >> 16) as usize);
+    let checksum: u32 = ctx.load(transport + SCTP_CHECKSUM_OFFSET)?;
+    // None yet: the device, or the kernel in its place, makes it at the end. One that is 0 by chance costs that packet.
+    if checksum == 0 {
+        return Ok(());
+    }
+    let version: u8 = ctx.load(network)?;
+    let end = match version >> 4 {
+        4 => network + u16::from_be(ctx.load(network + V4_LENGTH_OFFSET)?) as usize,
+        _ => network + V6_LENGTH + u16::from_be(ctx.load(network + V6_PAYLOAD_LENGTH_OFFSET)?) as usize,
+    };
+    let checksum = checksum ^ crc32c::change(difference, end.wrapping_sub(transport) as u16);
+    ctx.store(transport + SCTP_CHECKSUM_OFFSET, &checksum, 0)
 }
 
 #[inline(always)]
@@ -618,7 +712,7 @@ fn place_v6(end: End) -> usize {
 /// The port of one end, and where it stands in the transport. An ICMP echo has one place for both.
 #[inline(always)]
 fn place_of_port(packet: &Packet, end: End) -> (u16, usize) {
-    let has_ports = matches!(packet.protocol, protocol::TCP | protocol::UDP);
+    let has_ports = matches!(packet.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
     match end {
         End::Source => (packet.source_port_be, if has_ports { 0 } else { ICMP_ID_OFFSET }),
         End::Destination => (packet.destination_port_be, if has_ports { 2 } else { ICMP_ID_OFFSET }),

@@ -166,7 +166,8 @@ fn flow(ctx: &TcContext, rules: &Rules, packet: &Packet, direction: u32) -> i32 
         return NEXT;
     }
     let mut began = direction;
-    if !packet.may_begin_flow {
+    // Of an association that is not known nobody can be asked: whichever end sends begins it.
+    if !packet.may_begin_flow && packet.protocol != protocol::SCTP {
         let beginner = if is_tcp { who_began(ctx, rules, &key) } else { None };
         let Some(beginner) = beginner else {
             return stray(rules, packet, &key, direction);

@@ -57,6 +57,8 @@ pub fn orlop_egress_l3(ctx: TcContext) -> i32 {
 pub const ICMP: i32 = -2;
 /// In the place of a verdict: a part of a packet.
 pub const FRAGMENT: i32 = -3;
+/// In the place of a verdict: it asks a service for the first time. `begin` goes on.
+pub const BEGINS: i32 = -5;
 /// In the place of a verdict: of a flow whose client's port is another one at the backend, or has to be. `collision` goes on.
 pub const COLLISION: i32 = -4;
 
@@ -77,18 +79,21 @@ apart! {
     orlop_error_out = error_out: Ethernet;
     orlop_part_in = fragment_in: Ethernet;
     orlop_part_out = fragment_out: Ethernet;
+    orlop_flow_in = flow_in: Ethernet;
     orlop_port_in = collision_in: Ethernet;
     orlop_port_out = collision_out: Ethernet;
     orlop_error_in3 = error_in: Ip;
     orlop_error_out3 = error_out: Ip;
     orlop_part_in3 = fragment_in: Ip;
     orlop_part_out3 = fragment_out: Ip;
+    orlop_flow_in3 = flow_in: Ip;
     orlop_port_in3 = collision_in: Ip;
     orlop_port_out3 = collision_out: Ip;
 }
 
 #[inline(always)]
 fn enters(ctx: &TcContext, layer: Layer) -> i32 {
+    packet::begin(ctx);
     let skb = ctx.skb.skb;
     let verdict = match (packet_in(ctx, layer), layer) {
         (ICMP, Layer::Ethernet) => orlop_error_in(skb),
@@ -97,15 +102,22 @@ fn enters(ctx: &TcContext, layer: Layer) -> i32 {
         (FRAGMENT, Layer::Ip) => orlop_part_in3(skb),
         (verdict, _) => verdict,
     };
-    match (verdict, layer) {
+    let verdict = match (verdict, layer) {
+        (BEGINS, Layer::Ethernet) => orlop_flow_in(skb),
+        (BEGINS, Layer::Ip) => orlop_flow_in3(skb),
+        (verdict, _) => verdict,
+    };
+    let verdict = match (verdict, layer) {
         (COLLISION, Layer::Ethernet) => orlop_port_in(skb),
         (COLLISION, Layer::Ip) => orlop_port_in3(skb),
         (verdict, _) => verdict,
-    }
+    };
+    packet::end(ctx, verdict, DROP)
 }
 
 #[inline(always)]
 fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
+    packet::begin(ctx);
     let skb = ctx.skb.skb;
     let verdict = match (packet_out(ctx, layer), layer) {
         (ICMP, Layer::Ethernet) => orlop_error_out(skb),
@@ -114,11 +126,12 @@ fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
         (FRAGMENT, Layer::Ip) => orlop_part_out3(skb),
         (verdict, _) => verdict,
     };
-    match (verdict, layer) {
+    let verdict = match (verdict, layer) {
         (COLLISION, Layer::Ethernet) => orlop_port_out(skb),
         (COLLISION, Layer::Ip) => orlop_port_out3(skb),
         (verdict, _) => verdict,
-    }
+    };
+    packet::end(ctx, verdict, DROP)
 }
 
 // Functions of their own, because the stack has room for either alone.
@@ -126,7 +139,6 @@ fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
 #[inline(never)]
 fn packet_in(ctx: &TcContext, layer: Layer) -> i32 {
     match packet::parse(ctx, layer) {
-        Parsed::Packet(packet) if packet.protocol == protocol::SCTP => NEXT,
         Parsed::Packet(packet) => ingress(ctx, &packet),
         Parsed::Icmp => ICMP,
         Parsed::Fragment => FRAGMENT,
@@ -137,7 +149,6 @@ fn packet_in(ctx: &TcContext, layer: Layer) -> i32 {
 #[inline(never)]
 fn packet_out(ctx: &TcContext, layer: Layer) -> i32 {
     match packet::parse(ctx, layer) {
-        Parsed::Packet(packet) if packet.protocol == protocol::SCTP => untranslatable(packet.ends()),
         Parsed::Packet(packet) => egress(ctx, &packet),
         Parsed::Icmp => ICMP,
         Parsed::Fragment => FRAGMENT,
@@ -151,7 +162,10 @@ fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
     if let Ok(packet) = packet::parse_fragment(ctx, layer)
         && packet.protocol != protocol::SCTP
     {
-        return ingress(ctx, &packet);
+        return match ingress(ctx, &packet) {
+            BEGINS => begin(ctx, &packet, Origin::Outside),
+            verdict => verdict,
+        };
     }
     // Untranslated; the counter tells why a flow does not work.
     count(counter::FRAGMENT);
@@ -168,6 +182,14 @@ fn fragment_out(ctx: &TcContext, layer: Layer) -> i32 {
     };
     count(counter::FRAGMENT);
     untranslatable(ends)
+}
+
+#[inline(always)]
+fn flow_in(ctx: &TcContext, layer: Layer) -> i32 {
+    match packet::parse(ctx, layer) {
+        Parsed::Packet(packet) => begin(ctx, &packet, Origin::Outside),
+        _ => NEXT,
+    }
 }
 
 #[inline(always)]
@@ -251,7 +273,7 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
     to_backend(ctx, packet, &key, Origin::Outside)
 }
 
-/// Leads a packet that asks for a service to one of its backends; any other goes on as it is.
+/// Leads a packet of a known flow to its backend; one that asks for no service goes on as it is.
 #[inline(always)]
 pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin) -> i32 {
     let frontend = packet.frontend();
@@ -283,11 +305,21 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
     if packet.destination.is_loopback() {
         return NEXT;
     }
-    if !packet.may_begin_flow {
-        return if select::is_service(&frontend) { of_no_flow(origin) } else { direct(packet, origin, link) };
+    match (select::is_service(&frontend), packet.may_begin_flow) {
+        (false, _) => direct(packet, origin, link),
+        (true, false) => of_no_flow(origin),
+        (true, true) => BEGINS,
     }
-    match select::select(&frontend, origin, client) {
-        Choice::NoService => direct(packet, origin, link),
+}
+
+/// Leads the first packet of a flow to one of its service's backends.
+#[inline(always)]
+pub fn begin(ctx: &TcContext, packet: &Packet, origin: Origin) -> i32 {
+    let key = nat_key(packet, nat::IN);
+    let client = || Client { address: packet.source, port_be: packet.source_port_be };
+    match select::select(&packet.frontend(), origin, client) {
+        // It went this moment.
+        Choice::NoService => NEXT,
         Choice::NoBackend => {
             count(no_backend(origin));
             DROP
@@ -301,7 +333,7 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
             DROP
         }
         // Its own address would come back to it as its peer's. From outside a flow goes on under the node's address.
-        Choice::Backend(chosen, _) if origin == Origin::Inside && chosen.address == packet.source => {
+        Choice::Backend(chosen, _) if origin == Origin::Inside && chosen.address.is(&packet.source) => {
             count(counter::PACKET_HAIRPIN);
             DROP
         }
@@ -317,9 +349,9 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
                 slot: chosen.pick.slot as u16,
                 client_port_be: 0,
                 used: 0,
-                link,
+                link: owner(ctx, origin),
             };
-            if !written(flows(origin).insert(key, &entry, 0)) {
+            if !written(flows(origin).insert(&key, &entry, 0)) {
                 return DROP;
             }
             count(translated(origin));
@@ -626,7 +658,8 @@ pub unsafe fn touch(entry: Option<*mut NatValue>, packet: &Packet, direction: u8
     let (used, state) = unsafe { (&raw mut (*entry).used, &raw mut (*entry).state) };
     // SAFETY: as above; these are plain integers inside the element.
     let before = unsafe { state.read_volatile() };
-    let mut after = if packet.protocol == protocol::TCP && packet.may_begin_flow { 0 } else { before };
+    let begins = protocol::has_connections(packet.protocol) && packet.may_begin_flow;
+    let mut after = if begins { 0 } else { before };
     after |= match (direction, packet.fin) {
         (nat::IN, true) => nat::FIN_IN | nat::ANSWERED,
         (nat::IN, false) => nat::ANSWERED,

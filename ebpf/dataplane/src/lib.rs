@@ -60,11 +60,12 @@ pub enum UplinkHook {
     Clsact,
 }
 
-/// The transport protocols that are translated.
+/// The transport protocols that are translated; SCTP by packets alone, since the kernel tells of none of its sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
 /// An address and port that a service answers at: a cluster IP, or a node port on one of the node's addresses.
@@ -80,6 +81,7 @@ impl fmt::Display for Frontend {
         let protocol = match self.protocol {
             Protocol::Tcp => "TCP",
             Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
         };
         write!(f, "{}/{protocol}", SocketAddr::new(self.address, self.port))
     }

@@ -799,6 +799,7 @@ pub fn to_key(frontend: Frontend) -> FrontendKey {
     let protocol = match frontend.protocol {
         Protocol::Tcp => protocol::TCP,
         Protocol::Udp => protocol::UDP,
+        Protocol::Sctp => protocol::SCTP,
     };
     let address = to_address(frontend.address);
     FrontendKey { address, port_be: frontend.port.to_be(), protocol, reserved: 0 }
@@ -808,6 +809,7 @@ fn from_key(key: FrontendKey) -> Option<Frontend> {
     let protocol = match key.protocol {
         protocol::TCP => Protocol::Tcp,
         protocol::UDP => Protocol::Udp,
+        protocol::SCTP => Protocol::Sctp,
         _ => return None,
     };
     Some(Frontend { address: address(key.address), port: u16::from_be(key.port_be), protocol })

@@ -24,7 +24,7 @@ fn addresses_ports_and_policies() {
             "internalTrafficPolicy": "Cluster", "sessionAffinity": "ClientIP",
             "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}, "healthCheckNodePort": 30999,
             "loadBalancerSourceRanges": ["203.0.113.77/24", "198.51.100.0/25", "203.0.113.0/24", "fd00::/64", "all"],
-            "ports": [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81, "protocol": "SCTP"}],
+            "ports": [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81, "protocol": "SCTP"}, {"name": "c", "port": 82, "protocol": "DCCP"}],
         }),
         serde_json::json!({"loadBalancer": {"ingress": [
             {"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"}, {"hostname": "lb.example"},
@@ -43,13 +43,13 @@ fn addresses_ports_and_policies() {
     assert_eq!((read.internal_policy, read.external_policy), (TrafficPolicy::Cluster, TrafficPolicy::Local));
     assert_eq!(read.health_check_port, Some(30999));
     assert_eq!((read.affinity_seconds, read.publish_not_ready), (NonZeroU32::new(60), false));
-    assert_eq!((read.ports.len(), read.ports[0].node_port), (1, Some(30080)));
+    assert_eq!((read.ports.len(), read.ports[0].node_port), (2, Some(30080)));
     assert_eq!(
         problems,
         [
             "spec.externalIPs: \"broken\" is not an IP address",
             "spec.loadBalancerSourceRanges: \"all\" is not a network",
-            "spec.ports: port 81 has protocol SCTP, only TCP and UDP are translated",
+            "spec.ports: port 82 has protocol DCCP, only TCP, UDP and SCTP are translated",
         ]
     );
 }

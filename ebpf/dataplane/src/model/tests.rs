@@ -437,6 +437,30 @@ fn new_model() -> Model {
     Model::new(Capacity::default())
 }
 
+/// Bit by bit, as RFC 9260 defines it.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut register = u32::MAX;
+    for byte in bytes {
+        register ^= u32::from(*byte);
+        for _ in 0..8 {
+            register = (register >> 1) ^ if register & 1 == 1 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    !register
+}
+
+proptest! {
+    #[test]
+    fn what_other_ports_change_in_a_crc(packet in prop::collection::vec(any::<u8>(), 4..3000), ports: [u8; 4]) {
+        prop_assert_eq!(crc32c(b"123456789"), 0xe306_9283, "the check value of the catalogue");
+        let mut changed = packet.clone();
+        changed[..4].copy_from_slice(&ports);
+        let first = |packet: &[u8]| u32::from_le_bytes(packet[..4].try_into().unwrap());
+        let difference = dataplane_abi::crc32c::change(first(&packet) ^ first(&changed), packet.len() as u16);
+        prop_assert_eq!(crc32c(&packet) ^ difference, crc32c(&changed));
+    }
+}
+
 proptest! {
     /// After every single write each frontend leads to a list that was wanted before or is wanted now; and a process that
     /// dies between any two of them leaves maps that the next one makes whole.

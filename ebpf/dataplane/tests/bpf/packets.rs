@@ -7,7 +7,7 @@ use std::process::Command;
 
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::ProgramInfo;
-use dataplane::Protocol::{Tcp, Udp};
+use dataplane::Protocol::{Sctp, Tcp, Udp};
 use dataplane::policy::{self, Change, Isolation, PodLink, PortRange, Ports, RulesetId};
 use dataplane::{Target, UplinkHook};
 use dataplane_abi::{NatKey, NatValue, capacity, counter, map, nat};
@@ -23,6 +23,12 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const SCTP: u8 = 132;
+/// One without ports.
+const GRE: u8 = 47;
+const SCTP_CHECKSUM: usize = 8;
+/// Kinds of SCTP's chunks: the first of an association, and one in its middle.
+const INIT: u8 = 1;
+const DATA: u8 = 0;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
@@ -57,7 +63,7 @@ struct Frame {
     atomic: bool,
     /// Words of IPv4's options, or headers of IPv6's.
     options: u8,
-    udp_checksum: bool,
+    has_checksum: bool,
 }
 
 fn frame(protocol: u8, source: (impl Into<IpAddr>, u16), destination: (impl Into<IpAddr>, u16)) -> Frame {
@@ -70,7 +76,7 @@ fn frame(protocol: u8, source: (impl Into<IpAddr>, u16), destination: (impl Into
         fragment: 0,
         atomic: false,
         options: 0,
-        udp_checksum: true,
+        has_checksum: true,
     }
 }
 
@@ -93,10 +99,18 @@ impl Frame {
         match self.protocol {
             TCP => transport.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, self.tcp_flags, 4, 0, 0, 0, 0, 0]),
             UDP => transport.extend([0, 16, 0, 0]),
+            SCTP => {
+                let chunk = if self.tcp_flags == SYN { INIT } else { DATA };
+                transport.extend([0, 0, 0, 1, 0, 0, 0, 0, chunk, 0, 0, 12]);
+            }
             _ => {}
         }
         transport.extend(*b"payload!");
-        let place = checksum_place(self.protocol).filter(|_| self.protocol != UDP || self.udp_checksum);
+        if self.protocol == SCTP && self.has_checksum {
+            let sum = crc32c(&transport);
+            transport[SCTP_CHECKSUM..SCTP_CHECKSUM + 4].copy_from_slice(&sum);
+        }
+        let place = checksum_place(self.protocol).filter(|_| self.protocol != UDP || self.has_checksum);
         if let Some(place) = place {
             let sum = !self.transport_sum(self.source.ip(), self.destination.ip(), &transport);
             transport[place..place + 2].copy_from_slice(&sum.to_be_bytes());
@@ -172,7 +186,12 @@ impl Frame {
     fn read(&self, bytes: &[u8]) -> (SocketAddr, SocketAddr) {
         let (header, transport) = bytes[ETHERNET..].split_at(self.header_length());
         let (source, destination) = addresses(header);
-        if self.protocol != UDP || self.udp_checksum {
+        if self.protocol == SCTP {
+            let mut whole = transport.to_vec();
+            let sum: Vec<u8> = whole.splice(SCTP_CHECKSUM..SCTP_CHECKSUM + 4, [0; 4]).collect();
+            let right = if self.has_checksum { crc32c(&whole) } else { [0; 4] };
+            assert_eq!(sum, right, "the checksum of the whole");
+        } else if self.protocol != UDP || self.has_checksum {
             assert_eq!(self.transport_sum(source, destination, transport), 0xffff, "the payload's checksum");
         } else {
             assert_eq!(transport[6..8], [0, 0], "no checksum stays none");
@@ -282,6 +301,18 @@ fn checksum_place(protocol: u8) -> Option<usize> {
         ICMP => Some(2),
         _ => None,
     }
+}
+
+/// Bit by bit, as RFC 9260 defines it, of a packet whose own is 0.
+fn crc32c(bytes: &[u8]) -> [u8; 4] {
+    let mut register = u32::MAX;
+    for byte in bytes {
+        register ^= u32::from(*byte);
+        for _ in 0..8 {
+            register = (register >> 1) ^ if register & 1 == 1 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    (!register).to_le_bytes()
 }
 
 /// The ones' complement sum of RFC 1071.
@@ -407,6 +438,7 @@ fn packets_that_come_in() {
             node.set(frontend(place.node, port, Tcp), &[pod]);
         }
         node.set(frontend(place.node, 30080, Udp), &[pod]);
+        node.set(frontend(place.node, 30080, Sctp), &[pod]);
         node.set(frontend(place.node, 30081, Tcp), &[]);
         let to =
             |protocol, client: u16, port: u16| frame(protocol, (place.outside, client), (place.node, port));
@@ -425,7 +457,7 @@ fn packets_that_come_in() {
             case("a datagram", to(UDP, 1002, 30080), NEXT, translated(1002), began),
             case(
                 "a datagram without a checksum",
-                Frame { udp_checksum: false, ..to(UDP, 1003, 30080) },
+                Frame { has_checksum: false, ..to(UDP, 1003, 30080) },
                 NEXT,
                 translated(1003),
                 began,
@@ -451,6 +483,36 @@ fn packets_that_come_in() {
                 NEXT,
                 After::Addresses(place.outside, pod.ip()),
                 None,
+            ),
+            case("an association", to(SCTP, 1010, 30080), NEXT, translated(1010), began),
+            case(
+                "its next packet",
+                Frame { tcp_flags: ACK, ..to(SCTP, 1010, 30080) },
+                NEXT,
+                translated(1010),
+                None,
+            ),
+            case(
+                "one whose checksum is left to the device",
+                Frame { has_checksum: false, ..to(SCTP, 1011, 30080) },
+                NEXT,
+                translated(1011),
+                began,
+            ),
+            case("IP options", Frame { options: 2, ..to(SCTP, 1012, 30080) }, NEXT, translated(1012), began),
+            case(
+                "the middle of an unknown association",
+                Frame { tcp_flags: ACK, ..to(SCTP, 1013, 30080) },
+                NEXT,
+                After::Same,
+                Some(counter::NODE_PORT_NO_FLOW),
+            ),
+            case(
+                "a fragment of SCTP",
+                Frame { fragment: 0x2000, ..to(SCTP, 1014, 30080) },
+                NEXT,
+                After::Same,
+                Some(counter::FRAGMENT),
             ),
             case("no backend", to(TCP, 1006, 30081), DROP, After::Same, Some(counter::NODE_PORT_NO_BACKEND)),
             case(
@@ -515,7 +577,7 @@ fn packets_that_go_out() {
             case("a datagram", from(UDP, 2002), NEXT, translated(), masqueraded),
             case(
                 "a datagram without a checksum",
-                Frame { udp_checksum: false, ..from(UDP, 2003) },
+                Frame { has_checksum: false, ..from(UDP, 2003) },
                 NEXT,
                 translated(),
                 masqueraded,
@@ -557,7 +619,9 @@ fn packets_that_go_out() {
                 After::Addresses(place.node, place.outside),
                 None,
             ),
-            case("a protocol without our ports", from(SCTP, 2009), DROP, After::Same, impossible),
+            case("a protocol without our ports", from(GRE, 2009), DROP, After::Same, impossible),
+            case("an association", from(SCTP, 2013), NEXT, translated(), masqueraded),
+            case("its next packet", Frame { tcp_flags: ACK, ..from(SCTP, 2013) }, NEXT, translated(), None),
             case(
                 "the middle of an unknown connection",
                 Frame { tcp_flags: ACK, ..from(TCP, 2010) },
@@ -633,7 +697,7 @@ fn errors_about_packets_reach_whom_they_concern() {
     for place in PLACES {
         let router = place.neighbour;
         // Of what a pod sends to the world.
-        for (protocol, port) in [(TCP, 53), (UDP, 53), (ICMP, 0)] {
+        for (protocol, port) in [(TCP, 53), (UDP, 53), (SCTP, 53), (ICMP, 0)] {
             let sent = frame(protocol, (place.pod, 4001), (place.outside, port));
             let (shown, outside) = sent.read(&run(egress, &sent.bytes()).1);
             let error = TooBig { from: router, to: place.node, about: again(shown, outside, &sent) };
@@ -641,10 +705,10 @@ fn errors_about_packets_reach_whom_they_concern() {
         }
         // Of what the world sends to a node port, and of its answers.
         let (node_port, pod) = (at(place.node, 30080), at(place.pod, 8080));
-        for service in [Tcp, Udp] {
+        for service in [Tcp, Udp, Sctp] {
             node.set(frontend(place.node, 30080, service), &[pod]);
         }
-        for protocol in [TCP, UDP] {
+        for protocol in [TCP, UDP, SCTP] {
             let client = at(place.outside, 4101);
             let asked = frame(protocol, (client.ip(), client.port()), (place.node, 30080));
             assert_eq!(asked.read(&run(ingress, &asked.bytes()).1), (client, pod));
@@ -656,7 +720,7 @@ fn errors_about_packets_reach_whom_they_concern() {
             let error = TooBig { from: router, to: place.node, about: again(node_port, client, &asked) };
             assert_eq!(told(ingress, &error), (router, place.pod, pod, client));
         }
-        assert_eq!(node.counter(counter::ICMP_ERROR_TRANSLATED), if place.node.is_ipv4() { 11 } else { 22 });
+        assert_eq!(node.counter(counter::ICMP_ERROR_TRANSLATED), if place.node.is_ipv4() { 16 } else { 32 });
         // Of what nobody knows.
         let unknown = frame(UDP, (place.node, 4201), (place.outside, 53));
         let error = TooBig { from: router, to: place.node, about: unknown };
@@ -685,7 +749,9 @@ fn several_ways_from_one_port_to_one_backend() {
         assert_eq!(verdict, NEXT, "{} to {}", frame.source, frame.destination);
         frame.read(&left)
     };
-    for (place, protocol) in PLACES.into_iter().flat_map(|place| [(place, TCP), (place, UDP)]) {
+    for (place, protocol) in
+        PLACES.into_iter().flat_map(|place| [TCP, UDP, SCTP].map(|protocol| (place, protocol)))
+    {
         let (pod, client) = (at(place.pod, 8080), at(place.outside, 5001));
         let packet = |from: SocketAddr, to: SocketAddr| {
             frame(protocol, (from.ip(), from.port()), (to.ip(), to.port()))
@@ -693,7 +759,7 @@ fn several_ways_from_one_port_to_one_backend() {
         let answer = |to| Frame { tcp_flags: SYN | ACK, ..packet(pod, to) };
         let node_ports = [30080, 30082, 30083].map(|port| at(place.node, port));
         for node_port in node_ports {
-            for service in [Tcp, Udp] {
+            for service in [Tcp, Udp, Sctp] {
                 node.set(frontend(node_port.ip(), node_port.port(), service), &[pod]);
             }
         }
@@ -835,7 +901,7 @@ fn a_node_ports_flow_to_another_nodes_pod_goes_on_under_the_nodes_address() {
     node.masquerade();
     for place in PLACES {
         let remote = at(place.remote, 8080);
-        for protocol in [Tcp, Udp] {
+        for protocol in [Tcp, Udp, Sctp] {
             node.set(frontend(place.node, 30080, protocol), &[remote]);
         }
         let attached = node.attachments();
@@ -849,7 +915,8 @@ fn a_node_ports_flow_to_another_nodes_pod_goes_on_under_the_nodes_address() {
             frame(protocol, (from.ip(), from.port()), (to.ip(), to.port()))
         };
         let node_port = at(place.node, 30080);
-        for (protocol, client) in [(TCP, at(place.outside, 3001)), (UDP, at(place.outside, 3002))] {
+        for (protocol, port) in [(TCP, 3001), (UDP, 3002), (SCTP, 3004)] {
+            let client = at(place.outside, port);
             let asked = pass(ingress, &packet(protocol, client, node_port));
             assert_eq!(asked, (client, remote));
             let (shown, target) = pass(egress, &packet(protocol, asked.0, asked.1));

@@ -1,0 +1,51 @@
+//! What a change of a packet changes in its CRC-32C (RFC 9260, appendix A): pure. A CRC is linear, so that the rest of the packet need not be
+//! looked at: the difference is that of the changed bytes, as far from the end as they are.
+
+/// The polynomial without its first term, bits in reverse.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+/// The polynomial 1, bits in reverse.
+const ONE: u32 = 1 << 31;
+
+/// By what a register changes when so many bytes of zero follow: the powers of two of x^8.
+const POWERS: [u32; u16::BITS as usize] = {
+    let mut powers = [ONE >> 8; u16::BITS as usize];
+    let mut at = 1;
+    while at < powers.len() {
+        powers[at] = multiply(powers[at - 1], powers[at - 1]);
+        at += 1;
+    }
+    powers
+};
+
+/// The difference of the CRCs of two packets of `length` bytes that differ in their first four, by `difference`: read, as the CRC is stored, in little-endian
+/// order.
+#[inline(always)]
+pub const fn change(difference: u32, length: u16) -> u32 {
+    let mut register = difference;
+    let mut bit = 0;
+    while bit < u16::BITS {
+        let factor = if (length >> bit) & 1 == 1 { POWERS[bit as usize] } else { ONE };
+        register = multiply(register, factor);
+        bit += 1;
+    }
+    register
+}
+
+/// Of polynomials over one bit, modulo the CRC's. Without branches, for the verifier.
+#[inline(always)]
+const fn multiply(one: u32, other: u32) -> u32 {
+    let (mut product, mut shifted) = (0, other);
+    let mut bit = 0;
+    while bit < u32::BITS {
+        product ^= shifted & mask(one << bit >> 31);
+        shifted = (shifted >> 1) ^ (POLYNOMIAL & mask(shifted & 1));
+        bit += 1;
+    }
+    product
+}
+
+/// All bits for 1, none for 0.
+#[inline(always)]
+const fn mask(bit: u32) -> u32 {
+    0_u32.wrapping_sub(bit)
+}
