@@ -8,7 +8,17 @@
 pub mod crc32c;
 pub mod select;
 
-/// Part of the pin path: maps of different layouts never meet.
+/// Part of the pin path: programs of different layouts never work on one map that is not the same to both.
+///
+/// An agent with a newer layout carries over what the maps of the older one hold, by the names of maps and fields alone (`dataplane`'s `attach::migrate`).
+/// So whoever changes a layout keeps to this:
+///
+/// - What means something else gets another name, be it a field, or a map whose elements do.
+/// - A new field that is zero means what was so before it was there.
+/// - A number may get another width, but for one in network byte order, and keeps its sign. A flow whose number does not fit any more is lost.
+/// - A field that was filled up with `reserved…` is made of it: such bytes are never copied.
+/// - Keys of networks ([`NetworkKey`], [`PortKey`]) do not change, and neither do the values that sockets store ([`SocketRecord`], [`Counted`], [`Tried`]): sockets that
+///   are open at the upgrade lose those.
 pub const LAYOUT_VERSION: u32 = 9;
 
 /// Names of the maps, as the kernel shows them (15 characters at most). The loader takes a map's name from its type

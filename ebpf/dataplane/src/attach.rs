@@ -9,6 +9,7 @@
 
 mod filters;
 mod links;
+mod migrate;
 mod pods;
 
 use std::collections::{BTreeSet, HashSet};
@@ -30,6 +31,7 @@ use dataplane_abi::{LAYOUT_VERSION, map};
 use crate::sys::TcxPlace;
 use crate::{MapError, Options, UplinkHook};
 use links::Target;
+use migrate::Migration;
 pub use pods::PodPrograms;
 
 /// The object that `cargo xtask build-ebpf` made; empty without one.
@@ -236,13 +238,9 @@ pub fn open(options: &Options) -> Result<(PinRoot, Maps, ForPods), OpenError> {
         return Err(OpenError::NotEmbedded);
     }
     let pins = pin_folder(&options.pin_root);
-    fs::create_dir_all(&pins).map_err(|source| OpenError::File {
-        operation: "create",
-        path: pins.clone(),
-        source,
-    })?;
+    create_folder(&options.pin_root)?;
     let root = lock(&options.pin_root)?;
-    let mut programs = load_object(&pins)?;
+    let (mut programs, migration) = prepare(options, &pins)?;
     let mut wanted = Attached::default();
     attach_sockets(&mut programs, options, &pins, &mut wanted)?;
     attach_uplinks(&mut programs, options, &pins, &mut wanted)?;
@@ -256,9 +254,61 @@ pub fn open(options: &Options) -> Result<(PinRoot, Maps, ForPods), OpenError> {
         bypass.adopt(&mut wanted)?;
     }
     let pods = ForPods { policy, bypass };
+    if let Some(migration) = migration {
+        migration.finish();
+    }
     links::remove_stale(&pins, &wanted.links)?;
     filters::remove(|place| place.folder == pins && !wanted.filters.contains(place))?;
     Ok((root, take_maps(&mut programs)?, pods))
+}
+
+/// The programs on the maps that are pinned, with what an older layout's hold.
+fn prepare(options: &Options, pins: &Path) -> Result<(Ebpf, Option<Migration>), OpenError> {
+    if let Some((mut migration, mut programs)) = migrate::stage(&options.pin_root, pins)? {
+        // Beforehand, so that the earlier programs and ours run on maps that differ for as short as can be.
+        load_all(&mut programs, options, migration.older())?;
+        if migration.carry()? {
+            migration.take_over();
+            return Ok((programs, Some(migration)));
+        }
+    }
+    create_folder(pins)?;
+    Ok((load_object(pins)?, None))
+}
+
+/// Loads every program that is going to be attached at once, also those that only some need and that are attached in the older layout.
+fn load_all(programs: &mut Ebpf, options: &Options, older: &Path) -> Result<(), OpenError> {
+    for name in SOCKET_PROGRAMS {
+        ensure_loaded(get::<CgroupSockAddr>(programs, name)?.load(), name)?;
+    }
+    ensure_loaded(get::<CgroupSock>(programs, RELEASE_PROGRAM)?.load(), RELEASE_PROGRAM)?;
+    if links::pin(older, TRIED_PROGRAM, None).exists() {
+        ensure_loaded(get::<SockOps>(programs, TRIED_PROGRAM)?.load(), TRIED_PROGRAM)?;
+    }
+    let uplinks = uplinks(options)?;
+    let concerned = |layer: Layer| uplinks.iter().any(|uplink| uplink.layer == layer);
+    let of_uplinks =
+        UPLINK_PROGRAMS.iter().filter(|(layer, _)| concerned(*layer)).map(|(_, program)| program);
+    let bypass = if pods::are_attached(older, BYPASS_PROGRAMS)? { BYPASS_PROGRAMS } else { &[] };
+    for LinkProgram { name, .. } in of_uplinks.chain(POLICY_PROGRAMS).chain(bypass) {
+        ensure_loaded(get::<SchedClassifier>(programs, name)?.load(), name)?;
+    }
+    Ok(())
+}
+
+fn ensure_loaded(loaded: Result<(), ProgramError>, name: &str) -> Result<(), OpenError> {
+    match loaded {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        loaded => loaded.map_err(|source| load_error(name, source)),
+    }
+}
+
+fn create_folder(path: &Path) -> Result<(), OpenError> {
+    fs::create_dir_all(path).map_err(|source| OpenError::File {
+        operation: "create",
+        path: path.into(),
+        source,
+    })
 }
 
 /// The programs, not loaded yet, on the maps that are pinned.
@@ -505,7 +555,7 @@ fn attach_socket(
     cgroup: &Cgroup,
     wanted: &mut Attached,
 ) -> Result<(), OpenError> {
-    program.load().map_err(|source| load_error(target.program, source))?;
+    ensure_loaded(program.load(), target.program)?;
     let (fd, loaded) = program.identity(target.program)?;
     if !links::adopt(&target, fd.as_fd(), &loaded)? {
         let link = program.attach(&cgroup.folder).map_err(|source| attach_error(&target, source))?;
@@ -550,7 +600,7 @@ fn attach_uplinks(
     pins: &Path,
     wanted: &mut Attached,
 ) -> Result<(), OpenError> {
-    let uplinks = options.uplinks.iter().map(|name| Uplink::of(name)).collect::<Result<Vec<_>, _>>()?;
+    let uplinks = uplinks(options)?;
     for (layer, program) in UPLINK_PROGRAMS {
         let concerned: Vec<&Uplink<'_>> = uplinks.iter().filter(|uplink| uplink.layer == *layer).collect();
         if concerned.is_empty() {
@@ -562,6 +612,10 @@ fn attach_uplinks(
         }
     }
     Ok(())
+}
+
+fn uplinks(options: &Options) -> Result<Vec<Uplink<'_>>, OpenError> {
+    options.uplinks.iter().map(|name| Uplink::of(name)).collect()
 }
 
 /// A loaded program for links.
@@ -576,7 +630,7 @@ impl Classifier {
     fn load(programs: &mut Ebpf, program: LinkProgram, hook: UplinkHook) -> Result<Self, OpenError> {
         let name = program.name;
         let loaded: &mut SchedClassifier = get(programs, name)?;
-        loaded.load().map_err(|source| load_error(name, source))?;
+        ensure_loaded(loaded.load(), name)?;
         let (fd, identity) = identity(loaded.fd(), loaded.info(), name)?;
         Ok(Self { program, hook, fd, identity })
     }

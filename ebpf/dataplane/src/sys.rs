@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "raw system calls")]
 
+pub mod maps;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

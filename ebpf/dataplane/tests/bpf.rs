@@ -4,6 +4,8 @@
 mod bypass;
 #[path = "bpf/hooks.rs"]
 mod hooks;
+#[path = "bpf/layouts.rs"]
+mod layouts;
 #[path = "bpf/mapped.rs"]
 mod mapped;
 #[path = "bpf/node.rs"]

@@ -10,7 +10,7 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use aya::programs::{ProgramFd, TcAttachType};
+use aya::programs::{ProgramFd, TcAttachType, loaded_programs};
 use linux::netlink::{Classifiers, Direction, Filter, FilterPlace, Netlink};
 use linux::netns::{self, Netns};
 
@@ -121,6 +121,40 @@ async fn ensure_clsact(netlink: &Netlink, wanted: &Wanted<'_>) -> Result<bool, O
         }
         None => netlink.add_clsact(wanted.link).await.map(|()| true).map_err(failed),
     }
+}
+
+/// Gives the filters that work on the maps in one folder their names for another. They run the same programs as before.
+pub fn move_all(from: &Path, to: &Path) -> Result<(), OpenError> {
+    converse(async |netlink| {
+        for (link, kind) in netlink.classifiers().await.map_err(failed)? {
+            if kind != Classifiers::Clsact {
+                continue;
+            }
+            for direction in DIRECTIONS {
+                for filter in netlink.filters(link, direction).await.map_err(failed)? {
+                    let place = ours(&filter, link, direction).filter(|place| place.folder == from);
+                    if let Some(place) = place {
+                        let name = format!("{}:{}", place.program, to.display());
+                        rename(netlink, &filter, name).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+async fn rename(netlink: &Netlink, filter: &Filter, name: String) -> Result<(), OpenError> {
+    let Some(program) =
+        loaded_programs().filter_map(Result::ok).find(|loaded| Some(loaded.id()) == filter.program)
+    else {
+        // Removed a moment ago.
+        return Ok(());
+    };
+    let program = program.fd().map_err(|source| super::load_error(&name, source))?;
+    let Filter { link, direction, priority, handle, .. } = *filter;
+    let place = FilterPlace { link, direction, priority, name };
+    netlink.replace_bpf_filter(&place, handle, program.as_fd()).await.map_err(failed)
 }
 
 /// Removes those of our filters that `stale` picks.

@@ -112,6 +112,23 @@ pub fn remove(pin: &Path) -> Result<bool, OpenError> {
     }
 }
 
+/// Gives the links that are pinned in one folder their pins in another.
+pub fn move_all(from: &Path, to: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::File { operation: "read", path: from.into(), source };
+    for entry in fs::read_dir(from).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            let path = entry.path();
+            fs::rename(&path, to.join(entry.file_name())).map_err(|source| OpenError::Link {
+                operation: "move",
+                path,
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a new link outlive this process.
 pub fn pin_new(link: FdLink, target: &Target<'_>) -> Result<(), OpenError> {
     link.pin(&target.pin).map(drop).map_err(|source| OpenError::Link {

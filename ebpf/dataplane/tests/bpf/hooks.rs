@@ -2,11 +2,12 @@
 
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use aya::programs::loaded_programs;
 use dataplane::Protocol::{Tcp, Udp};
 use dataplane::{Dataplane, OpenError, Target, UplinkHook};
-use dataplane_abi::counter;
+use dataplane_abi::{LAYOUT_VERSION, counter};
 use linux::netlink::{Direction, FilterPlace, Netlink};
 use linux::netns::Netns;
 
@@ -33,7 +34,7 @@ both_ways! {
     what_others_attached_stays_and_runs
     removal_leaves_nothing_on_the_uplink
     another_way_takes_the_place_of_the_first
-    another_layouts_programs_go_after_the_first_sync
+    a_newer_layouts_programs_go_after_the_first_sync
 }
 
 /// The node port of a server in the pod, asked from outside.
@@ -211,21 +212,21 @@ fn another_way_takes_the_place_of_the_first(hook: UplinkHook) {
     assert_eq!(ask(), "pod saw 192.0.2.9");
 }
 
-fn another_layouts_programs_go_after_the_first_sync(hook: UplinkHook) {
+fn a_newer_layouts_programs_go_after_the_first_sync(hook: UplinkHook) {
     let _links = Links::make();
     let mut node = Node::with_hook(hook);
     serve(&mut node);
-    // What a build with another layout left is what this one attached under another name.
+    // What a build with a newer layout left is what this one attached under another name.
+    let other = node.pins().with_file_name(format!("v{}", LAYOUT_VERSION + 1));
     node.crash();
     let by_filter = node.attachments().values().all(|attachment| attachment.held_by.starts_with("filter"));
     if by_filter {
-        rename_filters(&node);
+        rename_filters(&other);
     }
-    std::fs::rename(node.pins(), node.pins().with_file_name("v1")).unwrap();
+    std::fs::rename(node.pins(), &other).unwrap();
     assert_eq!(node.reopen(), 0);
     assert_eq!(ask(), "pod saw 192.0.2.9", "the earlier one goes on until the new one is complete");
     publish(&mut node);
-    let other = node.pins().with_file_name("v1");
     let dataplane = node.dataplane.as_mut().unwrap();
     dataplane.retain(&[frontend(NODE, 30080, Tcp)].into()).unwrap();
     assert!(other.exists(), "policies may be known later than services");
@@ -237,23 +238,22 @@ fn another_layouts_programs_go_after_the_first_sync(hook: UplinkHook) {
     assert_eq!(qdiscs(), ["noqueue"]);
 }
 
-/// Puts filters with another layout's name in the place of the node's.
-fn rename_filters(node: &Node) {
-    let folder = node.pins().with_file_name("v1");
+/// Gives the filters on all links the name of another layout.
+pub fn rename_filters(folder: &Path) {
     let here = Netns::current().unwrap();
     let work = || async {
         let netlink = Netlink::open().unwrap();
-        let link = netlink.classifiers().await.unwrap()[0].0;
-        for direction in [Direction::Ingress, Direction::Egress] {
-            for filter in netlink.filters(link, direction).await.unwrap() {
-                let Some(id) = filter.program else { continue };
-                let program =
-                    loaded_programs().filter_map(Result::ok).find(|program| program.id() == id).unwrap();
-                let name = filter.name.as_deref().unwrap().split(':').next().unwrap();
-                let name = format!("{name}:{}", folder.display());
-                let place = FilterPlace { link, direction, priority: filter.priority, name };
-                netlink.add_bpf_filter(&place, program.fd().unwrap().as_fd()).await.unwrap();
-                netlink.del_filter(&filter).await.unwrap();
+        for (link, _) in netlink.classifiers().await.unwrap() {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                for filter in netlink.filters(link, direction).await.unwrap() {
+                    let Some(id) = filter.program else { continue };
+                    let mut loaded = loaded_programs().filter_map(Result::ok);
+                    let program = loaded.find(|program| program.id() == id).unwrap().fd().unwrap();
+                    let name = filter.name.as_deref().unwrap().split(':').next().unwrap();
+                    let name = format!("{name}:{}", folder.display());
+                    let place = FilterPlace { link, direction, priority: filter.priority, name };
+                    netlink.replace_bpf_filter(&place, filter.handle, program.as_fd()).await.unwrap();
+                }
             }
         }
     };

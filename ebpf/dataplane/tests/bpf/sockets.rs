@@ -347,16 +347,16 @@ fn programs_of_other_maps_are_replaced() {
 }
 
 #[test]
-fn what_another_layout_left_goes_after_the_first_sync() {
+fn what_a_newer_layout_left_goes_after_the_first_sync() {
     let mut node = Node::open();
-    let earlier = std::path::Path::new("/sys/fs/bpf/orlop/v1");
-    std::fs::rename(pins(), earlier).unwrap();
+    let newer = pins().with_file_name(format!("v{}", LAYOUT_VERSION + 1));
+    std::fs::rename(pins(), &newer).unwrap();
     assert_eq!(node.reopen(), 0);
-    assert!(earlier.exists(), "translation goes on until the new one is complete");
+    assert!(newer.exists(), "translation goes on until the new one is complete");
     let dataplane = node.dataplane.as_mut().unwrap();
     dataplane.retain(&[].into()).unwrap();
     dataplane.retain_policies().unwrap();
-    assert!(!earlier.exists());
+    assert!(!newer.exists());
     assert!(pins().exists());
 }
 
