@@ -26,6 +26,7 @@ pub const LAYOUT_VERSION: u32 = 9;
 pub mod map {
     pub const FRONTENDS: &str = "ORLOP_FRONTENDS";
     pub const SERVICES: &str = "ORLOP_SERVICES";
+    pub const COUNTS: &str = "ORLOP_COUNTS";
     pub const TABLES: &str = "ORLOP_TABLES";
     pub const BACKENDS: &str = "ORLOP_BACKENDS";
     pub const AFFINITY: &str = "ORLOP_AFFINITY";
@@ -197,6 +198,28 @@ pub struct Service {
     /// How many choices were made in turn for clients of each [`Origin`], which may have other backends. Programs count; user space
     /// writes it once, with the slot.
     pub turns: [u32; 2],
+}
+
+/// What became of the new flows that asked for the service of a slot, since the slot is its. Of all processors together: with an array for
+/// each of them, 128 would take 192 MiB.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCounts {
+    /// Led to a backend: sockets that connected, pairs of an unconnected socket and an address, and flows of packets.
+    pub led: u64,
+    /// Refused or dropped, because there is no backend: calls and packets, each time.
+    pub no_backend: u64,
+    /// Packets that were dropped, because no source range holds the client.
+    pub forbidden: u64,
+}
+
+/// Which of the [`ServiceCounts`] is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Outcome {
+    Led = 0,
+    NoBackend = 1,
+    Forbidden = 2,
 }
 
 pub mod service_flag {
@@ -804,6 +827,7 @@ plain! {
     Address: 16 { words_be: [u32; 4] }
     FrontendKey: 20 { address: Address, port_be: u16, protocol: u8, reserved: u8 }
     Service: 56 { key: FrontendKey, sources: u32, inside: u64, outside: u64, flags: u32, affinity_seconds: u32, turns: [u32; 2] }
+    ServiceCounts: 24 { led: u64, no_backend: u64, forbidden: u64 }
     NetworkKey: 24 { prefix: u32, set: u32, address: Address }
     AffinityKey: 20 { client: Address, slot: u32 }
     Affinity: 24 { selection: u64, used: u64, backend: u32, generation: u32 }

@@ -173,6 +173,12 @@ pub fn least(reads: &mut impl Elements, offset: u32, length: u32) -> u32 {
         return 0;
     }
     let start = share(reads.random(), length);
+    least_from(reads, offset, length, start)
+}
+
+/// The same from the place `start` on.
+#[inline(always)]
+pub fn least_from(reads: &mut impl Elements, offset: u32, length: u32, start: u32) -> u32 {
     let (mut best, mut fewest) = (start, i32::MAX);
     for look in 0..LEAST_LOOKS {
         if look >= length {

@@ -6,8 +6,8 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkSto
 use aya_ebpf::macros::btf_map;
 use dataplane_abi::{
     Affinity, AffinityKey, Allowed, AllowedKey, Backend, Config, Connected, Counted, FlowKey, FlowValue,
-    FragmentKey, FragmentPorts, FrontendKey, NatKey, NatValue, PodPolicy, Service, ShownPeer, SocketRecord,
-    Tried, capacity,
+    FragmentKey, FragmentPorts, FrontendKey, NatKey, NatValue, PodPolicy, Service, ServiceCounts, ShownPeer,
+    SocketRecord, Tried, capacity,
 };
 
 /// User space writes these through memory instead of system calls.
@@ -20,6 +20,10 @@ pub static ORLOP_FRONTENDS: HashMap<FrontendKey, u32, { capacity::FRONTENDS }, N
 
 #[btf_map]
 pub static ORLOP_SERVICES: Array<Service, { capacity::FRONTENDS }, MMAPABLE> = Array::new();
+
+/// By slot, as the services.
+#[btf_map]
+pub static ORLOP_COUNTS: Array<ServiceCounts, { capacity::FRONTENDS }, MMAPABLE> = Array::new();
 
 #[btf_map]
 pub static ORLOP_TABLES: Array<u32, { capacity::TABLE_ENTRIES }, MMAPABLE> = Array::new();

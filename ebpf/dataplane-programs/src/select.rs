@@ -5,25 +5,25 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use dataplane_abi::select::{self, Elements, Reads};
 use dataplane_abi::{
-    Address, Affinity, AffinityKey, Backend, FrontendKey, NetworkKey, Origin, Scheduler, Selection, Service,
-    nat, service_flag,
+    Address, Affinity, AffinityKey, Backend, FrontendKey, NetworkKey, Origin, Outcome, Scheduler, Selection,
+    Service, nat, service_flag,
 };
 
 use crate::maps::{
-    ORLOP_AFF_OUT, ORLOP_AFFINITY, ORLOP_BACKENDS, ORLOP_FRONTENDS, ORLOP_SERVICES, ORLOP_SOURCES,
-    ORLOP_TABLES, fetch_add,
+    ORLOP_AFF_OUT, ORLOP_AFFINITY, ORLOP_BACKENDS, ORLOP_COUNTS, ORLOP_FRONTENDS, ORLOP_SERVICES,
+    ORLOP_SOURCES, ORLOP_TABLES, fetch_add,
 };
 
-/// What a lookup of a virtual address gave.
+/// What a lookup of a virtual address gave. Of a service that refuses, its slot.
 pub enum Choice {
     /// No service answers there: leave the traffic alone.
     NoService,
     /// A service without an endpoint: refuse.
-    NoBackend,
+    NoBackend(u32),
     /// A service of the node's own address that nobody gets an answer from: the node's kernel refuses in its words.
-    LeftToNode,
+    LeftToNode(u32),
     /// A service that clients from there may not ask.
-    Forbidden,
+    Forbidden(u32),
     /// And the service's flags.
     Backend(Chosen, u32),
 }
@@ -58,7 +58,7 @@ pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> Client) ->
     let Some((slot, service)) = look_up(key) else { return Choice::NoService };
     let mut maps = Maps::of(service, origin, &client);
     if !may_ask(&mut maps) {
-        return Choice::Forbidden;
+        return Choice::Forbidden(slot);
     }
     // SAFETY: array elements live as long as the map.
     let (affinity_seconds, flags) =
@@ -73,9 +73,9 @@ pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> Client) ->
     }
     match select::choose(&mut maps, flags) {
         select::Choice::NoBackend if origin == Origin::Outside && is_left_to_node(service) => {
-            Choice::LeftToNode
+            Choice::LeftToNode(slot)
         }
-        select::Choice::NoBackend => Choice::NoBackend,
+        select::Choice::NoBackend => Choice::NoBackend(slot),
         select::Choice::Backend(any) => {
             if let Some(key) = remembered {
                 remember(origin, &key, any);
@@ -113,6 +113,12 @@ pub fn still_there(
     let mut maps = maps(service);
     let selection = select::find(&mut maps, pick.id)?;
     may_ask(&mut maps).then_some(Pick { slot, selection, ..pick })
+}
+
+/// Counts a new flow for the service of a slot.
+#[inline(always)]
+pub fn count(slot: u32, outcome: Outcome) {
+    orlop_count(slot, outcome as u32);
 }
 
 /// Source ranges are for clients outside.
@@ -346,3 +352,24 @@ pub extern "C" fn orlop_narrow(offset: u32, id: u32, bounds: u64) -> u64 {
 pub extern "C" fn orlop_spare(offset: u32, length: u32, meant: u32) -> u32 {
     select::spare(&mut Shared, offset, length, meant)
 }
+
+/// Always 0: a global function gives something.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn orlop_count(slot: u32, outcome: u32) -> u32 {
+    let Some(counts) = ORLOP_COUNTS.get_ptr(slot) else { return 0 };
+    let counts = counts.cast_mut();
+    // SAFETY: array elements live as long as the map; only programs write this one while the slot is in use.
+    unsafe {
+        let count = match outcome {
+            LED => &raw mut (*counts).led,
+            FORBIDDEN => &raw mut (*counts).forbidden,
+            _ => &raw mut (*counts).no_backend,
+        };
+        fetch_add(count, 1);
+    }
+    0
+}
+
+const LED: u32 = Outcome::Led as u32;
+const FORBIDDEN: u32 = Outcome::Forbidden as u32;

@@ -14,8 +14,8 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use dataplane_abi::{
-    Address, Connected, Counted, FlowKey, FlowValue, FrontendKey, Origin, Scheduler, ShownPeer, SocketRecord,
-    counter, flow, protocol, record, service_flag,
+    Address, Connected, Counted, FlowKey, FlowValue, FrontendKey, Origin, Outcome, Scheduler, ShownPeer,
+    SocketRecord, counter, flow, protocol, record, service_flag,
 };
 
 use crate::maps::{
@@ -153,7 +153,9 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
             forget(ctx);
             ALLOW
         }
-        Choice::NoBackend | Choice::LeftToNode | Choice::Forbidden => refuse(counter::CONNECT_NO_BACKEND),
+        Choice::NoBackend(slot) | Choice::LeftToNode(slot) | Choice::Forbidden(slot) => {
+            refuse(slot, counter::CONNECT_NO_BACKEND)
+        }
         Choice::Backend(chosen, flags) => {
             if Scheduler::of(flags) == Scheduler::LeastConnection {
                 count_connection(ctx, chosen.pick);
@@ -167,6 +169,7 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
             }
             set_peer(ctx, family, chosen.address, chosen.port_be);
             count(counter::CONNECT_TRANSLATED);
+            select::count(chosen.pick.slot, Outcome::Led);
             ALLOW
         }
     }
@@ -192,12 +195,15 @@ fn send(ctx: &SockAddrContext, family: Family) -> i32 {
     }
     match select::select(&key, Origin::Inside, || client(ctx)) {
         Choice::NoService => ALLOW,
-        Choice::NoBackend | Choice::LeftToNode | Choice::Forbidden => refuse(counter::SENDMSG_NO_BACKEND),
+        Choice::NoBackend(slot) | Choice::LeftToNode(slot) | Choice::Forbidden(slot) => {
+            refuse(slot, counter::SENDMSG_NO_BACKEND)
+        }
         Choice::Backend(chosen, _) => {
             remember_flow(ctx, peer, chosen);
             note_sent(ctx, peer, chosen);
             set_peer(ctx, family, chosen.address, chosen.port_be);
             count(counter::SENDMSG_TRANSLATED);
+            select::count(chosen.pick.slot, Outcome::Led);
             ALLOW
         }
     }
@@ -253,8 +259,9 @@ fn netns_cookie(ctx: &SockAddrContext) -> u64 {
 
 /// The caller gets ECONNREFUSED, as from a host where nobody listens.
 #[inline(always)]
-fn refuse(reason: u32) -> i32 {
+fn refuse(slot: u32, reason: u32) -> i32 {
     count(reason);
+    select::count(slot, Outcome::NoBackend);
     // SAFETY: the helper only sets what this hook returns to the caller.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     DENY

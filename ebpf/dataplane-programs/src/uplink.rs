@@ -19,7 +19,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use dataplane_abi::{Address, Config, Masquerade, NatKey, NatValue, Origin, counter, nat, protocol};
+use dataplane_abi::{Address, Config, Masquerade, NatKey, NatValue, Origin, Outcome, counter, nat, protocol};
 
 use crate::collision;
 use crate::maps::{Flows, ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
@@ -320,16 +320,19 @@ pub fn begin(ctx: &TcContext, packet: &Packet, origin: Origin) -> i32 {
     match select::select(&packet.frontend(), origin, client) {
         // It went this moment.
         Choice::NoService => NEXT,
-        Choice::NoBackend => {
+        Choice::NoBackend(slot) => {
             count(no_backend(origin));
+            select::count(slot, Outcome::NoBackend);
             DROP
         }
-        Choice::LeftToNode => {
+        Choice::LeftToNode(slot) => {
             count(counter::NODE_PORT_NO_BACKEND);
+            select::count(slot, Outcome::NoBackend);
             NEXT
         }
-        Choice::Forbidden => {
+        Choice::Forbidden(slot) => {
             count(counter::SOURCE_REFUSED);
+            select::count(slot, Outcome::Forbidden);
             DROP
         }
         // Its own address would come back to it as its peer's. From outside a flow goes on under the node's address.
@@ -355,6 +358,7 @@ pub fn begin(ctx: &TcContext, packet: &Packet, origin: Origin) -> i32 {
                 return DROP;
             }
             count(translated(origin));
+            select::count(chosen.pick.slot, Outcome::Led);
             translate_in(ctx, packet, &entry, origin)
         }
     }

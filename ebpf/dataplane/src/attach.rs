@@ -97,6 +97,7 @@ fn link_programs() -> impl Iterator<Item = &'static str> {
 const PINNED_MAPS: &[&str] = &[
     map::FRONTENDS,
     map::SERVICES,
+    map::COUNTS,
     map::TABLES,
     map::BACKENDS,
     map::AFFINITY,
@@ -180,7 +181,11 @@ pub struct Maps {
     pub frontends: Map,
     pub sources: Map,
     pub connected: Map,
+    /// By [`Origin`](dataplane_abi::Origin), as the flows.
+    pub affinity: [Map; 2],
+    pub flows: [Map; 2],
     pub services: MapData,
+    pub counts: MapData,
     pub tables: MapData,
     pub backends: MapData,
     pub config: Map,
@@ -434,11 +439,13 @@ fn shape(name: &str) -> (u32, u32, u32) {
     };
     use dataplane_abi::{
         Allowed, AllowedKey, FragmentKey, FragmentPorts, NatValue, NetworkKey, PodPolicy, PortKey, Service,
+        ServiceCounts,
     };
     use dataplane_abi::{ShownPeer, SocketRecord, Tried, capacity};
     let (key, value, elements) = match name {
         map::FRONTENDS => (size_of::<FrontendKey>(), 4, capacity::FRONTENDS),
         map::SERVICES => (4, size_of::<Service>(), capacity::FRONTENDS),
+        map::COUNTS => (4, size_of::<ServiceCounts>(), capacity::FRONTENDS),
         map::TABLES => (4, 4, capacity::TABLE_ENTRIES),
         map::BACKENDS => (4, size_of::<Backend>(), capacity::BACKENDS),
         map::AFFINITY | map::AFFINITY_OUTSIDE => {
@@ -702,7 +709,10 @@ fn take_maps(programs: &mut Ebpf) -> Result<Maps, OpenError> {
         frontends: take(map::FRONTENDS)?,
         sources: take(map::SOURCES)?,
         connected: take(map::CONNECTED)?,
+        affinity: [take(map::AFFINITY)?, take(map::AFFINITY_OUTSIDE)?],
+        flows: [take(map::NAT)?, take(map::INBOUND)?],
         services: array(take(map::SERVICES)?, map::SERVICES)?,
+        counts: array(take(map::COUNTS)?, map::COUNTS)?,
         tables: array(take(map::TABLES)?, map::TABLES)?,
         backends: array(take(map::BACKENDS)?, map::BACKENDS)?,
         config: take(map::CONFIG)?,

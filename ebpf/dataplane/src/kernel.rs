@@ -1,6 +1,7 @@
 //! The maps in the kernel: arrays written through shared memory, hashes by system call.
 
 mod array;
+mod reading;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -8,14 +9,15 @@ use std::os::fd::AsFd;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_abi::{
-    Address, Backend, Config, Connected, FrontendKey, NetworkKey, Origin, PodPolicy, PortKey, Selection,
-    Service, capacity, counter, map,
+    Address, Affinity, AffinityKey, Backend, Config, Connected, FrontendKey, NatKey, NatValue, NetworkKey,
+    Origin, PodPolicy, PortKey, Selection, Service, ServiceCounts, capacity, counter, map,
 };
 
 use crate::attach::Maps;
 use crate::model::{Found, Write};
 use crate::{policy, sys};
 use array::MappedArray;
+use reading::read_all;
 
 /// A map that could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +29,14 @@ pub enum MapError {
 }
 
 const SERVICE_SIZE: usize = size_of::<Service>();
+const COUNTS_SIZE: usize = size_of::<ServiceCounts>();
 const BACKEND_SIZE: usize = size_of::<Backend>();
 const CONFIG_SIZE: usize = size_of::<Config>();
 const CONNECTED_SIZE: usize = size_of::<Connected>();
+const AFFINITY_KEY_SIZE: usize = size_of::<AffinityKey>();
+const AFFINITY_SIZE: usize = size_of::<Affinity>();
+const NAT_KEY_SIZE: usize = size_of::<NatKey>();
+const NAT_SIZE: usize = size_of::<NatValue>();
 const POD_SIZE: usize = size_of::<PodPolicy>();
 const KEY_SIZE: usize = size_of::<FrontendKey>();
 
@@ -39,7 +46,12 @@ pub struct Kernel {
     connected: HashMap<MapData, u64, [u8; CONNECTED_SIZE]>,
     /// The same map, to be read as a whole.
     all_connected: MapData,
+    /// By [`Origin`], as the next ones.
+    affinity: [HashMap<MapData, [u8; AFFINITY_KEY_SIZE], [u8; AFFINITY_SIZE]>; 2],
+    all_affinity: [MapData; 2],
+    flows: [HashMap<MapData, [u8; NAT_KEY_SIZE], [u8; NAT_SIZE]>; 2],
     services: MappedArray<SERVICE_SIZE>,
+    counts: MappedArray<COUNTS_SIZE>,
     tables: MappedArray<4>,
     backends: MappedArray<BACKEND_SIZE>,
     config: Array<MapData, [u8; CONFIG_SIZE]>,
@@ -51,16 +63,25 @@ pub struct Kernel {
 
 impl Kernel {
     pub fn open(maps: Maps) -> Result<Self, MapError> {
-        let all_connected = twin(&maps.connected).map_err(|source| MapError::System {
-            operation: format!("open map {} again", map::CONNECTED),
-            source,
-        })?;
+        let [inside, outside] = maps.affinity;
+        let all_affinity = [twin(map::AFFINITY, &inside)?, twin(map::AFFINITY_OUTSIDE, &outside)?];
+        let [nat, inbound] = maps.flows;
         Ok(Self {
-            all_connected,
+            all_connected: twin(map::CONNECTED, &maps.connected)?,
+            affinity: [
+                typed(map::AFFINITY, HashMap::try_from(inside))?,
+                typed(map::AFFINITY_OUTSIDE, HashMap::try_from(outside))?,
+            ],
+            all_affinity,
+            flows: [
+                typed(map::NAT, HashMap::try_from(nat))?,
+                typed(map::INBOUND, HashMap::try_from(inbound))?,
+            ],
             frontends: typed(map::FRONTENDS, HashMap::try_from(maps.frontends))?,
             sources: typed(map::SOURCES, LpmTrie::try_from(maps.sources))?,
             connected: typed(map::CONNECTED, HashMap::try_from(maps.connected))?,
             services: MappedArray::map(maps.services, capacity::FRONTENDS)?,
+            counts: MappedArray::map(maps.counts, capacity::FRONTENDS)?,
             tables: MappedArray::map(maps.tables, capacity::TABLE_ENTRIES)?,
             backends: MappedArray::map(maps.backends, capacity::BACKENDS)?,
             config: typed(map::CONFIG, Array::try_from(maps.config))?,
@@ -162,7 +183,11 @@ impl Kernel {
                     self.tables.write(index, id.to_ne_bytes());
                 }
             }
-            Write::Service { slot, value } => self.services.write(*slot, value.to_bytes()),
+            Write::Service { slot, value } => {
+                // Nobody counts there: no program still reads the slot as its last service's.
+                self.counts.write(*slot, ServiceCounts::default().to_bytes());
+                self.services.write(*slot, value.to_bytes());
+            }
             Write::Clear { slot } => {
                 let [flags, inside, outside] = [
                     std::mem::offset_of!(Service, flags),
@@ -229,10 +254,7 @@ impl Kernel {
 
     /// UDP sockets that connected to a virtual address, by cookie. Those that come or go meanwhile may be there or not.
     pub fn connected(&self) -> Result<Vec<(u64, Connected)>, MapError> {
-        let all = sys::read_hash(&self.all_connected).map_err(|source| MapError::System {
-            operation: format!("read map {}", map::CONNECTED),
-            source,
-        })?;
+        let all = read_all(map::CONNECTED, &self.all_connected)?;
         let each = all.into_iter();
         Ok(each.map(|(cookie, value)| (u64::from_ne_bytes(cookie), Connected::from_bytes(value))).collect())
     }
@@ -278,9 +300,12 @@ fn removed(map: &'static str, result: Result<(), aya::maps::MapError>) -> Result
 }
 
 /// Another handle of a hash map.
-fn twin(map: &Map) -> io::Result<MapData> {
-    let Map::LruHashMap(data) = map else { return Err(io::ErrorKind::InvalidInput.into()) };
-    MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?).map_err(io::Error::other)
+fn twin(name: &str, map: &Map) -> Result<MapData, MapError> {
+    let again = || -> io::Result<MapData> {
+        let Map::LruHashMap(data) = map else { return Err(io::ErrorKind::InvalidInput.into()) };
+        MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?).map_err(io::Error::other)
+    };
+    again().map_err(|source| MapError::System { operation: format!("open map {name} again"), source })
 }
 
 fn network_key(key: &Key<[u32; 5]>) -> NetworkKey {

@@ -8,11 +8,13 @@
 //! programs and maps as they are.
 
 mod attach;
+mod inspect;
 mod kernel;
 mod model;
 mod orphans;
 pub mod policy;
 mod sys;
+pub mod trace;
 mod unapplied;
 
 use std::collections::{BTreeSet, HashSet};
@@ -24,7 +26,7 @@ use std::sync::Arc;
 
 use attach::{ForPods, PinRoot, PodPrograms};
 use dataplane_abi::Config;
-pub use dataplane_abi::{Origin, Scheduler, counter};
+pub use dataplane_abi::{Origin, Scheduler, Selection, ServiceCounts, counter};
 use ipnetwork::IpNetwork;
 use kernel::Kernel;
 use linux::netns::Netns;
@@ -32,6 +34,7 @@ use model::{Capacity, Model};
 use unapplied::Unapplied;
 
 pub use attach::OpenError;
+pub use inspect::{Backend, Programmed, Stays};
 pub use kernel::{MapError, wait_for_readers};
 pub use model::{Full, Resource};
 pub use orphans::{EndError, Ended, Orphan, end};
@@ -68,6 +71,21 @@ pub enum Protocol {
     Sctp,
 }
 
+impl Protocol {
+    const NAMES: [(Self, &'static str); 3] =
+        [(Self::Tcp, "TCP"), (Self::Udp, "UDP"), (Self::Sctp, "SCTP")];
+
+    /// As the Kubernetes API writes it.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(protocol, _)| *protocol == self).map_or("", |(_, name)| name)
+    }
+
+    /// The protocol of a name, in capitals or not.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(_, known)| known.eq_ignore_ascii_case(name)).map(|(protocol, _)| *protocol)
+    }
+}
+
 /// An address and port that a service answers at: a cluster IP, or a node port on one of the node's addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
@@ -78,12 +96,7 @@ pub struct Frontend {
 
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = match self.protocol {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-            Protocol::Sctp => "SCTP",
-        };
-        write!(f, "{}/{protocol}", SocketAddr::new(self.address, self.port))
+        write!(f, "{}/{}", SocketAddr::new(self.address, self.port), self.protocol.name())
     }
 }
 

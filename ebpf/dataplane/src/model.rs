@@ -7,7 +7,7 @@
 mod maglev;
 mod pool;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU8, NonZeroU32};
 use std::sync::Arc;
@@ -422,6 +422,37 @@ impl Model {
 
     pub fn frontends(&self) -> impl Iterator<Item = Frontend> {
         self.entries.keys().copied()
+    }
+
+    /// Every frontend, with its slot.
+    pub fn slots(&self) -> impl Iterator<Item = (Frontend, u32)> {
+        self.entries.iter().map(|(frontend, entry)| (*frontend, entry.slot))
+    }
+
+    /// The numbers of all backends.
+    pub fn backend_numbers(&self) -> impl Iterator<Item = u32> {
+        self.uses.keys().copied()
+    }
+
+    /// The backends that one frontend's tables name.
+    pub fn listed_by(&self, frontend: Frontend) -> BTreeSet<u32> {
+        let lists = self.entries.get(&frontend).into_iter().flat_map(Entry::lists);
+        lists.flat_map(|list| list.backends.iter().copied()).collect()
+    }
+
+    /// These, and those of no table that still serve its clients.
+    pub fn backends_of(&self, frontend: Frontend) -> BTreeSet<u32> {
+        let mut all = self.listed_by(frontend);
+        all.extend(self.entries.get(&frontend).into_iter().flat_map(|entry| &entry.draining));
+        all
+    }
+
+    pub fn is_empty_inside(&self, frontend: Frontend) -> bool {
+        self.entries.get(&frontend).is_none_or(|entry| entry.inside.backends.is_empty())
+    }
+
+    pub fn scheduler(&self, frontend: Frontend) -> Option<Scheduler> {
+        self.entries.get(&frontend).map(|entry| Scheduler::of(entry.flags))
     }
 
     /// Every frontend, and where it leads; endpoints in the order of their addresses.

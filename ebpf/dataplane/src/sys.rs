@@ -194,6 +194,12 @@ pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
+/// The clock by which programs note when a client was led, in nanoseconds.
+pub fn now() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+}
+
 /// How long [`wait_for_readers`] waits where the kernel offers no grace period to user space. Programs run for microseconds
 /// with preemption of their thread at most in between; a reader that is stopped for longer than this may see a reused slot.
 const READERS_PAUSE: Duration = Duration::from_millis(250);

@@ -10,6 +10,8 @@ mod layouts;
 mod mapped;
 #[path = "bpf/node.rs"]
 mod node;
+#[path = "bpf/observe.rs"]
+mod observe;
 #[path = "bpf/orphans.rs"]
 mod orphans;
 #[path = "bpf/packets.rs"]

@@ -46,6 +46,14 @@ impl<const SIZE: usize> MappedArray<SIZE> {
         unsafe { self.element(index).cast::<[u8; SIZE]>().read_volatile() }
     }
 
+    /// One aligned word of an element, which programs may be changing.
+    pub fn load_word(&self, index: u32, offset: usize) -> u64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= SIZE, "a word inside the element");
+        // SAFETY: as in `store_word`.
+        let word_at = unsafe { AtomicU64::from_ptr(self.element(index).add(offset).cast()) };
+        word_at.load(Ordering::Relaxed)
+    }
+
     /// Writes an element that no program reads yet.
     pub fn write(&mut self, index: u32, value: [u8; SIZE]) {
         // SAFETY: as in `read`.

@@ -12,7 +12,7 @@ use crate::node::{Links, Node, PLACES, Place, ask_tcp, ask_udp, at, frontend, in
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// Where the name stands in an answer.
-fn name(answer: &str) -> char {
+pub fn name(answer: &str) -> char {
     answer.chars().next().unwrap()
 }
 
@@ -142,7 +142,7 @@ fn by_source_a_client_of_the_node_stays_and_by_maglev_it_does_not() {
 }
 
 /// Which endpoint each port of the host outside is led to by a node port.
-fn led(place: Place, ports: &[u16]) -> BTreeMap<u16, char> {
+pub fn led(place: Place, ports: &[u16]) -> BTreeMap<u16, char> {
     let ports = ports.to_vec();
     let client = inside("outside", move || {
         let one = |port: u16| {
