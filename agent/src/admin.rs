@@ -1,7 +1,13 @@
 //! The node's own question desk: a unix socket on which `orlopctl` asks what this agent holds.
 //!
-//! In: one line per connection, the name of a [`Question`]. Out: one JSON document, `{"ok": …}` or `{"error": "…"}`. Only root
-//! can open the socket. Answers are read-only.
+//! In: one line per connection, a [`Question`]. Out: one JSON document, `{"ok": …}` or `{"error": "…"}`. Only root can open the socket.
+//! Answers are read-only. `question` says what can be asked, `services` answers about Services, `trace` puts a trace into words, `pods` knows
+//! this node's pods as clients.
+
+mod pods;
+mod question;
+mod services;
+mod trace;
 
 use std::fs::Permissions;
 use std::io;
@@ -9,58 +15,32 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+pub use pods::Pods;
+pub use question::{Address, Client, Namespace, Question, ServiceName, Unclear};
+pub use services::Desk;
+
 use crate::api::chain;
 use crate::policies::Guard;
-use crate::services::Dataplane;
+use crate::services::{Dataplane, Directory};
 
-/// Longest question, bytes.
-const MAX_QUESTION_BYTES: u64 = 64;
 /// How long one conversation may take.
 const CONVERSATION_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Question {
-    Images,
-    Sandboxes,
-    Containers,
-    Services,
-    Policies,
-    Counters,
-}
-
-impl Question {
-    const ALL: [(Self, &'static str); 6] = [
-        (Self::Images, "images"),
-        (Self::Sandboxes, "sandboxes"),
-        (Self::Containers, "containers"),
-        (Self::Services, "services"),
-        (Self::Policies, "policies"),
-        (Self::Counters, "counters"),
-    ];
-
-    /// Its name on the wire.
-    pub fn as_str(self) -> &'static str {
-        Self::ALL.iter().find(|(question, _)| *question == self).map_or("", |(_, name)| *name)
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(_, known)| *known == name).map(|(question, _)| *question)
-    }
-}
+/// Longest answer that is read, bytes: twenty thousand Services with long names take half.
+const MAX_ANSWER_BYTES: u64 = 32 << 20;
 
 /// What the answers come from.
 #[derive(Clone)]
 pub struct Context {
-    pub runtime: runtime::Runtime,
+    /// None: somebody else runs the pods.
+    pub runtime: Option<runtime::Runtime>,
     pub dataplane: Option<Dataplane>,
+    pub directory: Directory,
     pub policies: Guard,
     pub shutdown: CancellationToken,
 }
@@ -72,26 +52,6 @@ pub struct Error {
     operation: &'static str,
     path: PathBuf,
     source: io::Error,
-}
-
-/// A frontend and where it leads.
-#[derive(Debug, Serialize)]
-struct Frontend {
-    address: String,
-    protocol: String,
-    endpoints: Vec<String>,
-    /// The endpoints for traffic from outside of the node, where they are others.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    outside: Option<Vec<String>>,
-    /// How long a client stays with its endpoint.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    affinity_seconds: Option<std::num::NonZeroU32>,
-    /// How an endpoint is chosen, where that is not at random.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scheduler: Option<&'static str>,
-    /// The networks that may ask from outside of the node.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sources: Option<Vec<String>>,
 }
 
 /// Binds the socket. One that an earlier agent left is replaced: there is one agent per state folder.
@@ -127,11 +87,13 @@ pub async fn run(listener: UnixListener, context: Context) {
 }
 
 async fn talk(mut stream: UnixStream, context: &Context) -> io::Result<()> {
-    let mut line = String::new();
-    BufReader::new((&mut stream).take(MAX_QUESTION_BYTES)).read_line(&mut line).await?;
-    let answer = match Question::parse(line.trim()) {
-        Some(question) => answer(question, context).await,
-        None => Err(format!("there is no question \"{}\"", line.trim())),
+    let mut line = Vec::new();
+    // One byte more than is allowed, to tell.
+    let limit = question::MAX_BYTES as u64 + 1;
+    BufReader::new((&mut stream).take(limit)).read_until(b'\n', &mut line).await?;
+    let answer = match Question::parse(line.trim_ascii_end()) {
+        Ok(question) => answer(question, context).await,
+        Err(reason) => Err(reason),
     };
     let document = match answer {
         Ok(value) => json!({"ok": value}),
@@ -144,10 +106,9 @@ async fn talk(mut stream: UnixStream, context: &Context) -> io::Result<()> {
 async fn answer(question: Question, context: &Context) -> Result<Value, String> {
     let shown = |value: Result<Value, serde_json::Error>| value.map_err(|error| error.to_string());
     match question {
-        Question::Images => shown(serde_json::to_value(context.runtime.list_images())),
-        Question::Sandboxes => shown(serde_json::to_value(context.runtime.list().sandboxes)),
-        Question::Containers => shown(serde_json::to_value(context.runtime.list().containers)),
-        Question::Services => shown(serde_json::to_value(services(with_dataplane(context)?))),
+        Question::Images => shown(serde_json::to_value(with_runtime(context)?.list_images())),
+        Question::Sandboxes => shown(serde_json::to_value(with_runtime(context)?.list().sandboxes)),
+        Question::Containers => shown(serde_json::to_value(with_runtime(context)?.list().containers)),
         Question::Policies => shown(serde_json::to_value(context.policies.list().await?)),
         Question::Counters => {
             let counters = with_dataplane(context)?.with(|dataplane| dataplane.counters());
@@ -157,64 +118,59 @@ async fn answer(question: Question, context: &Context) -> Result<Value, String> 
             });
             Ok(Value::Object(named.collect()))
         }
+        Question::Drops => services::drops(with_dataplane(context)?),
+        Question::Services { namespace } => look(context, move |desk| desk.list(namespace.as_ref())).await,
+        Question::Service { of } => look(context, move |desk| desk.get(&of)).await,
+        Question::Backends { of } => look(context, move |desk| desk.backends(of.as_ref())).await,
+        Question::Affinity { of } => look(context, move |desk| desk.affinity(of.as_ref())).await,
+        Question::Trace { to, from } => look(context, move |desk| desk.trace(&to, &from)).await,
     }
+}
+
+/// On a thread that may block: maps are read, and namespaces of pods are looked into.
+async fn look(
+    context: &Context,
+    work: impl FnOnce(&Desk<'_>) -> Result<Value, String> + Send + 'static,
+) -> Result<Value, String> {
+    let dataplane = with_dataplane(context)?.clone();
+    let directory = context.directory.clone();
+    let sandboxes = context.runtime.as_ref().map(|runtime| runtime.list().sandboxes);
+    let looking = tokio::task::spawn_blocking(move || {
+        let pods = Pods::new(sandboxes);
+        work(&Desk { directory: &directory, dataplane: &dataplane, pods: &pods })
+    });
+    looking.await.map_err(|error| error.to_string())?
 }
 
 fn with_dataplane(context: &Context) -> Result<&Dataplane, String> {
-    context.dataplane.as_ref().ok_or_else(|| "services are not translated by this agent".to_owned())
+    context.dataplane.as_ref().ok_or_else(|| {
+        "this agent leads no Services (--service-proxy none): ask the one that does, with --socket".to_owned()
+    })
 }
 
-fn services(dataplane: &Dataplane) -> Vec<Frontend> {
-    let mut all = dataplane.with(|dataplane| dataplane.list());
-    all.sort_by_key(|(frontend, _)| *frontend);
-    let shown = |(frontend, target): (dataplane::Frontend, dataplane::Target)| Frontend {
-        address: std::net::SocketAddr::new(frontend.address, frontend.port).to_string(),
-        protocol: match frontend.protocol {
-            dataplane::Protocol::Tcp => "TCP".to_owned(),
-            dataplane::Protocol::Udp => "UDP".to_owned(),
-            dataplane::Protocol::Sctp => "SCTP".to_owned(),
-        },
-        endpoints: shares(&target.inside),
-        outside: (target.outside != target.inside).then(|| shares(&target.outside)),
-        affinity_seconds: target.affinity_seconds,
-        scheduler: scheduler(target.scheduler),
-        sources: target.sources.map(|ranges| ranges.iter().map(ToString::to_string).collect()),
-    };
-    all.into_iter().map(shown).collect()
-}
-
-/// Each endpoint once, and how many shares of the new connections it has, if those are several. `endpoints` are sorted.
-fn shares(endpoints: &[std::net::SocketAddr]) -> Vec<String> {
-    let same = endpoints.chunk_by(|one, next| one == next);
-    let shown = same.filter_map(|all| match all {
-        [one] => Some(one.to_string()),
-        [one, ..] => Some(format!("{one} x{}", all.len())),
-        [] => None,
-    });
-    shown.collect()
-}
-
-/// As the annotation names it; `wrr` is `rr` with shares.
-fn scheduler(scheduler: dataplane::Scheduler) -> Option<&'static str> {
-    match scheduler {
-        dataplane::Scheduler::Random => None,
-        dataplane::Scheduler::RoundRobin => Some("rr"),
-        dataplane::Scheduler::LeastConnection => Some("lc"),
-        dataplane::Scheduler::SourceHash => Some("sh"),
-        dataplane::Scheduler::Maglev => Some("mh"),
-    }
+fn with_runtime(context: &Context) -> Result<&runtime::Runtime, String> {
+    let none =
+        "this is the service proxy alone: images, sandboxes and containers are the container runtime's";
+    context.runtime.as_ref().ok_or_else(|| none.to_owned())
 }
 
 /// Asks the agent that listens on `socket`, from a program without an asynchronous runtime.
-pub fn ask(socket: &Path, question: Question) -> Result<Value, AskError> {
+pub fn ask(socket: &Path, question: &Question) -> Result<Value, AskError> {
     use std::io::{Read, Write};
     let failed = |operation| move |source| AskError::Io { operation, path: socket.to_owned(), source };
     let mut stream =
         std::os::unix::net::UnixStream::connect(socket).map_err(failed("connect to the agent at"))?;
-    let line = format!("{}\n", question.as_str());
+    let mut line = serde_json::to_string(question).map_err(|source| AskError::Malformed { source })?;
+    line.push('\n');
     stream.write_all(line.as_bytes()).map_err(failed("ask the agent at"))?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).map_err(failed("read the answer of the agent at"))?;
+    let whole = stream
+        .take(MAX_ANSWER_BYTES)
+        .read_to_string(&mut text)
+        .map_err(failed("read the answer of the agent at"))?;
+    if whole as u64 == MAX_ANSWER_BYTES {
+        return Err(AskError::TooLong { limit: MAX_ANSWER_BYTES });
+    }
     let mut document: Value = serde_json::from_str(&text).map_err(|source| AskError::Malformed { source })?;
     match document.get_mut("ok") {
         Some(value) => Ok(value.take()),
@@ -227,6 +183,8 @@ pub fn ask(socket: &Path, question: Question) -> Result<Value, AskError> {
 pub enum AskError {
     #[error("{operation} {path}: is orlop-agent running on this node?")]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("the agent's answer is longer than {limit} bytes: ask about one namespace or Service")]
+    TooLong { limit: u64 },
     #[error("the agent's answer is not JSON")]
     Malformed { source: serde_json::Error },
     #[error("{reason}")]
@@ -234,14 +192,4 @@ pub enum AskError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::Question;
-
-    #[test]
-    fn every_question_has_a_name_of_its_own() {
-        for (question, name) in Question::ALL {
-            assert_eq!((question.as_str(), Question::parse(name)), (name, Some(question)));
-        }
-        assert_eq!(Question::parse("secrets"), None);
-    }
-}
+mod tests;

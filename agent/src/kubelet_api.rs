@@ -44,7 +44,7 @@ use crate::api::chain;
 use crate::events::Recorder;
 use crate::metrics::Metrics;
 use crate::pods;
-use crate::services::Dataplane;
+use crate::services::{Dataplane, Directory};
 use crate::settings::Settings;
 use identity::Caller;
 
@@ -71,6 +71,7 @@ pub struct Context {
     /// For the count of Events that were dropped.
     pub recorder: Recorder,
     pub dataplane: Option<Dataplane>,
+    pub directory: Directory,
     pub metrics: Metrics,
     pub shutdown: CancellationToken,
 }

@@ -2,12 +2,15 @@
 //!
 //! In: watches of Services and EndpointSlices, the own Node, and what the node knows of the end of its own pods ([`Departures`]). Out:
 //! [`Cache`], a snapshot for whoever builds an environment, writes to the dataplane, and health check ports. `convert` reads API
-//! objects, `plan` decides (pure), `proxy` owns the one task that watches and writes, `bypass` serves pods by packets, `health` answers
+//! objects, `plan` decides (pure), `proxy` owns the one task that watches and writes,
+//! `directory` says whose an address is, `drops` what a drop means, `bypass` serves pods by packets, `health` answers
 //! load balancers, `progress` those who ask whether the dataplane follows, `orphans` ends what is connected to a backend that has gone.
 
 mod bypass;
 mod convert;
 mod departures;
+mod directory;
+mod drops;
 pub mod environment;
 mod health;
 mod orphans;
@@ -26,8 +29,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use bypass::Bypass;
 pub use departures::{Departures, Unheard};
+pub use directory::{AddressKind, Directory, Known, Owner, Type};
+pub use drops::{DROPS, DropReason};
 pub use plan::Departure;
 pub use progress::{Health, Progress};
+pub use scheduling::scheduler_name;
 pub use table::{Entry, EntryPort, ServiceTable};
 
 use crate::events::Recorder;
@@ -58,6 +64,8 @@ pub struct Context {
     pub node_addresses: Vec<IpAddr>,
     /// None: somebody else translates services; the cache is still kept.
     pub dataplane: Option<Dataplane>,
+    /// Kept as the Services are seen and the dataplane is written.
+    pub directory: Directory,
     pub recorder: Recorder,
     pub progress: Progress,
     pub shutdown: CancellationToken,

@@ -8,6 +8,8 @@ mod bypass;
 mod oracle;
 #[path = "bpf/place.rs"]
 mod place;
+#[path = "bpf/questions.rs"]
+mod questions;
 #[path = "bpf/service_proxy.rs"]
 mod service_proxy;
 #[path = "bpf/truth_table.rs"]

@@ -155,12 +155,14 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         shutdown: shutdown.clone(),
     });
     tasks.extend(node_tasks);
+    let directory = services::Directory::default();
     let (service_cache, departures, service_task) = services::start(services::Context {
         client: client.clone(),
         node_name: settings.node_name.clone(),
         node: own_node.clone(),
         node_addresses: NodePortAddresses::All.choose(&[], &uplinks.addresses),
         dataplane: dataplane.clone(),
+        directory: directory.clone(),
         recorder: recorder.clone(),
         progress: services::Progress::default(),
         shutdown: shutdown.clone(),
@@ -228,8 +230,9 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     tasks.push(pods_task);
     let socket = admin::bind(&settings.admin_socket())?;
     let questions = admin::Context {
-        runtime: runtime.clone(),
+        runtime: Some(runtime.clone()),
         dataplane: dataplane.clone(),
+        directory: directory.clone(),
         policies: guard,
         shutdown: shutdown.clone(),
     };
@@ -240,6 +243,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         pods,
         recorder,
         dataplane,
+        directory,
         metrics,
         shutdown,
     };

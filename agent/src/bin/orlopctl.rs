@@ -3,6 +3,9 @@
 //!
 //! In: a subcommand. Out: a table on stdout, or JSON with `--json`; a backup's file. Changes nothing else.
 
+#[path = "orlopctl/service.rs"]
+mod service;
+
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -16,6 +19,8 @@ use clap::{Parser, Subcommand};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
+const AGENT_SOCKET: &str = "/run/orlop/agent.sock";
+const PROXY_SOCKET: &str = "/run/orlop/proxy.sock";
 /// Characters of an id that are shown.
 const SHORT_ID: usize = 13;
 /// What a shell reports for a command that a signal ended: this plus the signal's number.
@@ -24,9 +29,9 @@ const SIGNAL_CODE: u8 = 128;
 #[derive(Parser)]
 #[command(name = "orlopctl", about = "Looks into a node", version)]
 struct Arguments {
-    /// The agent's socket
-    #[arg(long, value_name = "FILE", default_value = "/run/orlop/agent.sock", global = true)]
-    socket: PathBuf,
+    /// The agent's socket [default: /run/orlop/agent.sock, or where there is none /run/orlop/proxy.sock, which is `orlop-agent proxy`'s]
+    #[arg(long, value_name = "FILE", global = true)]
+    socket: Option<PathBuf>,
     /// Print the answer as JSON
     #[arg(long, global = true)]
     json: bool,
@@ -42,7 +47,12 @@ enum Verb {
     Sandboxes,
     /// Containers on this node
     Containers,
-    /// Service addresses and the endpoints that they lead to
+    /// Services: what they are led to, by what, and why not
+    Service {
+        #[command(subcommand)]
+        verb: service::Verb,
+    },
+    /// The same as `service ls`
     Services,
     /// Pods that NetworkPolicies select, and which
     Policies,
@@ -88,28 +98,50 @@ enum StoreVerb {
 
 fn main() -> anyhow::Result<ExitCode> {
     let Arguments { socket, json, verb } = Arguments::parse();
+    let ask = |question: Question| ask(&socket.unwrap_or_else(default_socket), &question);
     let (question, columns): (Question, &[Column]) = match &verb {
         Verb::Images => (Question::Images, IMAGES),
         Verb::Sandboxes => (Question::Sandboxes, SANDBOXES),
         Verb::Containers => (Question::Containers, CONTAINERS),
-        Verb::Services => (Question::Services, SERVICES),
         Verb::Policies => (Question::Policies, POLICIES),
         Verb::Counters => (Question::Counters, &[]),
+        Verb::Services => {
+            let verb = service::Verb::Ls { namespace: None };
+            return show(json, &ask(verb.question())?, |answer| service::text(&verb, answer));
+        }
+        Verb::Service { verb } => {
+            return show(json, &ask(verb.question())?, |answer| service::text(verb, answer));
+        }
         Verb::NodeShell { node, dir, command } => return node_shell(&dir.join("nodes").join(node), command),
         Verb::Store { verb: StoreVerb::Backup { kubeconfig, to } } => {
             return store_backup(kubeconfig, to.as_deref());
         }
         Verb::Store { verb: StoreVerb::Check { file } } => return store_check(file),
     };
-    let answer = ask(&socket, question)?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&answer)?);
-    } else if let Value::Object(counters) = &answer {
-        counters.iter().for_each(|(name, count)| println!("{name:<24}{count:>12}"));
-    } else {
-        print!("{}", table(columns, answer.as_array().map(Vec::as_slice).unwrap_or_default()));
-    }
+    show(json, &ask(question)?, |answer| match answer {
+        Value::Object(counters) => {
+            counters.iter().map(|(name, count)| format!("{name:<24}{count:>12}\n")).collect()
+        }
+        _ => table(columns, rows(answer)),
+    })
+}
+
+/// Prints an answer, for people or as it is.
+fn show(json: bool, answer: &Value, text: impl FnOnce(&Value) -> String) -> anyhow::Result<ExitCode> {
+    let shown = if json { format!("{}\n", serde_json::to_string_pretty(answer)?) } else { text(answer) };
+    print!("{shown}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the agent of this node listens, or the service proxy alone.
+fn default_socket() -> PathBuf {
+    let agent = PathBuf::from(AGENT_SOCKET);
+    let proxy = PathBuf::from(PROXY_SOCKET);
+    if !agent.exists() && proxy.exists() { proxy } else { agent }
+}
+
+fn rows(answer: &Value) -> &[Value] {
+    answer.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 /// A heading and where its value is in the answer.
@@ -141,16 +173,6 @@ const CONTAINERS: &[Column] = &[
     ("PID", "/pid"),
     ("EXIT", "/exit_code"),
 ];
-const SERVICES: &[Column] = &[
-    ("ADDRESS", "/address"),
-    ("PROTOCOL", "/protocol"),
-    ("ENDPOINTS", "/endpoints"),
-    ("OUTSIDE", "/outside"),
-    ("AFFINITY", "/affinity_seconds"),
-    ("SCHEDULER", "/scheduler"),
-    ("SOURCES", "/sources"),
-];
-
 fn table(columns: &[Column], rows: &[Value]) -> String {
     let heading: Vec<String> = columns.iter().map(|(heading, _)| (*heading).to_owned()).collect();
     let cells = |row: &Value| columns.iter().map(|(_, path)| cell(row.pointer(path))).collect::<Vec<_>>();
@@ -277,22 +299,20 @@ fn node_shell(folder: &Path, command: &[String]) -> anyhow::Result<ExitCode> {
 mod tests {
     use serde_json::json;
 
-    use super::{SERVICES, short, table};
+    use super::{POLICIES, short, table};
 
     #[test]
     fn tables_are_aligned() {
         let rows = [
-            json!({"address": "10.96.0.1:443", "protocol": "TCP", "endpoints": ["10.0.0.5:6443"]}),
-            json!({"address": "10.96.0.10:53", "protocol": "UDP", "endpoints": [], "affinity_seconds": 60, "scheduler": "rr"}),
-            json!({"address": "10.0.0.9:3000", "protocol": "TCP", "endpoints": ["10.0.0.5:80"], "outside": []}),
+            json!({"namespace": "default", "pod": "web-0", "link": "veth1", "ingress": ["a", "b"]}),
+            json!({"namespace": "kube-system", "pod": "dns", "link": null, "ingress": [], "problem": "no room"}),
         ];
         let expected = "\
-ADDRESS         PROTOCOL   ENDPOINTS       OUTSIDE   AFFINITY   SCHEDULER   SOURCES
-10.96.0.1:443   TCP        10.0.0.5:6443   -         -          -           -
-10.96.0.10:53   UDP        none            -         60         rr          -
-10.0.0.9:3000   TCP        10.0.0.5:80     none      -          -           -
+NAMESPACE     POD     LINK    INGRESS   EGRESS   PROBLEM
+default       web-0   veth1   a,b       -        -
+kube-system   dns     -       none      -        no room
 ";
-        assert_eq!(table(SERVICES, &rows), expected);
+        assert_eq!(table(POLICIES, &rows), expected);
     }
 
     #[test]

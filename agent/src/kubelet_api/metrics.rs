@@ -2,6 +2,8 @@
 //!
 //! In: what the runtime, the agent and the dataplane counted or measured, asked for at each scrape. Nothing is kept here.
 
+mod services;
+
 use std::fmt;
 
 use prometheus_client::encoding::text::encode;
@@ -13,7 +15,7 @@ use runtime::{ContainerState, SandboxState, Snapshot};
 
 use super::Context;
 use crate::api::chain;
-use crate::services::Dataplane;
+use crate::services::{Dataplane, Directory};
 use crate::{KUBELET_VERSION, VERSION};
 
 #[cfg(test)]
@@ -58,7 +60,7 @@ pub fn render(context: &Context) -> Result<String, fmt::Error> {
     context.metrics.register(&mut registry);
     dropped_events(&mut registry, context.recorder.dropped());
     if let Some(dataplane) = &context.dataplane {
-        register_dataplane(&mut registry, dataplane);
+        register_dataplane(&mut registry, dataplane, &context.directory);
     }
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -66,14 +68,19 @@ pub fn render(context: &Context) -> Result<String, fmt::Error> {
 }
 
 /// What the dataplane holds and counted.
-pub fn register_dataplane(registry: &mut Registry, dataplane: &Dataplane) {
-    let (frontends, counters) = dataplane.with(|dataplane| (dataplane.list(), dataplane.counters()));
+pub fn register_dataplane(registry: &mut Registry, dataplane: &Dataplane, directory: &Directory) {
+    let (frontends, counters, counted) =
+        dataplane.with(|dataplane| (dataplane.list(), dataplane.counters(), dataplane.service_counts()));
+    services::register(registry, directory.owners(counted.into_iter()));
     // One stands in its sorted list as often as its share says.
     let distinct = |list: &[std::net::SocketAddr]| list.chunk_by(|one, next| one == next).count();
     let endpoints: usize = frontends.iter().map(|(_, target)| distinct(&target.inside)).sum();
-    services(registry, frontends.len(), endpoints);
+    frontends_and_endpoints(registry, frontends.len(), endpoints);
     match counters {
-        Ok(counters) => dataplane_counters(registry, &counters),
+        Ok(counters) => {
+            dataplane_counters(registry, &counters);
+            services::register_drops(registry, &counters);
+        }
         Err(error) => tracing::warn!(error = chain(&error), "read the dataplane's counters"),
     }
 }
@@ -119,7 +126,7 @@ pub fn dropped_events(registry: &mut Registry, dropped: u64) {
     );
 }
 
-fn services(registry: &mut Registry, frontends: usize, endpoints: usize) {
+fn frontends_and_endpoints(registry: &mut Registry, frontends: usize, endpoints: usize) {
     registry.register(
         "orlop_dataplane_frontends",
         "Service addresses that are translated",

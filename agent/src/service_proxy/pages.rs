@@ -24,7 +24,7 @@ use crate::events::Recorder;
 use crate::kubelet_api::{self, METRICS_CONTENT_TYPE};
 use crate::node::OwnNode;
 use crate::plain_http::{self, Answer};
-use crate::services::{Dataplane, Progress};
+use crate::services::{Dataplane, Directory, Progress};
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -40,7 +40,7 @@ pub struct Pages {
     progress: Progress,
     recorder: Recorder,
     /// Once it is open.
-    dataplane: Arc<OnceLock<Dataplane>>,
+    dataplane: Arc<OnceLock<(Dataplane, Directory)>>,
     asked_healthz: Asked,
     asked_livez: Asked,
 }
@@ -51,10 +51,10 @@ impl Pages {
         Self { node, progress, recorder, dataplane: Arc::default(), asked_healthz, asked_livez }
     }
 
-    /// From here on `/metrics` shows its counters, too.
-    pub fn show(&self, dataplane: Dataplane) {
+    /// From here on `/metrics` shows its counters, too, and those of Services.
+    pub fn show(&self, dataplane: Dataplane, directory: Directory) {
         // It is opened once.
-        let _shown = self.dataplane.set(dataplane);
+        let _shown = self.dataplane.set((dataplane, directory));
     }
 
     /// The health port. Whether the node goes is a matter of `/healthz` alone: a proxy is not to be restarted for it.
@@ -104,8 +104,8 @@ impl Pages {
             registry.register(format!("kubeproxy_proxy_{name}"), help, asked.clone());
         }
         kubelet_api::register_dropped_events(&mut registry, self.recorder.dropped());
-        if let Some(dataplane) = self.dataplane.get() {
-            kubelet_api::register_dataplane(&mut registry, dataplane);
+        if let Some((dataplane, directory)) = self.dataplane.get() {
+            kubelet_api::register_dataplane(&mut registry, dataplane, directory);
         }
         let mut text = String::new();
         encode(&mut text, &registry)?;

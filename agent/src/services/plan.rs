@@ -207,7 +207,7 @@ pub struct Planner {
     node_addresses: Vec<IpAddr>,
     /// Where this node is, as far as it is known.
     zone: Option<Box<str>>,
-    services: HashMap<Key, Service>,
+    services: HashMap<Key, Arc<Service>>,
     /// Slices by Service and name.
     slices: HashMap<Key, BTreeMap<String, Slice>>,
     /// The Service of each slice.
@@ -242,14 +242,14 @@ impl Planner {
         self.dirty.extend(concerned.map(|(service, _)| service.clone()));
     }
 
-    pub fn service(&self, key: &Key) -> Option<&Service> {
+    pub fn service(&self, key: &Key) -> Option<&Arc<Service>> {
         self.services.get(key)
     }
 
     pub fn set_service(&mut self, key: Key, service: Service) {
-        if self.services.get(&key) != Some(&service) {
+        if self.services.get(&key).is_none_or(|before| **before != service) {
             self.dirty.insert(key.clone());
-            self.services.insert(key, service);
+            self.services.insert(key, Arc::new(service));
         }
     }
 
@@ -364,8 +364,8 @@ impl Planner {
                 Some(((_, key), target)) => {
                     self.report_losers(frontend, key, &mut result.conflicts);
                     let next = (key.clone(), target.clone());
-                    let unchanged = self.desired.get(&frontend).is_some_and(|(_, before)| *before == next.1);
-                    if !unchanged {
+                    // Another Service that leads to the same is news, too: whoever counts and explains says whose it is.
+                    if self.desired.get(&frontend) != Some(&next) {
                         let (service, target) = next.clone();
                         sets.push(Change::Set { frontend, target, service });
                     }

@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep_until};
 use super::departures::Notice;
 use super::plan::{Change, Changes, HealthCheck, Key, Planner};
 use super::{CacheWriter, Context, convert, health, orphans};
+use super::{Known, Type};
 use crate::api::{chain, watched};
 use crate::events::EventType;
 
@@ -207,11 +208,13 @@ impl Proxy {
                 if let Some(key) = convert::key(&object.metadata) {
                     self.context.progress.service_changed();
                     self.planner.remove_service(&key);
+                    self.context.directory.remove(&key);
                     self.cache.change(|table| table.remove(&key.namespace, &key.name));
                 }
             }
             Ok(Event::InitDone) => {
                 let gone = self.planner.retain_services(&std::mem::take(&mut self.services.seen));
+                gone.iter().for_each(|key| self.context.directory.remove(key));
                 self.cache
                     .change(|table| gone.iter().for_each(|key| table.remove(&key.namespace, &key.name)));
                 self.services.listed_once = true;
@@ -229,10 +232,14 @@ impl Proxy {
             None => table.remove(&key.namespace, &key.name),
         });
         let (service, problems) = convert::service(object);
-        if self.planner.service(&key) != Some(&service) {
+        if self.planner.service(&key).is_none_or(|before| **before != service) {
             self.report(&key, &service.uid, &problems);
         }
-        self.planner.set_service(key, service);
+        self.planner.set_service(key.clone(), service);
+        if let Some(service) = self.planner.service(&key).cloned() {
+            let kind = Type::named(object.spec.as_ref().and_then(|spec| spec.type_.as_deref()));
+            self.context.directory.set(&key, Known { kind, service });
+        }
     }
 
     fn on_slice(&mut self, event: Watched<EndpointSlice>) {
@@ -325,6 +332,7 @@ impl Proxy {
         match change {
             Change::Remove { frontend } => {
                 self.failed.remove(&frontend);
+                self.context.directory.disown(frontend);
                 if let Err(error) = dataplane.with(|dataplane| dataplane.remove(frontend)) {
                     tracing::error!(?frontend, error = chain(&error), "cannot remove a frontend");
                     self.failed.insert(frontend);
@@ -338,6 +346,7 @@ impl Proxy {
                 match set {
                     Ok(lacks_lookup) => {
                         self.failed.remove(&frontend);
+                        self.context.directory.own(frontend, &service);
                         if lacks_lookup {
                             self.report_lack(frontend, &service);
                         }

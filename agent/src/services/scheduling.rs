@@ -30,6 +30,11 @@ const NAMES: [(&str, Scheduler); 6] = [
     ("sh", Scheduler::SourceHash),
     ("mh", Scheduler::Maglev),
 ];
+/// The name of a scheduler, as the annotation has it; `wrr` is `rr` with shares.
+pub fn scheduler_name(scheduler: Scheduler) -> &'static str {
+    NAMES.iter().find(|(_, known)| *known == scheduler).map_or("", |(name, _)| name)
+}
+
 /// In turn, but as often as the weights say: for the dataplane that is a list in which endpoints stand several times.
 const WEIGHTED_ROUND_ROBIN: &str = "wrr";
 

@@ -26,6 +26,8 @@ const HEALTHZ_ADDRESS: &str = "0.0.0.0";
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS_ADDRESS: &str = "127.0.0.1";
 const METRICS_PORT: u16 = 10249;
+/// Not the agent's, which may run beside a proxy and lead no Services.
+const ADMIN_SOCKET: &str = "/run/orlop/proxy.sock";
 /// As `--nodeport-addresses`: only at the addresses that the Node has first.
 const PRIMARY: &str = "primary";
 
@@ -62,6 +64,9 @@ pub struct ProxyFlags {
     /// Control group whose sockets are translated [default: the root of the unified hierarchy]
     #[arg(long, value_name = "DIR")]
     pub dataplane_cgroup: Option<String>,
+    /// Unix socket on which orlopctl asks; empty: none [default: /run/orlop/proxy.sock]
+    #[arg(long, value_name = "FILE")]
+    pub admin_socket: Option<String>,
     /// Remove everything that was programmed, and exit
     #[arg(long)]
     pub cleanup: bool,
@@ -121,6 +126,9 @@ pub struct ProxySettings {
     pub uplinks: Vec<String>,
     pub bpf_pin_root: PathBuf,
     pub dataplane_cgroup: PathBuf,
+    /// None: nobody asks.
+    #[serde(serialize_with = "path_or_empty")]
+    pub admin_socket: Option<PathBuf>,
     pub log_format: LogFormat,
 }
 
@@ -148,6 +156,10 @@ fn or_empty<S: Serializer>(address: &Option<SocketAddr>, serializer: S) -> Resul
         Some(address) => serializer.collect_str(address),
         None => serializer.serialize_str(""),
     }
+}
+
+fn path_or_empty<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_deref().unwrap_or(Path::new("")).serialize(serializer)
 }
 
 /// At which of the node's addresses node ports answer.
@@ -209,10 +221,18 @@ impl ProxyFlags {
             uplinks: self.uplinks.into_iter().map(link_name).collect::<Result<_, _>>()?,
             bpf_pin_root,
             dataplane_cgroup: dataplane_cgroup(self.dataplane_cgroup, machine)?,
+            admin_socket: admin_socket(self.admin_socket)?,
             log_format,
         };
         Ok(ProxyTask::Serve(Box::new(settings)))
     }
+}
+
+fn admin_socket(value: Option<String>) -> Result<Option<PathBuf>, Error> {
+    if value.as_deref() == Some("") {
+        return Ok(None);
+    }
+    absolute("admin-socket", value, ADMIN_SOCKET).map(Some)
 }
 
 /// In lower case, as kube-proxy takes both.

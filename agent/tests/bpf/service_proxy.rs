@@ -148,6 +148,28 @@ impl Site {
         path
     }
 
+    /// Where the proxy hears questions.
+    fn questions(&self) -> PathBuf {
+        self.data.path().join("proxy.sock")
+    }
+
+    /// What `orlopctl service` says.
+    fn orlopctl(&self, words: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_orlopctl"));
+        let output =
+            command.arg("--socket").arg(self.questions()).arg("service").args(words).output().unwrap();
+        if output.status.success() {
+            Ok(String::from_utf8(output.stdout).unwrap())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    fn told(&self, words: &[&str]) -> Value {
+        let text = self.orlopctl(&[words, &["--json"]].concat()).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
     /// Asks the API server as its administrator.
     fn ask(&self, method: &str, path: &str, body: &Value) -> Result<Value, kube::Error> {
         let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
@@ -338,7 +360,9 @@ impl Proxy {
         let name = NODE.to_uppercase();
         let mut command =
             command(&["--kubeconfig", kubeconfig.to_str().unwrap(), "--hostname-override", &name]);
-        command.args(["--master", &master, "--bpf-pin-root", PIN_ROOT]);
+        command
+            .args(["--master", &master, "--bpf-pin-root", PIN_ROOT, "--admin-socket"])
+            .arg(site.questions());
         let child = command.stderr(File::create(&log).unwrap()).spawn().unwrap();
         Self { child, log }
     }
@@ -458,12 +482,61 @@ fn the_proxy_stands_in_for_kube_proxy_beside_any_kubelet() {
         assert!(!succeeded && said.contains(&format!("another process has {PIN_ROOT} open")), "{said}");
     }
 
+    explains_services(&site);
     leads_in_from_outside(&site);
     let proxy = outlives_its_process(&site, proxy);
     follows_the_endpoints(&site);
     goes_with_the_node(&site);
     is_removed(&site, proxy);
     manifest_is_taken(&site);
+}
+
+/// People are told of a Service by its name, whatever address was asked, and scrapers too.
+fn explains_services(site: &Site) {
+    let all = site.told(&["ls"]);
+    let web = all["items"].as_array().unwrap().iter().find(|row| row["name"] == "web").unwrap();
+    let number = |value: &Value| value.as_u64().unwrap();
+    assert_eq!((&web["type"], number(&web["endpoints"])), (&json!("NodePort"), 2));
+    assert_eq!(web["ports"], json!(["80:30080/TCP", "80:30080/UDP"]));
+    assert!(number(&web["flows"]) >= 36, "{web}");
+    let names: Vec<&Value> = all["items"].as_array().unwrap().iter().map(|row| &row["name"]).collect();
+    assert!(!names.contains(&&json!("foreign")), "{names:?}");
+    assert_eq!(site.told(&["ls", "-n", "kube-system"])["total"], 0);
+
+    let figures = page_is(METRICS, "/metrics", "200");
+    let series = "orlop_service_flows_total{namespace=\"default\",service=\"web\",port=\"80\",port_name=\"tcp\",protocol=\"TCP\"} ";
+    let flows =
+        figures.lines().find_map(|line| line.strip_prefix(series)).unwrap_or_else(|| panic!("{figures}"));
+    assert_eq!(flows.parse::<u64>().unwrap(), number(&web["flows"]), "{figures}");
+    assert!(figures.contains("orlop_dataplane_drops_total{reason=\"connect_no_backend\"} "), "{figures}");
+
+    let address = format!("{CLUSTER_IP}:{PORT}/TCP");
+    let by_name = site.told(&["get", "default/web"]);
+    assert_eq!(site.told(&["get", &address]), by_name);
+    let frontends = by_name["frontends"].as_array().unwrap();
+    let cluster_ip = frontends.iter().find(|frontend| frontend["address"] == address).unwrap();
+    assert_eq!(
+        (&cluster_ip["kind"], number(&cluster_ip["kernel"]["inside"]["length"])),
+        (&json!("cluster IP"), 2)
+    );
+    let listed = site.told(&["backends", "default/web"]);
+    assert_eq!((number(&listed["total"]), &listed["items"][0]["services"]), (2, &json!(["default/web:80"])));
+
+    let trace = site.told(&["trace", &address, "--from", "node"]);
+    assert_eq!((&trace["verdict"], &trace["service"]), (&json!("one of"), &json!("default/web")), "{trace}");
+    let candidates = trace["candidates"].as_array().unwrap();
+    let led: Vec<String> = candidates.iter().map(|one| one["address"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(led, ENDPOINTS.map(|endpoint| format!("{endpoint}:{PORT}")));
+    let text = site.orlopctl(&["trace", &format!("{CLUSTER_IP}:81"), "--from", "192.0.2.99"]).unwrap();
+    assert!(text.contains(&format!("{CLUSTER_IP} answers at 80/TCP, 80/UDP, not at 81/TCP")), "{text}");
+    let error = site.orlopctl(&["trace", &format!("{CLUSTER_IP}:{PORT}"), "--from", "node"]).unwrap_err();
+    assert!(error.contains("answers over several protocols: say which"), "{error}");
+    let error = site.orlopctl(&["trace", &address, "--from", "pod:default/web-0"]).unwrap_err();
+    assert!(error.contains("this agent does not run the pods"), "{error}");
+    let error = site.orlopctl(&["get", "default/foreign"]).unwrap_err();
+    assert!(error.contains("left to another proxy"), "{error}");
+    let error = site.orlopctl(&["get", "default/nothing"]).unwrap_err();
+    assert!(error.contains("there is no Service default/nothing"), "{error}");
 }
 
 /// A client outside reaches an endpoint on another node through a port of this one, and hears this one. Its packets are made by hand:

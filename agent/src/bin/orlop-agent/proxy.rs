@@ -4,15 +4,17 @@
 //! answer; until then the kernel goes on with what an earlier process programmed, as it does after the end of this one.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use agent::events::{Recorder, Source};
 use agent::service_proxy::node;
 use agent::service_proxy::pages::{Pages, Ports};
 use agent::service_proxy::{place, show_as};
-use agent::services::{Dataplane, Progress};
+use agent::services::{Dataplane, Directory, Progress};
 use agent::settings::{self, ProxyFlags, ProxySettings, ProxyTask};
-use agent::{KUBELET_VERSION, VERSION, api, network, policies, services};
+use agent::{KUBELET_VERSION, VERSION, admin, api, network, policies, services};
 use anyhow::Context;
+use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Tasks, run, start_logging};
@@ -67,13 +69,25 @@ async fn boot(settings: ProxySettings, shutdown: CancellationToken) -> anyhow::R
         tracing::warn!("no address of the uplinks is one of --nodeport-addresses: node ports answer nowhere");
     }
     let dataplane = open_dataplane(&settings, uplinks.names, &node_ips)?;
-    pages.show(dataplane.clone());
+    let directory = Directory::default();
+    pages.show(dataplane.clone(), directory.clone());
+    if let Some(questions) = settings.admin_socket.as_deref().and_then(bind_questions) {
+        let context = admin::Context {
+            runtime: None,
+            dataplane: Some(dataplane.clone()),
+            directory: directory.clone(),
+            policies: policies::Guard::none(),
+            shutdown: shutdown.clone(),
+        };
+        tasks.push(tokio::spawn(admin::run(questions, context)));
+    }
     let (_cache, departures, service_task) = services::start(services::Context {
         client,
         node_name: settings.node_name,
         node: own_node,
         node_addresses,
         dataplane: Some(dataplane),
+        directory,
         recorder,
         progress,
         shutdown,
@@ -82,6 +96,21 @@ async fn boot(settings: ProxySettings, shutdown: CancellationToken) -> anyhow::R
     // The ends of pods are known from their slices alone.
     departures.caught_up();
     Ok(tasks)
+}
+
+/// Where `orlopctl` asks. A node whose Services nobody can ask about is led all the same: a container may have no such folder, or one that
+/// cannot be written.
+fn bind_questions(path: &Path) -> Option<UnixListener> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let made = std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()));
+    match made.and_then(|()| Ok(admin::bind(path)?)) {
+        Ok(questions) => Some(questions),
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "orlopctl cannot ask this proxy (--admin-socket)");
+            None
+        }
+    }
 }
 
 /// The Node's addresses once it is registered; while it has none, the one of IPv4 that the machine's default route sends from.

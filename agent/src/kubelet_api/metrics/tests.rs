@@ -65,3 +65,50 @@ fn starts_of_pods_are_histograms_of_seconds() {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
 }
+
+#[test]
+fn a_port_of_a_service_is_counted_over_its_addresses() {
+    use crate::services::plan::{Key, Port};
+    use crate::services::{AddressKind, Owner};
+    let frontend = |address: [u8; 4]| dataplane::Frontend {
+        address: address.into(),
+        port: 80,
+        protocol: dataplane::Protocol::Tcp,
+    };
+    let owner = |name: &str| Owner {
+        key: Key { namespace: "default".into(), name: name.into() }.into(),
+        kind: AddressKind::ClusterIp,
+        port: Port { name: "http".into(), port: 80, protocol: dataplane::Protocol::Tcp, node_port: None },
+    };
+    let counts = |led, no_backend, forbidden| dataplane::ServiceCounts { led, no_backend, forbidden };
+    let text = text(|registry| {
+        let counted = vec![
+            (frontend([10, 96, 0, 1]), owner("web"), counts(3, 0, 2)),
+            (frontend([192, 0, 2, 1]), owner("web"), counts(4, 1, 0)),
+            (frontend([10, 96, 0, 2]), owner("idle"), counts(0, 5, 0)),
+        ];
+        services::register(registry, counted);
+    });
+    let labels = |name| {
+        format!("namespace=\"default\",service=\"{name}\",port=\"80\",port_name=\"http\",protocol=\"TCP\"")
+    };
+    for line in [
+        format!("orlop_service_flows_total{{{}}} 7", labels("web")),
+        format!("orlop_service_flows_total{{{}}} 0", labels("idle")),
+        format!("orlop_service_refused_total{{{},reason=\"no_endpoint\"}} 1", labels("web")),
+        format!("orlop_service_refused_total{{{},reason=\"source_range\"}} 2", labels("web")),
+        format!("orlop_service_refused_total{{{},reason=\"no_endpoint\"}} 5", labels("idle")),
+        "orlop_service_ports_omitted 0".to_owned(),
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    assert_eq!(text.matches("orlop_service_refused_total{").count(), 3, "{text}");
+}
+
+#[test]
+fn every_drop_has_its_reason() {
+    let text = text(|registry| services::register_drops(registry, &[5; DATAPLANE_COUNTERS.len()]));
+    assert!(text.contains("orlop_dataplane_drops_total{reason=\"source_refused\"} 5\n"), "{text}");
+    assert!(!text.contains("connect_translated"), "{text}");
+    assert_eq!(text.matches("_total{").count(), crate::services::DROPS.len());
+}

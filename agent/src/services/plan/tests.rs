@@ -667,6 +667,7 @@ proptest! {
         let mut slices: BTreeMap<u8, (u8, Slice)> = BTreeMap::new();
         let mut departed: BTreeMap<String, Departure> = BTreeMap::new();
         let mut kernel: HashMap<Frontend, [Vec<u8>; 2]> = HashMap::new();
+        let mut owners: HashMap<Frontend, Key> = HashMap::new();
         for step in steps.into_iter().chain([Step::Take]) {
             match step {
                 Step::SetService { name, ip, created, local } => {
@@ -702,14 +703,22 @@ proptest! {
                 Step::Take => {
                     for change in planner.take_changes().changes {
                         match change {
-                            Change::Remove { frontend } => prop_assert!(kernel.remove(&frontend).is_some()),
-                            Change::Set { frontend, target, .. } => {
+                            Change::Remove { frontend } => {
+                                owners.remove(&frontend);
+                                prop_assert!(kernel.remove(&frontend).is_some());
+                            }
+                            Change::Set { frontend, target, service } => {
                                 let next = [&target.inside, &target.outside].map(|list| last_bytes(list));
-                                prop_assert_ne!(kernel.insert(frontend, next.clone()), Some(next));
+                                let is_same = kernel.insert(frontend, next.clone()) == Some(next);
+                                let is_known = owners.insert(frontend, service.clone()) == Some(service);
+                                prop_assert!(!(is_same && is_known), "nothing new of {}", frontend);
                             }
                         }
                     }
                     prop_assert_eq!(&kernel, &oracle(&services, &slices, &departed));
+                    for (frontend, owner) in &owners {
+                        prop_assert_eq!(planner.desired(frontend).map(|(key, _)| key), Some(owner));
+                    }
                     prop_assert_eq!(planner.frontends(), kernel.keys().copied().collect::<HashSet<_>>());
                 }
             }

@@ -45,6 +45,7 @@ fn defaults_are_kube_proxys() {
     assert_eq!(settings.node_ports, NodePortAddresses::All);
     assert_eq!(settings.bpf_pin_root, PathBuf::from("/sys/fs/bpf/orlop"));
     assert_eq!(settings.dataplane_cgroup, PathBuf::from("/sys/fs/cgroup"));
+    assert_eq!(settings.admin_socket, Some("/run/orlop/proxy.sock".into()));
     assert!(settings.uplinks.is_empty());
 }
 
@@ -71,6 +72,7 @@ fn values_are_read_as_kube_proxy_reads_them() {
     assert_eq!(of("--healthz-bind-address", "::").healthz, Some("[::]:10256".parse().unwrap()));
     assert_eq!(of("--metrics-bind-address", "[::1]:9000").metrics, Some("[::1]:9000".parse().unwrap()));
     assert_eq!(of("--nodeport-addresses", "primary").node_ports, NodePortAddresses::Primary);
+    assert_eq!(of("--admin-socket", "").admin_socket, None);
     let networks = ["192.0.2.0/24", "2001:db8::/64"].map(|text| text.parse().unwrap()).to_vec();
     let within = of("--nodeport-addresses", "192.0.2.0/24,2001:db8::/64").node_ports;
     assert_eq!(within, NodePortAddresses::Within(networks));
@@ -108,6 +110,7 @@ fn every_bad_value_has_one_clear_error() {
             ["--uplink", "a-name-of-sixteen"],
             "setting uplinks: \"a-name-of-sixteen\" is not the name of a link, at most 15 bytes",
         ),
+        (["--admin-socket", "run"], "setting admin-socket: \"run\" is not an absolute path"),
         (["--bpf-pin-root", "bpf"], "setting bpf-pin-root: \"bpf\" is not an absolute path"),
         (["--dataplane-cgroup", "pods"], "setting dataplaneCgroup: \"pods\" is not an absolute path"),
         (["--log-format", "xml"], "setting logFormat: \"xml\" is not one of text and json"),
@@ -157,6 +160,7 @@ nodeportAddresses: []
 uplinks: []
 bpfPinRoot: /sys/fs/bpf/orlop
 dataplaneCgroup: /sys/fs/cgroup
+adminSocket: /run/orlop/proxy.sock
 logFormat: text
 ";
     assert_eq!(printed(&[]), defaults);
@@ -166,6 +170,7 @@ logFormat: text
         "--metrics-bind-address=::1",
         "--nodeport-addresses=192.0.2.0/24,2001:db8::/64",
         "--uplink=eth1",
+        "--admin-socket=",
         "--log-format=json",
     ]);
     let expected = "kubeconfig: /etc/kubeconfig
@@ -180,6 +185,7 @@ uplinks:
 - eth1
 bpfPinRoot: /sys/fs/bpf/orlop
 dataplaneCgroup: /sys/fs/cgroup
+adminSocket: ''
 logFormat: json
 ";
     assert_eq!(told, expected);
