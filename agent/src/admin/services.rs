@@ -1,7 +1,6 @@
 //! Answers about Services: what the API asks for, beside what the kernel's maps hold.
 //!
-//! In: the directory, the dataplane, this node's pods. Out: JSON. Changes nothing. No answer has more rows than [`MAX_ROWS`], or
-//! [`MAX_CLIENTS`]; each says how many there are.
+//! In: the directory, the dataplane, this node's pods. Out: JSON. Changes nothing. Each list has a limit, and says how many there are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -22,10 +21,16 @@ use crate::services::{AddressKind, DROPS, Dataplane, Directory, Known, scheduler
 #[cfg(test)]
 mod tests;
 
-/// Services, or backends, in one answer.
-pub const MAX_ROWS: usize = 20_000;
+/// Services in one answer.
+const MAX_SERVICES: usize = 20_000;
+/// Backends in one answer.
+const MAX_BACKENDS: usize = 10_000;
+/// Services that one backend is told to be listed by.
+const MAX_LISTED: usize = 16;
+/// Endpoints of one address in one answer.
+const MAX_ENDPOINTS: usize = 1000;
 /// Clients with session affinity in one answer.
-pub const MAX_CLIENTS: usize = 1000;
+const MAX_CLIENTS: usize = 1000;
 
 type Answer = Result<Value, String>;
 
@@ -71,7 +76,7 @@ impl Desk<'_> {
             let own = frontends.get(key).map(Vec::as_slice).unwrap_or_default();
             self.row(key, known, own, &counts)
         };
-        Ok(limited(services.iter().map(row).collect(), MAX_ROWS))
+        Ok(limited(services.iter().map(row).collect(), MAX_SERVICES))
     }
 
     fn row(
@@ -100,7 +105,8 @@ impl Desk<'_> {
 
     /// All about one Service, or about a frontend that no Service has claimed.
     pub fn get(&self, of: &ServiceName) -> Answer {
-        let (key, frontends) = self.find(of)?;
+        let (key, found) = self.find(of)?;
+        let frontends = key.as_ref().map_or(found, |key| self.directory.frontends(key));
         let known = key.as_ref().and_then(|key| self.directory.get(key));
         let mut value = match (&key, &known) {
             (Some(key), Some(known)) => head(key, known),
@@ -119,6 +125,7 @@ impl Desk<'_> {
             "address": frontend.to_string(),
             "kind": owner.as_ref().map(|owner| owner.kind.as_str()),
             "port": owner.as_ref().map(|owner| port(&owner.port)),
+            "kernel": null,
         });
         if let Some(programmed) = programmed.map_err(|error| chain(&error))? {
             kernel(&mut value, &programmed);
@@ -131,18 +138,18 @@ impl Desk<'_> {
         let frontends = of.map(|of| self.find(of)).transpose()?.map(|(_, frontends)| frontends);
         let all = self.dataplane.with(|dataplane| dataplane.backends(frontends.as_deref()));
         let rows = all.iter().map(|backend| {
-            let named = |frontends: &[Frontend]| -> BTreeSet<String> {
-                frontends.iter().map(|frontend| self.named(*frontend)).collect()
-            };
             let mut row = trace::shown(&backend.endpoint);
-            row["services"] = json!(named(&backend.listed));
-            row["draining"] = json!(named(&backend.draining));
+            for (name, frontends) in [("services", &backend.listed), ("draining", &backend.draining)] {
+                let all: BTreeSet<String> = frontends.iter().map(|frontend| self.named(*frontend)).collect();
+                row[format!("{name}_total")] = json!(all.len());
+                row[name] = all.into_iter().take(MAX_LISTED).collect();
+            }
             row["failures"] = json!(backend.failures);
             row["aside_seconds"] = json!(backend.aside_seconds);
             row["connections"] = json!(backend.counts.then_some(backend.connections));
             row
         });
-        Ok(limited(rows.collect(), MAX_ROWS))
+        Ok(limited(rows.collect(), MAX_BACKENDS))
     }
 
     /// The Service and port of a frontend; its address, where no Service has claimed it.
@@ -255,7 +262,7 @@ impl Desk<'_> {
         owners.any(|owner| owner.kind == AddressKind::NodePort)
     }
 
-    /// A Service's name and frontends. By an address that no Service has claimed yet, that frontend alone.
+    /// A Service's name and all its frontends; by an address, those that are there, and whose they are if that is known.
     fn find(&self, of: &ServiceName) -> Result<(Option<Arc<Key>>, Vec<Frontend>), String> {
         let address = match of {
             ServiceName::Key(key) => {
@@ -284,6 +291,10 @@ impl Desk<'_> {
         let at_address = self.dataplane.with(|dataplane| dataplane.neighbours(probe));
         let there: Vec<Frontend> = at_address.iter().copied().filter(of_port).collect();
         let Some(first) = there.first() else {
+            // One that the kernel refused is told with the rest of its Service.
+            if let Some(key) = self.directory.claimant(probe) {
+                return Ok((Some(key), Vec::new()));
+            }
             let others: Vec<String> =
                 at_address.iter().take(trace::MAX_NEIGHBOURS).map(ToString::to_string).collect();
             let hint = if others.is_empty() {
@@ -293,10 +304,8 @@ impl Desk<'_> {
             };
             return Err(format!("no Service answers at {address}, {hint}"));
         };
-        match self.directory.owner(*first) {
-            Some(owner) => Ok((Some(owner.key.clone()), self.directory.frontends(&owner.key))),
-            None => Ok((None, there)),
-        }
+        let owner = self.directory.owner(*first);
+        Ok((owner.map(|owner| owner.key), there))
     }
 }
 
@@ -356,7 +365,8 @@ fn kernel(value: &mut Value, programmed: &Programmed) {
             row[name] = json!(format!("{places}/{}", table.selection.length));
         }
     }
-    value["endpoints"] = endpoints.into_values().collect();
+    value["endpoints_total"] = json!(endpoints.len());
+    value["endpoints"] = endpoints.into_values().take(MAX_ENDPOINTS).collect();
     value["kernel"] = json!({
         "slot": slot,
         "flags": service.flags,

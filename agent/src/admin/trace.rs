@@ -16,6 +16,9 @@ mod tests;
 /// Other addresses and ports that are named where nothing answers.
 pub const MAX_NEIGHBOURS: usize = 16;
 
+/// Candidates in one answer.
+const MAX_CANDIDATES: usize = 1000;
+
 /// What was asked, and what is known beside the trace.
 pub struct Asked {
     pub to: Frontend,
@@ -45,10 +48,11 @@ pub fn explain(asked: &Asked, trace: &Trace) -> Value {
     let (verdict, says) = conclude(asked, &trace.verdict);
     let (endpoint, candidates) = match &trace.verdict {
         Verdict::Led { endpoint, .. } => (Some(shown(endpoint)), None),
-        Verdict::OneOf { candidates, places, next } => (
-            next.as_ref().map(shown),
-            Some(candidates.iter().map(|one| candidate(one, *places)).collect::<Vec<_>>()),
-        ),
+        Verdict::OneOf { candidates, places, next } => {
+            let first = candidates.iter().take(MAX_CANDIDATES);
+            let rows: Vec<Value> = first.map(|one| candidate(one, *places)).collect();
+            (next.as_ref().map(shown), Some(json!({"total": candidates.len(), "items": rows})))
+        }
         _ => (None, None),
     };
     json!({
@@ -164,7 +168,7 @@ fn remembered(seconds: u32, ago: u64, endpoint: &Endpoint, stays: bool) -> Strin
     } else if ago > u64::from(seconds) {
         format!("{last}: too long ago, a new choice")
     } else {
-        format!("{last}, which is not the service's any more: a new choice")
+        format!("{last}, which is not the service's any more, or is set aside: a new choice")
     }
 }
 

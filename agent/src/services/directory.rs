@@ -98,7 +98,7 @@ impl Directory {
         self.change(|state| drop(state.services.remove(key)));
     }
 
-    /// The dataplane leads a frontend as this Service says.
+    /// The dataplane is to lead a frontend as this Service says.
     pub fn own(&self, frontend: Frontend, key: &Key) {
         self.change(|state| {
             let key = state

@@ -340,13 +340,14 @@ impl Proxy {
                 }
             }
             Change::Set { frontend, target, service } => {
+                // Whose it is, is told though the kernel may refuse it.
+                self.context.directory.own(frontend, &service);
                 let set = dataplane.with(|dataplane| {
                     dataplane.set(frontend, &target).map(|()| dataplane.lacks_lookup(frontend))
                 });
                 match set {
                     Ok(lacks_lookup) => {
                         self.failed.remove(&frontend);
-                        self.context.directory.own(frontend, &service);
                         if lacks_lookup {
                             self.report_lack(frontend, &service);
                         }

@@ -524,7 +524,7 @@ fn explains_services(site: &Site) {
 
     let trace = site.told(&["trace", &address, "--from", "node"]);
     assert_eq!((&trace["verdict"], &trace["service"]), (&json!("one of"), &json!("default/web")), "{trace}");
-    let candidates = trace["candidates"].as_array().unwrap();
+    let candidates = trace["candidates"]["items"].as_array().unwrap();
     let led: Vec<String> = candidates.iter().map(|one| one["address"].as_str().unwrap().to_owned()).collect();
     assert_eq!(led, ENDPOINTS.map(|endpoint| format!("{endpoint}:{PORT}")));
     let text = site.orlopctl(&["trace", &format!("{CLUSTER_IP}:81"), "--from", "192.0.2.99"]).unwrap();
@@ -590,6 +590,13 @@ fn follows_the_endpoints(site: &Site) {
     let datagrams = site.connected_datagrams();
     site.set_endpoints("web", &[]);
     site.is_refused(CLUSTER_IP, "Connection refused");
+    let worst = &site.told(&["drops"])[0];
+    assert_eq!(worst["reason"], "connect_no_backend", "{worst}");
+    let address = format!("{CLUSTER_IP}:{PORT}/TCP");
+    assert_eq!(site.told(&["trace", &address, "--from", "node"])["verdict"], "refused");
+    let web = &site.told(&["get", &address])["frontends"];
+    let cluster_ip = web.as_array().unwrap().iter().find(|frontend| frontend["address"] == address).unwrap();
+    assert!(cluster_ip["refused_no_endpoint"].as_u64() > Some(0), "{cluster_ip}");
     wait::until("the pod's socket is ended", LIMIT, || match datagrams.recv(&mut [0; 64]) {
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => Ok(()),
         other => Err(format!("{other:?}")),

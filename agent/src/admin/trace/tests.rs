@@ -85,12 +85,15 @@ fn a_trace_of_a_pod_in_words() {
         "affinity: 60 s, and this client was led to 10.244.0.1:8080 (number 1, generation 21) 7 s ago: it stays there"
     );
     assert!(told(remembered(61, false)).ends_with("61 s ago: too long ago, a new choice"));
-    assert!(told(remembered(7, false)).ends_with("which is not the service's any more: a new choice"));
+    assert!(
+        told(remembered(7, false))
+            .ends_with("which is not the service's any more, or is set aside: a new choice")
+    );
     let candidates = vec![Candidate { endpoint: endpoint(1), shares: 2, connections: 0 }];
     let verdict = Verdict::OneOf { candidates, places: 2, next: None };
     let value = explain(&asked(pod), &Trace { steps: vec![slot()], verdict });
     assert_eq!(value["from"], "pod:default/shell");
-    assert_eq!(value["candidates"][0]["shares"], "2/2");
+    assert_eq!(value["candidates"]["items"][0]["shares"], "2/2");
     assert_eq!(value["says"], "led to 10.244.0.1:8080 (number 1, generation 21), the only candidate");
 }
 

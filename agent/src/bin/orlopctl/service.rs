@@ -129,7 +129,11 @@ pub fn text(verb: &Verb, answer: &Value) -> String {
     match verb {
         Verb::Ls { .. } => limited(SERVICES, answer, "name a namespace with -n"),
         Verb::Get { .. } => service(answer),
-        Verb::Backends { .. } => limited(BACKENDS, answer, "name a Service"),
+        Verb::Backends { .. } => {
+            let items: Vec<Value> = rows(&answer["items"]).iter().map(backend).collect();
+            let answer = json!({"total": answer["total"], "items": items});
+            limited(BACKENDS, &answer, "name a Service")
+        }
         Verb::Affinity { .. } => limited(CLIENTS, answer, "name a Service"),
         Verb::Drops => drops(answer),
         Verb::Trace { .. } => trace(answer),
@@ -162,8 +166,11 @@ fn trace(answer: &Value) -> String {
         text.push_str(&format!("{number:>2}. {:<10} {}\n", cell(step.get("step")), cell(step.get("says"))));
     }
     text.push_str(&format!("=> {}\n", cell(answer.get("says"))));
-    if let Some(candidates) = answer["candidates"].as_array() {
-        text.push_str(&format!("\n{}", table(CANDIDATES, candidates)));
+    if !answer["candidates"].is_null() {
+        text.push_str(&format!(
+            "\n{}",
+            limited(CANDIDATES, &answer["candidates"], "orlopctl service get shows shares")
+        ));
     }
     text
 }
@@ -200,7 +207,13 @@ fn service(answer: &Value) -> String {
     let frontends = rows(&answer["frontends"]);
     let shown: Vec<Value> = frontends.iter().map(frontend).collect();
     let endpoints: Vec<Value> = endpoints(frontends);
-    format!("{text}\n{}\n{}", table(FRONTENDS, &shown), table(ENDPOINTS, &endpoints))
+    let total = |frontend: &Value| frontend["endpoints_total"].as_u64().unwrap_or_default();
+    let is_cut = |frontend: &&Value| total(frontend) > rows(&frontend["endpoints"]).len() as u64;
+    let cut = match frontends.iter().find(is_cut) {
+        Some(frontend) => format!("of {} for {}\n", total(frontend), cell(frontend.get("address"))),
+        None => String::new(),
+    };
+    format!("{text}\n{}\n{}{cut}", table(FRONTENDS, &shown), table(ENDPOINTS, &endpoints))
 }
 
 /// With its tables in words.
@@ -218,6 +231,19 @@ fn frontend(frontend: &Value) -> Value {
             0 => json!("none"),
             length => json!(format!("{length}{lookup}@{} #{}", number("offset"), number("generation"))),
         };
+    }
+    shown
+}
+
+/// Says how many Services are not named.
+fn backend(backend: &Value) -> Value {
+    let mut shown = backend.clone();
+    for list in ["services", "draining"] {
+        let named = rows(&backend[list]).len() as u64;
+        let more = backend[format!("{list}_total")].as_u64().unwrap_or_default().saturating_sub(named);
+        if let (Value::Array(all), 1..) = (&mut shown[list], more) {
+            all.push(json!(format!("and {more} more")));
+        }
     }
     shown
 }

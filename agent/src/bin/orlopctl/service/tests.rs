@@ -103,7 +103,10 @@ fn a_trace_is_numbered() {
     let answer = json!({
         "from": "node", "to": "10.96.0.10:80/TCP", "says": "led to one of 2 candidates",
         "steps": [{"step": "origin", "says": "inside"}, {"step": "frontend", "says": "slot 5"}],
-        "candidates": [{"address": "10.244.0.5:8080", "number": 3, "generation": 21, "shares": "1/2", "connections": 0}],
+        "candidates": {
+            "total": 2,
+            "items": [{"address": "10.244.0.5:8080", "number": 3, "generation": 21, "shares": "1/2", "connections": 0}],
+        },
     });
     let expected = "\
 node -> 10.96.0.10:80/TCP
@@ -113,6 +116,7 @@ node -> 10.96.0.10:80/TCP
 
 CANDIDATE         NUMBER   GENERATION   SHARE   CONNECTIONS
 10.244.0.5:8080   3        21           1/2     0
+and 1 more of 2: orlopctl service get shows shares
 ";
     assert_eq!(text(&verb("trace 10.96.0.10:80 --from node"), &answer), expected);
 }
@@ -125,4 +129,18 @@ REASON           COUNT   MEANING
 packet_hairpin   4       a packet came back; use a socket
 ";
     assert_eq!(text(&verb("drops"), &answer), expected);
+}
+
+#[test]
+fn a_backend_says_how_many_services_are_not_named() {
+    let row = json!({
+        "address": "10.244.0.5:8080", "number": 3, "generation": 21, "connections": null, "failures": 3, "aside_seconds": 28,
+        "services": ["default/a:80", "default/b:80"],
+        "services_total": 5, "draining": [], "draining_total": 0,
+    });
+    let expected = "\
+ENDPOINT          NUMBER   GENERATION   CONNECTIONS   FAILURES   ASIDE   SERVICES                               DRAINING
+10.244.0.5:8080   3        21           -             3          28      default/a:80,default/b:80,and 3 more   none
+";
+    assert_eq!(text(&verb("backends"), &json!({"total": 1, "items": [row]})), expected);
 }
