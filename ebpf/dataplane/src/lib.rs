@@ -72,8 +72,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    const NAMES: [(Self, &'static str); 3] =
-        [(Self::Tcp, "TCP"), (Self::Udp, "UDP"), (Self::Sctp, "SCTP")];
+    const NAMES: [(Self, &'static str); 3] = [(Self::Tcp, "TCP"), (Self::Udp, "UDP"), (Self::Sctp, "SCTP")];
 
     /// As the Kubernetes API writes it.
     pub fn name(self) -> &'static str {
