@@ -79,10 +79,11 @@ pub fn shown(Endpoint { number, generation, address }: &Endpoint) -> Value {
     json!({"address": address.to_string(), "number": number, "generation": generation})
 }
 
-fn candidate(Candidate { endpoint, shares, connections }: &Candidate, places: u32) -> Value {
+fn candidate(Candidate { endpoint, shares, connections, is_aside }: &Candidate, places: u32) -> Value {
     let mut value = shown(endpoint);
     value["shares"] = json!(format!("{shares}/{places}"));
     value["connections"] = json!(connections);
+    value["aside"] = json!(is_aside);
     value
 }
 
@@ -255,13 +256,18 @@ fn conclude(asked: &Asked, verdict: &Verdict) -> (&'static str, String) {
             };
             ("led", format!("led to {}, {why}", numbered(endpoint)))
         }
-        Verdict::OneOf { candidates, next: Some(next), .. } => {
-            ("one of", format!("led to the next of {}: {}, if nobody else asks first", candidates.len(), numbered(next)))
+        Verdict::OneOf { candidates, next, .. } => {
+            let taken: Vec<&Candidate> = candidates.iter().filter(|one| one.shares > 0).collect();
+            let says = match (taken.as_slice(), next) {
+                (several, Some(next)) => {
+                    let next = numbered(next);
+                    format!("led to the next of {}: {next}, if nobody else asks first", several.len())
+                }
+                ([one], None) => format!("led to {}, the only candidate", numbered(&one.endpoint)),
+                (several, None) => format!("led to one of {} candidates, by their shares", several.len()),
+            };
+            ("one of", says)
         }
-        Verdict::OneOf { candidates, .. } => match candidates.as_slice() {
-            [one] => ("one of", format!("led to {}, the only candidate", numbered(&one.endpoint))),
-            several => ("one of", format!("led to one of {} candidates", several.len())),
-        },
     }
 }
 

@@ -103,8 +103,9 @@ pub fn choose(reads: &mut impl Reads, flags: u32) -> Choice {
     Choice::NoBackend
 }
 
+/// Whether it is set aside just now, for services that mind.
 #[inline(always)]
-fn is_aside(reads: &mut impl Elements, backend: &Backend) -> bool {
+pub fn is_aside(reads: &mut impl Elements, backend: &Backend) -> bool {
     // Ticks go round: what is more than half a round ahead is past.
     let left = backend.aside_until.wrapping_sub(reads.ticks()) as i32;
     backend.aside_until != 0 && left > 0

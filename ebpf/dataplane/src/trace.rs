@@ -116,14 +116,16 @@ pub enum Step {
     },
 }
 
-/// An endpoint that may be taken.
+/// An endpoint of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
     pub endpoint: Endpoint,
-    /// Of as many as there are places in the table.
+    /// Of as many as there are places in the table; 0: it would not be taken now.
     pub shares: u32,
     /// Sockets that count.
     pub connections: i32,
+    /// It failed, and the service sets such ones aside for a while.
+    pub is_aside: bool,
 }
 
 /// Why an endpoint is taken.
@@ -155,7 +157,7 @@ pub enum Verdict {
         endpoint: Endpoint,
         by: By,
     },
-    /// One of these, of `places` in all; in turn, the next one.
+    /// One of these that have shares, of `places` in all; in turn, the next one.
     OneOf {
         candidates: Vec<Candidate>,
         places: u32,
@@ -320,14 +322,18 @@ fn endpoint(Chosen { id, address, port_be, generation, .. }: &Chosen) -> Endpoin
 fn candidates(source: &mut impl Source, flags: u32) -> (Vec<Candidate>, u32) {
     let table = Selection::unpack(source.selection());
     let places = u32::from(table.length);
+    let minds = service_flag::set_aside_after(flags) != 0;
     let mut shares: BTreeMap<u32, u32> = BTreeMap::new();
     for place in 0..places {
         let mut taken = match Scheduler::of(flags) {
             Scheduler::LeastConnection => select::least_from(source, table.offset, places, place),
             _ => place,
         };
-        if service_flag::set_aside_after(flags) != 0 {
+        if minds {
             taken = select::spare(source, table.offset, places, taken);
+        }
+        if let Some(id) = source.table(table.offset.wrapping_add(place)) {
+            shares.entry(id).or_default();
         }
         if let Some(id) = source.table(table.offset.wrapping_add(taken)) {
             *shares.entry(id).or_default() += 1;
@@ -337,7 +343,8 @@ fn candidates(source: &mut impl Source, flags: u32) -> (Vec<Candidate>, u32) {
         let backend = source.backend(id)?;
         let address = socket_address(backend.address, backend.port_be);
         let endpoint = Endpoint { number: id, generation: backend.generation, address };
-        Some(Candidate { endpoint, shares, connections: backend.connections })
+        let is_aside = minds && select::is_aside(source, &backend);
+        Some(Candidate { endpoint, shares, connections: backend.connections, is_aside })
     };
     (shares.into_iter().filter_map(candidate).collect(), places)
 }

@@ -89,11 +89,14 @@ fn a_trace_of_a_pod_in_words() {
         told(remembered(7, false))
             .ends_with("which is not the service's any more, or is set aside: a new choice")
     );
-    let candidates = vec![Candidate { endpoint: endpoint(1), shares: 2, connections: 0 }];
+    let candidate =
+        |number, shares, is_aside| Candidate { endpoint: endpoint(number), shares, connections: 0, is_aside };
+    let candidates = vec![candidate(1, 2, false), candidate(2, 0, true)];
     let verdict = Verdict::OneOf { candidates, places: 2, next: None };
     let value = explain(&asked(pod), &Trace { steps: vec![slot()], verdict });
     assert_eq!(value["from"], "pod:default/shell");
     assert_eq!(value["candidates"]["items"][0]["shares"], "2/2");
+    assert_eq!(value["candidates"]["items"][1]["aside"], true);
     assert_eq!(value["says"], "led to 10.244.0.1:8080 (number 1, generation 21), the only candidate");
 }
 

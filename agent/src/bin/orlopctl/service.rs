@@ -122,6 +122,7 @@ const CANDIDATES: &[Column] = &[
     ("GENERATION", "/generation"),
     ("SHARE", "/shares"),
     ("CONNECTIONS", "/connections"),
+    ("ASIDE", "/aside"),
 ];
 
 /// The answer to a verb, for people.

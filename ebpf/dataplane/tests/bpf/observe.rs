@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU8, NonZeroU32};
 
 use dataplane::Protocol::{Tcp, Udp};
 use dataplane::trace::{By, Client, Step, Verdict};
@@ -232,6 +232,38 @@ fn a_trace_of_a_client_outside_tells_of_source_ranges_affinity_and_what_the_node
     assert_eq!(verdict(&node, nothing, client), Verdict::NotLed);
     assert_eq!(node.dataplane.as_ref().unwrap().neighbours(nothing), [node_port]);
     node.rewrite_flows(map::INBOUND, |_| None);
+}
+
+#[test]
+fn a_trace_and_a_list_tell_of_an_endpoint_that_is_set_aside() {
+    let mut node = Node::open();
+    let place = PLACES[0];
+    let living = serve_tcp(at(place.localhost, 0), "a");
+    // Nobody listens there.
+    let dead = at(place.localhost, 9);
+    let vip = frontend(place.cluster_ip, 80, Tcp);
+    let scheduler = Scheduler::RoundRobin;
+    let set_aside_after = NonZeroU8::new(1);
+    node.lead(vip, &Target { scheduler, set_aside_after, ..Target::all([living, dead]) });
+    let led = |node: &Node| match verdict(node, vip, here()) {
+        Verdict::OneOf { candidates, .. } => {
+            candidates.iter().map(|one| (one.endpoint.address, one.shares)).collect::<BTreeMap<_, _>>()
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(led(&node), BTreeMap::from([(living, 1), (dead, 1)]));
+    let failed = (0..2).filter(|_| ask_tcp(at(place.cluster_ip, 80)).is_err()).count();
+    assert_eq!(failed, 1);
+    assert_eq!(led(&node), BTreeMap::from([(living, 2), (dead, 0)]));
+    let all = node.dataplane.as_ref().unwrap().backends(Some(&[vip]));
+    let told = |address| {
+        let found = all.iter().find(|backend| backend.endpoint.address == address).unwrap();
+        (found.failures, found.aside_seconds.is_some())
+    };
+    assert_eq!((told(living), told(dead)), ((0, false), (1, true)));
+    assert!(
+        all.iter().filter_map(|backend| backend.aside_seconds).all(|seconds| (20..=31).contains(&seconds))
+    );
 }
 
 #[test]

@@ -105,7 +105,7 @@ fn a_trace_is_numbered() {
         "steps": [{"step": "origin", "says": "inside"}, {"step": "frontend", "says": "slot 5"}],
         "candidates": {
             "total": 2,
-            "items": [{"address": "10.244.0.5:8080", "number": 3, "generation": 21, "shares": "1/2", "connections": 0}],
+            "items": [{"address": "10.244.0.5:8080", "number": 3, "generation": 21, "shares": "1/2", "connections": 0, "aside": false}],
         },
     });
     let expected = "\
@@ -114,8 +114,8 @@ node -> 10.96.0.10:80/TCP
  2. frontend   slot 5
 => led to one of 2 candidates
 
-CANDIDATE         NUMBER   GENERATION   SHARE   CONNECTIONS
-10.244.0.5:8080   3        21           1/2     0
+CANDIDATE         NUMBER   GENERATION   SHARE   CONNECTIONS   ASIDE
+10.244.0.5:8080   3        21           1/2     0             false
 and 1 more of 2: orlopctl service get shows shares
 ";
     assert_eq!(text(&verb("trace 10.96.0.10:80 --from node"), &answer), expected);
