@@ -20,6 +20,8 @@ mod packets;
 mod policy;
 #[path = "bpf/schedulers.rs"]
 mod schedulers;
+#[path = "bpf/sctp.rs"]
+mod sctp;
 #[path = "bpf/sockets.rs"]
 mod sockets;
 #[path = "bpf/tries.rs"]

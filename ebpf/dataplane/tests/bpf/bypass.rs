@@ -30,7 +30,7 @@ fn serving(hook: UplinkHook) -> Node {
     node
 }
 
-trait Serves {
+pub trait Serves {
     fn serve_packets(&mut self);
 }
 

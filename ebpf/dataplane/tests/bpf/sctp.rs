@@ -1,0 +1,98 @@
+//! SCTP by real sockets, where the kernel has it: node ports, pods that are served by packets, and pods' own associations with the outside.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use dataplane::Protocol::Sctp;
+use dataplane::UplinkHook;
+use nix::sys::socket::{Backlog, SockaddrStorage, bind, connect, listen};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
+
+use crate::bypass::Serves;
+use crate::node::{LIMIT, Links, Node, PLACES, at, frontend, inside};
+
+/// A socket that talks as TCP's do; the kernel loads its module for the first.
+fn socket_of(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    Ok(rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::SCTP))?)
+}
+
+fn bound(address: SocketAddr) -> OwnedFd {
+    let socket = socket_of(address).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address)).unwrap();
+    socket
+}
+
+/// Answers each question with the peer it sees.
+fn serve(address: SocketAddr) {
+    let socket = bound(address);
+    listen(&socket, Backlog::new(8).unwrap()).unwrap();
+    let listener = TcpListener::from(socket);
+    std::thread::spawn(move || {
+        while let Ok((mut stream, peer)) = listener.accept() {
+            let _ = stream.read(&mut [0; 64]);
+            let _ = stream.write_all(peer.ip().to_string().as_bytes());
+            // The end of the association takes what was sent along.
+            let _ = stream.read(&mut [0; 64]);
+        }
+    });
+}
+
+/// The answer, and whom the client takes for its peer.
+fn ask(from: SocketAddr, to: SocketAddr) -> (String, SocketAddr) {
+    let socket = bound(from);
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(to)).unwrap_or_else(|error| panic!("{to}: {error}"));
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.write_all(b"?").unwrap();
+    let mut answer = [0; 64];
+    let length = stream.read(&mut answer).unwrap();
+    (String::from_utf8_lossy(&answer[..length]).into_owned(), stream.peer_addr().unwrap())
+}
+
+/// Whether there is SCTP here; a kernel that has it as a module has to give it.
+fn is_there() -> bool {
+    let [v4, _] = PLACES;
+    let Err(error) = socket_of(at(v4.any, 0)) else { return true };
+    let version = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let module = Path::new("/lib/modules").join(version.trim()).join("kernel/net/sctp");
+    assert!(!module.exists(), "the kernel has a module for SCTP, and no sockets: {error}");
+    false
+}
+
+#[test]
+fn associations_reach_services_and_the_outside() {
+    if !is_there() {
+        return harness::skip::skip("the kernel has no SCTP");
+    }
+    for hook in [UplinkHook::Newest, UplinkHook::Clsact] {
+        let _links = Links::make();
+        let mut node = Node::with_hook(hook);
+        node.masquerade();
+        node.serve_packets();
+        for place in PLACES {
+            let (pod, outside, gateway) = (at(place.pod, 9), at(place.outside, 9), at(place.gateway, 9));
+            inside("pod", move || serve(pod)).join().unwrap();
+            inside("outside", move || serve(outside)).join().unwrap();
+            serve(gateway);
+            // From outside to a node port, and to two of one endpoint from one port of the client.
+            for port in [30009, 30010] {
+                let node_port = at(place.node, port);
+                node.set(frontend(place.node, port, Sctp), &[pod]);
+                let asked = inside("outside", move || ask(at(place.outside, 4000), node_port));
+                assert_eq!(asked.join().unwrap(), (place.outside.to_string(), node_port), "{hook:?}");
+            }
+            // From a pod to a cluster IP, whose endpoint is the node or a host outside, and straight to that.
+            for (endpoint, seen) in [(gateway, place.pod), (outside, place.node)] {
+                let vip = at(place.cluster_ip, 7);
+                node.set(frontend(place.cluster_ip, 7, Sctp), &[endpoint]);
+                let asked = inside("pod", move || ask(at(place.pod, 0), vip));
+                assert_eq!(asked.join().unwrap(), (seen.to_string(), vip), "{hook:?}");
+            }
+            let asked = inside("pod", move || ask(at(place.pod, 0), outside));
+            assert_eq!(asked.join().unwrap(), (place.node.to_string(), outside), "{hook:?}");
+        }
+    }
+}
