@@ -129,7 +129,7 @@ impl FromStr for ServiceName {
     type Err = Unclear;
 
     fn from_str(text: &str) -> Result<Self, Unclear> {
-        let expected = "a Service: NAMESPACE/NAME, or ADDRESS:PORT with or without /TCP or /UDP";
+        let expected = "a Service: NAMESPACE/NAME, or ADDRESS:PORT with or without /TCP, /UDP or /SCTP";
         let parsed = Address::parse(text).map(Self::Address).or_else(|| key(text).map(Self::Key));
         parsed.ok_or_else(|| Unclear::new(text, expected))
     }

@@ -235,6 +235,10 @@ fn conclude(asked: &Asked, verdict: &Verdict) -> (&'static str, String) {
             ("no service", "a pod's loopback is its own: there, only the node's own sockets find Services".to_owned())
         }
         Verdict::Loopback => ("no service", "the kernel drops what comes from outside to its loopback".to_owned()),
+        Verdict::PacketsAlone => (
+            "no service",
+            "the kernel tells of no SCTP socket: led are packets, from outside and of pods with orlop.dev/services: packets".to_owned(),
+        ),
         Verdict::Forbidden => (
             "dropped",
             format!("dropped: none of the Service's loadBalancerSourceRanges holds {}", asked.from),

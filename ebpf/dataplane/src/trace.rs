@@ -12,8 +12,8 @@ use dataplane_abi::{
     service_flag,
 };
 
-use crate::Frontend;
 use crate::model::{socket_address, to_address, to_key};
+use crate::{Frontend, Protocol};
 
 #[cfg(test)]
 mod tests;
@@ -147,6 +147,8 @@ pub enum Verdict {
     NotLed,
     /// There, only the node's own sockets find services.
     Loopback,
+    /// The kernel tells of no socket of this protocol: packets alone are led.
+    PacketsAlone,
     /// No source range holds the client.
     Forbidden,
     /// There is no endpoint: refused for a socket, dropped for a packet.
@@ -195,6 +197,9 @@ pub fn walk(source: &mut impl Source, asked: Asked, service: Option<(u32, Servic
         known_flow(source, client, frontend, service.is_some(), &mut steps).unwrap_or_else(
             || match service {
                 _ if asked.is_of_another_loopback() => Verdict::Loopback,
+                Some(_) if client.origin() == Origin::Inside && frontend.protocol == Protocol::Sctp => {
+                    Verdict::PacketsAlone
+                }
                 None => Verdict::NotLed,
                 Some((slot, service)) => select_one(source, client, slot, &service, &mut steps),
             },

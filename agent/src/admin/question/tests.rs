@@ -71,7 +71,7 @@ fn a_service_is_named_or_found_by_its_address() {
         assert_eq!(
             refused::<ServiceName>(text),
             format!(
-                "\"{text}\" is not a Service: NAMESPACE/NAME, or ADDRESS:PORT with or without /TCP or /UDP"
+                "\"{text}\" is not a Service: NAMESPACE/NAME, or ADDRESS:PORT with or without /TCP, /UDP or /SCTP"
             )
         );
     }

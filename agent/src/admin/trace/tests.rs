@@ -128,5 +128,8 @@ fn a_refusal_tells_which() {
     assert!(says(&outside, Verdict::Answer { pod: endpoint(3).address }).contains("10.244.0.3:8080 began"));
     let inside = asked(Client::Node);
     assert_eq!(says(&inside, Verdict::NoEndpoint), "refused: refused (ECONNREFUSED): no endpoint is ready");
+    assert!(
+        says(&inside, Verdict::PacketsAlone).starts_with("no service: the kernel tells of no SCTP socket")
+    );
     assert!(says(&inside, Verdict::Loopback).contains("a pod's loopback is its own"));
 }

@@ -4,7 +4,6 @@ use dataplane_abi::select::Elements;
 use dataplane_abi::{Backend, FrontendKey};
 
 use super::*;
-use crate::Protocol;
 
 const NODE: u64 = 7;
 const SLOT: u32 = 3;
@@ -265,4 +264,16 @@ fn what_is_set_aside_leaves_its_share_to_others() {
     let Verdict::OneOf { candidates, places: 3, .. } = trace.verdict else { panic!("{trace:?}") };
     let told: Vec<(u32, bool)> = candidates.iter().map(|one| (one.shares, one.is_aside)).collect();
     assert_eq!(told, [(1, false), (0, true), (2, false)]);
+}
+
+#[test]
+fn sockets_of_sctp_are_not_led() {
+    let verdict = |client| {
+        let mut source = fake(client, Scheduler::Random);
+        let frontend = Frontend { address: [10, 96, 0, 1].into(), port: 80, protocol: Protocol::Sctp };
+        let service = (SLOT, source.service);
+        walk(&mut source, Asked { client, frontend, node_netns: NODE }, Some(service)).verdict
+    };
+    assert_eq!(verdict(INSIDE), Verdict::PacketsAlone);
+    assert!(matches!(verdict(OUTSIDE), Verdict::OneOf { .. }));
 }
