@@ -6,26 +6,16 @@ const POLYNOMIAL: u32 = 0x82f6_3b78;
 /// The polynomial 1, bits in reverse.
 const ONE: u32 = 1 << 31;
 
-/// By what a register changes when so many bytes of zero follow: the powers of two of x^8.
-const POWERS: [u32; u16::BITS as usize] = {
-    let mut powers = [ONE >> 8; u16::BITS as usize];
-    let mut at = 1;
-    while at < powers.len() {
-        powers[at] = multiply(powers[at - 1], powers[at - 1]);
-        at += 1;
-    }
-    powers
-};
-
 /// The difference of the CRCs of two packets of `length` bytes that differ in their first four, by `difference`: read, as the CRC is stored, in little-endian
-/// order.
+/// order. Without a table, which would be a map of its own for each load of the programs.
 #[inline(always)]
 pub const fn change(difference: u32, length: u16) -> u32 {
-    let mut register = difference;
+    // By what a register changes when a byte of zero follows: x^8, then the powers of two of that.
+    let (mut register, mut power) = (difference, ONE >> 8);
     let mut bit = 0;
     while bit < u16::BITS {
-        let factor = if (length >> bit) & 1 == 1 { POWERS[bit as usize] } else { ONE };
-        register = multiply(register, factor);
+        register = multiply(register, if (length >> bit) & 1 == 1 { power } else { ONE });
+        power = multiply(power, power);
         bit += 1;
     }
     register

@@ -84,8 +84,7 @@ fn make_older(node: &mut Node) {
 
 /// Our own object.
 fn object() -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bpf/dataplane.o");
-    std::fs::read(path).unwrap()
+    include_bytes!(concat!(env!("OUT_DIR"), "/dataplane.o")).to_vec()
 }
 
 fn word(bytes: &[u8], offset: usize) -> u32 {
