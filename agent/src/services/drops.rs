@@ -106,6 +106,11 @@ pub const DROPS: &[DropReason] = &[
         "a pod's packet was led to the pod itself, which could not answer it",
         "let the pod ask itself by its own address, or by a socket",
     ),
+    reason(
+        counter::CLIENT_PORT_NO_FLOW,
+        "a packet of a flow whose client has another port at its endpoint came, and the flow is not known (any more)",
+        "usual when tables are full or an old connection goes on: the client has to connect again",
+    ),
 ];
 
 /// Counters of what went well, and of what is nobody's flow.

@@ -170,7 +170,7 @@ pub struct FrontendKey {
 /// Where the traffic of a client comes from: a service may have other backends for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {
-    /// A socket on this node.
+    /// A socket on this node, or a pod of this node whose packets are led.
     Inside,
     /// A packet that came in by an uplink.
     Outside,
@@ -453,7 +453,7 @@ pub struct Counted {
 pub struct Tried {
     pub backend: u32,
     pub generation: u32,
-    /// The service's [`service_flag::set_aside_after`]; 0: the socket has connected elsewhere since.
+    /// The service's [`service_flag::set_aside_after`].
     pub set_aside_after: u32,
 }
 
@@ -524,6 +524,8 @@ pub mod nat {
     pub const MASQUERADE: u8 = 2;
     /// A flow that reached a pod directly; its answers keep their source.
     pub const DIRECT: u8 = 3;
+    /// Such a flow whose client's port is another one at the pod, since a service's flow has the same ends.
+    pub const STRAIGHT: u8 = 4;
 
     /// What was seen of a flow, as bits of [`super::NatValue::state`].
     pub const ANSWERED: u8 = 1;
@@ -768,11 +770,12 @@ pub mod counter {
     /// A fragment whose packet's first one was not seen.
     pub const FRAGMENT: u32 = 8;
     pub const REWRITE_FAILED: u32 = 9;
-    /// A TCP packet to a node port that belongs to no known connection: left to the node, which resets it.
+    /// A TCP or SCTP packet to a node port that belongs to no known connection: left to the node, which resets it.
     pub const NODE_PORT_NO_FLOW: u32 = 10;
-    /// One client address and port talks to one backend by several ways at once, and no other port was free for the client there: dropped.
+    /// One client address and port talks to one backend by several ways at once, and no other port was free for the client there: the packet
+    /// that would have begun a flow is dropped.
     pub const NODE_PORT_COLLISION: u32 = 11;
-    /// A pod's TCP packet to the outside whose connection is not known (any more): dropped.
+    /// A pod's TCP or SCTP packet to the outside whose connection is not known (any more): dropped.
     pub const MASQUERADE_NO_FLOW: u32 = 12;
     /// A pod's packet to the outside that has no port to translate, such as a fragment: dropped.
     pub const MASQUERADE_IMPOSSIBLE: u32 = 13;
@@ -788,13 +791,15 @@ pub mod counter {
     /// A flow of a pod's packets to a service began, at the pod's link.
     pub const PACKET_TRANSLATED: u32 = 19;
     pub const PACKET_NO_BACKEND: u32 = 20;
-    /// A pod's TCP packet to a service that belongs to no known connection: dropped.
+    /// A pod's TCP or SCTP packet to a service that belongs to no known connection: dropped.
     pub const PACKET_NO_FLOW: u32 = 21;
     /// A pod's packet to a service that was led to the very pod that sent it: dropped.
     pub const PACKET_HAIRPIN: u32 = 22;
     /// A backend was set aside.
     pub const BACKEND_SET_ASIDE: u32 = 23;
-    pub const COUNT: u32 = 24;
+    /// A packet of a flow whose client has another port at the backend, which is not known any more: dropped.
+    pub const CLIENT_PORT_NO_FLOW: u32 = 24;
+    pub const COUNT: u32 = 25;
 }
 
 /// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.

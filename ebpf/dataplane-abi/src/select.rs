@@ -43,7 +43,7 @@ pub trait Reads: Elements {
     /// The service's selection word for clients of this origin.
     fn selection(&mut self) -> u64;
     /// [`least`], for a program in a function that is verified alone.
-    fn least(&mut self, offset: u32, length: u32) -> u32;
+    fn least(&mut self, offset: u32, length: u32, flags: u32) -> u32;
     /// The same of [`narrow`].
     fn narrow(&mut self, offset: u32, id: u32, bounds: u64) -> u64;
     /// The same of [`spare`].
@@ -88,7 +88,7 @@ pub fn choose(reads: &mut impl Reads, flags: u32) -> Choice {
         let place = if attempt != 1 {
             share(reads.random(), length)
         } else {
-            match place(reads, Scheduler::of(flags), table) {
+            match place(reads, flags, table) {
                 place if service_flag::set_aside_after(flags) == 0 => place,
                 place => reads.spare(table.offset, length, place),
             }
@@ -136,12 +136,13 @@ pub fn spare(reads: &mut impl Elements, offset: u32, length: u32, meant: u32) ->
 
 /// Which place of the table is meant, counted from its beginning. `table` is not empty.
 #[inline(always)]
-fn place(reads: &mut impl Reads, scheduler: Scheduler, table: Selection) -> u32 {
+fn place(reads: &mut impl Reads, flags: u32, table: Selection) -> u32 {
     let length = table.length as u32;
+    let scheduler = Scheduler::of(flags);
     match scheduler {
         Scheduler::Random => share(reads.random(), length),
         Scheduler::RoundRobin => (reads.turn() as u64 * STRIDE % length as u64) as u32,
-        Scheduler::LeastConnection => reads.least(table.offset, length),
+        Scheduler::LeastConnection => reads.least(table.offset, length, flags),
         Scheduler::SourceHash | Scheduler::Maglev => {
             // A service that has just got this scheduler may have no such table yet.
             match (reads.hash(scheduler), table.lookup_size()) {
@@ -168,18 +169,20 @@ const STRIDE: u64 = 2_654_435_761;
 pub const LEAST_LOOKS: u32 = 8;
 
 /// The place of the backend with the fewest connections in the table of `length` from `offset` on; of several, the first from a random place on.
+/// Of one that is set aside nobody knows how few it would have: it does not count, for services that mind.
 #[inline(always)]
-pub fn least(reads: &mut impl Elements, offset: u32, length: u32) -> u32 {
+pub fn least(reads: &mut impl Elements, offset: u32, length: u32, flags: u32) -> u32 {
     if length == 0 {
         return 0;
     }
     let start = share(reads.random(), length);
-    least_from(reads, offset, length, start)
+    least_from(reads, offset, length, flags, start)
 }
 
 /// The same from the place `start` on.
 #[inline(always)]
-pub fn least_from(reads: &mut impl Elements, offset: u32, length: u32, start: u32) -> u32 {
+pub fn least_from(reads: &mut impl Elements, offset: u32, length: u32, flags: u32, start: u32) -> u32 {
+    let is_mindful = service_flag::set_aside_after(flags) != 0;
     let (mut best, mut fewest) = (start, i32::MAX);
     for look in 0..LEAST_LOOKS {
         if look >= length {
@@ -189,7 +192,7 @@ pub fn least_from(reads: &mut impl Elements, offset: u32, length: u32, start: u3
         // Neither is ever missing: what follows is as good without.
         let Some(id) = reads.table(offset.wrapping_add(place)) else { break };
         let Some(backend) = reads.backend(id) else { break };
-        if backend.connections < fewest {
+        if backend.connections < fewest && !(is_mindful && is_aside(reads, &backend)) {
             (best, fewest) = (place, backend.connections);
         }
     }

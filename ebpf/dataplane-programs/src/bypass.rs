@@ -8,10 +8,10 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use dataplane_abi::{Origin, nat, protocol};
+use dataplane_abi::{Origin, counter, nat, protocol};
 
 use crate::collision;
-use crate::maps::ORLOP_NAT;
+use crate::maps::{ORLOP_NAT, count};
 use crate::packet::{self, Layer, Packet, Parsed};
 use crate::uplink::{self, BEGINS, COLLISION, DROP, FRAGMENT, ICMP, NEXT, apart};
 
@@ -77,7 +77,10 @@ fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
             BEGINS => uplink::begin(ctx, &packet, Origin::Inside),
             verdict => verdict,
         },
-        _ => NEXT,
+        _ => {
+            count(counter::FRAGMENT);
+            NEXT
+        }
     }
 }
 
@@ -85,7 +88,10 @@ fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
 fn fragment_out(ctx: &TcContext, layer: Layer) -> i32 {
     match packet::parse_fragment(ctx, layer) {
         Ok(packet) if packet.protocol != protocol::SCTP => answers(ctx, &packet),
-        _ => NEXT,
+        _ => {
+            count(counter::FRAGMENT);
+            NEXT
+        }
     }
 }
 
@@ -117,7 +123,9 @@ fn answers(ctx: &TcContext, packet: &Packet) -> i32 {
     let key = uplink::nat_key(packet, nat::OUT);
     // SAFETY: the value is copied at once; one of a recycled element misdirects one packet, which its receiver refuses.
     match unsafe { ORLOP_NAT.get(&key) }.copied() {
-        Some(entry) if entry.kind == nat::NODE_PORT && entry.link == uplink::link_of(ctx) => {
+        Some(entry)
+            if matches!(entry.kind, nat::NODE_PORT | nat::STRAIGHT) && entry.link == uplink::link_of(ctx) =>
+        {
             uplink::answer_out(ctx, packet, &key, &entry, Origin::Inside)
         }
         _ => NEXT,

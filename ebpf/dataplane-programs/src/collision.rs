@@ -21,7 +21,10 @@ pub fn asks(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
     let flows = uplink::flows(origin);
     let key = uplink::nat_key(&packet, nat::IN);
     let link = uplink::owner(ctx, origin);
-    let Some(element) = flows.get_ptr_mut(&key).or_else(|| begin_straight(flows, &packet, &key, link)) else {
+    // SAFETY: the kernel gave the element to this run of the program.
+    let known = flows.get_ptr_mut(&key).filter(|element| unsafe { (**element).link } == link);
+    let Some(element) = known.or_else(|| begin_straight(flows, &packet, &key, link)) else {
+        count(counter::CLIENT_PORT_NO_FLOW);
         return DROP;
     };
     // SAFETY: the value is copied at once; an element that is recycled meanwhile misdirects one packet, which its receiver refuses.
@@ -30,7 +33,8 @@ pub fn asks(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
         true => entry.client_port_be,
         false => {
             let Some(port_be) = allot(flows, &packet, &entry) else {
-                count(counter::NODE_PORT_COLLISION);
+                let begins = packet.may_begin_flow;
+                count(if begins { counter::NODE_PORT_COLLISION } else { counter::CLIENT_PORT_NO_FLOW });
                 return DROP;
             };
             // SAFETY: as above; this is a plain integer inside the element.
@@ -48,12 +52,20 @@ pub fn asks(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
 pub fn is_answered(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
     let Some(packet) = packet::parse_whole_or_part(ctx, layer) else { return NEXT };
     let flows = uplink::flows(origin);
-    let Some(element) = flows.get_ptr_mut(&uplink::nat_key(&packet, nat::OUT)) else { return DROP };
+    let Some(element) = flows.get_ptr_mut(&uplink::nat_key(&packet, nat::OUT)) else {
+        count(counter::CLIENT_PORT_NO_FLOW);
+        return DROP;
+    };
     // SAFETY: as in `asks`.
     let entry = unsafe {
         uplink::touch(Some(element), &packet, nat::OUT);
         *element
     };
+    // Another flow's, since this moment.
+    if entry.client_port_be == 0 {
+        count(counter::CLIENT_PORT_NO_FLOW);
+        return DROP;
+    }
     let question = NatKey {
         source: packet.destination,
         destination: entry.address,
@@ -84,7 +96,7 @@ fn begin_straight(flows: &Flows, packet: &Packet, key: &NatKey, link: u32) -> Op
     let entry = NatValue {
         address: packet.destination,
         port_be: packet.destination_port_be,
-        kind: nat::NODE_PORT,
+        kind: nat::STRAIGHT,
         state: 0,
         backend: 0,
         generation: 0,
@@ -98,7 +110,8 @@ fn begin_straight(flows: &Flows, packet: &Packet, key: &NatKey, link: u32) -> Op
     if !packet.may_begin_flow || select::is_service(&packet.frontend()) {
         return None;
     }
-    uplink::written(flows.insert(key, &entry, BPF_NOEXIST as u64));
+    // In the place of what another link has there.
+    uplink::written(flows.insert(key, &entry, 0));
     flows.get_ptr_mut(key)
 }
 
@@ -109,21 +122,22 @@ fn is_held(flows: &Flows, packet: &Packet, entry: &NatValue) -> bool {
         return false;
     }
     let back = back(packet, entry, entry.client_port_be);
-    if flows.insert(&back, &shown(packet, entry), BPF_NOEXIST as u64).is_ok() {
-        return true;
-    }
-    let Some(element) = flows.get_ptr_mut(&back) else { return false };
+    let Some(element) = flows.get_ptr_mut(&back) else {
+        return flows.insert(&back, &shown(packet, entry), BPF_NOEXIST as u64).is_ok();
+    };
     // SAFETY: as in `asks`.
-    unsafe {
-        let is_ours = (*element).address == packet.destination
-            && (*element).port_be == packet.destination_port_be
-            && (*element).client_port_be == packet.source_port_be
-            && (*element).link == entry.link;
-        if is_ours {
-            uplink::touch(Some(element), packet, nat::IN);
-        }
-        is_ours
+    let held = unsafe { *element };
+    if held.link != entry.link {
+        return flows.insert(&back, &shown(packet, entry), 0).is_ok();
     }
+    let is_ours = held.address.is(&packet.destination)
+        && held.port_be == packet.destination_port_be
+        && held.client_port_be == packet.source_port_be;
+    if is_ours {
+        // SAFETY: as in `asks`.
+        unsafe { uplink::touch(Some(element), packet, nat::IN) };
+    }
+    is_ours
 }
 
 /// A port for the client that no other flow to this backend holds, or that one has done with. Only a flow that begins gets another one.
@@ -133,7 +147,8 @@ fn allot(flows: &Flows, packet: &Packet, entry: &NatValue) -> Option<u16> {
         return None;
     }
     let shown = shown(packet, entry);
-    for _ in 0..nat::CLIENT_PORT_TRIES {
+    for attempt in 0..nat::CLIENT_PORT_TRIES {
+        let is_scarce = attempt >= nat::CLIENT_PORT_TRIES / 2;
         let port_be = uplink::random_port().to_be();
         let back = back(packet, entry, port_be);
         if flows.insert(&back, &shown, BPF_NOEXIST as u64).is_ok() {
@@ -141,8 +156,9 @@ fn allot(flows: &Flows, packet: &Packet, entry: &NatValue) -> Option<u16> {
         }
         // SAFETY: the value is copied at once.
         let held = unsafe { flows.get(&back) }.copied();
-        if held.is_some_and(|held| uplink::may_take_over(packet.protocol, &held, true))
-            && flows.insert(&back, &shown, 0).is_ok()
+        if held.is_some_and(|held| {
+            held.link != entry.link || uplink::may_take_over(packet.protocol, &held, is_scarce)
+        }) && flows.insert(&back, &shown, 0).is_ok()
         {
             return Some(port_be);
         }

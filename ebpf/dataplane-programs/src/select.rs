@@ -252,8 +252,8 @@ impl<C: Fn() -> Client> Reads for Maps<'_, C> {
     }
 
     #[inline(always)]
-    fn least(&mut self, offset: u32, length: u32) -> u32 {
-        orlop_least(offset, length)
+    fn least(&mut self, offset: u32, length: u32, flags: u32) -> u32 {
+        orlop_least(offset, length, flags)
     }
 
     #[inline(always)]
@@ -337,8 +337,8 @@ pub extern "C" fn orlop_entry(index: u32) -> u32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn orlop_least(offset: u32, length: u32) -> u32 {
-    select::least(&mut Shared, offset, length)
+pub extern "C" fn orlop_least(offset: u32, length: u32, flags: u32) -> u32 {
+    select::least(&mut Shared, offset, length, flags)
 }
 
 #[unsafe(no_mangle)]

@@ -47,7 +47,7 @@ pub fn note(ctx: &SockAddrContext, Pick { id, generation, .. }: Pick, set_aside_
 pub fn orlop_tried(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB if tried(&ctx).is_some() => {
-            let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+            let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
         }
         BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_SYN_SENT => {
             if let Some(tried) = tried(&ctx) {

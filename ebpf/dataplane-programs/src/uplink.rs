@@ -62,7 +62,8 @@ pub const BEGINS: i32 = -5;
 /// In the place of a verdict: of a flow whose client's port is another one at the backend, or has to be. `collision` goes on.
 pub const COLLISION: i32 = -4;
 
-/// Functions of a packet that stand apart: each has the stack for itself, and, being global, is verified once whatever leads to it.
+/// Functions of a packet that stand apart: each has the stack for itself, and, being global, is verified once whatever leads to it. The verifier takes
+/// nothing for their argument but the context of the program that calls them.
 macro_rules! apart {
     ($($name:ident = $body:path: $layer:ident;)+) => { $(
         #[unsafe(no_mangle)]
@@ -285,6 +286,14 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
     {
         // SAFETY: as above.
         let entry = unsafe { *element };
+        if entry.kind == nat::STRAIGHT {
+            // A new connection has its own answer to whether its port is free.
+            if protocol::has_connections(packet.protocol) && packet.may_begin_flow {
+                let _ = flows(origin).remove(key);
+                return direct(packet, origin, link);
+            }
+            return COLLISION;
+        }
         if !packet.may_begin_flow {
             return translate_in(ctx, packet, &entry, origin);
         }
@@ -435,7 +444,7 @@ fn direct(packet: &Packet, origin: Origin, link: u32) -> i32 {
 /// A packet straight to a backend, whose answers would be taken for those of a service's flow.
 #[inline(always)]
 fn beside(packet: &Packet, held: &NatValue) -> i32 {
-    if packet.may_begin_flow && !may_take_over(packet.protocol, held, true) { COLLISION } else { NEXT }
+    if packet.may_begin_flow && !may_take_over(packet.protocol, held, false) { COLLISION } else { NEXT }
 }
 
 /// The answer to a masqueraded packet goes back to its pod.
@@ -473,7 +482,7 @@ fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue, origin: Orig
             unsafe { touch(flows.get_ptr_mut(&back), packet, nat::IN) };
         }
         // The backend already talks to this very client port by another way, and could not tell the two apart.
-        Some(held) if is_of_link(&held, entry, origin) && !may_take_over(packet.protocol, &held, true) => {
+        Some(held) if is_of_link(&held, entry, origin) && !may_take_over(packet.protocol, &held, false) => {
             return COLLISION;
         }
         _ => {
@@ -775,10 +784,15 @@ fn pick_of(entry: &NatValue) -> Pick {
 /// A packet that reaches a pod under the pod's own address: the answer is not a new flow and keeps its source.
 #[inline(always)]
 fn note_direct_flow(packet: &Packet) -> i32 {
-    if !leaves_under_another_address(&packet.destination, &packet.source) {
-        return NEXT;
-    }
     let back = answer_key(packet, nat::OUT);
+    if !leaves_under_another_address(&packet.destination, &packet.source) {
+        // Its answers need no entry: only whether a service's have one is looked at.
+        return match packet.may_begin_flow && is_pod(&packet.destination) {
+            // SAFETY: the value is copied at once.
+            true => unsafe { ORLOP_INBOUND.get(&back) }.copied().map_or(NEXT, |held| beside(packet, &held)),
+            false => NEXT,
+        };
+    }
     let direct = NatValue {
         address: packet.destination,
         port_be: packet.destination_port_be,
@@ -799,12 +813,18 @@ fn note_direct_flow(packet: &Packet) -> i32 {
             touch(ORLOP_INBOUND.get_ptr_mut(&back), packet, nat::IN);
         },
         // A service's flow has the same ends.
-        Some(held) if !may_take_over(packet.protocol, &held, true) => return beside(packet, &held),
+        Some(held) if !may_take_over(packet.protocol, &held, false) => return beside(packet, &held),
         _ => {
             written(ORLOP_INBOUND.insert(&back, &direct, 0));
         }
     }
     NEXT
+}
+
+/// Whether it is the address of a pod of this node, where pods are masqueraded.
+#[inline(always)]
+fn is_pod(address: &Address) -> bool {
+    ORLOP_CONFIG.get(0).is_some_and(|config| masquerade_of(config, address).pods.contains(address))
 }
 
 /// Whether a packet with these ends is to be masqueraded.

@@ -292,8 +292,8 @@ impl Reads for View<'_> {
         }
     }
 
-    fn least(&mut self, offset: u32, length: u32) -> u32 {
-        select::least(self, offset, length)
+    fn least(&mut self, offset: u32, length: u32, flags: u32) -> u32 {
+        select::least(self, offset, length, flags)
     }
 
     fn spare(&mut self, offset: u32, length: u32, meant: u32) -> u32 {

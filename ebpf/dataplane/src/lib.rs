@@ -115,8 +115,8 @@ pub struct Target {
     /// The frontend's address is one of the node's: while there is no endpoint at all, the node's kernel refuses what comes in by
     /// an uplink. At another address that is dropped.
     pub own_address: bool,
-    /// An endpoint to which so many TCP connections of this node in a row came not about gets no new ones for half a minute, while there are
-    /// others that do.
+    /// An endpoint to which so many TCP connections of this node in a row came not about gets no new ones for half a minute, where one of up to
+    /// eight others is better.
     pub set_aside_after: Option<NonZeroU8>,
     /// How an endpoint is chosen. One that stands in a list several times has as many shares, but for the fewest connections.
     pub scheduler: Scheduler,

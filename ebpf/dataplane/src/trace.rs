@@ -331,7 +331,7 @@ fn candidates(source: &mut impl Source, flags: u32) -> (Vec<Candidate>, u32) {
     let mut shares: BTreeMap<u32, u32> = BTreeMap::new();
     for place in 0..places {
         let mut taken = match Scheduler::of(flags) {
-            Scheduler::LeastConnection => select::least_from(source, table.offset, places, place),
+            Scheduler::LeastConnection => select::least_from(source, table.offset, places, flags, place),
             _ => place,
         };
         if minds {

@@ -239,8 +239,8 @@ impl Reads for Reader<'_> {
         self.maps.sources.iter().any(|key| key.set == set && from_network_key(*key) == wanted)
     }
 
-    fn least(&mut self, offset: u32, length: u32) -> u32 {
-        select::least(self, offset, length)
+    fn least(&mut self, offset: u32, length: u32, flags: u32) -> u32 {
+        select::least(self, offset, length, flags)
     }
 
     fn spare(&mut self, offset: u32, length: u32, meant: u32) -> u32 {
@@ -1050,8 +1050,8 @@ impl Reads for Turns<'_> {
         true
     }
 
-    fn least(&mut self, offset: u32, length: u32) -> u32 {
-        select::least(self, offset, length)
+    fn least(&mut self, offset: u32, length: u32, flags: u32) -> u32 {
+        select::least(self, offset, length, flags)
     }
 
     fn spare(&mut self, offset: u32, length: u32, meant: u32) -> u32 {
@@ -1125,6 +1125,17 @@ fn what_is_set_aside_is_spared_while_there_are_others() {
         assert_eq!(led(&mut world, flags), led(&mut world, flags), "{scheduler:?}: by whom");
         aside(&mut world, 2, NOW + 28);
         assert_eq!(led(&mut world, flags), [endpoint(3)], "{scheduler:?}");
+        // Who has few connections because it fails is not the one with the fewest.
+        if scheduler == Scheduler::LeastConnection && endpoints.len() == 3 {
+            for (number, connections) in [(1, 0), (2, 7), (3, 5)] {
+                let id = world.model.by_address[&endpoint(number)];
+                world.maps.backends.get_mut(&id).unwrap().connections = connections;
+            }
+            aside(&mut world, 2, 0);
+            assert_eq!(led(&mut world, flags), [endpoint(3)]);
+            world.maps.backends.values_mut().for_each(|backend| backend.connections = 0);
+            aside(&mut world, 2, NOW + 28);
+        }
         // Another service of the same endpoints does not care.
         assert_eq!(led(&mut world, scheduler.flags()).len(), 3, "{scheduler:?}");
         // None is refused because all fail, and what is over is over.

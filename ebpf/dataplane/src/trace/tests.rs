@@ -83,8 +83,8 @@ impl Reads for Fake {
     fn selection(&mut self) -> u64 {
         [self.service.inside, self.service.outside][self.origin as usize]
     }
-    fn least(&mut self, offset: u32, length: u32) -> u32 {
-        select::least(self, offset, length)
+    fn least(&mut self, offset: u32, length: u32, flags: u32) -> u32 {
+        select::least(self, offset, length, flags)
     }
     fn narrow(&mut self, offset: u32, id: u32, bounds: u64) -> u64 {
         select::narrow(self, offset, id, bounds)

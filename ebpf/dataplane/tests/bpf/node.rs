@@ -276,7 +276,7 @@ impl Node {
     }
 
     /// Changes the backends that are in use behind the programs' back.
-    pub fn rewrite_backends(&self, change: impl Fn(&mut Backend)) {
+    pub fn rewrite_backends(&self, mut change: impl FnMut(&mut Backend)) {
         let mut backends = self.backends();
         let all: Vec<Backend> =
             backends.iter().map(|backend| Backend::from_bytes(backend.unwrap())).collect();

@@ -822,6 +822,99 @@ fn several_ways_from_one_port_to_one_backend() {
     }
 }
 
+/// A client's port is a new connection's own again when the service's flow that held it is over.
+#[test]
+fn a_port_that_is_free_again_is_kept() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    node.masquerade();
+    let ingress = node.attachments()["orlop_ingress"].program;
+    for (place, protocol) in PLACES.into_iter().flat_map(|place| [(place, TCP), (place, SCTP)]) {
+        let (pod, client, vip) = (at(place.pod, 8080), at(place.outside, 5002), at(place.node, 30080));
+        let pass = |flags, to: SocketAddr| {
+            let frame = frame(protocol, (client.ip(), client.port()), (to.ip(), to.port()));
+            frame.read(&run(ingress, &Frame { tcp_flags: flags, ..frame.clone() }.bytes()).1)
+        };
+        for service in [Tcp, Sctp] {
+            node.set(frontend(vip.ip(), vip.port(), service), &[pod]);
+        }
+        assert_eq!(pass(SYN, vip), (client, pod));
+        let (shown, _) = pass(SYN, pod);
+        assert_ne!(shown, client);
+        assert_eq!(pass(ACK, pod), (shown, pod));
+        // Both are over, and the client asks once more by the same port.
+        node.forget_flows(map::INBOUND, |key| key.direction == nat::OUT);
+        for flags in [SYN, ACK, ACK] {
+            assert_eq!(pass(flags, pod), (client, pod), "{protocol}");
+        }
+        node.forget_flows(map::INBOUND, |_| true);
+    }
+}
+
+/// Silence for less than a flow may be silent takes no port from it.
+#[test]
+fn a_flow_that_is_silent_for_a_while_keeps_its_port() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    let (ingress, egress) = {
+        let attached = node.attachments();
+        (attached["orlop_ingress"].program, attached["orlop_egress"].program)
+    };
+    for place in PLACES {
+        let (pod, client) = (at(place.pod, 8080), at(place.outside, 5003));
+        let ways = [30080, 30082].map(|port| at(place.node, port));
+        let pass = |program, from: SocketAddr, to: SocketAddr| {
+            let frame = frame(UDP, (from.ip(), from.port()), (to.ip(), to.port()));
+            frame.read(&run(program, &frame.bytes()).1)
+        };
+        for way in ways {
+            node.set(frontend(way.ip(), way.port(), Udp), &[pod]);
+        }
+        let silent = |node: &Node, ticks| {
+            node.rewrite_flows(map::INBOUND, |flow| {
+                Some(NatValue { used: flow.used.wrapping_sub(ticks), ..flow })
+            });
+        };
+        assert_eq!(pass(ingress, client, ways[0]), (client, pod));
+        silent(node, 20);
+        let (shown, _) = pass(ingress, client, ways[1]);
+        assert_ne!(shown, client, "the first way's answer may be on its way");
+        assert_eq!(pass(egress, pod, client), (ways[0], client));
+        assert_eq!(pass(egress, pod, shown), (ways[1], client));
+        assert_eq!(pass(ingress, client, ways[1]), (shown, pod));
+        // The first one's is over: the second way's client has its own port again when it begins anew.
+        node.forget_flows(map::INBOUND, |key| key.direction == nat::IN);
+        assert_eq!(pass(ingress, client, ways[1]), (client, pod));
+        node.forget_flows(map::INBOUND, |_| true);
+    }
+}
+
+/// Also where the pod's answers to this client keep their address, and nothing else is noted of straight flows.
+#[test]
+fn a_straight_flow_of_a_client_that_is_not_masqueraded_gets_its_own_port_too() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    for place in PLACES {
+        let mut masquerade = place.masquerade();
+        masquerade.excluded.push(place.outside.into());
+        node.dataplane.as_mut().unwrap().set_masquerade(&[masquerade]).unwrap();
+        let attached = node.attachments();
+        let (ingress, egress) = (attached["orlop_ingress"].program, attached["orlop_egress"].program);
+        let (pod, client, vip) = (at(place.pod, 8080), at(place.outside, 5004), at(place.node, 30080));
+        let pass = |program, flags, from: SocketAddr, to: SocketAddr| {
+            let frame = frame(TCP, (from.ip(), from.port()), (to.ip(), to.port()));
+            frame.read(&run(program, &Frame { tcp_flags: flags, ..frame.clone() }.bytes()).1)
+        };
+        node.set(frontend(vip.ip(), vip.port(), Tcp), &[pod]);
+        assert_eq!(pass(ingress, SYN, client, vip), (client, pod));
+        let (shown, _) = pass(ingress, SYN, client, pod);
+        assert_ne!(shown, client);
+        assert_eq!(pass(egress, SYN | ACK, pod, shown), (pod, client));
+        assert_eq!(pass(egress, SYN | ACK, pod, client), (vip, client));
+        assert_eq!(pass(ingress, ACK, client, pod), (shown, pod));
+    }
+}
+
 #[test]
 fn a_client_that_has_every_port_in_use_gets_no_other() {
     let mut bench = Bench::new();

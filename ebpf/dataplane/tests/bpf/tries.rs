@@ -97,6 +97,26 @@ fn full(place: Place) -> (SocketAddr, (OwnedFd, TcpStream)) {
     (address, (listener, waiting))
 }
 
+/// What a socket does after it tried an endpoint in vain says nothing of that.
+#[test]
+fn only_what_was_tried_through_the_service_counts() {
+    let mut node = Node::open();
+    for place in PLACES {
+        let (dead, elsewhere) = (nobody(place), nobody(place));
+        node.lead(frontend(place.cluster_ip, 80, Tcp), &in_turn(&[dead], Some(AFTER)));
+        let family = if place.localhost.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let client = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        for peer in [at(place.cluster_ip, 80), elsewhere, elsewhere, elsewhere] {
+            let refused = nix::sys::socket::connect(client.as_raw_fd(), &SockaddrStorage::from(peer));
+            assert_eq!(refused, Err(nix::errno::Errno::ECONNREFUSED));
+        }
+        let mut failures = Vec::new();
+        node.rewrite_backends(|backend| failures.push(backend.failures));
+        assert_eq!(failures, [1]);
+        node.lead(frontend(place.cluster_ip, 80, Tcp), &in_turn(&[], None));
+    }
+}
+
 #[test]
 fn the_last_endpoint_is_never_set_aside() {
     let mut node = Node::open();
