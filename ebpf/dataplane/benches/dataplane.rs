@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -15,19 +15,20 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dataplane::policy::{self, Change, Isolation, PodLink, PortRange, Ports, RulesetId};
-use dataplane::{Dataplane, Ended, Frontend, Options, Protocol, Target, UplinkHook};
+use dataplane::{Dataplane, Frontend, Options, Protocol, Target, UplinkHook};
 use linux::netns::{self, Netns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, socket, sockopt};
 
 #[path = "dataplane/choices.rs"]
 mod choices;
+#[path = "dataplane/datagrams.rs"]
+mod datagrams;
 
 const SERVICES: u32 = 10_000;
 const MANY_SERVICES: u32 = 50_000;
 const CHANGES: usize = 200_000;
 const CONNECTIONS: usize = 20_000;
 const REQUESTS: usize = 100_000;
-const SOCKETS: usize = 10_000;
 /// Pairs are compared block by block: the spread of the blocks is that of the ratio.
 const BLOCKS: usize = 40;
 
@@ -99,7 +100,8 @@ fn main() {
     }
     many_endpoints();
     changes();
-    datagrams();
+    datagrams::in_one_namespace();
+    datagrams::in_many_namespaces();
     policies();
     choices::schedulers();
     choices::maglev();
@@ -390,36 +392,6 @@ impl Exchange {
         self.client.read_exact(&mut byte).expect("be answered");
         begin.elapsed()
     }
-}
-
-fn datagrams() {
-    let mut bench = Bench::open();
-    let servers = [(); 2].map(|()| UdpSocket::bind((V4.endpoint, 0)).expect("bind"));
-    let [old, new] = servers.each_ref().map(|server| server.local_addr().expect("its address"));
-    let vip = SocketAddr::new(V4.vip(OURS), 53);
-    let frontend = Frontend { address: vip.ip(), port: 53, protocol: Protocol::Udp };
-    bench.set(frontend, &Target::all([old]));
-    let connected = |to: SocketAddr| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("bind");
-        socket.connect(to).expect("connect");
-        socket
-    };
-    let sockets: Vec<UdpSocket> = (0..SOCKETS).map(|_| connected(vip)).collect();
-    let direct: Vec<UdpSocket> = (0..SOCKETS / 10).map(|_| connected(old)).collect();
-    let begin = Instant::now();
-    bench.set(frontend, &Target::all([new]));
-    dataplane::wait_for_readers().expect("a grace period");
-    let dataplane = bench.0.as_mut().expect("open");
-    let orphans = dataplane.orphans().expect("read the map");
-    let Ended { ended, failure } = dataplane::end(&orphans);
-    let took = begin.elapsed();
-    assert!(failure.is_none() && ended.len() == SOCKETS, "{} ended, {failure:?}", ended.len());
-    assert!(direct.iter().all(|socket| socket.take_error().expect("an answer").is_none()), "none too many");
-    drop(sockets);
-    row(
-        &format!("{SOCKETS} connected UDP sockets of one namespace are told that their backend has gone"),
-        ["50 ms", &shown(took), "not at all", "-"],
-    );
 }
 
 /// A client's pod and a server's, each behind a link of a node that routes between them.
