@@ -2,7 +2,7 @@
 //!
 //! At the node's end of the pod's link. What the pod asks of a service is led to a backend before policies and routes see it, and the
 //! answers get the service's address when policies have seen them. Flows stand in ORLOP_NAT, as what pods begin does. A packet whose flow is
-//! not known (any more), or that has no backend, is dropped and counted: nobody here has the service's address and could refuse. A flow is its
+//! not known (any more), or that has no backend, is dropped and counted: nobody here has the service's address and could refuse. Fragments whose first one is not known, and those of SCTP, go on as they are, counted. A flow is its
 //! link's: what another pod sends under this one's address changes nothing here.
 
 use aya_ebpf::bindings::__sk_buff;
@@ -13,33 +13,30 @@ use dataplane_abi::{Origin, counter, nat, protocol};
 use crate::collision;
 use crate::maps::{ORLOP_NAT, count};
 use crate::packet::{self, Layer, Packet, Parsed};
-use crate::uplink::{self, BEGINS, COLLISION, DROP, FRAGMENT, ICMP, NEXT, apart};
+use crate::uplink::{self, Apart, BEGINS, FRAGMENT, ICMP, NEXT, apart};
 
 /// From the pod.
 #[classifier]
 pub fn orlop_vip_in(ctx: TcContext) -> i32 {
-    packet::begin(&ctx);
-    let verdict = match packet_in(&ctx) {
-        ICMP => uplink::orlop_error_in(ctx.skb.skb),
-        FRAGMENT => orlop_vip_part_in(ctx.skb.skb),
-        verdict => verdict,
+    let apart = Apart {
+        error: uplink::orlop_error_in,
+        part: orlop_vip_part_in,
+        flow: Some(orlop_vip_flow_in),
+        port: orlop_vip_port_in,
     };
-    let verdict = if verdict == BEGINS { orlop_vip_flow_in(ctx.skb.skb) } else { verdict };
-    let verdict = if verdict == COLLISION { orlop_vip_port_in(ctx.skb.skb) } else { verdict };
-    packet::end(&ctx, verdict, DROP)
+    apart.run(&ctx, || packet_in(&ctx))
 }
 
 /// Towards the pod.
 #[classifier]
 pub fn orlop_vip_out(ctx: TcContext) -> i32 {
-    packet::begin(&ctx);
-    let verdict = match packet_out(&ctx) {
-        ICMP => uplink::orlop_error_out(ctx.skb.skb),
-        FRAGMENT => orlop_vip_part_out(ctx.skb.skb),
-        verdict => verdict,
+    let apart = Apart {
+        error: uplink::orlop_error_out,
+        part: orlop_vip_part_out,
+        flow: None,
+        port: orlop_vip_port_out,
     };
-    let verdict = if verdict == COLLISION { orlop_vip_port_out(ctx.skb.skb) } else { verdict };
-    packet::end(&ctx, verdict, DROP)
+    apart.run(&ctx, || packet_out(&ctx))
 }
 
 apart! {

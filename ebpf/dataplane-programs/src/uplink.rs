@@ -92,47 +92,68 @@ apart! {
     orlop_port_out3 = collision_out: Ip;
 }
 
+/// Where a packet goes on, by what stands in the place of a verdict.
+#[derive(Clone, Copy)]
+pub struct Apart {
+    pub error: Function,
+    pub part: Function,
+    /// None: what goes out begins no flow here.
+    pub flow: Option<Function>,
+    pub port: Function,
+}
+
+type Function = extern "C" fn(*mut __sk_buff) -> i32;
+
+impl Apart {
+    /// Looks at a packet with `main`, and follows what that says to the verdict.
+    #[inline(always)]
+    pub fn run(self, ctx: &TcContext, main: impl FnOnce() -> i32) -> i32 {
+        packet::begin(ctx);
+        let skb = ctx.skb.skb;
+        let verdict = match main() {
+            ICMP => (self.error)(skb),
+            FRAGMENT => (self.part)(skb),
+            verdict => verdict,
+        };
+        let verdict = match (verdict, self.flow) {
+            (BEGINS, Some(flow)) => flow(skb),
+            (verdict, _) => verdict,
+        };
+        let verdict = if verdict == COLLISION { (self.port)(skb) } else { verdict };
+        packet::end(ctx, verdict, DROP)
+    }
+}
+
 #[inline(always)]
 fn enters(ctx: &TcContext, layer: Layer) -> i32 {
-    packet::begin(ctx);
-    let skb = ctx.skb.skb;
-    let verdict = match (packet_in(ctx, layer), layer) {
-        (ICMP, Layer::Ethernet) => orlop_error_in(skb),
-        (ICMP, Layer::Ip) => orlop_error_in3(skb),
-        (FRAGMENT, Layer::Ethernet) => orlop_part_in(skb),
-        (FRAGMENT, Layer::Ip) => orlop_part_in3(skb),
-        (verdict, _) => verdict,
+    let apart = match layer {
+        Layer::Ethernet => Apart {
+            error: orlop_error_in,
+            part: orlop_part_in,
+            flow: Some(orlop_flow_in),
+            port: orlop_port_in,
+        },
+        Layer::Ip => Apart {
+            error: orlop_error_in3,
+            part: orlop_part_in3,
+            flow: Some(orlop_flow_in3),
+            port: orlop_port_in3,
+        },
     };
-    let verdict = match (verdict, layer) {
-        (BEGINS, Layer::Ethernet) => orlop_flow_in(skb),
-        (BEGINS, Layer::Ip) => orlop_flow_in3(skb),
-        (verdict, _) => verdict,
-    };
-    let verdict = match (verdict, layer) {
-        (COLLISION, Layer::Ethernet) => orlop_port_in(skb),
-        (COLLISION, Layer::Ip) => orlop_port_in3(skb),
-        (verdict, _) => verdict,
-    };
-    packet::end(ctx, verdict, DROP)
+    apart.run(ctx, || packet_in(ctx, layer))
 }
 
 #[inline(always)]
 fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
-    packet::begin(ctx);
-    let skb = ctx.skb.skb;
-    let verdict = match (packet_out(ctx, layer), layer) {
-        (ICMP, Layer::Ethernet) => orlop_error_out(skb),
-        (ICMP, Layer::Ip) => orlop_error_out3(skb),
-        (FRAGMENT, Layer::Ethernet) => orlop_part_out(skb),
-        (FRAGMENT, Layer::Ip) => orlop_part_out3(skb),
-        (verdict, _) => verdict,
+    let apart = match layer {
+        Layer::Ethernet => {
+            Apart { error: orlop_error_out, part: orlop_part_out, flow: None, port: orlop_port_out }
+        }
+        Layer::Ip => {
+            Apart { error: orlop_error_out3, part: orlop_part_out3, flow: None, port: orlop_port_out3 }
+        }
     };
-    let verdict = match (verdict, layer) {
-        (COLLISION, Layer::Ethernet) => orlop_port_out(skb),
-        (COLLISION, Layer::Ip) => orlop_port_out3(skb),
-        (verdict, _) => verdict,
-    };
-    packet::end(ctx, verdict, DROP)
+    apart.run(ctx, || packet_out(ctx, layer))
 }
 
 // Functions of their own, because the stack has room for either alone.
@@ -215,7 +236,7 @@ pub fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
             if error.destination == error.quoted.source =>
         {
             count(counter::ICMP_ERROR_TRANSLATED);
-            let client_port_be = either(client_port_be, error.quoted.destination_port_be);
+            let client_port_be = client_port_or(client_port_be, error.quoted.destination_port_be);
             finish(packet::rewrite_error(ctx, &error, End::Source, true, &address, port_be, client_port_be))
         }
         _ => NEXT,
@@ -244,13 +265,13 @@ pub fn error_out(ctx: &TcContext, layer: Layer) -> i32 {
         || leaves_under_another_address(&error.source, &error.destination)
         || ORLOP_CONFIG.get(0).is_some_and(|config| link_of(ctx) == config.overlay_link);
     count(counter::ICMP_ERROR_TRANSLATED);
-    let client_port_be = either(client_port_be, error.quoted.source_port_be);
+    let client_port_be = client_port_or(client_port_be, error.quoted.source_port_be);
     finish(packet::rewrite_error(ctx, &error, End::Destination, is_told, &address, port_be, client_port_be))
 }
 
 /// Where the client's port is another one at the backend, the quoted packet had that, or is to show it.
 #[inline(always)]
-fn either(client_port_be: u16, own_be: u16) -> u16 {
+fn client_port_or(client_port_be: u16, own_be: u16) -> u16 {
     if client_port_be == 0 { own_be } else { client_port_be }
 }
 
