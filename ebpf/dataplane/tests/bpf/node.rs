@@ -419,6 +419,7 @@ pub struct Links;
 
 impl Links {
     pub fn make() -> Self {
+        harness::private_host::require();
         for line in [
             "netns add pod",
             "netns add outside",

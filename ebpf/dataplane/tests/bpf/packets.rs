@@ -357,12 +357,14 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        harness::private_host::require();
         ip("link add uplink type veth peer name other");
         Self { node: Node::with_uplink(), _overlay: None }
     }
 
     /// Beside the uplink a link without Ethernet.
     fn with_overlay() -> Self {
+        harness::private_host::require();
         ip("link add uplink type veth peer name other");
         let overlay = Some(Tun::make("overlay"));
         Self { node: Node::with_uplinks(&["uplink", "overlay"], UplinkHook::Newest), _overlay: overlay }
@@ -883,6 +885,7 @@ fn a_flow_that_is_silent_for_a_while_keeps_its_port() {
         assert_eq!(pass(egress, pod, shown), (ways[1], client));
         assert_eq!(pass(ingress, client, ways[1]), (shown, pod));
         // The first one's is over: the second way's client has its own port again when it begins anew.
+        silent(node, 200);
         node.forget_flows(map::INBOUND, |key| key.direction == nat::IN);
         assert_eq!(pass(ingress, client, ways[1]), (client, pod));
         node.forget_flows(map::INBOUND, |_| true);
