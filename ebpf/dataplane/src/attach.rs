@@ -271,7 +271,7 @@ pub fn open(options: &Options) -> Result<(PinRoot, Maps, ForPods), OpenError> {
 fn prepare(options: &Options, pins: &Path) -> Result<(Ebpf, Option<Migration>), OpenError> {
     if let Some((mut migration, mut programs)) = migrate::stage(&options.pin_root, pins)? {
         // Beforehand, so that the earlier programs and ours run on maps that differ for as short as can be.
-        load_all(&mut programs, options, migration.older())?;
+        load_all(&mut programs, options, &[migration.older(), pins])?;
         if migration.carry()? {
             migration.take_over();
             return Ok((programs, Some(migration)));
@@ -281,20 +281,25 @@ fn prepare(options: &Options, pins: &Path) -> Result<(Ebpf, Option<Migration>), 
     Ok((load_object(pins)?, None))
 }
 
-/// Loads every program that is going to be attached at once, also those that only some need and that are attached in the older layout.
-fn load_all(programs: &mut Ebpf, options: &Options, older: &Path) -> Result<(), OpenError> {
+/// Loads every program that is going to be attached at once, also those that only some need and that are attached in a layout, where it is there.
+fn load_all(programs: &mut Ebpf, options: &Options, layouts: &[&Path]) -> Result<(), OpenError> {
     for name in SOCKET_PROGRAMS {
         ensure_loaded(get::<CgroupSockAddr>(programs, name)?.load(), name)?;
     }
     ensure_loaded(get::<CgroupSock>(programs, RELEASE_PROGRAM)?.load(), RELEASE_PROGRAM)?;
-    if links::pin(older, TRIED_PROGRAM, None).exists() {
+    if layouts.iter().any(|pins| links::pin(pins, TRIED_PROGRAM, None).exists()) {
         ensure_loaded(get::<SockOps>(programs, TRIED_PROGRAM)?.load(), TRIED_PROGRAM)?;
     }
     let uplinks = uplinks(options)?;
     let concerned = |layer: Layer| uplinks.iter().any(|uplink| uplink.layer == layer);
     let of_uplinks =
         UPLINK_PROGRAMS.iter().filter(|(layer, _)| concerned(*layer)).map(|(_, program)| program);
-    let bypass = if pods::are_attached(older, BYPASS_PROGRAMS)? { BYPASS_PROGRAMS } else { &[] };
+    let mut bypass: &[LinkProgram] = &[];
+    for pins in layouts.iter().filter(|pins| pins.exists()) {
+        if pods::are_attached(pins, BYPASS_PROGRAMS)? {
+            bypass = BYPASS_PROGRAMS;
+        }
+    }
     for LinkProgram { name, .. } in of_uplinks.chain(POLICY_PROGRAMS).chain(bypass) {
         ensure_loaded(get::<SchedClassifier>(programs, name)?.load(), name)?;
     }

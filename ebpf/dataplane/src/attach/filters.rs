@@ -206,6 +206,25 @@ fn ours(filter: &Filter, link: u32, direction: Direction) -> Option<Place> {
     is_ours.then(|| Place { link, direction, program: program.to_owned(), folder: folder.into() })
 }
 
+/// Our filters that work on the maps in a folder, and their programs.
+pub fn placed(pins: &Path) -> Result<Vec<(Place, Option<u32>)>, OpenError> {
+    converse(async |netlink| {
+        let mut found = Vec::new();
+        for (link, kind) in netlink.classifiers().await.map_err(failed)? {
+            if kind != Classifiers::Clsact {
+                continue;
+            }
+            for direction in DIRECTIONS {
+                for filter in netlink.filters(link, direction).await.map_err(failed)? {
+                    let place = ours(&filter, link, direction).filter(|place| place.folder == pins);
+                    found.extend(place.map(|place| (place, filter.program)));
+                }
+            }
+        }
+        Ok(found)
+    })
+}
+
 /// Our filters that work on the maps in a folder: the link's index and name, and the program.
 pub fn on_links(pins: &Path) -> Result<Vec<(u32, String, String)>, OpenError> {
     converse(async |netlink| {

@@ -5,6 +5,7 @@
 //! anew -> unpinned, and then it is missing.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -83,6 +84,22 @@ pub fn interfaces(pins: &Path, program: &str) -> io::Result<Vec<String>> {
     for entry in fs::read_dir(pins)? {
         let name = entry?.file_name();
         found.extend(name.to_str().and_then(|name| name.strip_prefix(&prefix)).map(str::to_owned));
+    }
+    Ok(found)
+}
+
+/// The names of the pinned links, and the programs that they run.
+pub fn programs(pins: &Path) -> Result<Vec<(OsString, u32)>, OpenError> {
+    let failed = |source| OpenError::File { operation: "read", path: pins.into(), source };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(pins).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if name.to_string_lossy().starts_with(PREFIX) {
+            let path = pins.join(&name);
+            let info = sys::object_get(&path).and_then(|link| sys::link_info(link.as_fd()));
+            let info = info.map_err(|source| OpenError::Link { operation: "read", path, source })?;
+            found.push((name, info.program));
+        }
     }
     Ok(found)
 }

@@ -10,25 +10,34 @@
 //!  | stage          makes our maps in `next`: kept ones are pinned there too, of the others the tables are copied
 //! v8, next          -- killed: `next` goes, all begins again
 //!  | carry          copies the flows; `next` becomes v9, and says in it where it comes from
-//! v8, v9/from_v8    -- killed: the next process goes on here
+//! v8, v9/from_v8    -- killed: see below
 //!  | take_over      v8's links and filters become v9's, and still run the earlier programs
 //!  | (caller)       replaces the programs in place, one after the other
-//!  | finish         copies what the earlier programs wrote since `carry`, then v8 goes, then the note
-//! v9
+//!  | finish         copies what the earlier programs wrote since `carry`, then the note goes, then v8
+//! v9                -- killed before v8 went: it has no programs, and goes after the first full sync
 //! ```
 //!
+//! A process that finds the note begins anew where it can (`resume`): while no program of ours is at work, v8 gets its links and filters
+//! back, and all is copied into `next` again, in whose favour v9 goes. So what the earlier programs, or an earlier build that ran once more,
+//! wrote meanwhile is not lost. Else it goes on, and of two values for one flow that was used last holds.
+//!
 //! Whatever fails here is logged, and the agent goes on: where the tables cannot be carried over, with empty maps beside the older layout,
-//! which then goes after the first full sync; where some flows cannot, without these. A newer layout is never carried over.
+//! which then goes after the first full sync; where some flows cannot, without these; and where an interrupted change cannot be made good,
+//! with what was carried over until then. A newer layout is never carried over.
 //!
 //! Where flows are copied, one that begins between `carry` and `finish` and goes on in that time may meet a program of ours that does not know it
-//! yet; and which flows were used last is forgotten: a full map makes room among all of them.
+//! yet; and which flows were used last is forgotten: a full map makes room among all of them. What the programs count is added up, but where
+//! the process was killed while it replaced them: then what the earlier ones counted between `carry` and that is lost. That a backend
+//! was set aside in that time is forgotten too.
 
 mod btf;
+mod copy;
 mod layout;
 mod plan;
+mod resume;
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,11 +52,14 @@ use super::{
 use crate::sys;
 use crate::sys::maps::{Elements, MapInfo};
 use btf::Btf;
-use plan::{Described, Fate, Recipe, Refused};
+use copy::Changed;
+use plan::{Described, Fate, Refused};
 
 /// Our maps until they are complete. No layout's name.
 const STAGING: &str = "next";
-/// What a folder is called in ours that came from it, until it is gone.
+/// Maps that were ours until others took their place. No layout's name.
+const PAST: &str = "past";
+/// What a folder is called in ours that came from it, until all that was in it is ours.
 const NOTE: &str = "from_";
 
 /// Why nothing is carried over.
@@ -75,38 +87,53 @@ pub struct Migration {
     carried: Instant,
 }
 
-/// A map of which the elements are copied.
-struct Changed {
-    name: &'static str,
-    recipe: Recipe,
-    is_array: bool,
-    old: Elements,
-    new: Elements,
-    /// The keys that were copied, where this process did it.
-    copied: Option<HashSet<Vec<u8>>>,
-}
-
-/// An older layout, and where our maps are or will be.
+/// An older layout.
 struct Found {
     older: PathBuf,
-    folder: PathBuf,
-    is_new: bool,
+    /// Whether an earlier process began to carry it over.
+    is_begun: bool,
 }
 
 /// Looks for an older layout and makes our maps of it: those, with the programs that are to work on them. `None`: there is nothing to carry
 /// over, or it cannot be.
 pub fn stage(pin_root: &Path, ours: &Path) -> Result<Option<(Migration, Ebpf)>, OpenError> {
-    remove_folder(&pin_root.join(STAGING))?;
-    let Some(found) = find(pin_root, ours)? else { return Ok(None) };
-    let older = found.older.clone();
-    let begun = Instant::now();
-    match Migration::stage(found, ours, begun) {
+    let staging = pin_root.join(STAGING);
+    remove_folder(&staging)?;
+    remove_folder(&pin_root.join(PAST))?;
+    let Some(Found { older, is_begun }) = find(pin_root, ours)? else { return Ok(None) };
+    if is_begun && !may_begin_anew(&older, ours) {
+        return Migration::resume(older, ours).map(Some);
+    }
+    match Migration::stage(&older, ours, staging.clone()) {
         Ok(staged) => staged.map(Some),
+        Err(error) if is_begun => {
+            tell_unfinished(&older, &error);
+            remove_folder(&staging)?;
+            Migration::resume(older, ours).map(Some)
+        }
         Err(error) => {
             give_up(&older, &error);
-            remove_folder(&pin_root.join(STAGING)).map(|()| None)
+            remove_folder(&staging).map(|()| None)
         }
     }
+}
+
+fn may_begin_anew(older: &Path, ours: &Path) -> bool {
+    resume::give_back(older, ours).unwrap_or_else(|error| {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, "the change of the layout that was interrupted goes on: it cannot begin anew");
+        false
+    })
+}
+
+fn tell_unfinished(older: &Path, error: &MigrateError) {
+    let error = error as &dyn std::error::Error;
+    tracing::warn!(
+        path = %older.display(),
+        error,
+        "what the earlier programs wrote since the change of the layout was interrupted is not carried over: connections that began or were \
+         led elsewhere since then may break, restart the pods whose connections hang"
+    );
 }
 
 fn give_up(older: &Path, error: &MigrateError) {
@@ -125,7 +152,7 @@ fn find(pin_root: &Path, ours: &Path) -> Result<Option<Found>, OpenError> {
             path: ours.into(),
             source,
         })?;
-        return Ok(unfinished.map(|older| Found { older, folder: ours.to_owned(), is_new: false }));
+        return Ok(unfinished.map(|older| Found { older, is_begun: true }));
     }
     let newest = layouts(pin_root)?.into_iter().max_by_key(|layout| number(layout));
     let Some(newest) = newest else { return Ok(None) };
@@ -133,7 +160,7 @@ fn find(pin_root: &Path, ours: &Path) -> Result<Option<Found>, OpenError> {
         tracing::info!(path = %newest.display(), "a newer layout is not carried over: its connections begin anew");
         return Ok(None);
     }
-    Ok(Some(Found { older: newest, folder: pin_root.join(STAGING), is_new: true }))
+    Ok(Some(Found { older: newest, is_begun: false }))
 }
 
 /// The layout that an earlier process did not finish to carry over into ours. Notes of others, which are gone, go.
@@ -166,37 +193,48 @@ fn note(ours: &Path, older: &Path) -> PathBuf {
 impl Migration {
     /// The inner error is the agent's too: another try may do better.
     fn stage(
-        Found { older, folder, is_new }: Found,
+        older: &Path,
         ours: &Path,
-        begun: Instant,
+        folder: PathBuf,
     ) -> Result<Result<(Self, Ebpf), OpenError>, MigrateError> {
-        let old = open_maps(&older)?;
-        if is_new {
-            plan::check_complete(|name| old.contains_key(name))?;
-        }
-        let described = |(name, map): (&&'static str, &Opened)| (*name, map.described.clone());
-        let fates = plan::fates(&old.iter().map(described).collect(), &wanted()?)?;
-        if is_new {
-            let failed = |source| MigrateError::File { operation: "create", path: folder.clone(), source };
-            fs::create_dir(&folder).map_err(failed)?;
-            for (name, _) in fates.iter().filter(|(_, fate)| **fate == Fate::Kept) {
-                let path = folder.join(name);
-                let pinned = sys::object_pin(old[name].map.as_fd(), &path);
-                pinned.map_err(|source| MigrateError::File { operation: "pin", path, source })?;
-            }
+        let begun = Instant::now();
+        let old = open_maps(older)?;
+        plan::check_complete(|name| old.contains_key(name))?;
+        let fates = fates(&old)?;
+        let failed = |source| MigrateError::File { operation: "create", path: folder.clone(), source };
+        fs::create_dir(&folder).map_err(failed)?;
+        for (name, _) in fates.iter().filter(|(_, fate)| **fate == Fate::Kept) {
+            let path = folder.join(name);
+            let pinned = sys::object_pin(old[name].map.as_fd(), &path);
+            pinned.map_err(|source| MigrateError::File { operation: "pin", path, source })?;
         }
         let programs = match load_object(&folder) {
             Ok(programs) => programs,
             Err(error) => return Ok(Err(error)),
         };
         let mut changed = changed(old, fates, &folder)?;
-        if is_new {
-            for map in changed.iter_mut().filter(|map| plan::is_table(map.name)) {
-                map.copy_all().map_err(|source| MigrateError::Copy { map: map.name, source })?;
-            }
+        for map in changed.iter_mut().filter(|map| plan::is_table(map.name) && !map.is_counting()) {
+            map.copy_all().map_err(|source| MigrateError::Copy { map: map.name, source })?;
         }
-        let staged = is_new.then_some(folder);
-        Ok(Ok((Self { older, ours: ours.to_owned(), staged, changed, begun, carried: begun }, programs)))
+        let (older, ours) = (older.to_owned(), ours.to_owned());
+        Ok(Ok((Self { older, ours, staged: Some(folder), changed, begun, carried: begun }, programs)))
+    }
+
+    /// What an earlier process carried over, and the programs that it may have begun to put in their places.
+    fn resume(older: PathBuf, ours: &Path) -> Result<(Self, Ebpf), OpenError> {
+        let begun = Instant::now();
+        let programs = load_object(ours)?;
+        let changed = Self::unfinished(&older, ours).unwrap_or_else(|error| {
+            tell_unfinished(&older, &error);
+            Vec::new()
+        });
+        Ok((Self { older, ours: ours.to_owned(), staged: None, changed, begun, carried: begun }, programs))
+    }
+
+    fn unfinished(older: &Path, ours: &Path) -> Result<Vec<Changed>, MigrateError> {
+        let old = open_maps(older)?;
+        let fates = fates(&old)?;
+        changed(old, fates, ours)
     }
 
     /// The folder of the older layout.
@@ -204,31 +242,56 @@ impl Migration {
         &self.older
     }
 
-    /// Copies the flows, and makes our maps the ones that the next process finds. `false`, with everything as it was before: they are not.
+    /// Copies the flows and what is counted, and makes our maps the ones that the next process finds. `false`, with everything as it was
+    /// before: they are not.
     pub fn carry(&mut self) -> Result<bool, OpenError> {
         let Some(staged) = self.staged.take() else { return Ok(true) };
         self.carried = Instant::now();
-        // Programs count in arrays' elements: once more, as these are by now.
-        for map in self.changed.iter_mut().filter(|map| map.is_array || !plan::is_table(map.name)) {
-            if let Err(error) = map.copy_all() {
-                map.tell_lost(&error);
-            }
-        }
-        let note = note(&staged, &self.older);
-        let completed = fs::create_dir(note).and_then(|()| fs::rename(&staged, &self.ours));
-        if let Err(source) = completed {
+        if let Err(error) = self.copy_and_complete(&staged) {
+            give_up(&self.older, &error);
             let path = self.ours.clone();
-            give_up(&self.older, &MigrateError::File { operation: "complete", path, source });
+            self.put_aside().map_err(|source| OpenError::File { operation: "put aside", path, source })?;
             return remove_folder(&staged).map(|()| false);
         }
         Ok(true)
     }
 
+    /// What an earlier process made ours, if one did: nothing is attached there.
+    fn put_aside(&self) -> io::Result<()> {
+        match fs::rename(&self.ours, self.ours.with_file_name(PAST)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn copy_and_complete(&mut self, staged: &Path) -> Result<(), MigrateError> {
+        // Programs write these at any time.
+        let late = |map: &&mut Changed| map.is_counting() || !plan::is_table(map.name);
+        for map in self.changed.iter_mut().filter(late) {
+            match map.copy_all() {
+                Err(source) if plan::is_table(map.name) => {
+                    return Err(MigrateError::Copy { map: map.name, source });
+                }
+                Err(error) => map.tell_lost(&error),
+                Ok(()) => {}
+            }
+        }
+        let complete = || {
+            fs::create_dir(note(staged, &self.older))?;
+            self.put_aside()?;
+            // Killed here: all begins again.
+            fs::rename(staged, &self.ours)
+        };
+        let path = self.ours.clone();
+        complete().map_err(|source| MigrateError::File { operation: "complete", path, source })
+    }
+
     /// Makes the links and filters of the older layout ours. They go on running the earlier programs.
     pub fn take_over(&self) {
+        let doubled = resume::remove_doubled(&self.older, &self.ours);
         let links = links::move_all(&self.older, &self.ours);
         let filters = filters::move_all(&self.older, &self.ours);
-        for error in [links, filters].into_iter().filter_map(Result::err) {
+        for error in [doubled, links, filters].into_iter().filter_map(Result::err) {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "a program of the earlier layout is not taken over, and goes with it");
         }
@@ -242,116 +305,32 @@ impl Migration {
         }
         let window = self.carried.elapsed();
         let older = self.older.as_path();
-        let removed = filters::remove(|place| place.folder == older).and_then(|()| remove_layout(older));
+        // From now on it would say too much: what user space writes is in our maps alone.
+        let _stays = fs::remove_dir(note(&self.ours, older));
+        let removed = filters::remove(|place| place.folder == older)
+            .and_then(|()| remove_layout(older))
+            .and_then(|()| remove_folder(&self.ours.with_file_name(PAST)));
         if let Err(error) = removed {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(path = %older.display(), error, "remove the earlier layout");
             return;
         }
-        // Of a layout that is gone it says nothing.
-        let _stays = fs::remove_dir(note(&self.ours, older));
         let elapsed = self.begun.elapsed();
         tracing::info!(path = %older.display(), ?elapsed, ?window, "carried the earlier layout over");
     }
 
     fn catch_up(&mut self) -> io::Result<()> {
-        let mut changed = self.changed.iter_mut().filter(|map| !map.is_array).peekable();
-        if changed.peek().is_none() {
+        if self.changed.is_empty() {
             return Ok(());
         }
         sys::wait_for_readers()?;
         let mut result = Ok(());
-        for map in changed {
-            result = map.copy_missing().and(result);
+        // Flows first: packets wait for these.
+        let (arrays, flows): (Vec<_>, Vec<_>) = self.changed.iter_mut().partition(|map| map.is_array);
+        for map in flows.into_iter().chain(arrays) {
+            result = map.catch_up().and(result);
         }
         result
-    }
-}
-
-impl Changed {
-    /// Fills the new map, which is empty.
-    fn copy_all(&mut self) -> io::Result<()> {
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        let (mut copied, mut elements, mut unfit) = (HashSet::new(), 0_usize, 0_usize);
-        self.old.read(|key, value| {
-            // Elements of an array are all there, and zero.
-            if self.is_array && value.iter().all(|byte| *byte == 0) {
-                return Ok(());
-            }
-            let Some((key, value)) = self.converted(key, value) else {
-                unfit += 1;
-                return Ok(());
-            };
-            keys.extend_from_slice(&key);
-            values.extend(value);
-            elements += 1;
-            if !self.is_array {
-                copied.insert(key);
-            }
-            if self.new.is_batch(&keys) { self.new.write(&mut keys, &mut values) } else { Ok(()) }
-        })?;
-        self.new.write(&mut keys, &mut values)?;
-        if unfit > 0 {
-            tracing::warn!(
-                map = self.name,
-                unfit,
-                "elements have no place in the new layout: {}",
-                self.worth()
-            );
-            if plan::is_table(self.name) {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-        }
-        tracing::info!(map = self.name, elements, "copied into the new layout");
-        self.copied = Some(copied);
-        Ok(())
-    }
-
-    /// Adds what the new map does not have.
-    fn copy_missing(&mut self) -> io::Result<()> {
-        let present = match self.copied.take() {
-            Some(copied) => copied,
-            None => self.present()?,
-        };
-        let mut added = 0_usize;
-        self.old.read(|key, value| {
-            if let Some(key) = self.converted_key(key)
-                && !present.contains(&key)
-                && let Some(value) = self.recipe.value.apply(value)
-            {
-                added += usize::from(self.new.add(&key, &value)?);
-            }
-            Ok(())
-        })?;
-        tracing::debug!(map = self.name, added, "copied what came meanwhile");
-        Ok(())
-    }
-
-    /// The keys of the new map.
-    fn present(&self) -> io::Result<HashSet<Vec<u8>>> {
-        let mut present = HashSet::new();
-        self.new.read(|key, _| {
-            present.insert(key.to_vec());
-            Ok(())
-        })?;
-        Ok(present)
-    }
-
-    fn converted(&self, key: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-        Some((self.converted_key(key)?, self.recipe.value.apply(value)?))
-    }
-
-    fn converted_key(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.recipe.key.as_ref().map_or_else(|| Some(key.to_vec()), |conversion| conversion.apply(key))
-    }
-
-    fn worth(&self) -> &'static str {
-        plan::worth(self.name)
-    }
-
-    fn tell_lost(&self, error: &io::Error) {
-        let error = error as &dyn std::error::Error;
-        tracing::warn!(map = self.name, error, "not carried over whole: {}", self.worth());
     }
 }
 
@@ -406,6 +385,12 @@ fn described(info: &MapInfo, types: &Btf<'_>) -> Option<Described> {
         key: shape(info.key_type, info.key_size)?,
         value: shape(info.value_type, info.value_size)?,
     })
+}
+
+/// What becomes of each.
+fn fates(old: &BTreeMap<&'static str, Opened>) -> Result<BTreeMap<&'static str, Fate>, MigrateError> {
+    let described = |(name, map): (&&'static str, &Opened)| (*name, map.described.clone());
+    Ok(plan::fates(&old.iter().map(described).collect(), &wanted()?)?)
 }
 
 /// The maps that our object wants.

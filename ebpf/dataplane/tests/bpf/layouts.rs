@@ -5,7 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU8, NonZeroU32};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use dataplane_abi::{
 
 use crate::hooks::rename_filters;
 use crate::node::{
-    LIMIT, Links, NODE, Node, OUTSIDE, POD, V4, ask_tcp, at, frontend, inside, serve_tcp, serve_udp,
+    LIMIT, Links, NODE, Node, OUTSIDE, POD, V4, ask_tcp, at, frontend, inside, link, serve_tcp, serve_udp,
 };
 use crate::policy::{Policed, allow, pod_link, port, ruleset};
 use crate::uplink::ANY;
@@ -31,6 +31,12 @@ const NAT_KEY: usize = size_of::<NatKey>();
 const NAT_VALUE: usize = size_of::<NatValue>();
 const OLDER_VALUE: usize = NAT_VALUE - size_of::<u32>();
 const _: () = assert!(std::mem::offset_of!(NatValue, link) == OLDER_VALUE, "another field is the last");
+/// What the older build's backends do not have.
+const MISSING: std::ops::Range<usize> =
+    std::mem::offset_of!(Backend, failures)..std::mem::offset_of!(Backend, generation);
+const OLDER_BACKEND: usize = size_of::<Backend>() - (MISSING.end - MISSING.start);
+const CONNECTIONS: usize = std::mem::offset_of!(Backend, connections);
+const _: () = assert!(CONNECTIONS < MISSING.start, "it stands elsewhere in the older build's");
 
 /// For what is not answered.
 const SHORT: Duration = Duration::from_millis(500);
@@ -164,19 +170,16 @@ fn replace<const KEY: usize, const VALUE: usize, const OLDER: usize>(
 /// Puts the older build's backends in the place of ours.
 fn replace_backends(node: &Node, object: &[u8]) {
     const SIZE: usize = size_of::<Backend>();
-    const MISSING: std::ops::Range<usize> =
-        std::mem::offset_of!(Backend, failures)..std::mem::offset_of!(Backend, generation);
-    const OLDER: usize = SIZE - (MISSING.end - MISSING.start);
     let pin = older(node).join(map::BACKENDS);
     let open = || Map::Array(MapData::from_pin(&pin).unwrap());
     let found: Array<MapData, [u8; SIZE]> = Array::try_from(open()).unwrap();
     let found: Vec<_> = found.iter().collect::<Result<_, _>>().unwrap();
     std::fs::remove_file(&pin).unwrap();
     EbpfLoader::new().map_pin_path(map::BACKENDS, &pin).load(object).unwrap();
-    let mut backends: Array<MapData, [u8; OLDER]> = Array::try_from(open()).unwrap();
+    let mut backends: Array<MapData, [u8; OLDER_BACKEND]> = Array::try_from(open()).unwrap();
     for (index, backend) in (0..).zip(found).filter(|(_, backend)| *backend != [0; SIZE]) {
         let older = [&backend[..MISSING.start], &backend[MISSING.end..]].concat();
-        backends.set(index, <[u8; OLDER]>::try_from(older).unwrap(), 0).unwrap();
+        backends.set(index, <[u8; OLDER_BACKEND]>::try_from(older).unwrap(), 0).unwrap();
     }
 }
 
@@ -268,7 +271,10 @@ macro_rules! both_ways {
 both_ways! {
     maps_that_did_not_change_are_the_very_maps
     flows_whose_layout_changed_go_on
+    a_change_that_was_interrupted_begins_anew
     a_change_that_was_interrupted_goes_on
+    a_change_that_was_interrupted_goes_on_where_the_older_maps_cannot_be_read
+    what_an_older_build_did_meanwhile_counts
     pods_stay_isolated_and_served_by_packets
 }
 
@@ -320,40 +326,185 @@ fn flows_whose_layout_changed_go_on(hook: UplinkHook) {
     assert!(!busy.node.rewrite_affinities(Origin::Outside, |_| {}).is_empty());
 }
 
-/// Everything is ours, but for the links and filters; and one flow came too late to be copied with the others.
-fn a_change_that_was_interrupted_goes_on(hook: UplinkHook) {
+/// Pins the maps of a folder in another; those that are there already stay.
+fn pin_maps(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.starts_with("ORLOP_") && !to.join(&name).exists() {
+            MapData::from_pin(from.join(&name)).unwrap().pin(to.join(&name)).unwrap();
+        }
+    }
+}
+
+fn note(node: &Node) -> PathBuf {
+    node.pins().join(format!("from_v{}", LAYOUT_VERSION - 1))
+}
+
+fn first_link(folder: &Path) -> String {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    names.map(|name| name.into_string().unwrap()).find(|name| name.starts_with("link_")).unwrap()
+}
+
+fn only_ours_is_left(node: &Node) {
+    let left = std::fs::read_dir("/sys/fs/bpf/orlop").unwrap().map(|entry| entry.unwrap().path());
+    assert_eq!(left.collect::<Vec<_>>(), [node.pins()]);
+    assert!(!note(node).exists());
+}
+
+/// Killed when everything was ours, but for links and filters. The earlier programs went on, and so did an earlier build that changed services:
+/// what was copied is of no use any more.
+fn a_change_that_was_interrupted_begins_anew(hook: UplinkHook) {
     let _links = Links::make();
     let mut busy = Busy::make(hook);
+    busy.node.rewrite_backends(|backend| backend.connections = 5);
+    let connections = busy.node.connections();
     let attached = busy.node.attachments();
     make_older(&mut busy.node);
     let (older, ours) = (older(&busy.node), busy.node.pins());
+    let copied = [map::INBOUND, map::BACKENDS];
+    let flows = entries::<NAT_KEY, NAT_VALUE>(&older.join(map::INBOUND));
     let object = older_object();
-    std::fs::create_dir(&ours).unwrap();
-    for entry in std::fs::read_dir(&older).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        // The new map, which is empty.
-        if name.starts_with("ORLOP_") && name != map::INBOUND {
-            MapData::from_pin(older.join(&name)).unwrap().pin(ours.join(&name)).unwrap();
-        }
-    }
     replace::<NAT_KEY, NAT_VALUE, OLDER_VALUE>(&busy.node, map::INBOUND, &object, capacity::INBOUND);
-    // Of the links some are.
-    let mut names = std::fs::read_dir(&older).unwrap().map(|entry| entry.unwrap().file_name());
-    let link = names.find(|name| name.to_string_lossy().starts_with("link_")).unwrap();
+    replace_backends(&busy.node, &object);
+    // Each flow leads elsewhere, there is one that ended, and no backend.
+    std::fs::create_dir(&ours).unwrap();
+    let mut ours_alone = EbpfLoader::new();
+    for name in copied {
+        ours_alone.map_pin_path(name, ours.join(name));
+    }
+    ours_alone.load(&self::object()).unwrap();
+    pin_maps(&older, &ours);
+    let before = copied.map(|name| id(&ours, name));
+    let mut stale = typed::<NAT_KEY, NAT_VALUE>(&ours.join(map::INBOUND));
+    for (key, value) in flows {
+        let value = NatValue::from_bytes(value);
+        let elsewhere = NatValue { port_be: 9_u16.to_be(), used: value.used + 1, ..value };
+        stale.insert(key, elsewhere.to_bytes(), 0).unwrap();
+    }
+    stale.insert([7; NAT_KEY], [9; NAT_VALUE], 0).unwrap();
+    // Of the links some are ours.
+    let link = first_link(&older);
     std::fs::rename(older.join(&link), ours.join(&link)).unwrap();
-    let note = ours.join(format!("from_v{}", LAYOUT_VERSION - 1));
-    std::fs::create_dir(&note).unwrap();
+    std::fs::create_dir(note(&busy.node)).unwrap();
     assert_eq!(busy.node.reopen(), 2);
-    assert!(!note.exists());
-    assert!(!older.exists());
+    only_ours_is_left(&busy.node);
     for (program, after) in busy.node.attachments() {
         assert_eq!(after.held_by, attached[program].held_by, "{program} was replaced in place");
     }
+    for (name, before) in copied.into_iter().zip(before) {
+        assert_ne!(id(&ours, name), before, "{name} was copied anew");
+    }
+    assert_eq!(busy.node.connections(), connections);
+    let found = entries::<NAT_KEY, NAT_VALUE>(&ours.join(map::INBOUND));
+    assert!(found.iter().all(|(key, _)| *key != [7; NAT_KEY]));
     busy.go_on();
-    // Killed once more, when all but the note was gone.
-    std::fs::create_dir(&note).unwrap();
+    busy.sync();
+    busy.go_on();
+    // A note of a layout that is gone says nothing.
+    std::fs::create_dir(note(&busy.node)).unwrap();
     assert_eq!(busy.node.reopen(), 2);
-    assert!(!note.exists());
+    only_ours_is_left(&busy.node);
+    busy.go_on();
+}
+
+/// Killed when programs of ours were at work already; `older` still has its maps and a link.
+fn interrupt_at_work(busy: &mut Busy) {
+    const KEPT: &str = "/sys/fs/bpf/kept";
+    make_older(&mut busy.node);
+    let object = older_object();
+    replace::<NAT_KEY, NAT_VALUE, OLDER_VALUE>(&busy.node, map::INBOUND, &object, capacity::INBOUND);
+    replace_backends(&busy.node, &object);
+    pin_maps(&older(&busy.node), Path::new(KEPT));
+    assert_eq!(busy.node.reopen(), 2);
+    busy.node.crash();
+    pin_maps(Path::new(KEPT), &older(&busy.node));
+    std::fs::remove_dir_all(KEPT).unwrap();
+    std::fs::create_dir(note(&busy.node)).unwrap();
+    let link = first_link(&busy.node.pins());
+    std::fs::rename(busy.node.pins().join(&link), older(&busy.node).join(&link)).unwrap();
+}
+
+fn a_change_that_was_interrupted_goes_on(hook: UplinkHook) {
+    let _links = Links::make();
+    let mut busy = Busy::make(hook);
+    interrupt_at_work(&mut busy);
+    let attached = busy.node.attachments();
+    let (theirs, ours) = (older(&busy.node).join(map::INBOUND), busy.node.pins().join(map::INBOUND));
+    let (mut of_older, mut of_ours) =
+        (typed::<NAT_KEY, OLDER_VALUE>(&theirs), typed::<NAT_KEY, NAT_VALUE>(&ours));
+    let value = |port: u16, used| {
+        NatValue { port_be: port.to_be(), used, ..NatValue::from_bytes([0; NAT_VALUE]) }.to_bytes()
+    };
+    // By when each of the two used it last.
+    let cases = [
+        ([1; NAT_KEY], Some((1, 7)), Some((2, 8)), (2, 8)),
+        ([2; NAT_KEY], Some((1, 8)), Some((2, 7)), (1, 8)),
+        ([3; NAT_KEY], None, Some((2, 1)), (2, 1)),
+        ([4; NAT_KEY], Some((1, 1)), None, (1, 1)),
+    ];
+    for (key, ours, theirs, _) in cases {
+        if let Some((port, used)) = ours {
+            of_ours.insert(key, value(port, used), 0).unwrap();
+        }
+        if let Some((port, used)) = theirs {
+            of_older.insert(key, value(port, used).first_chunk::<OLDER_VALUE>().unwrap(), 0).unwrap();
+        }
+    }
+    busy.node.rewrite_backends(|backend| backend.connections += 1);
+    let (connections, maps) = (busy.node.connections(), id(&busy.node.pins(), map::BACKENDS));
+    assert_eq!(busy.node.reopen(), 2);
+    only_ours_is_left(&busy.node);
+    assert_eq!(busy.node.attachments(), attached, "these programs were ours");
+    assert_eq!(id(&busy.node.pins(), map::BACKENDS), maps, "nothing began anew");
+    assert_eq!(busy.node.connections(), connections);
+    for (key, _, _, (port, used)) in cases {
+        assert_eq!(of_ours.get(&key, 0).unwrap(), value(port, used), "{key:?}");
+    }
+    busy.go_on();
+    busy.sync();
+    busy.go_on();
+}
+
+fn a_change_that_was_interrupted_goes_on_where_the_older_maps_cannot_be_read(hook: UplinkHook) {
+    let _links = Links::make();
+    let mut busy = Busy::make(hook);
+    interrupt_at_work(&mut busy);
+    let attached = busy.node.attachments();
+    let name = first_link(&older(&busy.node));
+    let held = link(&older(&busy.node).join(&name)).unwrap();
+    spoil(&busy.node, map::SERVICES);
+    assert_eq!(busy.node.reopen(), 2);
+    only_ours_is_left(&busy.node);
+    assert_eq!(busy.node.attachments(), attached);
+    assert_eq!(link(&busy.node.pins().join(&name)), Some(held), "it was taken over");
+    busy.go_on();
+    busy.sync();
+    busy.go_on();
+}
+
+/// An older build ran once more after the change was interrupted, and attached its own.
+fn what_an_older_build_did_meanwhile_counts(hook: UplinkHook) {
+    const KEPT: &str = "/sys/fs/bpf/kept";
+    let _links = Links::make();
+    let mut busy = Busy::make(hook);
+    make_older(&mut busy.node);
+    pin_maps(&older(&busy.node), Path::new(KEPT));
+    spoil(&busy.node, map::SERVICES);
+    assert_eq!(busy.node.reopen(), 0);
+    let beside = busy.node.attachments();
+    busy.node.crash();
+    std::fs::remove_file(older(&busy.node).join(map::SERVICES)).unwrap();
+    pin_maps(Path::new(KEPT), &older(&busy.node));
+    std::fs::remove_dir_all(KEPT).unwrap();
+    std::fs::create_dir(note(&busy.node)).unwrap();
+    assert_eq!(busy.node.reopen(), 2);
+    only_ours_is_left(&busy.node);
+    for (program, after) in busy.node.attachments() {
+        assert_ne!(after.held_by, beside[program].held_by, "{program} of the older layout was taken over");
+    }
+    busy.go_on();
+    busy.sync();
     busy.go_on();
 }
 
@@ -418,6 +569,71 @@ fn sockets_show_the_cluster_ip_across_a_change_of_the_layout() {
     assert_eq!(node.keys(map::PEERS), 0, "a program of ours forgot it");
 }
 
+/// How connections end is heard on demand, by a program of its own.
+#[test]
+fn a_program_that_is_attached_on_demand_is_taken_over() {
+    let mut node = Node::open();
+    let pin = |node: &Node| node.pins().join("link_orlop_tried");
+    let vip = frontend(V4.cluster_ip, 80, Tcp);
+    let backend = serve_tcp(at(V4.localhost, 0), "tcp");
+    let set_aside_after = NonZeroU8::new(1);
+    node.lead(vip, &Target { set_aside_after, ..Target::all([backend]) });
+    let before = link(&pin(&node)).unwrap();
+    make_older(&mut node);
+    replace_backends(&node, &older_object());
+    assert_eq!(node.reopen(), 1);
+    let after = link(&pin(&node)).unwrap();
+    assert_eq!(after.held_by, before.held_by);
+    assert_ne!(after.program, before.program, "it works on other maps");
+    assert_eq!(ask_tcp(at(V4.cluster_ip, 80)).unwrap(), "tcp saw 127.0.0.1");
+    // And where the process was killed when it was ours already.
+    make_older(&mut node);
+    let older = older(&node);
+    pin_maps(&older, &node.pins());
+    std::fs::create_dir(note(&node)).unwrap();
+    std::fs::rename(older.join("link_orlop_tried"), pin(&node)).unwrap();
+    assert_eq!(node.reopen(), 1);
+    assert_eq!(link(&pin(&node)), Some(after));
+    only_ours_is_left(&node);
+}
+
+/// The earlier programs, for which the test stands, go on counting and leading flows while others are copied, until ours take over.
+#[test]
+fn what_the_earlier_programs_write_during_a_change_counts() {
+    const KEY: [u8; NAT_KEY] = [1; NAT_KEY];
+    let mut node = Node::open();
+    node.set(frontend(V4.cluster_ip, 80, Tcp), &[at(V4.localhost, 8080)]);
+    make_older(&mut node);
+    let object = older_object();
+    replace_backends(&node, &object);
+    replace::<NAT_KEY, NAT_VALUE, OLDER_VALUE>(&node, map::NAT, &object, capacity::NAT);
+    fill(&older(&node).join(map::NAT), capacity::NAT / 2);
+    let (mut flows, ours) = (typed::<NAT_KEY, OLDER_VALUE>(&older(&node).join(map::NAT)), node.pins());
+    let pin = MapData::from_pin(older(&node).join(map::BACKENDS)).unwrap();
+    let mut backends: Array<MapData, [u8; OLDER_BACKEND]> = Array::try_from(Map::Array(pin)).unwrap();
+    let value = |selection: u64| NatValue { selection, ..NatValue::from_bytes([0; NAT_VALUE]) }.to_bytes();
+    let is_used = |index: &u32| backends.get(index, 0).unwrap() != [0; OLDER_BACKEND];
+    let index = (0..).find(is_used).unwrap();
+    let written = std::thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            let mut written = 0_u32;
+            while !ours.exists() {
+                written += 1;
+                let mut backend = backends.get(&index, 0).unwrap();
+                backend[CONNECTIONS..][..4].copy_from_slice(&written.to_ne_bytes());
+                backends.set(index, backend, 0).unwrap();
+                flows.insert(KEY, value(written.into()).first_chunk().unwrap(), 0).unwrap();
+            }
+            written
+        });
+        assert_eq!(node.reopen(), 1);
+        writing.join().unwrap()
+    });
+    assert_eq!(node.connections(), written.cast_signed());
+    let flows = typed::<NAT_KEY, NAT_VALUE>(&ours.join(map::NAT));
+    assert_eq!(flows.get(&KEY, 0).unwrap(), value(written.into()));
+}
+
 /// As many as there is room for.
 #[test]
 fn full_tables_are_carried_over_in_a_moment() {
@@ -425,13 +641,7 @@ fn full_tables_are_carried_over_in_a_moment() {
     make_older(&mut node);
     let object = older_object();
     replace::<NAT_KEY, NAT_VALUE, OLDER_VALUE>(&node, map::NAT, &object, capacity::NAT);
-    let mut flows = typed::<NAT_KEY, OLDER_VALUE>(&older(&node).join(map::NAT));
-    for number in 0..capacity::NAT as u32 {
-        let (mut key, mut value) = ([7; NAT_KEY], [9; OLDER_VALUE]);
-        key[..4].copy_from_slice(&number.to_ne_bytes());
-        value[..4].copy_from_slice(&number.to_ne_bytes());
-        flows.insert(key, value, 0).unwrap();
-    }
+    fill(&older(&node).join(map::NAT), capacity::NAT);
     let present = entries::<NAT_KEY, OLDER_VALUE>(&older(&node).join(map::NAT)).len();
     let begun = Instant::now();
     node.reopen();
@@ -447,6 +657,17 @@ fn full_tables_are_carried_over_in_a_moment() {
         assert_eq!(value[OLDER_VALUE..], [0; 4]);
     }
     assert!(whole < SLOW, "{whole:?}");
+}
+
+/// Fills an older map of flows.
+fn fill(pin: &Path, count: usize) {
+    let mut flows = typed::<NAT_KEY, OLDER_VALUE>(pin);
+    for number in 0..count as u32 {
+        let (mut key, mut value) = ([7; NAT_KEY], [9; OLDER_VALUE]);
+        key[..4].copy_from_slice(&number.to_ne_bytes());
+        value[..4].copy_from_slice(&number.to_ne_bytes());
+        flows.insert(key, value, 0).unwrap();
+    }
 }
 
 /// Puts a map of another type in the place of an older one.

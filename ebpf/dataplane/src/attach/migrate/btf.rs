@@ -3,6 +3,7 @@
 //! In: the bytes as the kernel or an object has them, and a type's number. Out: its [`Shape`]. Reads what a map of ours can be made of:
 //! integers, enumerations, arrays and structures, whatever they are called; anything else is refused. The format is that of the kernel's
 //! `Documentation/bpf/btf.rst`, in the byte order of this machine. The bytes are foreign: whatever they say, work and memory are bounded.
+//! Property tests stand for a fuzz target: nothing outside this crate can call it.
 
 use super::layout::{Field, Shape};
 
@@ -13,6 +14,8 @@ const MAX_DEPTH: usize = 16;
 const MAX_NODES: usize = 4096;
 /// Types in all.
 const MAX_TYPES: usize = 65_536;
+/// A field's name with its end: what kernels before 6.1 take (`KSYM_NAME_LEN`).
+const MAX_NAME: usize = 128;
 const WORD: usize = size_of::<u32>();
 /// A type's name, its kind and number of parts, and its size or the number of another type.
 const TYPE_SIZE: usize = 3 * WORD;
@@ -51,6 +54,8 @@ pub enum BtfError {
     Unsupported { id: u32, kind: u32 },
     #[error("a type is too large or nested too deeply")]
     TooLarge,
+    #[error("a field's name is too long")]
+    LongName,
 }
 
 /// Type information, taken apart.
@@ -140,8 +145,10 @@ impl<'a> Btf<'a> {
 
     fn name(&self, offset: u32) -> Result<String, BtfError> {
         let bytes = self.strings.get(offset as usize..).ok_or(BtfError::Malformed)?;
-        let end = bytes.iter().position(|byte| *byte == 0).ok_or(BtfError::Malformed)?;
-        String::from_utf8(bytes[..end].to_vec()).map_err(|_| BtfError::Malformed)
+        let (name, is_cut) = bytes.get(..MAX_NAME).map_or((bytes, false), |name| (name, true));
+        let unended = if is_cut { BtfError::LongName } else { BtfError::Malformed };
+        let end = name.iter().position(|byte| *byte == 0).ok_or(unended)?;
+        String::from_utf8(name[..end].to_vec()).map_err(|_| BtfError::Malformed)
     }
 }
 

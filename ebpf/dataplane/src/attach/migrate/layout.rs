@@ -35,6 +35,17 @@ impl Shape {
             Self::Array { element, length } => element.size()?.checked_mul(*length),
         }
     }
+
+    /// Where the numbers of a structure are that programs read and write as one: its own, of 4 or 8 bytes.
+    pub fn words(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
+        let fields = if let Self::Struct { fields, .. } = self { fields.as_slice() } else { &[] };
+        fields.iter().filter_map(|field| match field.shape {
+            Shape::Number { size: size @ (4 | 8), .. } if field.offset.is_multiple_of(size) => {
+                Some((field.name.as_str(), field.offset..field.offset + size))
+            }
+            _ => None,
+        })
+    }
 }
 
 /// Why what a map holds cannot be converted.

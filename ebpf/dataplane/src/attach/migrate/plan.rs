@@ -8,6 +8,7 @@
 //! flows that cannot be carried over begins empty, and the others are none the worse for it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use dataplane_abi::map;
 
@@ -47,6 +48,10 @@ pub struct Recipe {
     /// None: an array's indices stay.
     pub key: Option<Conversion>,
     pub value: Conversion,
+    /// Where in a new value stands when it was used last.
+    pub used: Option<Range<usize>>,
+    /// Where in a new value programs count up and down.
+    pub sums: Vec<Range<usize>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -91,6 +96,9 @@ const TABLES: &[&str] = &[
     map::PORTS,
 ];
 
+/// How many sockets a backend has.
+const CONNECTIONS: &str = "connections";
+
 /// Whether nobody misses what a map holds after a moment.
 pub fn is_transient(name: &str) -> bool {
     [map::COUNTERS, map::FRAGMENTS, map::TRIED].contains(&name)
@@ -130,7 +138,7 @@ pub fn fates(
 ) -> Result<BTreeMap<&'static str, Fate>, Refused> {
     let known = old.iter().filter_map(|(name, old)| Some((*name, (old, new.get(name)?))));
     let of_both = known.map(|(name, maps)| match maps {
-        (Some(old), Some(new)) => (name, fate(old, new, &[])),
+        (Some(old), Some(new)) => (name, fate(name, old, new)),
         _ => (name, Fate::Lost(Loss::Unknown)),
     });
     let mut fates: BTreeMap<_, _> = of_both.collect();
@@ -138,7 +146,7 @@ pub fn fates(
     if matches!(fates.get(map::COUNTED), Some(Fate::Lost(_)))
         && let (Some(Some(old)), Some(Some(new))) = (old.get(map::BACKENDS), new.get(map::BACKENDS))
     {
-        fates.insert(map::BACKENDS, copied(old, new, &["connections"]));
+        fates.insert(map::BACKENDS, copied(map::BACKENDS, old, new, &[CONNECTIONS]));
     }
     let refused = fates.iter().find_map(|(name, fate)| match fate {
         Fate::Lost(loss) if is_table(name) => Some(Refused { map: (*name).to_owned(), source: loss.clone() }),
@@ -147,18 +155,18 @@ pub fn fates(
     refused.map_or(Ok(fates), Err)
 }
 
-fn fate(old: &Described, new: &Described, forget: &[&str]) -> Fate {
-    if old == new { Fate::Kept } else { copied(old, new, forget) }
+fn fate(name: &str, old: &Described, new: &Described) -> Fate {
+    if old == new { Fate::Kept } else { copied(name, old, new, &[]) }
 }
 
-fn copied(old: &Described, new: &Described, forget: &[&str]) -> Fate {
-    match recipe(old, new, forget) {
+fn copied(name: &str, old: &Described, new: &Described, forget: &[&str]) -> Fate {
+    match recipe(name, old, new, forget) {
         Ok(recipe) => Fate::Copied(recipe),
         Err(loss) => Fate::Lost(loss),
     }
 }
 
-fn recipe(old: &Described, new: &Described, forget: &[&str]) -> Result<Recipe, Loss> {
+fn recipe(name: &str, old: &Described, new: &Described, forget: &[&str]) -> Result<Recipe, Loss> {
     use kind::{ARRAY, HASH, LPM_TRIE, LRU_HASH};
     let key = match (old.kind, new.kind) {
         (HASH | LRU_HASH, HASH | LRU_HASH) => {
@@ -172,7 +180,19 @@ fn recipe(old: &Described, new: &Described, forget: &[&str]) -> Result<Recipe, L
         _ => return Err(Loss::Unlisted),
     };
     let value = Conversion::between(&old.value, &new.value, forget).map_err(Loss::Value)?;
-    Ok(Recipe { key, value })
+    let used = new.value.words().find(|(field, _)| *field == "used").map(|(_, place)| place);
+    let counts = |field: &str| is_sum(name, field) && !forget.contains(&field);
+    let sums = new.value.words().filter(|(field, _)| counts(field)).map(|(_, place)| place).collect();
+    Ok(Recipe { key, value, used, sums })
+}
+
+/// Whether a field is what programs add to, so that what two of them counted can be put together.
+fn is_sum(name: &str, field: &str) -> bool {
+    match name {
+        map::BACKENDS => field == CONNECTIONS,
+        map::COUNTS => true,
+        _ => false,
+    }
 }
 
 /// Whether elements that are zero are as good as none.

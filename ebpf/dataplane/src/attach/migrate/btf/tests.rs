@@ -77,6 +77,19 @@ fn a_field_behind_its_structure_is_refused() {
     assert_eq!(Btf::parse(&bytes).unwrap().shape(2), Err(BtfError::Malformed));
 }
 
+#[test]
+fn names_are_bounded() {
+    let shape = |strings: &[u8]| {
+        let number: &[u32] = &[0, says(kind::INT, 0), 4, 32];
+        let bytes = information(&[number, &[0, says(kind::STRUCT, 1), 4, 1, 1, 0]], strings);
+        Btf::parse(&bytes).unwrap().shape(2)
+    };
+    let named = |length: usize| [&b"\0"[..], &vec![b'n'; length], b"\0"].concat();
+    assert!(shape(&named(MAX_NAME - 1)).is_ok());
+    assert_eq!(shape(&named(MAX_NAME)), Err(BtfError::LongName));
+    assert_eq!(shape(b"\0name"), Err(BtfError::Malformed));
+}
+
 fn read(bytes: &[u8]) {
     if let Ok(types) = Btf::parse(bytes) {
         for id in 0..16 {

@@ -45,7 +45,7 @@ fn a_map_that_has_more_fields_or_more_room_is_copied() {
     let grown = map_of(9, with(&[("a", 4), ("b", 4)]));
     let larger = Described { capacity: 16, ..old.clone() };
     for new in [grown, larger, map_of(1, with(&[("a", 4)]))] {
-        let Fate::Copied(Recipe { key, value }) = fate_of(map::NAT, old.clone(), new.clone()) else {
+        let Fate::Copied(Recipe { key, value, .. }) = fate_of(map::NAT, old.clone(), new.clone()) else {
             panic!("{new:?} is not copied")
         };
         assert_eq!(key.unwrap().apply(&[1, 2, 3, 4]).unwrap(), [1, 2, 3, 4]);
@@ -101,10 +101,32 @@ fn backends_forget_connections_that_nobody_would_take_off() {
     let counted = |size| map_of(24, with(&[("backend", size)]));
     let of = |size| maps([(map::BACKENDS, backends.clone()), (map::COUNTED, counted(size))]);
     assert_eq!(fates(&of(4), &of(4)).unwrap()[map::BACKENDS], Fate::Kept);
-    let Fate::Copied(Recipe { key: None, value }) = &fates(&of(4), &of(8)).unwrap()[map::BACKENDS] else {
+    let Fate::Copied(Recipe { key: None, value, sums, .. }) = &fates(&of(4), &of(8)).unwrap()[map::BACKENDS]
+    else {
         panic!("not copied")
     };
     assert_eq!(value.apply(&[1, 2, 3, 4, 5, 6, 7, 8]).unwrap(), [1, 2, 3, 4, 0, 0, 0, 0]);
+    assert_eq!(sums, &[], "what sockets count that are open is forgotten too");
+}
+
+#[test]
+fn what_is_counted_and_when_flows_were_used_is_found() {
+    let recipe = |name, kind, fields: &[(&'static str, usize)]| {
+        let old = map_of(kind, with(&[("address", 4)]));
+        match fate_of(name, old, map_of(kind, with(fields))) {
+            Fate::Copied(recipe) => {
+                (recipe.used, recipe.sums.iter().map(|place| (place.start, place.end)).collect::<Vec<_>>())
+            }
+            fate => panic!("{fate:?}"),
+        }
+    };
+    let backend = [("address", 4), ("connections", 4), ("failures", 4)];
+    assert_eq!(recipe(map::BACKENDS, 2, &backend), (None, vec![(4, 8)]));
+    assert_eq!(recipe(map::COUNTS, 2, &[("led", 8), ("no_backend", 8)]), (None, vec![(0, 8), (8, 16)]));
+    assert_eq!(recipe(map::NAT, 9, &[("address", 4), ("used", 4)]), (Some(4..8), vec![]));
+    // Nothing that is read at once.
+    assert_eq!(recipe(map::NAT, 9, &[("address", 4), ("used", 8)]), (None, vec![]));
+    assert_eq!(recipe(map::COUNTS, 2, &[("led", 2)]), (None, vec![]));
 }
 
 #[test]
