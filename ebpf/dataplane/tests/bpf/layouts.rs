@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::num::{NonZeroU8, NonZeroU32};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aya::EbpfLoader;
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
@@ -40,8 +40,6 @@ const _: () = assert!(CONNECTIONS < MISSING.start, "it stands elsewhere in the o
 
 /// For what is not answered.
 const SHORT: Duration = Duration::from_millis(500);
-/// How long carrying full tables over may take on a slow machine. What it does take is printed.
-const SLOW: Duration = Duration::from_secs(10);
 
 /// A connection with both its ends.
 struct Connection {
@@ -636,19 +634,14 @@ fn what_the_earlier_programs_write_during_a_change_counts() {
 
 /// As many as there is room for.
 #[test]
-fn full_tables_are_carried_over_in_a_moment() {
+fn full_tables_are_carried_over() {
     let mut node = Node::open();
     make_older(&mut node);
     let object = older_object();
     replace::<NAT_KEY, NAT_VALUE, OLDER_VALUE>(&node, map::NAT, &object, capacity::NAT);
     fill(&older(&node).join(map::NAT), capacity::NAT);
     let present = entries::<NAT_KEY, OLDER_VALUE>(&older(&node).join(map::NAT)).len();
-    let begun = Instant::now();
     node.reopen();
-    let whole = begun.elapsed();
-    let begun = Instant::now();
-    node.reopen();
-    println!("{present} flows: opening took {whole:?}, and {:?} without a change", begun.elapsed());
     let carried = entries::<NAT_KEY, NAT_VALUE>(&node.pins().join(map::NAT));
     // A full map makes room by handfuls.
     assert!(carried.len() * 100 >= present * 99, "{} of {present}", carried.len());
@@ -656,7 +649,6 @@ fn full_tables_are_carried_over_in_a_moment() {
         assert_eq!((&key[..4], &value[4..OLDER_VALUE]), (&value[..4], &[9; OLDER_VALUE - 4][..]));
         assert_eq!(value[OLDER_VALUE..], [0; 4]);
     }
-    assert!(whole < SLOW, "{whole:?}");
 }
 
 /// Fills an older map of flows.
