@@ -28,10 +28,13 @@ pub struct Target<'a> {
     pub since: &'static str,
 }
 
+/// What stands for a dot, as VLANs have in their names, and the BPF file system refuses: no interface's name has one of these.
+const DOT: &str = ":";
+
 /// Where the link of a program is pinned, for each interface where it is on several.
 pub fn pin(pins: &Path, program: &str, interface: Option<&str>) -> PathBuf {
     pins.join(match interface {
-        Some(interface) => format!("{PREFIX}{program}_{interface}"),
+        Some(interface) => format!("{PREFIX}{program}_{}", interface.replace('.', DOT)),
         None => format!("{PREFIX}{program}"),
     })
 }
@@ -83,7 +86,8 @@ pub fn interfaces(pins: &Path, program: &str) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(pins)? {
         let name = entry?.file_name();
-        found.extend(name.to_str().and_then(|name| name.strip_prefix(&prefix)).map(str::to_owned));
+        let interface = name.to_str().and_then(|name| name.strip_prefix(&prefix));
+        found.extend(interface.map(|interface| interface.replace(DOT, ".")));
     }
     Ok(found)
 }

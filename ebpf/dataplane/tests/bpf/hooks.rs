@@ -35,6 +35,29 @@ both_ways! {
     removal_leaves_nothing_on_the_uplink
     another_way_takes_the_place_of_the_first
     a_newer_layouts_programs_go_after_the_first_sync
+    a_vlan_may_be_an_uplink
+}
+
+/// The dot in its name stands in no pin's.
+fn a_vlan_may_be_an_uplink(hook: UplinkHook) {
+    const VLAN: &str = "uplink.100";
+    let _links = Links::make();
+    run("ip", &format!("link set uplink down name {VLAN}"));
+    run("ip", &format!("link set {VLAN} up"));
+    let mut node = Node::with_uplinks(&[VLAN], hook);
+    serve(&mut node);
+    assert_eq!(ask(), "pod saw 192.0.2.9");
+    let attached =
+        |node: &Node| ["ingress", "egress"].map(|way| node.attachment(&format!("orlop_{way}"), VLAN, way));
+    let before = attached(&node);
+    assert!(before.iter().all(Option::is_some));
+    node.reopen();
+    assert_eq!(attached(&node), before);
+    node.options().uplinks.clear();
+    node.reopen();
+    assert_eq!(attached(&node), [None, None]);
+    node.remove();
+    run("ip", &format!("link set {VLAN} down name uplink"));
 }
 
 /// The node port of a server in the pod, asked from outside.

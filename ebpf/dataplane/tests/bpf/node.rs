@@ -182,7 +182,7 @@ impl Node {
     pub fn attachment(&self, program: &str, link_name: &str, direction: &str) -> Option<Attachment> {
         let pins = self.pins();
         let name = format!("{program}:{}", pins.display());
-        let by_link = link(&pins.join(format!("link_{program}_{link_name}")));
+        let by_link = link(&pins.join(format!("link_{program}_{}", link_name.replace('.', ":"))));
         let by_filter = filters(link_name, direction).into_iter().filter(|(filter, _)| *filter == name);
         let mut all: Vec<Attachment> =
             by_link.into_iter().chain(by_filter.map(|(_, attachment)| attachment)).collect();
