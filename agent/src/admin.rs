@@ -11,7 +11,7 @@ mod trace;
 
 use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,9 +57,14 @@ pub struct Error {
 /// Binds the socket. One that an earlier agent left is replaced: there is one agent per state folder.
 pub fn bind(path: &Path) -> Result<UnixListener, Error> {
     let failed = |operation| move |source| Error { operation, path: path.to_owned(), source };
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove")(error)),
-        _ => {}
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("look at")(error)),
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path).map_err(failed("remove"))?,
+        Ok(_) => {
+            let reason = io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket is there");
+            return Err(failed("listen on")(reason));
+        }
     }
     let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("protect"))?;

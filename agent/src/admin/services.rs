@@ -16,7 +16,7 @@ use super::trace;
 use crate::api::chain;
 use crate::kubelet_api::DATAPLANE_COUNTERS;
 use crate::services::plan::{ByFamily, Key, Port, Service, TrafficPolicy};
-use crate::services::{AddressKind, DROPS, Dataplane, Directory, Known, scheduler_name};
+use crate::services::{DROPS, Dataplane, Directory, Known, scheduler_name};
 
 #[cfg(test)]
 mod tests;
@@ -173,12 +173,10 @@ impl Desk<'_> {
         let row = |stays: &dataplane::Stays| {
             let client = match stays.origin {
                 Origin::Outside => stays.address().to_string(),
-                Origin::Inside => match names.get(&stays.netns()) {
-                    Some(name) => name.clone(),
-                    None => stays.packets().map_or_else(
-                        || format!("network namespace {}", stays.netns()),
-                        |address| format!("packets of {address}"),
-                    ),
+                Origin::Inside => match (stays.packets(), names.get(&stays.netns())) {
+                    (Some(address), _) => format!("packets of {address}"),
+                    (None, Some(name)) => name.clone(),
+                    (None, None) => format!("network namespace {}", stays.netns()),
                 },
             };
             json!({
@@ -248,18 +246,20 @@ impl Desk<'_> {
                     let netns = self.pods.cookie(&pod)?;
                     Ok((Client::Pod(pod), inside(netns)))
                 }
-                None if self.is_own(*address) => Err(format!("{address} is this node's own: ask as `node`")),
+                None if Self::is_own(*address) => Err(format!("{address} is this node's own: ask as `node`")),
                 None => Ok((from.clone(), TracedClient::Outside { address: *address, port: *port })),
             },
         }
     }
 
-    /// Whether node ports answer at an address.
-    fn is_own(&self, address: IpAddr) -> bool {
-        let any = Frontend { address, port: 0, protocol: Protocol::Tcp };
-        let there = self.dataplane.with(|dataplane| dataplane.neighbours(any));
-        let mut owners = there.into_iter().filter_map(|frontend| self.directory.owner(frontend));
-        owners.any(|owner| owner.kind == AddressKind::NodePort)
+    /// Whether it is an address of this node.
+    fn is_own(address: IpAddr) -> bool {
+        let of = |interface: nix::ifaddrs::InterfaceAddress| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        };
+        nix::ifaddrs::getifaddrs().is_ok_and(|mut all| all.any(|interface| of(interface) == Some(address)))
     }
 
     /// A Service's name and all its frontends; by an address, those that are there, and whose they are if that is known.
@@ -268,7 +268,10 @@ impl Desk<'_> {
             ServiceName::Key(key) => {
                 let known = self.directory.get(key);
                 let known = known.ok_or_else(|| {
-                    format!("there is no Service {key}: `orlopctl service ls` lists those that are served")
+                    format!(
+                        "there is no Service {key}, or none that the API has told this agent of yet: `orlopctl service ls` lists those \
+                         that are known; what is led already can be asked for by ADDRESS:PORT"
+                    )
                 })?;
                 if known.service.cluster_ips.is_empty() {
                     return Err(format!(
@@ -304,8 +307,17 @@ impl Desk<'_> {
             };
             return Err(format!("no Service answers at {address}, {hint}"));
         };
-        let owner = self.directory.owner(*first);
-        Ok((owner.map(|owner| owner.key), there))
+        let owner = |frontend| self.directory.owner(frontend).map(|owner| owner.key);
+        let first_owner = owner(*first);
+        if there.iter().any(|frontend| owner(*frontend) != first_owner) {
+            let of = |frontend: &Frontend| format!("{frontend} of {}", self.named(*frontend));
+            let all: Vec<String> = there.iter().map(of).collect();
+            return Err(format!(
+                "{address} is of several Services: say which protocol, {}",
+                all.join(" or ")
+            ));
+        }
+        Ok((first_owner, there))
     }
 }
 

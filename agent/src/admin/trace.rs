@@ -243,12 +243,12 @@ fn conclude(asked: &Asked, verdict: &Verdict) -> (&'static str, String) {
             "dropped",
             format!("dropped: none of the Service's loadBalancerSourceRanges holds {}", asked.from),
         ),
-        Verdict::NoEndpoint if inside => ("refused", "refused (ECONNREFUSED): no endpoint is ready".to_owned()),
+        Verdict::NoEndpoint if inside => ("refused", "refused (ECONNREFUSED): no endpoint is ready that its traffic policy and weights allow".to_owned()),
         Verdict::NoEndpoint if asked.serves_inside => (
             "dropped",
             "dropped: this node has no endpoint for traffic from outside (externalTrafficPolicy Local), others have".to_owned(),
         ),
-        Verdict::NoEndpoint => ("dropped", "dropped: no endpoint is ready".to_owned()),
+        Verdict::NoEndpoint => ("dropped", "dropped: no endpoint is ready that its traffic policy and weights allow".to_owned()),
         Verdict::LeftToNode => {
             ("refused", "no endpoint is ready: left to the node's kernel, which refuses at its own address".to_owned())
         }

@@ -98,15 +98,16 @@ impl Directory {
         self.change(|state| drop(state.services.remove(key)));
     }
 
-    /// The dataplane is to lead a frontend as this Service says.
-    pub fn own(&self, frontend: Frontend, key: &Key) {
+    /// The dataplane is to lead a frontend as this Service says. Whether it was another's before.
+    pub fn own(&self, frontend: Frontend, key: &Key) -> bool {
         self.change(|state| {
             let key = state
                 .services
                 .get_key_value(key)
                 .map_or_else(|| Arc::new(key.clone()), |(key, _)| key.clone());
-            state.owners.insert(frontend, key);
-        });
+            let before = state.owners.insert(frontend, key.clone());
+            before.is_some_and(|before| before != key)
+        })
     }
 
     pub fn disown(&self, frontend: Frontend) {
@@ -168,8 +169,8 @@ impl Directory {
         look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -24,12 +24,12 @@ pub const DROPS: &[DropReason] = &[
     reason(
         counter::CONNECT_NO_BACKEND,
         "a socket connected to a Service without an endpoint, and was refused",
-        "orlopctl service ls shows who has no endpoint: are its pods ready, does its selector match?",
+        "orlopctl service ls shows who has no endpoint: are its pods ready, does its selector match, does its traffic policy or a weight of 0 leave none?",
     ),
     reason(
         counter::SENDMSG_NO_BACKEND,
         "a socket sent a datagram to a Service without an endpoint, and was refused",
-        "orlopctl service ls shows who has no endpoint: are its pods ready, does its selector match?",
+        "orlopctl service ls shows who has no endpoint: are its pods ready, does its selector match, does its traffic policy or a weight of 0 leave none?",
     ),
     reason(
         counter::NODE_PORT_NO_BACKEND,
@@ -43,7 +43,7 @@ pub const DROPS: &[DropReason] = &[
     ),
     reason(
         counter::FRAGMENT,
-        "a fragment came whose packet's first one was not seen",
+        "a fragment came whose packet's first one was not seen, or one of SCTP: not led on its way in, dropped on its way out",
         "fragments overtake each other or get lost: lower the MTU, or the size of datagrams",
     ),
     reason(
@@ -53,7 +53,7 @@ pub const DROPS: &[DropReason] = &[
     ),
     reason(
         counter::NODE_PORT_NO_FLOW,
-        "a TCP packet from outside is of no known connection to its Service, and the node resets it",
+        "a packet of TCP or SCTP from outside is of no known connection to its Service, and the node refuses it",
         "usual after a restart of the node, or when a balancer moves connections between nodes",
     ),
     reason(
@@ -63,12 +63,12 @@ pub const DROPS: &[DropReason] = &[
     ),
     reason(
         counter::MASQUERADE_NO_FLOW,
-        "a pod's TCP packet to the outside is of no known connection",
+        "a pod's packet of TCP or SCTP to the outside is of no known connection",
         "the connection was silent for longer than 2 h 4 min, or began before this node's agent: use keep-alives",
     ),
     reason(
         counter::MASQUERADE_IMPOSSIBLE,
-        "a pod's packet to the outside has no port to be told by, such as SCTP's or a late fragment",
+        "a pod's packet to the outside has no port to be told by, such as a late fragment's",
         "such protocols leave only towards networks that are not masqueraded",
     ),
     reason(
@@ -94,11 +94,11 @@ pub const DROPS: &[DropReason] = &[
     reason(
         counter::PACKET_NO_BACKEND,
         "a pod's packet asked for a Service without an endpoint",
-        "orlopctl service ls shows who has no endpoint: are its pods ready, does its selector match?",
+        "orlopctl service ls shows who has no endpoint: are its pods ready, does its selector match, does its traffic policy or a weight of 0 leave none?",
     ),
     reason(
         counter::PACKET_NO_FLOW,
-        "a pod's TCP packet is of no known connection to its Service",
+        "a pod's packet of TCP or SCTP is of no known connection to its Service",
         "the connection was silent for too long, or its endpoint went: the client connects again",
     ),
     reason(

@@ -341,8 +341,11 @@ impl Proxy {
             }
             Change::Set { frontend, target, service } => {
                 // Whose it is, is told though the kernel may refuse it.
-                self.context.directory.own(frontend, &service);
+                let was_anothers = self.context.directory.own(frontend, &service);
                 let set = dataplane.with(|dataplane| {
+                    if was_anothers {
+                        dataplane.begin_counts(frontend);
+                    }
                     dataplane.set(frontend, &target).map(|()| dataplane.lacks_lookup(frontend))
                 });
                 match set {

@@ -183,7 +183,8 @@ pub fn least(reads: &mut impl Elements, offset: u32, length: u32, flags: u32) ->
 #[inline(always)]
 pub fn least_from(reads: &mut impl Elements, offset: u32, length: u32, flags: u32, start: u32) -> u32 {
     let is_mindful = service_flag::set_aside_after(flags) != 0;
-    let (mut best, mut fewest) = (start, i32::MAX);
+    // The fewest connections, as a number without a sign, and at which look they were found: one number, for the stack's sake.
+    let mut fewest = (u32::MAX as u64) << u32::BITS;
     for look in 0..LEAST_LOOKS {
         if look >= length {
             break;
@@ -192,11 +193,13 @@ pub fn least_from(reads: &mut impl Elements, offset: u32, length: u32, flags: u3
         // Neither is ever missing: what follows is as good without.
         let Some(id) = reads.table(offset.wrapping_add(place)) else { break };
         let Some(backend) = reads.backend(id) else { break };
-        if backend.connections < fewest && !(is_mindful && is_aside(reads, &backend)) {
-            (best, fewest) = (place, backend.connections);
+        let connections = (backend.connections as u32 ^ 1 << 31) as u64;
+        let found = (connections << u32::BITS) | look as u64;
+        if found < fewest && !(is_mindful && is_aside(reads, &backend)) {
+            fewest = found;
         }
     }
-    best
+    (start + fewest as u32) % length.max(1)
 }
 
 /// Of a client's address and port, the same on every node. The finish is that of MurmurHash3 (`fmix32`).

@@ -253,7 +253,12 @@ impl<C: Fn() -> Client> Reads for Maps<'_, C> {
 
     #[inline(always)]
     fn least(&mut self, offset: u32, length: u32, flags: u32) -> u32 {
-        orlop_least(offset, length, flags)
+        // Two functions: their stacks have no room for the difference.
+        if service_flag::set_aside_after(flags) == 0 {
+            orlop_least(offset, length)
+        } else {
+            orlop_least_well(offset, length)
+        }
     }
 
     #[inline(always)]
@@ -337,8 +342,15 @@ pub extern "C" fn orlop_entry(index: u32) -> u32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn orlop_least(offset: u32, length: u32, flags: u32) -> u32 {
-    select::least(&mut Shared, offset, length, flags)
+pub extern "C" fn orlop_least(offset: u32, length: u32) -> u32 {
+    select::least(&mut Shared, offset, length, 0)
+}
+
+/// Of those that are not set aside.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn orlop_least_well(offset: u32, length: u32) -> u32 {
+    select::least(&mut Shared, offset, length, 1 << service_flag::SET_ASIDE_SHIFT)
 }
 
 #[unsafe(no_mangle)]

@@ -89,6 +89,13 @@ impl Dataplane {
         all.filter(|(_, counts)| *counts != ServiceCounts::default()).collect()
     }
 
+    /// Lets the counts of a frontend begin anew, for another service that has it now. What is counted at this moment may be either's.
+    pub fn begin_counts(&mut self, frontend: Frontend) {
+        if let Some(slot) = self.model.slot(frontend) {
+            self.kernel.begin_counts(slot);
+        }
+    }
+
     /// What the kernel holds for a frontend; `None` where its key leads nowhere.
     pub fn programmed(&self, frontend: Frontend) -> Result<Option<Programmed>, MapError> {
         let Some((slot, service)) = self.look_up(frontend)? else { return Ok(None) };

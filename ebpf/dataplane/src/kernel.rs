@@ -175,6 +175,11 @@ impl Kernel {
         removed(map::PODS, self.pods.remove(&link))
     }
 
+    /// Lets a slot's counts begin at nothing.
+    pub fn begin_counts(&mut self, slot: u32) {
+        self.counts.write(slot, ServiceCounts::default().to_bytes());
+    }
+
     pub fn apply(&mut self, write: &Write) -> Result<(), MapError> {
         match write {
             Write::Backend { id, value } => self.write_backend(*id, *value),
@@ -185,7 +190,7 @@ impl Kernel {
             }
             Write::Service { slot, value } => {
                 // Nobody counts there: no program still reads the slot as its last service's.
-                self.counts.write(*slot, ServiceCounts::default().to_bytes());
+                self.begin_counts(*slot);
                 self.services.write(*slot, value.to_bytes());
             }
             Write::Clear { slot } => {

@@ -424,6 +424,10 @@ impl Model {
         self.entries.keys().copied()
     }
 
+    pub fn slot(&self, frontend: Frontend) -> Option<u32> {
+        self.entries.get(&frontend).map(|entry| entry.slot)
+    }
+
     /// Every frontend, with its slot.
     pub fn slots(&self) -> impl Iterator<Item = (Frontend, u32)> {
         self.entries.iter().map(|(frontend, entry)| (*frontend, entry.slot))

@@ -229,7 +229,8 @@ fn known_flow(
     if let Some(entry) = source.flow(Origin::Inside, &key) {
         return Some(Verdict::Answer { pod: socket_address(entry.address, entry.port_be) });
     }
-    let Some(entry) = source.flow(Origin::Outside, &key) else {
+    // One straight to an endpoint is no service's.
+    let Some(entry) = source.flow(Origin::Outside, &key).filter(|entry| entry.kind != nat::STRAIGHT) else {
         steps.push(Step::NewFlow);
         return None;
     };

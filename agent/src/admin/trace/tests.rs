@@ -122,12 +122,18 @@ fn a_refusal_tells_which() {
     let says = |asked: &Asked, verdict| conclusion(asked, verdict);
     assert!(says(&outside, Verdict::NoEndpoint).contains("externalTrafficPolicy Local"));
     outside.serves_inside = false;
-    assert_eq!(says(&outside, Verdict::NoEndpoint), "dropped: dropped: no endpoint is ready");
+    assert_eq!(
+        says(&outside, Verdict::NoEndpoint),
+        "dropped: dropped: no endpoint is ready that its traffic policy and weights allow"
+    );
     assert!(says(&outside, Verdict::Forbidden).ends_with("loadBalancerSourceRanges holds 192.0.2.9"));
     assert!(says(&outside, Verdict::LeftToNode).starts_with("refused: "));
     assert!(says(&outside, Verdict::Answer { pod: endpoint(3).address }).contains("10.244.0.3:8080 began"));
     let inside = asked(Client::Node);
-    assert_eq!(says(&inside, Verdict::NoEndpoint), "refused: refused (ECONNREFUSED): no endpoint is ready");
+    assert_eq!(
+        says(&inside, Verdict::NoEndpoint),
+        "refused: refused (ECONNREFUSED): no endpoint is ready that its traffic policy and weights allow"
+    );
     assert!(
         says(&inside, Verdict::PacketsAlone).starts_with("no service: the kernel tells of no SCTP socket")
     );

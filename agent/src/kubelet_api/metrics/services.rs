@@ -79,5 +79,9 @@ pub fn register_drops(registry: &mut Registry, counters: &[u64]) {
             drops.get_or_create(&[("reason", *reason)]).inc_by(*count);
         }
     }
-    registry.register("orlop_dataplane_drops", "What the BPF programs refused or dropped, by reason", drops);
+    registry.register(
+        "orlop_dataplane_drops",
+        "What the BPF programs refused, dropped or could not lead, by reason",
+        drops,
+    );
 }

@@ -50,9 +50,10 @@ fn a_frontend_is_known_by_what_it_is_of_its_service() {
 fn a_frontend_goes_over_to_another_service() {
     let directory = Directory::default();
     let frontend = at([10, 96, 0, 10], 80);
-    for name in ["web", "other"] {
+    // Whoever counts begins anew where it was another's, and only there.
+    for (name, was_anothers) in [("web", false), ("web", false), ("other", true), ("other", false)] {
         directory.set(&key(name), known());
-        directory.own(frontend, &key(name));
+        assert_eq!(directory.own(frontend, &key(name)), was_anothers, "{name}");
     }
     assert_eq!(directory.owner(frontend).unwrap().key.name, "other");
     assert!(directory.frontends(&key("web")).is_empty());

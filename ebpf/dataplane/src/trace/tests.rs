@@ -230,6 +230,9 @@ fn a_known_flow_comes_first_and_stays_while_its_endpoint_is_the_services() {
     let trace = walked(&mut source, OUTSIDE);
     assert!(trace.steps.contains(&Step::KnownFlow { endpoint: endpoint_of(3), stays: false }), "{trace:?}");
     assert!(matches!(trace.verdict, Verdict::OneOf { .. }));
+    // One straight to an endpoint is no service's.
+    source.flows[Origin::Outside as usize] = Some(NatValue { kind: nat::STRAIGHT, ..entry(3, 0) });
+    assert!(walked(&mut source, OUTSIDE).steps.contains(&Step::NewFlow));
     // Before all: what answers a pod.
     source.flows[Origin::Inside as usize] = Some(entry(1, 0));
     assert_eq!(walked(&mut source, OUTSIDE).verdict, Verdict::Answer { pod: address(1) });

@@ -82,6 +82,12 @@ fn a_slot_that_goes_to_another_service_begins_at_zero() {
     assert_eq!((slot(&node, new), counts(&node, new)), (its_slot, (0, 0, 0)));
     ask_tcp(at(place.cluster_ip, 81)).unwrap();
     assert_eq!(counts(&node, new), (1, 0, 0));
+    // The address goes to another service, which leads to the same endpoints: nothing is written but this.
+    node.dataplane.as_mut().unwrap().begin_counts(new);
+    node.set(new, &[endpoint]);
+    assert_eq!(counts(&node, new), (0, 0, 0));
+    ask_tcp(at(place.cluster_ip, 81)).unwrap();
+    assert_eq!(counts(&node, new), (1, 0, 0));
 }
 
 #[test]
