@@ -943,6 +943,7 @@ fn a_client_that_has_every_port_in_use_gets_no_other() {
             counter: Some(counter::NODE_PORT_COLLISION),
         };
         check(node, "orlop_ingress", vec![full]);
+        node.forget_flows(map::INBOUND, |_| true);
     }
 }
 
