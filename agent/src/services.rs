@@ -4,7 +4,7 @@
 //! [`Cache`], a snapshot for whoever builds an environment, writes to the dataplane, and health check ports. `convert` reads API
 //! objects, `plan` decides (pure), `proxy` owns the one task that watches and writes,
 //! `directory` says whose an address is, `drops` what a drop means, `bypass` serves pods by packets, `health` answers
-//! load balancers, `progress` those who ask whether the dataplane follows, `orphans` ends what is connected to a backend that has gone.
+//! load balancers, `progress` those who ask whether the dataplane follows, `orphans` ends what is connected to a backend that has gone, `peers` knows the other nodes.
 
 mod bypass;
 mod convert;
@@ -14,6 +14,7 @@ mod drops;
 pub mod environment;
 mod health;
 mod orphans;
+mod peers;
 pub mod plan;
 mod progress;
 mod proxy;

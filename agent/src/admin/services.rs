@@ -331,6 +331,7 @@ fn head(key: &Key, Known { kind, service }: &Known) -> Value {
         "affinity_seconds": service.affinity_seconds,
         "internal_traffic_policy": policy(service.internal_policy),
         "external_traffic_policy": policy(service.external_policy),
+        "forwarding_mode": if service.direct_return { "dsr" } else { "snat" },
         "source_ranges": source_ranges(service),
         "health_check_port": service.health_check_port,
         "publish_not_ready_addresses": service.publish_not_ready,

@@ -2,7 +2,7 @@
 //!
 //! Pure. What cannot be used is left out and said in words, so that the rest of the object still works.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -28,6 +28,9 @@ const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// The slices of Services that are served here.
 pub const SERVED: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+/// The annotation that says how a flow from outside goes on to another node: `snat` under this node's address, `dsr` under the client's, and is answered
+/// from there.
+const FORWARDING_MODE: &str = "orlop.dev/forwarding-mode";
 /// What the API writes for a Service without a cluster IP.
 const HEADLESS: &str = "None";
 /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -76,6 +79,7 @@ pub fn service(object: &ApiService) -> (Service, Vec<String>) {
         affinity_seconds: affinity(spec),
         health_check_port: port_number(spec.health_check_node_port),
         publish_not_ready: spec.publish_not_ready_addresses == Some(true),
+        direct_return: is_direct_return(meta.annotations.as_ref(), &mut problems),
         scheduling: Scheduling::read(meta.annotations.as_ref(), &mut problems),
         ..Service::default()
     };
@@ -100,6 +104,15 @@ pub fn service(object: &ApiService) -> (Service, Vec<String>) {
     service.ports =
         spec.ports.iter().flatten().filter_map(|port| service_port(port, &mut problems)).collect();
     (service, problems)
+}
+
+/// Whether the annotation asks for direct server return.
+fn is_direct_return(annotations: Option<&BTreeMap<String, String>>, problems: &mut Vec<String>) -> bool {
+    let mode = annotations.and_then(|all| all.get(FORWARDING_MODE)).map_or("", |text| text.trim());
+    if !["", "snat", "dsr"].contains(&mode) {
+        problems.push(format!("{FORWARDING_MODE}: \"{mode}\" is neither snat nor dsr; snat is used"));
+    }
+    mode == "dsr"
 }
 
 /// The label is what counts, not its value.

@@ -123,4 +123,5 @@ const OTHERS: &[u32] = &[
     counter::ICMP_ERROR_TRANSLATED,
     counter::PACKET_TRANSLATED,
     counter::BACKEND_SET_ASIDE,
+    counter::DIRECT_RETURN,
 ];

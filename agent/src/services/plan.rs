@@ -85,6 +85,8 @@ pub struct Service {
     pub health_check_port: Option<u16>,
     /// Its endpoints count as ready whatever their pods are, also while those terminate.
     pub publish_not_ready: bool,
+    /// Endpoints on other nodes answer clients outside from there.
+    pub direct_return: bool,
     pub scheduling: Scheduling,
 }
 
@@ -485,6 +487,7 @@ pub fn frontends<'a>(
                 draining,
                 scheduler: service.scheduling.scheduler,
                 set_aside_after: service.scheduling.set_aside_after,
+                direct_return: service.direct_return,
                 ..Target::default()
             };
             let private = Target { inside: internal.clone(), outside: internal, ..public.clone() };

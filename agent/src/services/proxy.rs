@@ -1,5 +1,5 @@
 //! The task that owns Services: two watches, the own Node's zone and the ends of this node's pods in; the cache, the dataplane, health
-//! check ports and the wake of `orphans` out.
+//! check ports and the wakes of `orphans` and `peers` out.
 //!
 //! ```text
 //! Syncing --both watches listed once; ending pods and zone known, or CATCH_UP later--> Running --every change--> Running
@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::departures::Notice;
 use super::plan::{Change, Changes, HealthCheck, Key, Planner};
-use super::{CacheWriter, Context, convert, health, orphans};
+use super::{CacheWriter, Context, convert, health, orphans, peers};
 use super::{Known, Type};
 use crate::api::{chain, watched};
 use crate::events::EventType;
@@ -64,6 +64,8 @@ struct Proxy {
     retry_at: Option<Instant>,
     health: health::Servers,
     wake_orphans: orphans::Wake,
+    /// A Service asks for direct return.
+    wants_peers: peers::Wanted,
     /// Services whose health check port could not be opened.
     unhealthy: BTreeSet<Key>,
     /// Those who end a pod and wait for the next write: at most one for each pod, since each gives up in time.
@@ -86,13 +88,15 @@ pub async fn run(context: Context, cache: CacheWriter, notices: mpsc::Receiver<N
     let slices = pin!(watched(watcher(slices, config.labels(convert::SERVED))));
     let shutdown = context.shutdown.clone();
     let dataplane = context.dataplane.clone();
+    let (client, node_name) = (context.client.clone(), context.node_name.clone());
     let proxy = Proxy::new(context, cache);
-    let wake = proxy.wake_orphans.clone();
+    let (wake, wants_peers) = (proxy.wake_orphans.clone(), proxy.wants_peers.clone());
     // Cancel-safe: between two polls all state is in the maps, which the next agent adopts.
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = proxy.watch(services, slices, notices) => {}
-        () = orphans::run(dataplane, wake) => {}
+        () = orphans::run(dataplane.clone(), wake) => {}
+        () = peers::run(client, node_name, dataplane, wants_peers) => {}
     }
 }
 
@@ -114,6 +118,7 @@ impl Proxy {
             health: health::Servers::everywhere(),
             unhealthy: BTreeSet::new(),
             wake_orphans: orphans::Wake::default(),
+            wants_peers: peers::Wanted::default(),
             waiting: Vec::new(),
         }
     }
@@ -234,6 +239,9 @@ impl Proxy {
         let (service, problems) = convert::service(object);
         if self.planner.service(&key).is_none_or(|before| **before != service) {
             self.report(&key, &service.uid, &problems);
+        }
+        if service.direct_return {
+            self.wants_peers.set();
         }
         self.planner.set_service(key.clone(), service);
         if let Some(service) = self.planner.service(&key).cloned() {

@@ -226,6 +226,8 @@ pub mod service_flag {
     pub const IN_USE: u32 = 1;
     /// The address is the node's own: its kernel refuses what nobody translates.
     pub const OWN_ADDRESS: u32 = 2;
+    /// Answers of backends on other nodes to clients outside go past this one.
+    pub const DIRECT_RETURN: u32 = 4;
     /// From this bit on stands the service's [`super::Scheduler`].
     pub const SCHEDULER_SHIFT: u32 = 8;
     /// From this bit on stands after how many failed connections in a row a backend is set aside, in 8 bits; 0: never.
@@ -526,12 +528,18 @@ pub mod nat {
     pub const DIRECT: u8 = 3;
     /// Such a flow whose client's port is another one at the pod, since a service's flow has the same ends.
     pub const STRAIGHT: u8 = 4;
+    /// As [`NODE_PORT`], but a backend on another node answers from there.
+    pub const DIRECT_RETURN: u8 = 5;
+    /// The backend's half of that: what another node told of a flow to a backend here.
+    pub const TOLD: u8 = 6;
 
     /// What was seen of a flow, as bits of [`super::NatValue::state`].
     pub const ANSWERED: u8 = 1;
     pub const FIN_IN: u8 = 2;
     pub const FIN_OUT: u8 = 4;
     pub const RESET: u8 = 8;
+    /// The backend's node was told of the flow.
+    pub const TOLD_OF: u8 = 16;
 
     /// Masqueraded flows get their ports here, above the kernel's default range of ephemeral ports. Where
     /// `ip_local_port_range` reaches higher, the node's own sockets may collide with them: whoever sets the node up lists
@@ -569,6 +577,24 @@ pub mod nat {
     pub const fn scarce_idle_limit(protocol: u8, state: u8) -> u32 {
         if super::protocol::has_connections(protocol) { idle_limit(protocol, state) } else { 5 }
     }
+}
+
+/// What one node tells another of a flow, before the flow's own packet: Geneve (RFC 8926) with one option.
+pub mod geneve {
+    /// The registered one.
+    pub const PORT: u16 = 6081;
+    /// The first word: version 0, the options' length in words, options that must be understood, and what the packet in it is.
+    pub const HEADER_V4: u32 = 0x0340_0800;
+    pub const HEADER_V6: u32 = 0x0640_86dd;
+    /// The option's first word: a class of those for experiments, a kind that must be understood, the length of its data in words. Those are the
+    /// service's address and port, and the client's own port if that is another one than the packet's.
+    pub const OPTION_V4: u32 = 0xff4f_8102;
+    pub const OPTION_V6: u32 = 0xff4f_8105;
+    /// Both headers and the network's number, which is 0.
+    pub const BEFORE_DATA: usize = 12;
+    /// All that stands before the packet: IP, UDP, and these.
+    pub const ROOM_V4: usize = 20 + 8 + BEFORE_DATA + 8;
+    pub const ROOM_V6: usize = 40 + 8 + BEFORE_DATA + 20;
 }
 
 /// What takes the place of the address that the direction rewrites. What most entries do not have stands apart: for a longer row of zeros the
@@ -728,6 +754,8 @@ pub mod policy {
     pub const OPEN: u32 = 0;
     /// The ruleset that holds the node's own addresses.
     pub const NODE: u32 = u32::MAX;
+    /// The ruleset that holds the addresses of the cluster's other nodes.
+    pub const PEERS: u32 = u32::MAX - 1;
 
     /// In the place of a list of ports: all, and protocols without ports too.
     pub const ALL_PORTS: u32 = 0;
@@ -799,7 +827,9 @@ pub mod counter {
     pub const BACKEND_SET_ASIDE: u32 = 23;
     /// A packet of a flow whose client has another port at the backend, which is not known any more: dropped.
     pub const CLIENT_PORT_NO_FLOW: u32 = 24;
-    pub const COUNT: u32 = 25;
+    /// A packet went to its backend's node with what the client had asked.
+    pub const DIRECT_RETURN: u32 = 25;
+    pub const COUNT: u32 = 26;
 }
 
 /// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.

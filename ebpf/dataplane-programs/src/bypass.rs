@@ -13,7 +13,7 @@ use dataplane_abi::{Origin, counter, nat, protocol};
 use crate::collision;
 use crate::maps::{ORLOP_NAT, count};
 use crate::packet::{self, Layer, Packet, Parsed};
-use crate::uplink::{self, Apart, BEGINS, FRAGMENT, ICMP, NEXT, apart};
+use crate::uplink::{self, Apart, FRAGMENT, ICMP, NEXT, apart};
 
 /// From the pod.
 #[classifier]
@@ -21,6 +21,7 @@ pub fn orlop_vip_in(ctx: TcContext) -> i32 {
     let apart = Apart {
         error: uplink::orlop_error_in,
         part: orlop_vip_part_in,
+        returns: None,
         flow: Some(orlop_vip_flow_in),
         port: orlop_vip_port_in,
     };
@@ -33,6 +34,7 @@ pub fn orlop_vip_out(ctx: TcContext) -> i32 {
     let apart = Apart {
         error: uplink::orlop_error_out,
         part: orlop_vip_part_out,
+        returns: None,
         flow: None,
         port: orlop_vip_port_out,
     };
@@ -70,10 +72,7 @@ fn either(ctx: &TcContext, translate: impl Fn(&TcContext, &Packet) -> i32) -> i3
 #[inline(always)]
 fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
     match packet::parse_fragment(ctx, layer) {
-        Ok(packet) if packet.protocol != protocol::SCTP => match asks(ctx, &packet) {
-            BEGINS => uplink::begin(ctx, &packet, Origin::Inside),
-            verdict => verdict,
-        },
+        Ok(packet) if packet.protocol != protocol::SCTP => asks(ctx, &packet),
         _ => {
             count(counter::FRAGMENT);
             NEXT
@@ -94,10 +93,7 @@ fn fragment_out(ctx: &TcContext, layer: Layer) -> i32 {
 
 #[inline(always)]
 fn flow_in(ctx: &TcContext, layer: Layer) -> i32 {
-    match packet::parse(ctx, layer) {
-        Parsed::Packet(packet) => uplink::begin(ctx, &packet, Origin::Inside),
-        _ => NEXT,
-    }
+    packet::parse_whole_or_part(ctx, layer).map_or(NEXT, |packet| uplink::begin(ctx, &packet, Origin::Inside))
 }
 
 #[inline(always)]

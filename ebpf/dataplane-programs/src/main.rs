@@ -11,6 +11,7 @@
 
 mod bypass;
 mod collision;
+mod direct_return;
 mod maps;
 mod packet;
 mod policy;

@@ -9,7 +9,7 @@ use dataplane_abi::{Address, FragmentKey, FragmentPorts, FrontendKey, crc32c, pr
 
 use crate::maps::ORLOP_FRAGMENTS;
 
-const ETHERNET_LENGTH: usize = 14;
+pub const ETHERNET_LENGTH: usize = 14;
 const ETHERTYPE_OFFSET: usize = 12;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -105,8 +105,8 @@ pub struct Packet {
     pub fin: bool,
     pub reset: bool,
     /// Where the headers begin.
-    network: usize,
-    transport: usize,
+    pub network: usize,
+    pub transport: usize,
 }
 
 /// The two ends of a packet whose ports are unknown.

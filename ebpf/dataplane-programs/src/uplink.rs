@@ -19,9 +19,12 @@ use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use dataplane_abi::{Address, Config, Masquerade, NatKey, NatValue, Origin, Outcome, counter, nat, protocol};
+use dataplane_abi::{
+    Address, Config, Masquerade, NatKey, NatValue, Origin, Outcome, counter, nat, protocol, service_flag,
+};
 
 use crate::collision;
+use crate::direct_return;
 use crate::maps::{Flows, ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
 use crate::packet::{self, End, Ends, Layer, Message, Packet, Parsed};
 use crate::select::{self, Choice, Client, Pick};
@@ -57,10 +60,13 @@ pub fn orlop_egress_l3(ctx: TcContext) -> i32 {
 pub const ICMP: i32 = -2;
 /// In the place of a verdict: a part of a packet.
 pub const FRAGMENT: i32 = -3;
-/// In the place of a verdict: it asks a service for the first time. `begin` goes on.
+/// In the place of a verdict: the first one of its flow. `begin` or `masquerade` goes on.
 pub const BEGINS: i32 = -5;
 /// In the place of a verdict: of a flow whose client's port is another one at the backend, or has to be. `collision` goes on.
 pub const COLLISION: i32 = -4;
+
+/// In the place of a verdict: of a flow whose answers go past this node, or past another one. `direct_return` goes on.
+pub const RETURNS: i32 = -6;
 
 /// Functions of a packet that stand apart: each has the stack for itself, and, being global, is verified once whatever leads to it. The verifier takes
 /// nothing for their argument but the context of the program that calls them.
@@ -80,14 +86,19 @@ apart! {
     orlop_error_out = error_out: Ethernet;
     orlop_part_in = fragment_in: Ethernet;
     orlop_part_out = fragment_out: Ethernet;
+    orlop_return_in = direct_return::enters: Ethernet;
+    orlop_return_out = direct_return::leaves: Ethernet;
     orlop_flow_in = flow_in: Ethernet;
+    orlop_flow_out = flow_out: Ethernet;
     orlop_port_in = collision_in: Ethernet;
     orlop_port_out = collision_out: Ethernet;
     orlop_error_in3 = error_in: Ip;
     orlop_error_out3 = error_out: Ip;
     orlop_part_in3 = fragment_in: Ip;
     orlop_part_out3 = fragment_out: Ip;
+    orlop_return_in3 = direct_return::enters: Ip;
     orlop_flow_in3 = flow_in: Ip;
+    orlop_flow_out3 = flow_out: Ip;
     orlop_port_in3 = collision_in: Ip;
     orlop_port_out3 = collision_out: Ip;
 }
@@ -97,6 +108,8 @@ apart! {
 pub struct Apart {
     pub error: Function,
     pub part: Function,
+    /// None: there are none here.
+    pub returns: Option<Function>,
     /// None: what goes out begins no flow here.
     pub flow: Option<Function>,
     pub port: Function,
@@ -115,6 +128,10 @@ impl Apart {
             FRAGMENT => (self.part)(skb),
             verdict => verdict,
         };
+        let verdict = match (verdict, self.returns) {
+            (RETURNS, Some(returns)) => returns(skb),
+            (verdict, _) => verdict,
+        };
         let verdict = match (verdict, self.flow) {
             (BEGINS, Some(flow)) => flow(skb),
             (verdict, _) => verdict,
@@ -130,12 +147,14 @@ fn enters(ctx: &TcContext, layer: Layer) -> i32 {
         Layer::Ethernet => Apart {
             error: orlop_error_in,
             part: orlop_part_in,
+            returns: Some(orlop_return_in),
             flow: Some(orlop_flow_in),
             port: orlop_port_in,
         },
         Layer::Ip => Apart {
             error: orlop_error_in3,
             part: orlop_part_in3,
+            returns: Some(orlop_return_in3),
             flow: Some(orlop_flow_in3),
             port: orlop_port_in3,
         },
@@ -146,12 +165,21 @@ fn enters(ctx: &TcContext, layer: Layer) -> i32 {
 #[inline(always)]
 fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
     let apart = match layer {
-        Layer::Ethernet => {
-            Apart { error: orlop_error_out, part: orlop_part_out, flow: None, port: orlop_port_out }
-        }
-        Layer::Ip => {
-            Apart { error: orlop_error_out3, part: orlop_part_out3, flow: None, port: orlop_port_out3 }
-        }
+        Layer::Ethernet => Apart {
+            error: orlop_error_out,
+            part: orlop_part_out,
+            returns: Some(orlop_return_out),
+            flow: Some(orlop_flow_out),
+            port: orlop_port_out,
+        },
+        // Such links are tunnels that let a packet out under addresses of its sender alone.
+        Layer::Ip => Apart {
+            error: orlop_error_out3,
+            part: orlop_part_out3,
+            returns: Some(orlop_flow_out3),
+            flow: Some(orlop_flow_out3),
+            port: orlop_port_out3,
+        },
     };
     apart.run(ctx, || packet_out(ctx, layer))
 }
@@ -184,10 +212,7 @@ fn fragment_in(ctx: &TcContext, layer: Layer) -> i32 {
     if let Ok(packet) = packet::parse_fragment(ctx, layer)
         && packet.protocol != protocol::SCTP
     {
-        return match ingress(ctx, &packet) {
-            BEGINS => begin(ctx, &packet, Origin::Outside),
-            verdict => verdict,
-        };
+        return ingress(ctx, &packet);
     }
     // Untranslated; the counter tells why a flow does not work.
     count(counter::FRAGMENT);
@@ -208,10 +233,12 @@ fn fragment_out(ctx: &TcContext, layer: Layer) -> i32 {
 
 #[inline(always)]
 fn flow_in(ctx: &TcContext, layer: Layer) -> i32 {
-    match packet::parse(ctx, layer) {
-        Parsed::Packet(packet) => begin(ctx, &packet, Origin::Outside),
-        _ => NEXT,
-    }
+    packet::parse_whole_or_part(ctx, layer).map_or(NEXT, |packet| begin(ctx, &packet, Origin::Outside))
+}
+
+#[inline(always)]
+fn flow_out(ctx: &TcContext, layer: Layer) -> i32 {
+    packet::parse_whole_or_part(ctx, layer).map_or(NEXT, |packet| masquerade(ctx, &packet))
 }
 
 #[inline(always)]
@@ -370,11 +397,12 @@ pub fn begin(ctx: &TcContext, packet: &Packet, origin: Origin) -> i32 {
             count(counter::PACKET_HAIRPIN);
             DROP
         }
-        Choice::Backend(chosen, _) => {
+        Choice::Backend(chosen, flags) => {
+            let is_direct = origin == Origin::Outside && flags & service_flag::DIRECT_RETURN != 0;
             let entry = NatValue {
                 address: chosen.address,
                 port_be: chosen.port_be,
-                kind: nat::NODE_PORT,
+                kind: if is_direct { nat::DIRECT_RETURN } else { nat::NODE_PORT },
                 state: 0,
                 backend: chosen.pick.id,
                 generation: chosen.pick.generation,
@@ -453,7 +481,7 @@ fn of_no_flow(origin: Origin) -> i32 {
 #[inline(always)]
 fn direct(packet: &Packet, origin: Origin, link: u32) -> i32 {
     if origin == Origin::Outside {
-        return note_direct_flow(packet);
+        return if direct_return::may_be_wrapped(packet) { RETURNS } else { note_direct_flow(packet) };
     }
     // SAFETY: the value is copied at once.
     match unsafe { ORLOP_NAT.get(&answer_key(packet, nat::OUT)) }.copied() {
@@ -538,26 +566,38 @@ fn egress(ctx: &TcContext, packet: &Packet) -> i32 {
     if let Some(entry) = unsafe { ORLOP_INBOUND.get(&key) }.copied() {
         return answer_out(ctx, packet, &key, &entry, Origin::Outside);
     }
-    if !leaves_under_another_address(&packet.source, &packet.destination) && !goes_on_to_a_backend(packet) {
-        return NEXT;
+    let onward = match leaves_under_another_address(&packet.source, &packet.destination) {
+        true => nat::MASQUERADE,
+        false => onward(packet),
+    };
+    match (onward, packet.may_begin_flow) {
+        (nat::MASQUERADE | nat::NODE_PORT, true) => BEGINS,
+        (nat::DIRECT_RETURN, true) => RETURNS,
+        (nat::MASQUERADE | nat::NODE_PORT, false) => {
+            count(counter::MASQUERADE_NO_FLOW);
+            DROP
+        }
+        _ => NEXT,
     }
-    if !packet.may_begin_flow {
-        count(counter::MASQUERADE_NO_FLOW);
-        return DROP;
-    }
-    masquerade(ctx, packet, &key)
 }
 
-/// Whether a node port's flow leaves again, towards a backend on another node: its answers have to come back here, since only
-/// here it is known what the client asked for.
+/// Of which kind a node port's flow is that leaves again, towards a backend on another node; 0: none is. Its answers have to come back here, since only
+/// here it is known what the client asked for, unless that is told there.
 #[inline(always)]
-fn goes_on_to_a_backend(packet: &Packet) -> bool {
+fn onward(packet: &Packet) -> u8 {
     if ORLOP_CONFIG.get(0).is_none_or(|config| masquerade_of(config, &packet.source).shown == Address::NONE) {
-        return false;
+        return 0;
     }
     let back = answer_key(packet, nat::OUT);
     // SAFETY: the value is copied at once.
-    unsafe { ORLOP_INBOUND.get(&back) }.is_some_and(|entry| entry.kind == nat::NODE_PORT)
+    unsafe { ORLOP_INBOUND.get(&back) }.map_or(0, |entry| entry.kind)
+}
+
+/// What shows instead of a pod or client where the packet leaves.
+#[inline(always)]
+pub fn shown_at(ctx: &TcContext, config: &Config, source: &Address) -> Address {
+    let masquerade = masquerade_of(config, source);
+    if link_of(ctx) == config.overlay_link { masquerade.overlay } else { masquerade.shown }
 }
 
 /// A backend's answer to what a client asked a service for.
@@ -574,7 +614,7 @@ pub fn answer_out(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatVal
     }
     let back = back_in(packet, &entry.address, entry.port_be);
     // SAFETY: only whether it is there matters. One that leads elsewhere stays: the flow has moved on, and this is a late answer.
-    if unsafe { flows.get(&back) }.is_none() {
+    if entry.kind != nat::TOLD && unsafe { flows.get(&back) }.is_none() {
         written(flows.insert(&back, &inside(packet, entry), BPF_NOEXIST as u64));
     }
     finish(packet::rewrite(ctx, packet, End::Source, &entry.address, entry.port_be))
@@ -603,11 +643,10 @@ fn still_holds_port(packet: &Packet, entry: &NatValue) -> bool {
 
 /// Finds a port that no other flow to the same peer uses, or that one has done with.
 #[inline(always)]
-fn masquerade(ctx: &TcContext, packet: &Packet, key: &NatKey) -> i32 {
+fn masquerade(ctx: &TcContext, packet: &Packet) -> i32 {
+    let key = nat_key(packet, nat::OUT);
     let Some(config) = ORLOP_CONFIG.get(0) else { return NEXT };
-    let is_overlay = link_of(ctx) == config.overlay_link;
-    let masquerade = masquerade_of(config, &packet.source);
-    let address = if is_overlay { masquerade.overlay } else { masquerade.shown };
+    let address = shown_at(ctx, config, &packet.source);
     let entry = NatValue {
         address,
         port_be: 0,
@@ -634,7 +673,7 @@ fn masquerade(ctx: &TcContext, packet: &Packet, key: &NatKey) -> i32 {
         }
         if taken.is_ok() {
             // The next packet would be taken for another flow's; the port comes back when it has been idle.
-            if !written(ORLOP_NAT.insert(key, &NatValue { port_be, ..entry }, 0)) {
+            if !written(ORLOP_NAT.insert(&key, &NatValue { port_be, ..entry }, 0)) {
                 return DROP;
             }
             count(counter::MASQUERADED);
@@ -780,7 +819,7 @@ pub fn nat_key(packet: &Packet, direction: u8) -> NatKey {
 
 /// The key of a packet that answers this one.
 #[inline(always)]
-fn answer_key(packet: &Packet, direction: u8) -> NatKey {
+pub fn answer_key(packet: &Packet, direction: u8) -> NatKey {
     NatKey {
         source: packet.destination,
         destination: packet.source,
@@ -804,13 +843,16 @@ fn pick_of(entry: &NatValue) -> Pick {
 
 /// A packet that reaches a pod under the pod's own address: the answer is not a new flow and keeps its source.
 #[inline(always)]
-fn note_direct_flow(packet: &Packet) -> i32 {
+pub fn note_direct_flow(packet: &Packet) -> i32 {
     let back = answer_key(packet, nat::OUT);
     if !leaves_under_another_address(&packet.destination, &packet.source) {
         // Its answers need no entry: only whether a service's have one is looked at.
         return match packet.may_begin_flow && is_pod(&packet.destination) {
             // SAFETY: the value is copied at once.
-            true => unsafe { ORLOP_INBOUND.get(&back) }.copied().map_or(NEXT, |held| beside(packet, &held)),
+            true => match unsafe { ORLOP_INBOUND.get(&back) }.copied() {
+                Some(held) if !goes_on_told(packet, &held) => beside(packet, &held),
+                _ => NEXT,
+            },
             false => NEXT,
         };
     }
@@ -830,7 +872,7 @@ fn note_direct_flow(packet: &Packet) -> i32 {
     // SAFETY: the value is copied at once.
     match unsafe { ORLOP_INBOUND.get(&back) }.copied() {
         // SAFETY: as in `answer_in`.
-        Some(held) if held.kind == nat::DIRECT => unsafe {
+        Some(held) if held.kind == nat::DIRECT || goes_on_told(packet, &held) => unsafe {
             touch(ORLOP_INBOUND.get_ptr_mut(&back), packet, nat::IN);
         },
         // A service's flow has the same ends.
@@ -840,6 +882,12 @@ fn note_direct_flow(packet: &Packet) -> i32 {
         }
     }
     NEXT
+}
+
+/// Whether it belongs to a flow that another node told of: all but what begins one, which is told of each time.
+#[inline(always)]
+fn goes_on_told(packet: &Packet, held: &NatValue) -> bool {
+    held.kind == nat::TOLD && !(packet.may_begin_flow && protocol::has_connections(packet.protocol))
 }
 
 /// Whether it is the address of a pod of this node, where pods are masqueraded.

@@ -115,6 +115,9 @@ pub struct Target {
     /// The frontend's address is one of the node's: while there is no endpoint at all, the node's kernel refuses what comes in by
     /// an uplink. At another address that is dropped.
     pub own_address: bool,
+    /// What comes in by an uplink and goes on to an endpoint on another node is answered from there, past this one. That node has to
+    /// know this one ([`Dataplane::set_peers`]).
+    pub direct_return: bool,
     /// An endpoint to which so many TCP connections of this node in a row came not about gets no new ones for half a minute, where one of up to
     /// eight others is better.
     pub set_aside_after: Option<NonZeroU8>,
@@ -393,6 +396,11 @@ impl Dataplane {
     /// The node's own addresses, which its pods may always reach.
     pub fn set_node_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), PolicyError> {
         self.policies.set_node(&mut self.kernel, addresses)
+    }
+
+    /// The addresses of other nodes: what those tell of flows that they lead to endpoints of this node is believed ([`Target::direct_return`]).
+    pub fn set_peers(&mut self, addresses: &[IpAddr]) -> Result<(), PolicyError> {
+        self.policies.set_peers(&mut self.kernel, addresses)
     }
 
     /// Takes away what an earlier process left of policies and this one does not want: called once after the first full sync.

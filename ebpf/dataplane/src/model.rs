@@ -468,14 +468,15 @@ impl Model {
             let affinity_seconds = NonZeroU32::new(entry.affinity_seconds);
             let sources = entry.networks().cloned();
             let draining = self.endpoints(&entry.draining);
-            let own_address = entry.flags & service_flag::OWN_ADDRESS != 0;
+            let has = |flag: u32| entry.flags & flag != 0;
             let target = Target {
                 inside,
                 outside,
                 affinity_seconds,
                 sources,
                 draining,
-                own_address,
+                own_address: has(service_flag::OWN_ADDRESS),
+                direct_return: has(service_flag::DIRECT_RETURN),
                 set_aside_after: set_aside_after(entry.flags),
                 scheduler: Scheduler::of(entry.flags),
             };
@@ -494,9 +495,10 @@ impl Model {
         let before = self.entries.get(&frontend);
         let affinity_seconds = target.affinity_seconds.map_or(0, NonZeroU32::get);
         let own_address = if target.own_address { service_flag::OWN_ADDRESS } else { 0 };
+        let direct_return = if target.direct_return { service_flag::DIRECT_RETURN } else { 0 };
         let set_aside = u32::from(target.set_aside_after.map_or(0, NonZeroU8::get));
         let set_aside = set_aside << service_flag::SET_ASIDE_SHIFT;
-        let flags = service_flag::IN_USE | own_address | target.scheduler.flags() | set_aside;
+        let flags = service_flag::IN_USE | own_address | direct_return | target.scheduler.flags() | set_aside;
         // One table serves both origins where they are equal.
         let same = target.inside == target.outside;
         let fresh = Origin::ALL.map(|origin| {

@@ -25,6 +25,10 @@ pub struct RulesetId(pub NonZeroU32);
 
 /// Holds the node's own addresses.
 const NODE: RulesetId = RulesetId(NonZeroU32::MAX);
+/// Holds other nodes' addresses.
+const PEERS: RulesetId = RulesetId(NonZeroU32::new(policy::PEERS).expect("not 0"));
+/// Those that are nobody's policy.
+const RESERVED: [RulesetId; 2] = [NODE, PEERS];
 
 /// The protocols that a rule can name ports of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,7 +156,7 @@ impl Policies {
         let capacity = Capacity { rules: capacity::RULES / 2, ports: capacity::PORTS / 2 };
         let found = kernel.read_policies()?;
         // One that allows nothing has no element but its pods'.
-        let of_rules = found.rules.iter().map(|key| key.set).filter(|set| *set != policy::NODE);
+        let of_rules = found.rules.iter().map(|key| key.set).filter(|set| *set < policy::PEERS);
         let of_pods = kernel.policed()?.into_iter().flat_map(|(_, pod)| [pod.ingress, pod.egress]);
         let last = of_rules.chain(of_pods).max().unwrap_or(0);
         let mut policies = Self {
@@ -173,9 +177,9 @@ impl Policies {
         self.first
     }
 
-    /// The rulesets of this process, but for the node's own.
+    /// The rulesets of this process, but for those of nodes.
     pub fn rulesets(&self) -> impl Iterator<Item = RulesetId> {
-        self.model.rulesets().filter(|ruleset| *ruleset != NODE)
+        self.model.rulesets().filter(|ruleset| !RESERVED.contains(ruleset))
     }
 
     pub fn change(&mut self, kernel: &mut Kernel, changes: &[Change]) -> Result<(), PolicyError> {
@@ -272,8 +276,12 @@ impl Policies {
 
     /// The node's own addresses, which its pods may always reach.
     pub fn set_node(&mut self, kernel: &mut Kernel, addresses: &[IpAddr]) -> Result<(), PolicyError> {
-        let entries = addresses.iter().map(|address| ((*address).into(), Ports::All)).collect();
-        self.change(kernel, &[Change::Replace { ruleset: NODE, entries }])
+        self.change(kernel, &[of_addresses(NODE, addresses)])
+    }
+
+    /// Other nodes' addresses: what those say of flows is believed.
+    pub fn set_peers(&mut self, kernel: &mut Kernel, addresses: &[IpAddr]) -> Result<(), PolicyError> {
+        self.change(kernel, &[of_addresses(PEERS, addresses)])
     }
 
     pub fn retain(&mut self, kernel: &mut Kernel) -> Result<(), PolicyError> {
@@ -311,4 +319,9 @@ impl Policies {
         }
         Ok(())
     }
+}
+
+fn of_addresses(ruleset: RulesetId, addresses: &[IpAddr]) -> Change {
+    let entries = addresses.iter().map(|address| ((*address).into(), Ports::All)).collect();
+    Change::Replace { ruleset, entries }
 }

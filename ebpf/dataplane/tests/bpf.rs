@@ -2,6 +2,8 @@
 
 #[path = "bpf/bypass.rs"]
 mod bypass;
+#[path = "bpf/direct_return.rs"]
+mod direct_return;
 #[path = "bpf/hooks.rs"]
 mod hooks;
 #[path = "bpf/layouts.rs"]

@@ -194,6 +194,7 @@ fn service(answer: &Value) -> String {
         ),
         ("Internal traffic policy:", Some(cell(answer.get("internal_traffic_policy")))),
         ("External traffic policy:", Some(cell(answer.get("external_traffic_policy")))),
+        ("Forwarding mode:", Some(cell(answer.get("forwarding_mode")))),
         (
             "Source ranges:",
             Some(ranges.map_or_else(|| "none: everybody may ask".to_owned(), |ranges| cell(Some(ranges)))),

@@ -224,3 +224,16 @@ fn annotations_say_how_endpoints_are_chosen() {
     assert_eq!(read.scheduling.scheduler, dataplane::Scheduler::LeastConnection);
     assert_eq!(problems.len(), 1, "{problems:?}");
 }
+
+#[test]
+fn an_annotation_says_how_flows_go_on_to_another_node() {
+    for (mode, is_direct, wrong) in
+        [("dsr", true, 0), (" dsr ", true, 0), ("snat", false, 0), ("", false, 0), ("tunnel", false, 1)]
+    {
+        let mut object = api_service(serde_json::json!({"clusterIP": "10.96.0.7"}), serde_json::json!({}));
+        object.metadata.annotations =
+            Some([("orlop.dev/forwarding-mode".to_owned(), mode.to_owned())].into());
+        let (read, problems) = service(&object);
+        assert_eq!((read.direct_return, problems.len()), (is_direct, wrong), "{mode}: {problems:?}");
+    }
+}

@@ -139,7 +139,8 @@ fn an_endpoint_stands_in_a_list_as_often_as_its_nodes_weight_says() {
         // The node is drained: load balancers are told, too.
         ("here=0", TrafficPolicy::Local, &[2], &[]),
     ] {
-        let service = Service { scheduling: annotations(weights), external_policy, ..service(1) };
+        let service =
+            Service { scheduling: annotations(weights), direct_return: true, external_policy, ..service(1) };
         let target = &frontends(&service, slices.iter(), view)[&node_frontend()];
         assert_eq!(
             [&target.inside, &target.outside].map(|list| last_bytes(list)),
@@ -148,6 +149,7 @@ fn an_endpoint_stands_in_a_list_as_often_as_its_nodes_weight_says() {
         );
         assert_eq!(target.scheduler, dataplane::Scheduler::RoundRobin);
         assert_eq!(target.set_aside_after, std::num::NonZeroU8::new(5));
+        assert!(target.direct_return);
     }
 }
 

@@ -77,6 +77,7 @@ impl Maps {
             sources,
             draining: Arc::default(),
             own_address,
+            direct_return: service.flags & service_flag::DIRECT_RETURN != 0,
             set_aside_after: set_aside_after(service.flags),
             scheduler: Scheduler::of(service.flags),
         };
@@ -305,6 +306,7 @@ fn targets(endpoints: std::ops::Range<u8>, most: usize) -> impl Strategy<Value =
         scheduler,
         affinity_seconds: NonZeroU32::new(affinity),
         own_address: affinity > 1,
+        direct_return: affinity == 1,
         set_aside_after: NonZeroU8::new(affinity as u8),
         sources: sources.map(|numbers| {
             let networks: BTreeSet<IpNetwork> = numbers.into_iter().map(network).collect();
@@ -427,8 +429,19 @@ fn of_either(seen: Option<&Target>, before: Option<&Target>, after: Option<&Targ
     either().any(|target| target.inside == seen.inside)
         && either().any(|target| target.outside == seen.outside)
         && either().any(|target| {
-            (target.own_address, target.affinity_seconds, target.scheduler, target.set_aside_after)
-                == (seen.own_address, seen.affinity_seconds, seen.scheduler, seen.set_aside_after)
+            (
+                target.own_address,
+                target.direct_return,
+                target.affinity_seconds,
+                target.scheduler,
+                target.set_aside_after,
+            ) == (
+                seen.own_address,
+                seen.direct_return,
+                seen.affinity_seconds,
+                seen.scheduler,
+                seen.set_aside_after,
+            )
         })
         && either().any(|target| target.sources == seen.sources)
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use dataplane_abi::{NetworkKey, PortKey, policy, protocol};
 use ipnetwork::{IpNetwork, Ipv4Network};
 
-use super::{NODE, PortRange, Ports, Protocol, RulesetId};
+use super::{PortRange, Ports, Protocol, RESERVED, RulesetId};
 use crate::model::{Full, Resource, from_network_key, mapped_prefix, to_address};
 
 #[cfg(test)]
@@ -68,17 +68,23 @@ enum Retired {
 }
 
 impl Model {
-    /// The node's own addresses keep their number: they are this process's from the beginning.
+    /// The nodes' addresses keep their numbers: they are this process's from the beginning.
     pub fn adopt(mut found: Found, capacity: Capacity) -> Self {
-        let of_node = found.rules.extract_if(.., |key| key.set == policy::NODE);
-        let of_node = of_node.filter_map(from_network_key);
         let ports = |network| if network == every_v4() { Ports::none() } else { Ports::All };
-        let of_node: BTreeMap<IpNetwork, Ports> = of_node.map(|network| (network, ports(network))).collect();
+        let mut rulesets: HashMap<RulesetId, BTreeMap<IpNetwork, Ports>> = HashMap::new();
+        for ruleset in RESERVED {
+            let own = found.rules.extract_if(.., |key| key.set == ruleset.0.get());
+            let own: BTreeMap<IpNetwork, Ports> =
+                own.filter_map(from_network_key).map(|network| (network, ports(network))).collect();
+            if !own.is_empty() {
+                rulesets.insert(ruleset, own);
+            }
+        }
         let last_list = found.ports.iter().map(|key| key.list).max().unwrap_or(policy::ALL_PORTS);
         Self {
             capacity,
-            rules: of_node.len(),
-            rulesets: if of_node.is_empty() { HashMap::new() } else { [(NODE, of_node)].into() },
+            rules: rulesets.values().map(BTreeMap::len).sum(),
+            rulesets,
             lists: HashMap::new(),
             next_list: last_list + 1,
             ports: 0,

@@ -137,6 +137,11 @@ impl Node {
         Self::on_uplink(Options { pin_root, uplink_hook, ..options(&["uplink"]) })
     }
 
+    /// The dataplane of another node.
+    pub fn of_another(name: &str, uplinks: &[&str]) -> Self {
+        Self::on_uplink(Options { pin_root: format!("/sys/fs/bpf/{name}").into(), ..options(uplinks) })
+    }
+
     fn on_uplink(mut options: Options) -> Self {
         options.cgroup.push(options.pin_root.file_name().unwrap());
         std::fs::create_dir(&options.cgroup).unwrap();

@@ -659,6 +659,108 @@ fn packets_that_go_out() {
     assert_eq!(node.counter(counter::MASQUERADE_IMPOSSIBLE), 9);
 }
 
+/// What tells another node of a flow: all that stands before the packet, behind its Ethernet header.
+fn told(place: &crate::node::Place, inner: &[u8], service: u16) -> Vec<u8> {
+    let port = |port: u16| port.to_be_bytes();
+    let data = [octets(place.node), port(service).to_vec(), vec![0, 0]].concat();
+    let (kind, words) = if place.node.is_ipv4() { (0x0800_u16, 2) } else { (0x86dd, 5) };
+    // RFC 8926, 3.4 and 3.5: the options' length, that they are critical, and one of the class for experiments.
+    let geneve = [&[words + 1, 0x40][..], &port(kind), &[0; 4], &[0xff, 0x4f, 0x81, words], &data].concat();
+    let length = 8 + geneve.len() + inner.len();
+    let from = frame(UDP, (place.node, 4101), (place.remote, 6081));
+    let mut header = match (place.node, place.remote) {
+        (IpAddr::V4(node), IpAddr::V4(remote)) => {
+            let mut header = from.header_v4(node, remote, length);
+            // No identification, not to be fragmented.
+            header[4..8].copy_from_slice(&[0, 0, 0x40, 0]);
+            header[10..12].fill(0);
+            let sum = !sum(&header);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            header
+        }
+        (IpAddr::V6(node), IpAddr::V6(remote)) => from.header_v6(node, remote, length),
+        other => panic!("{other:?}"),
+    };
+    header.extend([port(4101), port(6081), port(length as u16), [0, 0]].concat());
+    header.extend(geneve);
+    header
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+#[test]
+fn packets_that_tell_another_node_of_their_flow() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    node.masquerade();
+    let attached = node.attachments();
+    let (ingress, egress) = (attached["orlop_ingress"].program, attached["orlop_egress"].program);
+    for place in PLACES {
+        let endpoint = at(place.remote, 8080);
+        let target = Target { direct_return: true, ..Target::all([endpoint]) };
+        for protocol in [Tcp, Udp, Sctp] {
+            node.lead(frontend(place.node, 30080, protocol), &target);
+        }
+        for protocol in [TCP, UDP, SCTP] {
+            let asks = frame(protocol, (place.outside, 4101), (place.node, 30080));
+            let goes = frame(protocol, (place.outside, 4101), (place.remote, 8080));
+            let answers = frame(protocol, (place.remote, 8080), (place.outside, 4101));
+            let (verdict, led) = run(ingress, &asks.bytes());
+            assert_eq!((verdict, asks.read(&led)), (NEXT, (at(place.outside, 4101), endpoint)));
+            // On the way to the other node.
+            let (verdict, sent) = run(egress, &led);
+            let header = told(&place, &led[ETHERNET..], 30080);
+            assert_eq!((verdict, &sent[..ETHERNET]), (NEXT, &led[..ETHERNET]));
+            assert_eq!(sent[ETHERNET..][..header.len()], header, "{protocol} of {place:?}");
+            assert_eq!(sent[ETHERNET + header.len()..], led[ETHERNET..]);
+            let next = Frame { tcp_flags: ACK, ..goes.clone() }.bytes();
+            if protocol != UDP {
+                assert_eq!(run(egress, &next), (NEXT, next.clone()), "the other node knows");
+            }
+            node.rewrite_flows(map::INBOUND, |_| None);
+            // There. Nobody else is believed, and nothing else that a node sends there is taken for it.
+            let arrives = |believed: &[IpAddr], node: &mut Node, packet: &[u8]| {
+                node.dataplane.as_mut().unwrap().set_peers(believed).unwrap();
+                run(ingress, packet)
+            };
+            assert_eq!(arrives(&[place.outside, place.remote], node, &sent), (NEXT, sent.clone()));
+            let spoiled =
+                (0..12).map(|byte| ETHERNET + header.len() - octets(place.node).len() - 4 - 12 + byte);
+            for byte in spoiled {
+                let mut other = sent.clone();
+                other[byte] ^= 0x10;
+                assert_eq!(arrives(&[place.node], node, &other), (NEXT, other.clone()), "{byte}");
+            }
+            let answer = answers.bytes();
+            assert_eq!(run(egress, &answer), (NEXT, answer.clone()), "nothing was told");
+            assert_eq!(arrives(&[place.node], node, &sent), (NEXT, led.clone()));
+            let (verdict, left) = run(egress, &answer);
+            assert_eq!(verdict, NEXT);
+            assert_eq!(answers.read(&left), (at(place.node, 30080), at(place.outside, 4101)));
+            // Told again, as datagrams are each time, and its first packet where that is sent again.
+            assert_eq!(arrives(&[place.node], node, &sent), (NEXT, led.clone()));
+            // The same client's port by another node's service: the answers could not be told apart.
+            let mut other = sent.clone();
+            other[ETHERNET + header.len() - 4] ^= 1;
+            let collisions = node.counter(counter::NODE_PORT_COLLISION);
+            assert_eq!(arrives(&[place.node], node, &other), (DROP, led.clone()));
+            assert_eq!(node.counter(counter::NODE_PORT_COLLISION), collisions + 1);
+            // To somebody else than the packet around it.
+            let strays = frame(protocol, (place.outside, 4102), (place.pod, 8080)).bytes();
+            let strays = [&sent[..ETHERNET + header.len()], &strays[ETHERNET..]].concat();
+            assert_eq!(arrives(&[place.node], node, &strays).0, DROP);
+            let cut = &sent[..ETHERNET + header.len() + 10];
+            assert_eq!(arrives(&[place.node], node, cut).0, DROP, "not even a header");
+            node.rewrite_flows(map::INBOUND, |_| None);
+        }
+    }
+}
+
 #[test]
 fn one_family_may_be_masqueraded_alone() {
     let mut bench = Bench::new();

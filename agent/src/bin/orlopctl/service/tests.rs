@@ -67,7 +67,7 @@ fn a_service_is_described_with_what_the_kernel_holds() {
     let endpoint = json!({"address": "10.244.0.5:8080", "number": 3, "generation": 21, "inside": "2/2"});
     let answer = json!({
         "namespace": "default", "name": "web", "type": "ClusterIP", "scheduler": "rr", "affinity_seconds": null,
-        "internal_traffic_policy": "Cluster", "external_traffic_policy": "Local", "source_ranges": null, "health_check_port": null,
+        "internal_traffic_policy": "Cluster", "external_traffic_policy": "Local", "forwarding_mode": "snat", "source_ranges": null, "health_check_port": null,
         "frontends": [
             {
                 "address": "10.96.0.10:80/TCP", "kind": "cluster IP", "flows": 7, "refused_no_endpoint": 0, "refused_source_range": 0,
@@ -83,6 +83,7 @@ Scheduler:                rr
 Session affinity:         none
 Internal traffic policy:  Cluster
 External traffic policy:  Local
+Forwarding mode:          snat
 Source ranges:            none: everybody may ask
 
 FRONTEND            KIND         FLOWS   NO-ENDPOINT   NOT-IN-RANGES   SLOT   INSIDE     OUTSIDE

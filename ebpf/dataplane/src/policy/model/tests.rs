@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use dataplane_abi::Address;
 use proptest::prelude::*;
 
+use super::super::NODE;
 use super::*;
 
 /// The kernel's two maps, and what its programs would find in them.
