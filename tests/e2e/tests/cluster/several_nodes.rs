@@ -91,6 +91,24 @@ fn pods_talk_across_nodes_under_their_own_addresses() {
 }
 
 #[test]
+fn endpoints_on_other_nodes_answer_clients_outside_themselves_where_a_service_asks_for_it() {
+    let cluster = Cluster::of_three();
+    let kubectl = cluster.namespace("direct");
+    start(&cluster, &kubectl);
+    kubectl.run(&["annotate", "service/hello", "orlop.dev/forwarding-mode=dsr"]);
+    let names: BTreeSet<String> = hello_pods(&kubectl).into_iter().map(|(name, ..)| name).collect();
+    let wanted: BTreeSet<String> = names.iter().map(|name| format!("{name} 10.85.0.1")).collect();
+    for node in NODES {
+        let address = cluster.node_address(node);
+        kubectl.wait(&format!("every pod sees who asks {node}, and answers"), || {
+            let seen: BTreeSet<String> =
+                (0..60).map(|_| http::get(&address, 30080).trim().to_owned()).collect();
+            if seen == wanted { Ok(()) } else { Err(format!("{seen:?} instead of {wanted:?}")) }
+        });
+    }
+}
+
+#[test]
 fn a_policy_keeps_traffic_from_outside_on_its_node_and_a_hint_that_of_the_pods() {
     let cluster = Cluster::of_three();
     let kubectl = cluster.namespace("near");
