@@ -17,7 +17,7 @@ use dataplane_abi::{
     Service, capacity, protocol, service_flag,
 };
 use ipnetwork::IpNetwork;
-use pool::{Numbers, Ranges};
+use pool::{ByNumber, Numbers, Ranges};
 
 use crate::{Frontend, Masquerade, Protocol, Target, WriteError};
 
@@ -260,7 +260,7 @@ pub struct Model {
     capacity: Capacity,
     entries: HashMap<Frontend, Entry>,
     by_address: HashMap<SocketAddr, u32>,
-    uses: HashMap<u32, Use>,
+    uses: ByNumber<Use>,
     slots: Numbers,
     ids: Numbers,
     ranges: Ranges,
@@ -285,7 +285,7 @@ impl Model {
             capacity,
             entries: HashMap::new(),
             by_address: HashMap::new(),
-            uses: HashMap::new(),
+            uses: ByNumber::default(),
             slots: Numbers::new(capacity.frontends),
             ids: Numbers::new(capacity.backends),
             ranges: Ranges::new(capacity.table_entries),
@@ -398,7 +398,7 @@ impl Model {
         self.ids.take(id);
         self.by_address.insert(address, id);
         let used = Use { address, generation: backend.generation, references: 0 };
-        self.uses.entry(id).or_insert(used).references += 1;
+        self.uses.get_or_insert(id, used).references += 1;
     }
 
     /// Keeps a backend of no table, unless another one has its address.
@@ -435,7 +435,7 @@ impl Model {
 
     /// The numbers of all backends.
     pub fn backend_numbers(&self) -> impl Iterator<Item = u32> {
-        self.uses.keys().copied()
+        self.uses.numbers()
     }
 
     /// The backends that one frontend's tables name.
@@ -485,7 +485,8 @@ impl Model {
     }
 
     fn endpoints(&self, ids: &[u32]) -> Arc<[SocketAddr]> {
-        let mut endpoints: Vec<_> = ids.iter().map(|id| self.uses[id].address).collect();
+        let mut endpoints: Vec<_> =
+            ids.iter().filter_map(|id| self.uses.get(*id)).map(|used| used.address).collect();
         endpoints.sort_unstable();
         endpoints.into()
     }
@@ -538,7 +539,7 @@ impl Model {
             (None, _) => None,
         };
         for id in &draining {
-            self.uses.get_mut(id).expect("it has a number").references += 1;
+            self.uses.get_mut(*id).expect("it has a number").references += 1;
         }
         let mut entry = Entry { slot: 0, inside, outside, flags, affinity_seconds, sources, draining };
         match &old {
@@ -617,7 +618,7 @@ impl Model {
                     .iter()
                     .any(|ids| ids.binary_search(&backend).is_ok())
             });
-            listed && self.uses.get(&backend).is_some_and(|used| used.generation == generation)
+            listed && self.uses.get(backend).is_some_and(|used| used.generation == generation)
         }
     }
 
@@ -648,9 +649,10 @@ impl Model {
         if !self.entries.contains_key(&frontend) && self.slots.available() == 0 {
             return full(Resource::Frontends, self.capacity.frontends as usize);
         }
-        let unknown: HashSet<_> =
-            lists().flatten().filter(|address| !self.by_address.contains_key(address)).collect();
-        if unknown.len() > self.ids.available() as usize {
+        let unknown = || lists().flatten().filter(|address| !self.by_address.contains_key(address));
+        let room = self.ids.available() as usize;
+        // One that stands there several times takes one number: looked at only where it matters.
+        if lists().flatten().count() > room && unknown().collect::<HashSet<_>>().len() > room {
             return full(Resource::Backends, self.capacity.backends as usize);
         }
         let sources = self.capacity.sources as usize;
@@ -761,7 +763,7 @@ impl Model {
 
     fn take_backend(&mut self, address: SocketAddr, writes: &mut Vec<Write>) -> u32 {
         if let Some(id) = self.by_address.get(&address) {
-            self.uses.get_mut(id).expect("every known address is in use").references += 1;
+            self.uses.get_mut(*id).expect("every known address is in use").references += 1;
             return *id;
         }
         let id = self.ids.allocate().expect("room was checked");
@@ -775,12 +777,12 @@ impl Model {
 
     fn drop_backends(&mut self, ids: &[u32], writes: &mut Vec<Write>) {
         for id in ids {
-            let used = self.uses.get_mut(id).expect("every table entry is in use");
+            let used = self.uses.get_mut(*id).expect("every table entry is in use");
             used.references -= 1;
             if used.references == 0 {
                 let value = freed(backend(used.address, used.generation));
                 self.by_address.remove(&used.address);
-                self.uses.remove(id);
+                self.uses.remove(*id);
                 self.ids.free(*id);
                 writes.push(Write::Backend { id: *id, value });
             }

@@ -7,10 +7,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, PoisonError};
+use std::{io, panic, thread};
 
 use dataplane_abi::Connected;
 use linux::netns::{self, Netns};
-use linux::sockets::{ConnectedSocket, Sockets};
+use linux::sockets::{Family, Sockets};
 
 use crate::kernel::MapError;
 use crate::{Dataplane, model};
@@ -40,7 +43,7 @@ pub enum EndError {
     #[error("find network namespaces")]
     Namespaces(#[source] linux::Error),
     #[error("know network namespace {path}")]
-    Namespace { path: std::path::PathBuf, source: netns::Error },
+    Namespace { path: std::path::PathBuf, source: io::Error },
     #[error("in network namespace {path}")]
     Sockets { path: std::path::PathBuf, source: Box<linux::netlink::Error> },
 }
@@ -78,56 +81,101 @@ impl Dataplane {
 #[derive(Debug, Default)]
 pub struct Ended {
     pub ended: Vec<Orphan>,
-    /// The last failure: sockets of a namespace may not have been ended.
+    /// One of the failures: sockets of a namespace may not have been ended.
     pub failure: Option<EndError>,
 }
+
+impl Ended {
+    fn and(mut self, other: Self) -> Self {
+        self.ended.extend(other.ended);
+        Self { failure: self.failure.or(other.failure), ..self }
+    }
+}
+
+/// Those of one network namespace, by cookie.
+type OfNetns = HashMap<u64, Orphan>;
+
+/// Threads that go through namespaces: most of the work is the kernel's, for which each namespace is another one's.
+const MOST_WORKERS: usize = 4;
 
 /// Ends the sockets, in whatever network namespace they are. One that its owner has closed, or that is not connected to the backend
 /// (any more, or yet), is left alone. Blocks: it looks through `/proc` for namespaces.
 pub fn end(orphans: &[Orphan]) -> Ended {
-    let mut by_netns: HashMap<u64, HashMap<u64, Orphan>> = HashMap::new();
+    let mut by_netns: HashMap<u64, OfNetns> = HashMap::new();
     for orphan in orphans {
         by_netns.entry(orphan.connected.netns).or_default().insert(orphan.cookie, *orphan);
     }
-    let mut all = Ended::default();
     let namespaces = match netns::of_processes() {
         Ok(namespaces) => namespaces,
-        Err(error) => return Ended { failure: Some(EndError::Namespaces(error)), ..all },
+        Err(error) => return Ended { failure: Some(EndError::Namespaces(error)), ..Ended::default() },
     };
-    for netns in namespaces {
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let workers = processors.min(MOST_WORKERS).min(by_netns.len());
+    let left = Mutex::new((namespaces.into_iter(), by_netns));
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(|| work(&left))).collect();
+        let own = work(&left);
+        let others = others.into_iter().map(|other| match other.join() {
+            Ok(ended) => ended,
+            Err(panicked) => panic::resume_unwind(panicked),
+        });
+        others.fold(own, Ended::and)
+    })
+}
+
+/// Namespaces that nobody has looked at, and what is wanted of those that were not found.
+type Left = (std::vec::IntoIter<Netns>, HashMap<u64, OfNetns>);
+
+fn work(left: &Mutex<Left>) -> Ended {
+    let mut all = Ended::default();
+    let lock = || left.lock().unwrap_or_else(PoisonError::into_inner);
+    let next = || {
+        let (namespaces, wanted) = &mut *lock();
+        if wanted.is_empty() { None } else { namespaces.next() }
+    };
+    while let Some(netns) = next() {
         let place = || netns.path().to_owned();
-        let cookie = match netns.cookie() {
-            Ok(cookie) => cookie,
-            Err(source) => {
+        let known = Sockets::open_in(&netns).map(|sockets| (sockets.netns_cookie(), sockets));
+        let (cookie, sockets) = match known {
+            Ok((Ok(cookie), sockets)) => (cookie, sockets),
+            Ok((Err(source), _)) => {
                 all.failure = Some(EndError::Namespace { path: place(), source });
                 continue;
             }
+            Err(source) => {
+                all.failure = Some(EndError::Sockets { path: place(), source: Box::new(source) });
+                continue;
+            }
         };
-        let Some(wanted) = by_netns.remove(&cookie) else { continue };
-        if let Err(source) = end_in(&netns, &wanted, &mut all.ended) {
+        let Some(wanted) = lock().1.remove(&cookie) else { continue };
+        if let Err(source) = end_in(&sockets, wanted, &mut all.ended) {
             all.failure = Some(EndError::Sockets { path: place(), source: Box::new(source) });
-        }
-        if by_netns.is_empty() {
-            break;
         }
     }
     all
 }
 
-/// Sockets by cookie.
+/// For each list the kernel goes through the sockets of all namespaces: the second family is asked for what the first one has not.
 fn end_in(
-    netns: &Netns,
-    wanted: &HashMap<u64, Orphan>,
+    sockets: &Sockets,
+    mut wanted: OfNetns,
     ended: &mut Vec<Orphan>,
 ) -> Result<(), linux::netlink::Error> {
-    let sockets = Sockets::open_in(netns)?;
-    let mut doomed = sockets.connected_datagrams()?;
-    let orphan = |socket: &ConnectedSocket| {
-        let orphan = wanted.get(&socket.cookie)?;
-        (socket.peer == orphan.backend()).then_some(*orphan)
-    };
-    doomed.retain(|socket| orphan(socket).is_some());
-    let verdicts = sockets.end(&doomed)?;
-    ended.extend(doomed.iter().zip(verdicts).filter_map(|(socket, ended)| orphan(socket).filter(|_| ended)));
+    for family in Family::ALL {
+        if wanted.is_empty() {
+            break;
+        }
+        let (mut doomed, mut orphans) = (Vec::new(), Vec::new());
+        for socket in sockets.connected_datagrams(family)? {
+            // One with another peer is found, too: it is nobody's orphan.
+            let Some(orphan) = wanted.remove(&socket.cookie) else { continue };
+            if socket.peer == orphan.backend() {
+                doomed.push(socket);
+                orphans.push(orphan);
+            }
+        }
+        let verdicts = sockets.end(&doomed)?;
+        ended.extend(orphans.into_iter().zip(verdicts).filter_map(|(orphan, ended)| ended.then_some(orphan)));
+    }
     Ok(())
 }

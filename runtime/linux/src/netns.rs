@@ -261,6 +261,11 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 /// Of the calling thread's namespace.
 fn own_cookie() -> io::Result<u64> {
     let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    cookie_of(socket.as_fd())
+}
+
+/// Of the namespace that a socket belongs to.
+pub(crate) fn cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes to `cookie`, which outlives the call.

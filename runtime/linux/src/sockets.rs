@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 
 use netlink_bindings::inet_diag::{Msg, ReqV2, Sockid};
 use nix::sys::socket::SockProtocol;
@@ -12,7 +13,7 @@ use nix::sys::socket::SockProtocol;
 use crate::{
     blocking::{Request, Socket, frame},
     netlink::Error,
-    netns::Netns,
+    netns::{self, Netns},
 };
 
 /// `SOCK_DIAG_BY_FAMILY` and `SOCK_DESTROY`.
@@ -23,6 +24,18 @@ const CONNECTED: u8 = 1;
 
 /// Requests in one datagram: the answers to all of them fit the socket's buffer.
 const BATCH: usize = 128;
+
+/// Of sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Family {
+    V4 = libc::AF_INET as u8,
+    V6 = libc::AF_INET6 as u8,
+}
+
+impl Family {
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -50,19 +63,24 @@ impl Sockets {
         Ok(Self { socket: netns.run(open).map_err(Error::Netns)?? })
     }
 
-    /// Every connected UDP socket; the peer of one of IPv6 that is connected to a mapped address is of IPv4.
+    /// The number by which BPF programs know the namespace.
+    ///
+    /// # Errors
+    /// On kernels before 5.14.
+    pub fn netns_cookie(&self) -> io::Result<u64> {
+        netns::cookie_of(self.socket.as_fd())
+    }
+
+    /// Every connected UDP socket of a family; the peer of one of IPv6 that is connected to a mapped address is of IPv4. The kernel goes through the
+    /// sockets of all namespaces for it.
     ///
     /// # Errors
     /// When the kernel refuses the list.
-    pub fn connected_datagrams(&self) -> Result<Vec<ConnectedSocket>, Error> {
-        let mut all = Vec::new();
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            let family = family as u8;
-            let wanted = ReqV2 { states: 1 << CONNECTED, ..of_udp(family) };
-            let request = request("list", format!("UDP sockets of family {family}"), LIST, &wanted);
-            all.extend(self.socket.list(&request, |message| read(message.body).map(Some))?);
-        }
-        Ok(all)
+    pub fn connected_datagrams(&self, family: Family) -> Result<Vec<ConnectedSocket>, Error> {
+        let family = family as u8;
+        let wanted = ReqV2 { states: 1 << CONNECTED, ..of_udp(family) };
+        let request = request("list", format!("UDP sockets of family {family}"), LIST, &wanted);
+        self.socket.list(&request, |message| read(message.body).map(Some))
     }
 
     /// Ends sockets: they have no peer any more, and their owners get ECONNABORTED, or EDESTADDRREQ for sending. Returns which, in

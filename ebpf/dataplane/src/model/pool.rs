@@ -1,6 +1,50 @@
 //! Who owns which number, and which piece of the tables map. Freed ones wait until they are released.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
+
+/// What numbers stand for that lie close together, from 0.
+#[derive(Debug)]
+pub struct ByNumber<T>(Vec<Option<T>>);
+
+impl<T> Default for ByNumber<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> ByNumber<T> {
+    pub fn get(&self, number: u32) -> Option<&T> {
+        self.0.get(number as usize)?.as_ref()
+    }
+
+    pub fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+        self.0.get_mut(number as usize)?.as_mut()
+    }
+
+    pub fn insert(&mut self, number: u32, value: T) {
+        *self.place(number) = Some(value);
+    }
+
+    pub fn get_or_insert(&mut self, number: u32, value: T) -> &mut T {
+        self.place(number).get_or_insert(value)
+    }
+
+    pub fn remove(&mut self, number: u32) -> Option<T> {
+        self.0.get_mut(number as usize)?.take()
+    }
+
+    pub fn numbers(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.0).filter_map(|(number, value)| value.as_ref().map(|_| number))
+    }
+
+    fn place(&mut self, number: u32) -> &mut Option<T> {
+        let place = number as usize;
+        if place >= self.0.len() {
+            self.0.resize_with(place + 1, || None);
+        }
+        &mut self.0[place]
+    }
+}
 
 /// Numbers below a limit, one at a time.
 #[derive(Debug)]
@@ -10,12 +54,12 @@ pub struct Numbers {
     next: u32,
     free: Vec<u32>,
     cooling: Vec<u32>,
-    taken: HashSet<u32>,
+    taken: ByNumber<()>,
 }
 
 impl Numbers {
     pub fn new(limit: u32) -> Self {
-        Self { limit, next: 0, free: Vec::new(), cooling: Vec::new(), taken: HashSet::new() }
+        Self { limit, next: 0, free: Vec::new(), cooling: Vec::new(), taken: ByNumber::default() }
     }
 
     pub fn allocate(&mut self) -> Option<u32> {
@@ -27,29 +71,29 @@ impl Numbers {
             }
             None => return None,
         };
-        self.taken.insert(number);
+        self.taken.insert(number, ());
         Some(number)
     }
 
     /// Takes a number that an earlier process handed out. [`Self::settle`] follows once all of them are taken, before
     /// the first allocation.
     pub fn take(&mut self, number: u32) {
-        self.taken.insert(number);
+        self.taken.insert(number, ());
         self.next = self.next.max(number.saturating_add(1));
     }
 
     /// Finds the free numbers between those that were taken. They wait like freed ones: a program may still be using what
     /// the earlier process, or the clearing up after it, freed a moment ago.
     pub fn settle(&mut self) {
-        self.cooling = (0..self.next).filter(|number| !self.taken.contains(number)).collect();
+        self.cooling = (0..self.next).filter(|number| self.taken.get(*number).is_none()).collect();
     }
 
     pub fn is_taken(&self, number: u32) -> bool {
-        self.taken.contains(&number)
+        self.taken.get(number).is_some()
     }
 
     pub fn free(&mut self, number: u32) {
-        if self.taken.remove(&number) {
+        if self.taken.remove(number).is_some() {
             self.cooling.push(number);
         }
     }

@@ -4,8 +4,22 @@ use std::net::{SocketAddr, UdpSocket};
 
 use linux::{
     netns::Netns,
-    sockets::{ConnectedSocket, Sockets},
+    sockets::{ConnectedSocket, Family, Sockets},
 };
+
+#[test]
+fn sockets_are_of_the_namespace_that_they_were_opened_in() {
+    harness::private_host::require();
+    let own = Netns::current().expect("a namespace");
+    let other = linux::netns::create("/run/netns/other").expect("a namespace");
+    for netns in [&own, &other] {
+        let sockets = Sockets::open_in(netns).expect("a socket");
+        assert_eq!(sockets.netns_cookie().expect("a number"), netns.cookie().expect("a number"));
+    }
+    assert_ne!(own.cookie().expect("a number"), other.cookie().expect("a number"));
+    linux::netns::remove(other.path()).expect("remove it");
+    std::fs::remove_dir("/run/netns").expect("remove the folder");
+}
 
 fn connected(from: &str, to: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind(from).expect("a socket");
@@ -15,8 +29,8 @@ fn connected(from: &str, to: SocketAddr) -> UdpSocket {
 
 /// Those with this peer.
 fn to(sockets: &Sockets, peer: SocketAddr) -> Vec<ConnectedSocket> {
-    let all = sockets.connected_datagrams().expect("a list");
-    all.into_iter().filter(|socket| socket.peer == peer).collect()
+    let all = Family::ALL.into_iter().flat_map(|family| sockets.connected_datagrams(family).expect("a list"));
+    all.filter(|socket| socket.peer == peer).collect()
 }
 
 #[test]
