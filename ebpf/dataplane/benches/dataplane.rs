@@ -21,8 +21,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setso
 
 #[path = "dataplane/choices.rs"]
 mod choices;
+#[path = "dataplane/client_ports.rs"]
+mod client_ports;
 #[path = "dataplane/datagrams.rs"]
 mod datagrams;
+#[path = "dataplane/rolls.rs"]
+mod rolls;
 
 const SERVICES: u32 = 10_000;
 const MANY_SERVICES: u32 = 50_000;
@@ -85,29 +89,59 @@ const ROUTES: [&str; 4] = [
     "-6 route add default dev lo",
 ];
 
+/// What can be measured alone: it is named on the command line.
+const GROUPS: &[(&str, fn())] = &[
+    // First, while the allocator holds nothing that others have given back.
+    ("memory", memory),
+    ("services", services),
+    ("changes", || {
+        many_endpoints();
+        changes();
+    }),
+    ("datagrams", || {
+        datagrams::in_one_namespace();
+        datagrams::in_many_namespaces();
+    }),
+    ("policies", policies),
+    ("choices", || {
+        choices::schedulers();
+        choices::maglev();
+        choices::packets();
+    }),
+    ("client-ports", client_ports::hundred_services),
+    ("rolls", rolls::rolls),
+];
+
 fn main() {
     harness::private_host::require();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((rolls::ROLE, arguments)) =
+        arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
+    {
+        return rolls::play(arguments);
+    }
+    let known = |name: &&String| GROUPS.iter().any(|(group, _)| group == name);
+    if let Some(unknown) = arguments.iter().find(|name| !known(name)) {
+        let groups: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();
+        eprintln!("there is no group {unknown} of measurements, but {}", groups.join(", "));
+        std::process::exit(2);
+    }
     ROUTES.iter().for_each(|line| run("ip", line));
     println!("| what | aim | Orlop | nftables | the endpoint itself |");
     println!("|---|---|---|---|---|");
-    // First, while the allocator holds nothing that others have given back.
-    memory();
+    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|argument| argument == name);
+    GROUPS.iter().filter(|(name, _)| wanted(name)).for_each(|(_, measure)| measure());
+    let _ = std::fs::remove_dir_all("/run/netns");
+    ROUTES.iter().rev().for_each(|line| run("ip", &line.replace(" add ", " del ").replace(" nodad", "")));
+}
+
+fn services() {
     for family in [V4, V6] {
         let peer = Peer::load(family);
         cold_load(&peer);
         connections(&peer);
         netns::remove(peer.netns.path()).expect("remove the peer's namespace");
     }
-    many_endpoints();
-    changes();
-    datagrams::in_one_namespace();
-    datagrams::in_many_namespaces();
-    policies();
-    choices::schedulers();
-    choices::maglev();
-    choices::packets();
-    let _ = std::fs::remove_dir_all("/run/netns");
-    ROUTES.iter().rev().for_each(|line| run("ip", &line.replace(" add ", " del ").replace(" nodad", "")));
 }
 
 fn row(what: &str, cells: [&str; 4]) {

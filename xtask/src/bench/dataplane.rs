@@ -9,13 +9,19 @@ use serde_json::Value;
 
 use crate::{build_ebpf, process, test};
 
-pub fn run() -> Result<()> {
+#[derive(clap::Args)]
+pub struct Options {
+    /// Measure these groups alone; the bench names those that there are when it does not know one.
+    groups: Vec<String>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "bench dataplane loads BPF programs, which needs root");
     build_ebpf::run()?;
     let mut build = process::cargo();
     build.args(["bench", "--no-run", "--quiet", "--package", "dataplane", "--bench", "dataplane"]);
     let messages = process::run_quietly("building the bench", build.args(["--message-format", "json"]))?;
-    process::run(Command::new(test::private_host()?).arg(executable(&messages)?))
+    process::run(Command::new(test::private_host()?).arg(executable(&messages)?).args(&options.groups))
 }
 
 /// What cargo says that it built last.
