@@ -225,5 +225,5 @@ fn exchange(stream: &mut TcpStream) -> std::io::Result<()> {
 
 /// With a reset, which leaves nothing that waits.
 fn close_at_once(stream: &TcpStream) {
-    setsockopt(stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).expect("set SO_LINGER");
+    setsockopt(stream, sockopt::Linger, &crate::AT_ONCE).expect("set SO_LINGER");
 }

@@ -127,7 +127,7 @@ impl Server {
 
     fn attend(&self, fd: i32) {
         let mut open = self.open.lock().expect("no panic");
-        match open.get_mut(&fd) {
+        match open.get(&fd) {
             Some(Open::Listener(_)) => {
                 drop(open);
                 self.accept(fd);
@@ -139,7 +139,7 @@ impl Server {
 }
 
 /// Whether the connection goes on.
-fn give_back(stream: &mut TcpStream) -> bool {
+fn give_back(mut stream: &TcpStream) -> bool {
     let mut bytes = [0; 16];
     match stream.read(&mut bytes) {
         Ok(0) => false,
