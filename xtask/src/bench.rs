@@ -27,7 +27,8 @@ enum Name {
     Footprint,
     /// CNI plugins beside the reference plugins, without a cluster: ADD and DEL of chains, 200 ADDs at once, addresses among many leases.
     Cni(cni::Options),
-    /// The load balancer beside nftables as kube-proxy writes it, without a cluster: loading, changing, connecting, UDP sockets, rollouts.
+    /// The load balancer beside nftables and iptables as kube-proxy writes them, without a cluster: loading, changing, connecting, UDP sockets,
+    /// node ports, rolling replacements.
     Dataplane(dataplane::Options),
 }
 
