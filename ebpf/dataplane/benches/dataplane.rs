@@ -1,11 +1,10 @@
 //! The load balancer beside what it replaces, in one private host: loading services, changing one, connecting through one, and
 //! telling UDP sockets that their backend has gone. Started by `cargo xtask bench dataplane`, which prints what this prints.
 //!
-//! The peer is nftables with the rules that kube-proxy 1.36 writes for the same services, in a network namespace of its own: a
-//! verdict map of addresses, a chain for each service and for each endpoint. Everything is on the loopback, so that nothing but the
-//! translation differs from a connection to the endpoint itself.
+//! The peers are nftables and iptables with the rules that kube-proxy 1.36 writes for the same services (`peer`), each in a network
+//! namespace of its own. Where nothing else is said, everything is on the loopback, so that nothing but the translation differs from a
+//! connection to the endpoint itself.
 
-use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU32;
@@ -21,8 +20,18 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setso
 
 #[path = "dataplane/choices.rs"]
 mod choices;
+#[path = "dataplane/client_ports.rs"]
+mod client_ports;
 #[path = "dataplane/datagrams.rs"]
 mod datagrams;
+#[path = "dataplane/north_south.rs"]
+mod north_south;
+#[path = "dataplane/peer.rs"]
+mod peer;
+#[path = "dataplane/rolls.rs"]
+mod rolls;
+
+use peer::{Kind, NotMeasured, Peer, cell};
 
 const SERVICES: u32 = 10_000;
 const MANY_SERVICES: u32 = 50_000;
@@ -32,7 +41,7 @@ const REQUESTS: usize = 100_000;
 /// Pairs are compared block by block: the spread of the blocks is that of the ratio.
 const BLOCKS: usize = 40;
 
-/// The addresses of one family, and what nftables calls it.
+/// The addresses of one family.
 #[derive(Clone, Copy)]
 struct Family {
     name: &'static str,
@@ -40,29 +49,26 @@ struct Family {
     endpoint: IpAddr,
     /// Of services: those of [`service`] follow on it.
     vip: IpAddr,
-    table: &'static str,
-    address: &'static str,
+    /// The network of the pods.
+    pods: &'static str,
 }
 
 const V4: Family = Family {
     name: "IPv4",
     endpoint: IpAddr::V4(Ipv4Addr::new(10, 244, 0, 1)),
     vip: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 0)),
-    table: "ip",
-    address: "ipv4_addr",
+    pods: "10.244.0.0/16",
 };
 
 const V6: Family = Family {
     name: "IPv6",
     endpoint: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 1)),
     vip: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0)),
-    table: "ip6",
-    address: "ipv6_addr",
+    pods: "fd00:244::/48",
 };
 
-/// Services that are asked. Our programs see every socket of this process, and know nothing of the peer's.
+/// The service that is asked.
 const OURS: u32 = 10;
-const PEERS: u32 = 20;
 
 impl Family {
     fn vip(&self, number: u32) -> IpAddr {
@@ -85,33 +91,71 @@ const ROUTES: [&str; 4] = [
     "-6 route add default dev lo",
 ];
 
+/// What can be measured alone: it is named on the command line.
+const GROUPS: &[(&str, fn())] = &[
+    // First, while the allocator holds nothing that others have given back.
+    ("memory", memory),
+    ("services", services),
+    ("changes", || {
+        many_endpoints();
+        changes();
+    }),
+    ("datagrams", || {
+        datagrams::in_one_namespace();
+        datagrams::in_many_namespaces();
+    }),
+    ("policies", policies),
+    ("choices", || {
+        choices::schedulers();
+        choices::maglev();
+        choices::packets();
+    }),
+    ("north-south", north_south::north_south),
+    ("client-ports", client_ports::hundred_services),
+    ("rolls", rolls::rolls),
+];
+
 fn main() {
     harness::private_host::require();
-    ROUTES.iter().for_each(|line| run("ip", line));
-    println!("| what | aim | Orlop | nftables | the endpoint itself |");
-    println!("|---|---|---|---|---|");
-    // First, while the allocator holds nothing that others have given back.
-    memory();
-    for family in [V4, V6] {
-        let peer = Peer::load(family);
-        cold_load(&peer);
-        connections(&peer);
-        netns::remove(peer.netns.path()).expect("remove the peer's namespace");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((rolls::ROLE, arguments)) =
+        arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
+    {
+        return rolls::play(arguments);
     }
-    many_endpoints();
-    changes();
-    datagrams::in_one_namespace();
-    datagrams::in_many_namespaces();
-    policies();
-    choices::schedulers();
-    choices::maglev();
-    choices::packets();
+    let known = |name: &&String| GROUPS.iter().any(|(group, _)| group == name);
+    if let Some(unknown) = arguments.iter().find(|name| !known(name)) {
+        let groups: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();
+        eprintln!("there is no group {unknown} of measurements, but {}", groups.join(", "));
+        std::process::exit(2);
+    }
+    ROUTES.iter().for_each(|line| run("ip", line));
+    println!("| what | aim | Orlop | nftables | iptables | the endpoint itself |");
+    println!("|---|---|---|---|---|---|");
+    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|argument| argument == name);
+    GROUPS.iter().filter(|(name, _)| wanted(name)).for_each(|(_, measure)| measure());
     let _ = std::fs::remove_dir_all("/run/netns");
     ROUTES.iter().rev().for_each(|line| run("ip", &line.replace(" add ", " del ").replace(" nodad", "")));
 }
 
-fn row(what: &str, cells: [&str; 4]) {
+fn services() {
+    for family in [V4, V6] {
+        let peers = Kind::ALL.map(|kind| Peer::load(kind, family));
+        cold_load(family, &peers);
+        connections(family, &peers);
+        peers.into_iter().flatten().for_each(Peer::remove);
+    }
+}
+
+/// What is measured, the aim, our figure, those of nftables and of iptables, and that of the endpoint itself.
+fn compare(what: &str, cells: [&str; 5]) {
     println!("| {what} | {} |", cells.join(" | "));
+}
+
+/// The same where iptables is not run, or could do no more than nftables.
+fn row(what: &str, [aim, ours, nftables, itself]: [&str; 4]) {
+    let iptables = if matches!(nftables, "-" | "not at all") { nftables } else { "not measured" };
+    compare(what, [aim, ours, nftables, iptables, itself]);
 }
 
 /// A dataplane of this process's own cgroup; it leaves nothing behind.
@@ -179,83 +223,12 @@ fn target(family: Family, service: u32, endpoints: u32) -> Target {
     Target::all((0..endpoints).map(one).collect::<Vec<_>>())
 }
 
-/// nftables, with a server.
-struct Peer {
-    family: Family,
-    netns: Netns,
-    took: Duration,
-    vip: SocketAddr,
-    listener: TcpListener,
-}
-
-impl Peer {
-    fn load(family: Family) -> Self {
-        let netns = netns::create("/run/netns/peer").expect("make a namespace");
-        let listener = netns.run(|| {
-            run("ip", "link set lo up");
-            ROUTES.iter().for_each(|line| run("ip", line));
-            TcpListener::bind((family.endpoint, 0)).expect("listen")
-        });
-        let listener = listener.expect("enter the namespace");
-        let rules = rules(family, listener.local_addr().expect("its address"));
-        let begin = Instant::now();
-        netns.run(|| feed("nft", &["-f", "-"], &rules)).expect("enter the namespace");
-        let took = begin.elapsed();
-        Self { family, netns, took, vip: SocketAddr::new(family.vip(PEERS), 80), listener }
-    }
-}
-
-/// What kube-proxy writes: the services of [`cold_load`], and one that leads to a server.
-fn rules(family: Family, server: SocketAddr) -> String {
-    let Family { table, address: kind, .. } = family;
-    let mut text = format!(
-        "table {table} kube-proxy {{\n\
-         map service-ips {{ type {kind} . inet_proto . inet_service : verdict; }}\n\
-         chain mark-for-masquerade {{ meta mark set meta mark or 0x4000; }}\n\
-         chain services {{ {table} daddr . meta l4proto . th dport vmap @service-ips; }}\n\
-         chain nat-prerouting {{ type nat hook prerouting priority dstnat; policy accept; jump services; }}\n\
-         chain nat-output {{ type nat hook output priority -100; policy accept; jump services; }}\n\
-         chain masquerading {{ meta mark & 0x4000 == 0 return; meta mark set meta mark xor 0x4000; masquerade fully-random; }}\n\
-         chain nat-postrouting {{ type nat hook postrouting priority srcnat; policy accept; jump masquerading; }}\n\
-         }}\n",
-    );
-    let mut one = |name: &str, vip: SocketAddr, endpoints: &[SocketAddr]| {
-        let (address, port) = (vip.ip(), vip.port());
-        let mut choices = Vec::new();
-        for (number, endpoint) in endpoints.iter().enumerate() {
-            let chain = format!("endpoint-{name}-{number}");
-            let add = format!("add rule {table} kube-proxy {chain}");
-            let _ = writeln!(text, "add chain {table} kube-proxy {chain}");
-            let _ = writeln!(text, "{add} {table} saddr {} jump mark-for-masquerade", endpoint.ip());
-            let _ = writeln!(text, "{add} meta l4proto tcp dnat to {endpoint}");
-            choices.push(format!("{number} : goto {chain}"));
-        }
-        let (count, choices) = (endpoints.len(), choices.join(", "));
-        let chain = format!("service-{name}");
-        let add = format!("add rule {table} kube-proxy {chain}");
-        let pods = if address.is_ipv4() { "10.244.0.0/16" } else { "fd00:244::/48" };
-        let _ = writeln!(text, "add chain {table} kube-proxy {chain}");
-        let _ = writeln!(
-            text,
-            "{add} {table} daddr {address} tcp dport {port} {table} saddr != {pods} jump mark-for-masquerade"
-        );
-        let _ = writeln!(text, "{add} numgen random mod {count} vmap {{ {choices} }}");
-        let element = format!("{address} . tcp . {port} : goto {chain}");
-        let _ = writeln!(text, "add element {table} kube-proxy service-ips {{ {element} }}");
-    };
-    for number in 0..SERVICES {
-        let Frontend { address, port, .. } = service(family, number);
-        one(&number.to_string(), SocketAddr::new(address, port), &target(family, number, 2).inside);
-    }
-    one("server", SocketAddr::new(family.vip(PEERS), 80), &[server]);
-    text
-}
-
-fn cold_load(peer: &Peer) {
-    let took = Bench::open().fill(peer.family, SERVICES, 2);
-    row(
-        &format!("{SERVICES} services with 2 endpoints each, from nothing, {}", peer.family.name),
-        ["30 ms", &shown(took), &shown(peer.took), "-"],
+fn cold_load(family: Family, peers: &[Result<Peer, NotMeasured>; 2]) {
+    let took = Bench::open().fill(family, SERVICES, 2);
+    let [nftables, iptables] = peers.each_ref().map(|peer| cell(peer, |peer| shown(peer.took)));
+    compare(
+        &format!("{SERVICES} services with 2 endpoints each, from nothing, {}", family.name),
+        ["30 ms", &shown(took), &nftables, &iptables, "-"],
     );
 }
 
@@ -308,8 +281,8 @@ fn changes() {
     row("until a change is in the kernel: p99", ["100 µs", &shown(p99), "not measured", "-"]);
 }
 
-fn connections(peer: &Peer) {
-    let (mut bench, family) = (Bench::open(), peer.family);
+fn connections(family: Family, peers: &[Result<Peer, NotMeasured>; 2]) {
+    let mut bench = Bench::open();
     bench.fill(family, MANY_SERVICES, 2);
     let listener = TcpListener::bind((family.endpoint, 0)).expect("listen");
     let direct = listener.local_addr().expect("its address");
@@ -318,34 +291,43 @@ fn connections(peer: &Peer) {
     bench.set(frontend, &Target::all([direct]));
     let ways = [(&listener, direct), (&listener, vip)];
     let [itself, ours] = alternate(CONNECTIONS, |way| connect(ways[way].0, ways[way].1));
-    let theirs: Vec<Duration> = (peer.netns)
-        .run(|| (0..CONNECTIONS).map(|_| connect(&peer.listener, peer.vip)).collect())
-        .expect("enter the namespace");
-    row(
+    let of_peer = |peer: &Peer| {
+        let times = peer
+            .netns
+            .run(|| (0..CONNECTIONS).map(|_| connect(&peer.listener, peer.vip)).collect::<Vec<_>>());
+        shown(median(&times.expect("enter the namespace")))
+    };
+    let [nftables, iptables] = peers.each_ref().map(|peer| cell(peer, of_peer));
+    compare(
         &format!(
-            "a connection through a cluster IP, {}, {MANY_SERVICES} services (nftables: {SERVICES})",
+            "a connection through a cluster IP, {}, {MANY_SERVICES} services (peers: {SERVICES})",
             family.name
         ),
         [
             "1.02 times direct",
             &format!("{}, {}", shown(median(&ours)), ratio(&ours, &itself)),
-            &shown(median(&theirs)),
+            &nftables,
+            &iptables,
             &shown(median(&itself)),
         ],
     );
     let [mut straight, mut through] = [direct, vip].map(|address| Exchange::open(&listener, address));
     let [itself, ours] = alternate(REQUESTS, |way| if way == 0 { straight.ask() } else { through.ask() });
-    let theirs = peer.netns.run(|| {
-        let mut exchange = Exchange::open(&peer.listener, peer.vip);
-        (0..REQUESTS).map(|_| exchange.ask()).collect::<Vec<_>>()
-    });
-    let theirs = theirs.expect("enter the namespace");
-    row(
+    let of_peer = |peer: &Peer| {
+        let times = peer.netns.run(|| {
+            let mut exchange = Exchange::open(&peer.listener, peer.vip);
+            (0..REQUESTS).map(|_| exchange.ask()).collect::<Vec<_>>()
+        });
+        shown(median(&times.expect("enter the namespace")))
+    };
+    let [nftables, iptables] = peers.each_ref().map(|peer| cell(peer, of_peer));
+    compare(
         &format!("a request and its answer on an open connection, {}", family.name),
         [
             "1.01 times direct",
             &format!("{}, {}", shown(median(&ours)), ratio(&ours, &itself)),
-            &shown(median(&theirs)),
+            &nftables,
+            &iptables,
             &shown(median(&itself)),
         ],
     );
@@ -366,9 +348,15 @@ fn connect(listener: &TcpListener, address: SocketAddr) -> Duration {
     let begin = Instant::now();
     let stream = TcpStream::connect(address).expect("connect");
     let took = begin.elapsed();
-    drop((listener.accept().expect("accept"), stream));
+    let (accepted, _) = listener.accept().expect("accept");
+    // Its port may come back at once: a peer that chooses ports at random would hit many that wait for late packets, and ask again a second later.
+    setsockopt(&accepted, sockopt::Linger, &AT_ONCE).expect("set SO_LINGER");
+    drop((accepted, stream));
     took
 }
+
+/// A connection that is closed so leaves nothing that waits.
+const AT_ONCE: libc::linger = libc::linger { l_onoff: 1, l_linger: 0 };
 
 /// A connection with both its ends.
 struct Exchange {
@@ -445,11 +433,10 @@ impl Pods {
     /// Made before the time is taken: entering a namespace takes longer than connecting.
     fn sockets(&self, count: usize) -> Vec<OwnedFd> {
         // No connection waits at its end for packets that may be late: the next ones would have to look past it.
-        let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
         let one = || {
             let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
             let socket = socket.expect("a socket");
-            setsockopt(&socket, sockopt::Linger, &at_once).expect("set SO_LINGER");
+            setsockopt(&socket, sockopt::Linger, &AT_ONCE).expect("set SO_LINGER");
             socket
         };
         let all = self.client.run(|| (0..count).map(|_| one()).collect());

@@ -1,0 +1,413 @@
+//! Rolling replacements under load: endpoints of two Services come and go while clients connect by four ways and others hold connections
+//! open, and the process that owns the dataplane is killed and upgraded meanwhile. What counts is the connections that fail.
+//!
+//! ```text
+//!  clients inside (sockets on the node)              clients outside (a host beyond the uplink)
+//!        | cluster IPs: sockets are led                    | node ports: packets are led
+//!        +--------------------- node ----------------------+
+//!                        |             |
+//!                 this node's pods   another node's pods
+//! ```
+//! Both Services have endpoints here and there. One has the policy Cluster for both kinds of traffic, the other one Local.
+//!
+//! A replacement is what an agent does in a rollout: the new endpoint listens and becomes ready; the earlier one is terminating, so new
+//! connections go to it no more, but it serves; [`TERMINATING`] later its listener is closed. The owner is this executable in another role,
+//! without an API server: it is told what slices would say.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aya::EbpfLoader;
+use aya::maps::MapData;
+use aya::programs::SchedClassifier;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::SchedClassifierLink;
+use dataplane_abi::{LAYOUT_VERSION, capacity, map};
+use linux::netns;
+
+use super::{row, run, shown};
+
+#[path = "rolls/clients.rs"]
+mod clients;
+#[path = "rolls/endpoints.rs"]
+mod endpoints;
+#[path = "rolls/owner.rs"]
+mod owner;
+#[path = "rolls/process.rs"]
+mod process;
+
+use clients::{Clients, Made, Outcome};
+use endpoints::Endpoints;
+use owner::Owner;
+
+/// What the first argument of a process of the run is.
+pub const ROLE: &str = "--role";
+
+const CONNECTIONS: u64 = 1_000_000;
+const REPLACEMENTS: u32 = 1_000;
+/// By each of the four ways; half of them are silent until the end, of the others the kernel asks now and then whether they are still there.
+const HELD: usize = 2_500;
+const LOCAL_ENDPOINTS: usize = 6;
+const FAR_ENDPOINTS: usize = 4;
+/// How long an endpoint serves on at least: a client that has chosen it may be without a processor for a while, and asks again after a second.
+const TERMINATING: Duration = Duration::from_secs(3);
+/// The replacement in whose midst the owner is killed, and each so many later.
+const KILL_EVERY: u32 = 100;
+/// Changes that the owner has not done when it is killed.
+const CHANGES_UNDER_WAY: u32 = 200;
+/// The replacements after which there is an upgrade. That of the layout comes before the first kill: whoever is started finds programs on other
+/// maps than ours, and replaces them.
+const NEW_LAYOUT_AT: u32 = 50;
+const _: () = assert!(NEW_LAYOUT_AT < KILL_EVERY);
+const NEW_PROGRAMS_AT: u32 = 650;
+
+const PIN_ROOT: &str = "/sys/fs/bpf/rolls";
+/// The control group of what runs on the node.
+const NODE_CGROUP: &str = "rolls";
+const UPLINK: &str = "uplink";
+const FAR_LINK: &str = "far";
+const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+/// Of this node and of the other one.
+const POD_NETWORKS: [&str; 2] = ["10.244.0.0/16", "10.245.0.0/16"];
+const POD_PORT: u16 = 8080;
+
+/// The pods' addresses are those of no link: whole networks are local in their namespaces.
+const LINKS: &[&str] = &[
+    "link add uplink type veth peer name eth0 netns outside",
+    "addr add 192.0.2.1/24 dev uplink",
+    "link set uplink up",
+    "-n outside addr add 192.0.2.9/24 dev eth0",
+    "-n outside link set eth0 up",
+    "link add far type veth peer name eth0 netns far",
+    "addr add 198.51.100.1/24 dev far",
+    "link set far up",
+    "-n far addr add 198.51.100.2/24 dev eth0",
+    "-n far link set eth0 up",
+    "-n far link set lo up",
+    "-n far route add default via 198.51.100.1",
+    "-n far route add local 10.245.0.0/16 dev lo",
+    "route add 10.245.0.0/16 via 198.51.100.2",
+    "link add pods type veth peer name eth0 netns pods",
+    "addr add 203.0.113.1/24 dev pods",
+    "link set pods up",
+    "-n pods addr add 203.0.113.2/24 dev eth0",
+    "-n pods link set eth0 up",
+    "-n pods link set lo up",
+    "-n pods route add default via 203.0.113.1",
+    "-n pods route add local 10.244.0.0/16 dev lo",
+    "route add 10.244.0.0/16 via 203.0.113.2",
+];
+const NAMESPACES: [&str; 3] = ["outside", FAR_LINK, "pods"];
+
+/// Plays one of the parts.
+pub fn play(arguments: &[String]) {
+    match arguments.split_first().map(|(role, rest)| (role.as_str(), rest)) {
+        Some((owner::NAME, _)) => owner::play(),
+        Some((endpoints::NAME, _)) => endpoints::play(),
+        Some((clients::NAME, rest)) => clients::play(rest),
+        _ => panic!("there is no such part: {arguments:?}"),
+    }
+}
+
+/// An address and port by which a Service is reached.
+#[derive(Clone, Copy)]
+struct Way {
+    at: SocketAddr,
+    is_node_port: bool,
+}
+
+/// A Service with its endpoints, this node's first.
+struct Service {
+    is_local: bool,
+    cluster_ip: Way,
+    node_port: Way,
+    endpoints: [Vec<SocketAddr>; 2],
+}
+
+impl Service {
+    fn ways(&self) -> [Way; 2] {
+        [self.cluster_ip, self.node_port]
+    }
+
+    /// Where each way leads clients on the node, and those outside, as `orlop-agent` decides it.
+    fn lists(&self, way: &Way) -> [Vec<SocketAddr>; 2] {
+        let [local, far] = &self.endpoints;
+        let all = [local.as_slice(), far].concat();
+        let by_policy = if self.is_local { local.clone() } else { all.clone() };
+        if way.is_node_port { [all, by_policy] } else { [by_policy.clone(), by_policy] }
+    }
+}
+
+struct Run {
+    owner: Option<Owner>,
+    endpoints: Endpoints,
+    services: [Service; 2],
+    /// Endpoints that nothing leads to any more, and since when.
+    terminating: VecDeque<(Instant, SocketAddr)>,
+    /// Addresses that were given so far, of this node's pods and of the other one's.
+    given: [u32; 2],
+    kills: u32,
+}
+
+pub fn rolls() {
+    let namespaces =
+        NAMESPACES.map(|name| netns::create(format!("/run/netns/{name}")).expect("make a namespace"));
+    LINKS.iter().for_each(|line| run("ip", line));
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forward");
+    let cgroup = super::cgroup_root().join(NODE_CGROUP);
+    std::fs::create_dir(&cgroup).expect("make a control group");
+
+    let mut run_ = Run::begin();
+    let made = Arc::new(Made::default());
+    let ways = |of: fn(&Service) -> Way| run_.services.each_ref().map(|service| of(service).at);
+    let (inside, outside) = (ways(|service| service.cluster_ip), ways(|service| service.node_port));
+    let own = cgroup.display().to_string();
+    let nobodys = super::cgroup_root().join(super::NOBODY);
+    std::fs::create_dir(&nobodys).expect("make a control group");
+    let mut clients = [
+        Clients::start(&own, "-", &inside, HELD, made.clone()),
+        Clients::start(&nobodys.display().to_string(), "outside", &outside, HELD, made.clone()),
+    ];
+    let begin = Instant::now();
+    clients.iter_mut().for_each(Clients::begin);
+    run_.replace_all(&made);
+    let took = begin.elapsed();
+    let outcomes = clients.map(Clients::end);
+    let kills = run_.kills;
+    run_.end();
+
+    let [inside, outside] = &outcomes;
+    for (whose, outcome) in [("sockets on the node", inside), ("clients outside", outside)] {
+        eprintln!("{whose}: {outcome:?}");
+    }
+    let Outcome { made, failed, slowest, held, broken } = outcomes[0].clone().and(&outcomes[1]);
+    let what = format!(
+        "{REPLACEMENTS} rolling replacements under {made} connections, both traffic policies, the owner killed {kills} times and upgraded twice: connections that fail"
+    );
+    let rate = made as f64 / took.as_secs_f64();
+    let ours = format!("{failed}; {rate:.0} a second, the slowest {}", shown(slowest));
+    row(&what, ["none", &ours, "not measured", "-"]);
+    let what = format!(
+        "connections held open meanwhile, {} silent and as many with keep-alive after {} s: that break",
+        held[0],
+        clients::KEEP_ALIVE.as_secs()
+    );
+    let ours = format!("{} of the silent ones, {} of the others", broken[0], broken[1]);
+    row(&what, ["none", &ours, "not measured", "-"]);
+
+    dataplane::remove_all(PIN_ROOT.as_ref()).expect("remove the dataplane");
+    for folder in [cgroup, nobodys] {
+        std::fs::remove_dir(folder).expect("remove a control group");
+    }
+    for link in [UPLINK, FAR_LINK, "pods"] {
+        run("ip", &format!("link del {link}"));
+    }
+    for namespace in namespaces {
+        netns::remove(namespace.path()).expect("remove a namespace");
+    }
+}
+
+impl Run {
+    fn begin() -> Self {
+        let service = |number: u8| Service {
+            is_local: number == 1,
+            cluster_ip: Way { at: SocketAddr::from(([10, 96, 0, 10 + number], 80)), is_node_port: false },
+            node_port: Way { at: SocketAddr::new(NODE, 30_080 + u16::from(number)), is_node_port: true },
+            endpoints: [Vec::new(), Vec::new()],
+        };
+        let (owner, _) = Owner::start();
+        let mut run = Self {
+            owner: Some(owner),
+            endpoints: Endpoints::start(),
+            services: [service(0), service(1)],
+            terminating: VecDeque::new(),
+            given: [0; 2],
+            kills: 0,
+        };
+        for service in 0..run.services.len() {
+            for (place, count) in [LOCAL_ENDPOINTS, FAR_ENDPOINTS].into_iter().enumerate() {
+                for _ in 0..count {
+                    let endpoint = run.new_endpoint(place);
+                    run.services[service].endpoints[place].push(endpoint);
+                }
+            }
+        }
+        run.program();
+        attach_programs_of_an_earlier_layout();
+        run
+    }
+
+    /// A pod that listens, here or there.
+    fn new_endpoint(&mut self, place: usize) -> SocketAddr {
+        self.given[place] += 1;
+        let number = self.given[place];
+        let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 244 + place as u8, 1, 0)) + number);
+        let endpoint = SocketAddr::new(address.into(), POD_PORT);
+        self.endpoints.open(["pods", FAR_LINK][place], endpoint);
+        endpoint
+    }
+
+    fn owner(&mut self) -> &mut Owner {
+        self.owner.as_mut().expect("it is at work")
+    }
+
+    /// What a service's slices say now; returns when that is in the kernel.
+    fn publish(&mut self, service: usize) {
+        for way in self.services[service].ways() {
+            let [inside, outside] = self.services[service].lists(&way);
+            self.owner().set(&way, [&inside, &outside]);
+        }
+        for _ in self.services[service].ways() {
+            self.owner().wait();
+        }
+    }
+
+    /// What a process does that was just started: everything that is wanted, and nothing else stays.
+    fn program(&mut self) {
+        (0..self.services.len()).for_each(|service| self.publish(service));
+        let ways: Vec<Way> = self.services.iter().flat_map(Service::ways).collect();
+        self.owner().retain(&ways);
+    }
+
+    /// In step with the connections that are made, so that they spread over all replacements.
+    fn replace_all(&mut self, made: &Made) {
+        for number in 1..=REPLACEMENTS {
+            let due = CONNECTIONS * u64::from(number) / u64::from(REPLACEMENTS);
+            // The clients tell by lines, which others hear: nothing to wait on but a moment.
+            while made.count() < due {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            self.replace(number);
+            match number {
+                NEW_LAYOUT_AT => self.upgrade(leave_an_earlier_layout),
+                NEW_PROGRAMS_AT => self.upgrade(leave_other_programs),
+                _ => {}
+            }
+        }
+    }
+
+    fn replace(&mut self, number: u32) {
+        // In turn: which Service, and whether its pod here or there; three of five are here, as of the endpoints.
+        let service = (number % 2) as usize;
+        let place = usize::from(number / 2 % 5 >= 3);
+        let next = self.new_endpoint(place);
+        self.services[service].endpoints[place].push(next);
+        self.publish(service);
+        if number.is_multiple_of(KILL_EVERY) {
+            self.kill_in_the_midst(service, place);
+        }
+        let earlier = self.services[service].endpoints[place].remove(0);
+        self.publish(service);
+        self.terminating.push_back((Instant::now(), earlier));
+        while let Some((since, endpoint)) = self.terminating.front().copied() {
+            if since.elapsed() < TERMINATING {
+                break;
+            }
+            self.endpoints.close(endpoint);
+            self.terminating.pop_front();
+        }
+    }
+
+    /// The owner is told of change after change, and killed when it has done some. Whatever it leaves is a list that may be used.
+    fn kill_in_the_midst(&mut self, service: usize, place: usize) {
+        let ways = self.services[service].ways();
+        for change in 0..CHANGES_UNDER_WAY {
+            let kept = self.services[service].endpoints.clone();
+            if change.is_multiple_of(2) {
+                self.services[service].endpoints[place].pop();
+            }
+            for way in &ways {
+                let [inside, outside] = self.services[service].lists(way);
+                self.owner().set(way, [&inside, &outside]);
+            }
+            self.services[service].endpoints = kept;
+        }
+        // Another number each time.
+        for _ in 0..self.kills * 13 % CHANGES_UNDER_WAY {
+            self.owner().wait();
+        }
+        self.owner.take().expect("it is at work").kill();
+        self.kills += 1;
+        eprintln!("the owner is killed");
+        self.start_again();
+    }
+
+    fn start_again(&mut self) {
+        let (owner, adopted) = Owner::start();
+        assert_eq!(adopted, "4", "the frontends of both services are adopted");
+        self.owner = Some(owner);
+        self.program();
+    }
+
+    /// Ends the owner; `leave` makes what it leaves another build's.
+    fn upgrade(&mut self, leave: fn()) {
+        self.owner.take().expect("it is at work").end();
+        leave();
+        eprintln!("the owner is upgraded");
+        self.start_again();
+        eprintln!("the upgrade is done");
+    }
+
+    fn end(self) {
+        self.owner.expect("it is at work").end();
+        self.endpoints.end();
+    }
+}
+
+fn pins() -> PathBuf {
+    Path::new(PIN_ROOT).join(format!("v{LAYOUT_VERSION}"))
+}
+
+fn aside(name: &str) -> PathBuf {
+    Path::new("/sys/fs/bpf").join(format!("earlier_{name}"))
+}
+
+/// The maps that another layout has with other room: all flows from outside are in them.
+const OTHER_ROOM: [&str; 2] = [map::NAT, map::INBOUND];
+
+/// Makes the uplinks run the programs of a build whose flows have less room. Nothing is under way yet.
+fn attach_programs_of_an_earlier_layout() {
+    let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane.o"));
+    let mut loader = EbpfLoader::new();
+    for entry in std::fs::read_dir(pins()).expect("read the pins") {
+        let name = entry.expect("a pin").file_name().into_string().expect("a name");
+        if let Some(other) = OTHER_ROOM.into_iter().find(|other| *other == name) {
+            loader.map_pin_path(other, aside(other)).map_max_entries(other, capacity::NAT as u32 / 2);
+        } else if name.starts_with("ORLOP_") {
+            let path = pins().join(&name);
+            loader.map_pin_path(Box::leak(name.into_boxed_str()), path);
+        }
+    }
+    let mut programs = loader.load(object).expect("load the object");
+    for name in ["orlop_ingress", "orlop_egress"] {
+        let program: &mut SchedClassifier =
+            programs.program_mut(name).expect("a program").try_into().expect("a classifier");
+        program.load().expect("load a program");
+        for interface in [UPLINK, FAR_LINK] {
+            let pinned = PinnedLink::from_pin(pins().join(format!("link_{name}_{interface}")));
+            let link = FdLink::from(pinned.expect("a pinned link"));
+            let link = SchedClassifierLink::try_from(link).expect("a link of a classifier");
+            program.attach_to_link(link).expect("replace a program");
+        }
+    }
+}
+
+/// What the owner left is an earlier layout's: its folder, and the maps that its programs really use.
+fn leave_an_earlier_layout() {
+    let older = Path::new(PIN_ROOT).join(format!("v{}", LAYOUT_VERSION - 1));
+    std::fs::rename(pins(), &older).expect("rename the layout");
+    for name in OTHER_ROOM {
+        std::fs::remove_file(older.join(name)).expect("unpin a map");
+        let map = MapData::from_pin(aside(name)).expect("a pinned map");
+        map.pin(older.join(name)).expect("pin a map");
+        std::fs::remove_file(aside(name)).expect("unpin a map");
+    }
+}
+
+/// The programs that are attached count elsewhere than ours: all of them are replaced in place.
+fn leave_other_programs() {
+    std::fs::remove_file(pins().join(map::COUNTERS)).expect("unpin a map");
+}
