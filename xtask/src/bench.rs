@@ -28,7 +28,7 @@ enum Name {
     /// CNI plugins beside the reference plugins, without a cluster: ADD and DEL of chains, 200 ADDs at once, addresses among many leases.
     Cni(cni::Options),
     /// The load balancer beside nftables as kube-proxy writes it, without a cluster: loading, changing, connecting, UDP sockets.
-    Dataplane,
+    Dataplane(dataplane::Options),
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -36,7 +36,7 @@ pub fn run(options: &Options) -> Result<()> {
         Name::PodStart => on_cluster(pod_start::run),
         Name::Footprint => on_cluster(footprint::run),
         Name::Cni(options) => cni::run(options),
-        Name::Dataplane => dataplane::run(),
+        Name::Dataplane(options) => dataplane::run(options),
     }
 }
 

@@ -87,27 +87,46 @@ const ROUTES: [&str; 4] = [
 
 fn main() {
     harness::private_host::require();
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let names = PARTS.map(|(name, _)| name);
+    for part in &wanted {
+        assert!(names.contains(&part.as_str()), "\"{part}\" is none of {}", names.join(", "));
+    }
     ROUTES.iter().for_each(|line| run("ip", line));
     println!("| what | aim | Orlop | nftables | the endpoint itself |");
     println!("|---|---|---|---|---|");
+    for (name, part) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            part();
+        }
+    }
+    let _ = std::fs::remove_dir_all("/run/netns");
+    ROUTES.iter().rev().for_each(|line| run("ip", &line.replace(" add ", " del ").replace(" nodad", "")));
+}
+
+/// By the names that `--part` takes.
+const PARTS: [(&str, fn()); 10] = [
     // First, while the allocator holds nothing that others have given back.
-    memory();
+    ("memory", memory),
+    ("peer", beside_the_peer),
+    ("endpoints", many_endpoints),
+    ("changes", changes),
+    ("datagrams", datagrams::in_one_namespace),
+    ("datagrams-of-many", datagrams::in_many_namespaces),
+    ("policies", policies),
+    ("schedulers", choices::schedulers),
+    ("maglev", choices::maglev),
+    ("packets", choices::packets),
+];
+
+fn beside_the_peer() {
     for family in [V4, V6] {
         let peer = Peer::load(family);
         cold_load(&peer);
         connections(&peer);
         netns::remove(peer.netns.path()).expect("remove the peer's namespace");
     }
-    many_endpoints();
-    changes();
-    datagrams::in_one_namespace();
-    datagrams::in_many_namespaces();
-    policies();
-    choices::schedulers();
-    choices::maglev();
-    choices::packets();
-    let _ = std::fs::remove_dir_all("/run/netns");
-    ROUTES.iter().rev().for_each(|line| run("ip", &line.replace(" add ", " del ").replace(" nodad", "")));
 }
 
 fn row(what: &str, cells: [&str; 4]) {

@@ -9,13 +9,20 @@ use serde_json::Value;
 
 use crate::{build_ebpf, process, test};
 
-pub fn run() -> Result<()> {
+#[derive(clap::Args)]
+pub struct Options {
+    /// One part alone, by its name in the bench; all without. May be given several times.
+    #[arg(long)]
+    part: Vec<String>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "bench dataplane loads BPF programs, which needs root");
     build_ebpf::run()?;
     let mut build = process::cargo();
     build.args(["bench", "--no-run", "--quiet", "--package", "dataplane", "--bench", "dataplane"]);
     let messages = process::run_quietly("building the bench", build.args(["--message-format", "json"]))?;
-    process::run(Command::new(test::private_host()?).arg(executable(&messages)?))
+    process::run(Command::new(test::private_host()?).arg(executable(&messages)?).args(&options.part))
 }
 
 /// What cargo says that it built last.
