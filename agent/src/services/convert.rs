@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use dataplane::Protocol;
+use dataplane::{Identity, Protocol};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{ObjectReference, Service as ApiService, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointHints, EndpointPort, EndpointSlice};
@@ -232,7 +232,8 @@ pub fn slice(object: &EndpointSlice, node_name: &str) -> (Slice, Vec<String>) {
     };
     let ports = object.ports.iter().flatten().filter_map(slice_port).collect();
     let all = object.endpoints.iter().flatten();
-    let endpoints = all.filter_map(|endpoint| one_endpoint(endpoint, is_ipv4, node_name, &mut problems));
+    let home = Home { node: node_name, namespace: object.metadata.namespace.as_deref().unwrap_or_default() };
+    let endpoints = all.filter_map(|endpoint| one_endpoint(endpoint, is_ipv4, home, &mut problems));
     let endpoints = endpoints.collect();
     (Slice { ports, endpoints }, problems)
 }
@@ -246,10 +247,17 @@ fn slice_port(port: &EndpointPort) -> Option<SlicePort> {
     })
 }
 
+/// Where a slice is read, and where it is from.
+#[derive(Clone, Copy)]
+struct Home<'a> {
+    node: &'a str,
+    namespace: &'a str,
+}
+
 fn one_endpoint(
     endpoint: &ApiEndpoint,
     is_ipv4: bool,
-    node_name: &str,
+    home: Home<'_>,
     problems: &mut Vec<String>,
 ) -> Option<Endpoint> {
     // More than one address has no defined meaning; all take the first.
@@ -262,16 +270,20 @@ fn one_endpoint(
     };
     let (usable, departing) = usable(endpoint);
     // A pod elsewhere ends without this node's knowledge: its uid is not worth its bytes.
-    let may_be_here = endpoint.node_name.as_deref().is_none_or(|node| node == node_name);
+    let may_be_here = endpoint.node_name.as_deref().is_none_or(|node| node == home.node);
+    let pod = pod(endpoint);
+    let name = pod.and_then(|pod| pod.name.as_deref()).filter(|name| !name.is_empty());
+    let uid = pod.and_then(|pod| pod.uid.as_ref()).filter(|uid| !uid.is_empty() && may_be_here);
     Some(Endpoint {
         address,
         usable,
         departing,
-        local: endpoint.node_name.as_deref() == Some(node_name),
+        local: endpoint.node_name.as_deref() == Some(home.node),
         node: endpoint.node_name.as_deref().map(Into::into),
         zones: endpoint.hints.as_ref().and_then(zones),
-        meant_for_node: endpoint.hints.as_ref().and_then(|hints| meant_for(hints, node_name)),
-        pod: pod(endpoint).filter(|_| may_be_here).map(Into::into),
+        meant_for_node: endpoint.hints.as_ref().and_then(|hints| meant_for(hints, home.node)),
+        pod: uid.map(|uid| Arc::new(uid.clone())),
+        identity: name.map(|name| Identity::of_pod(home.namespace, name)),
     })
 }
 
@@ -285,10 +297,9 @@ fn meant_for(hints: &EndpointHints, node_name: &str) -> Option<bool> {
     Some(nodes.iter().any(|node| node.name == node_name))
 }
 
-/// The uid of the pod that an endpoint stands for.
-fn pod(endpoint: &ApiEndpoint) -> Option<&str> {
-    let target = endpoint.target_ref.as_ref()?;
-    target.uid.as_deref().filter(|uid| target.kind.as_deref() == Some("Pod") && !uid.is_empty())
+/// The pod that an endpoint stands for, which is of the slice's own namespace.
+fn pod(endpoint: &ApiEndpoint) -> Option<&ObjectReference> {
+    endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"))
 }
 
 /// Whether traffic may go there, by the slice and once the pod is being ended. Absent conditions mean ready and serving, and

@@ -12,7 +12,7 @@ use core::num::NonZeroU32;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use dataplane::{Frontend, Protocol, Target};
+use dataplane::{Frontend, Identity, Names, Protocol, Scheduler, Target};
 use ipnetwork::IpNetwork;
 
 use super::scheduling::{self, Scheduling};
@@ -116,8 +116,8 @@ pub struct Slice {
 
 impl Slice {
     /// The pods that it names, where those may be this node's.
-    fn pods(&self) -> impl Iterator<Item = &Box<str>> {
-        self.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref())
+    fn pods(&self) -> impl Iterator<Item = &str> {
+        self.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_deref().map(String::as_str))
     }
 }
 
@@ -144,9 +144,14 @@ pub struct Endpoint {
     pub zones: Option<Arc<[Box<str>]>>,
     /// Whether it is meant for clients on this node; none: no hint.
     pub meant_for_node: Option<bool>,
-    /// The uid of the pod behind it, where that may be one of this node.
-    pub pod: Option<Box<str>>,
+    /// The uid of the pod behind it, where that may be one of this node. A thin pointer: most endpoints are elsewhere.
+    pub pod: Option<Arc<String>>,
+    /// What it is known by while its address may change: the pod's name.
+    pub identity: Option<Identity>,
 }
+
+// A node holds those of the whole cluster.
+const _: () = assert!(size_of::<Endpoint>() <= 72);
 
 /// Whether an endpoint takes traffic; a larger value wins when slices disagree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -276,7 +281,7 @@ impl Planner {
         let slices = self.slices.entry(service.clone()).or_default();
         if slices.get(&slice_key.name) != Some(&slice) {
             for pod in slice.pods() {
-                self.pod_slices.entry(pod.clone()).or_default().insert(slice_key.clone());
+                self.pod_slices.entry(pod.into()).or_default().insert(slice_key.clone());
             }
             let before = slices.insert(slice_key.name.clone(), slice);
             self.dirty.insert(service.clone());
@@ -310,8 +315,8 @@ impl Planner {
     /// Takes a slice from the index of pods, for those that it names no more.
     fn forget_pods(&mut self, slice_key: &Key, service: &Key, before: Option<Slice>) {
         let now = self.slices.get(service).and_then(|slices| slices.get(&slice_key.name));
-        let kept: HashSet<&str> = now.into_iter().flat_map(Slice::pods).map(|pod| &**pod).collect();
-        for pod in before.iter().flat_map(Slice::pods).filter(|pod| !kept.contains(&***pod)) {
+        let kept: HashSet<&str> = now.into_iter().flat_map(Slice::pods).collect();
+        for pod in before.iter().flat_map(Slice::pods).filter(|pod| !kept.contains(pod)) {
             if let Some(slices) = self.pod_slices.get_mut(pod) {
                 slices.remove(slice_key);
                 if slices.is_empty() {
@@ -486,6 +491,7 @@ pub fn frontends<'a>(
                 affinity_seconds,
                 draining,
                 scheduler: service.scheduling.scheduler,
+                names: names(&endpoints, service.scheduling.scheduler),
                 set_aside_after: service.scheduling.set_aside_after,
                 direct_return: service.direct_return,
                 ..Target::default()
@@ -527,6 +533,7 @@ struct Merged {
     for_node: Option<bool>,
     /// Its shares of what is new.
     weight: u16,
+    identity: Option<Identity>,
 }
 
 type Endpoints = BTreeMap<SocketAddr, Merged>;
@@ -546,8 +553,14 @@ fn merge<'a>(
             for endpoint in &slice.endpoints {
                 let address = SocketAddr::new(endpoint.address, target.port);
                 let weight = service.weight(endpoint);
-                let unknown =
-                    Merged { usable: Usable::No, local: false, for_zone: None, for_node: None, weight };
+                let unknown = Merged {
+                    usable: Usable::No,
+                    local: false,
+                    for_zone: None,
+                    for_node: None,
+                    weight,
+                    identity: None,
+                };
                 let merged = all.entry(address).or_insert(unknown);
                 let in_zone = |zones: &Arc<[Box<str>]>| zones.iter().any(|zone| node.zone == Some(zone));
                 merged.usable = node.departed.usable(endpoint, service.publish_not_ready).max(merged.usable);
@@ -557,6 +570,7 @@ fn merge<'a>(
                 }
                 merged.for_zone = endpoint.zones.as_ref().map(in_zone).max(merged.for_zone);
                 merged.for_node = endpoint.meant_for_node.max(merged.for_node);
+                merged.identity = endpoint.identity.max(merged.identity);
             }
         }
     }
@@ -570,6 +584,16 @@ fn merge<'a>(
 fn draining(endpoints: &Endpoints) -> Arc<[SocketAddr]> {
     let serving = endpoints.iter().filter(|(_, merged)| merged.usable != Usable::No);
     serving.map(|(address, _)| *address).collect()
+}
+
+/// What those are known by that may be chosen, where that makes a difference.
+fn names(endpoints: &Endpoints, scheduler: Scheduler) -> Option<Arc<Names>> {
+    if !scheduler.is_hashed() {
+        return None;
+    }
+    let chosen = |merged: &Merged| merged.usable != Usable::No && merged.weight > 0;
+    let named = endpoints.iter().filter(|(_, merged)| chosen(merged));
+    Names::new(named.filter_map(|(address, merged)| Some((*address, merged.identity?)))).map(Arc::new)
 }
 
 fn choose(endpoints: &Endpoints, policy: TrafficPolicy) -> Arc<[SocketAddr]> {

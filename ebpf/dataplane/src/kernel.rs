@@ -107,8 +107,8 @@ impl Kernel {
             if service.flags != 0 {
                 for word in [service.inside, service.outside] {
                     let table = Selection::unpack(word);
-                    let end = table.offset.saturating_add(u32::from(table.length));
-                    if end.saturating_add(table.lookup_size()) as usize <= capacity::TABLE_ENTRIES {
+                    let end = table.offset.saturating_add(u32::from(table.length) + table.lookup_size());
+                    if end as usize <= capacity::TABLE_ENTRIES {
                         let ids =
                             (table.offset..end).map(|index| u32::from_ne_bytes(self.tables.read(index)));
                         found.tables.insert(word, ids.collect());

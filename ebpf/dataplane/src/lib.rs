@@ -8,6 +8,7 @@
 //! programs and maps as they are.
 
 mod attach;
+mod identity;
 mod inspect;
 mod kernel;
 mod model;
@@ -34,6 +35,7 @@ use model::{Capacity, Model};
 use unapplied::Unapplied;
 
 pub use attach::OpenError;
+pub use identity::{Identity, Names};
 pub use inspect::{Backend, Programmed, Stays};
 pub use kernel::{MapError, wait_for_readers};
 pub use model::{Full, Resource};
@@ -123,6 +125,8 @@ pub struct Target {
     pub set_aside_after: Option<NonZeroU8>,
     /// How an endpoint is chosen. One that stands in a list several times has as many shares, but for the fewest connections.
     pub scheduler: Scheduler,
+    /// What endpoints are known by in lookup tables other than their addresses; says nothing under other schedulers.
+    pub names: Option<Arc<Names>>,
 }
 
 impl Target {
@@ -420,7 +424,7 @@ impl Dataplane {
         self.policies.release(&mut self.kernel)
     }
 
-    /// Every frontend, and where it leads; endpoints in the order of their addresses.
+    /// Every frontend, and where it leads; endpoints in the order of their addresses, without names.
     pub fn list(&self) -> Vec<(Frontend, Target)> {
         self.model.list().collect()
     }

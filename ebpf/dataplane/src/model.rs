@@ -19,6 +19,7 @@ use dataplane_abi::{
 use ipnetwork::IpNetwork;
 use pool::{ByNumber, Numbers, Ranges};
 
+use crate::identity::{Identity, Names};
 use crate::{Frontend, Masquerade, Protocol, Target, WriteError};
 
 #[cfg(test)]
@@ -105,7 +106,7 @@ pub struct Found {
     pub frontends: Vec<(FrontendKey, u32)>,
     pub services: Vec<(u32, Service)>,
     pub sources: Vec<NetworkKey>,
-    /// The backend numbers that each packed [`Selection`] leads to.
+    /// The backend numbers of each packed [`Selection`]: of its list, and of the lookup table behind that.
     pub tables: HashMap<u64, Vec<u32>>,
     /// Those in use.
     pub backends: Vec<(u32, Backend)>,
@@ -220,6 +221,8 @@ struct List {
     selection: Selection,
     /// One per share of an endpoint, ascending: readers search it.
     backends: Vec<u32>,
+    /// Of the lookup table.
+    digest: u32,
 }
 
 /// How many entries a table takes.
@@ -231,14 +234,22 @@ fn footprint(selection: Selection) -> u32 {
 #[derive(Debug, Clone, Copy, Default)]
 struct Fresh<'a> {
     endpoints: &'a [SocketAddr],
+    names: Option<&'a Names>,
     /// As in [`Selection`].
     lookup: u8,
 }
 
 impl<'a> Fresh<'a> {
-    fn of(endpoints: &'a [SocketAddr], scheduler: Scheduler) -> Self {
-        let lookup = if scheduler.is_hashed() { maglev::size_class(endpoints.len()) } else { 0 };
-        Self { endpoints, lookup }
+    fn of(target: &'a Target, origin: Origin) -> Self {
+        let endpoints = target.endpoints(origin);
+        let lookup = if target.scheduler.is_hashed() { maglev::size_class(endpoints.len()) } else { 0 };
+        Self { endpoints, names: target.names.as_deref(), lookup }
+    }
+
+    fn turns(&self) -> Vec<maglev::Turn> {
+        let name = |address| self.names.and_then(|names| names.of(address));
+        let identity = |address| name(address).unwrap_or_else(|| Identity::of_address(address));
+        maglev::turns(self.endpoints.iter().map(|address| (identity(*address), *address)))
     }
 
     /// Where it will stand, but for the place and what tells it from others.
@@ -356,9 +367,12 @@ impl Model {
         }
         let list = |word: u64| {
             let selection = Selection::unpack(word);
-            let ids = if selection.length == 0 { Vec::new() } else { tables.get(&word)?.clone() };
+            if selection.length == 0 {
+                return Some(List { selection, backends: Vec::new(), digest: 0 });
+            }
+            let (ids, places) = tables.get(&word)?.split_at_checked(usize::from(selection.length))?;
             let sound = ids.is_sorted() && ids.iter().all(|id| backends.contains_key(id));
-            sound.then_some(List { selection, backends: ids })
+            sound.then(|| List { selection, backends: ids.to_vec(), digest: maglev::digest(places) })
         };
         let inside = list(service.inside)?;
         let outside = if service.outside == service.inside { None } else { Some(list(service.outside)?) };
@@ -459,7 +473,7 @@ impl Model {
         self.entries.get(&frontend).map(|entry| Scheduler::of(entry.flags))
     }
 
-    /// Every frontend, and where it leads; endpoints in the order of their addresses.
+    /// Every frontend, and where it leads; endpoints in the order of their addresses, without names.
     pub fn list(&self) -> impl Iterator<Item = (Frontend, Target)> {
         self.entries.iter().map(|(frontend, entry)| {
             let inside: Arc<[SocketAddr]> = self.endpoints(&entry.inside.backends);
@@ -479,6 +493,7 @@ impl Model {
                 direct_return: has(service_flag::DIRECT_RETURN),
                 set_aside_after: set_aside_after(entry.flags),
                 scheduler: Scheduler::of(entry.flags),
+                names: None,
             };
             (*frontend, target)
         })
@@ -503,10 +518,10 @@ impl Model {
         // One table serves both origins where they are equal.
         let same = target.inside == target.outside;
         let fresh = Origin::ALL.map(|origin| {
-            let fresh = Fresh::of(target.endpoints(origin), target.scheduler);
-            let there = before.is_some_and(|entry| self.leads_to(entry.list(origin), fresh));
+            let fresh = Fresh::of(target, origin);
+            let is_there = || before.is_some_and(|entry| self.leads_to(entry.list(origin), fresh));
             let has_own = origin == Origin::Inside || !same;
-            (has_own && !there).then_some(fresh)
+            (has_own && !is_there()).then_some(fresh)
         });
         let same_sources = before.is_some_and(|entry| entry.networks() == target.sources.as_ref());
         let draining = self.draining(target);
@@ -603,10 +618,18 @@ impl Model {
             return false;
         }
         let ids = endpoints.iter().map(|address| self.by_address.get(address).copied());
-        ids.collect::<Option<Vec<u32>>>().is_some_and(|mut ids| {
+        let same = ids.collect::<Option<Vec<u32>>>().is_some_and(|mut ids| {
             ids.sort_unstable();
             ids == list.backends
-        })
+        });
+        same && (lookup == 0 || self.looks_up(list, fresh))
+    }
+
+    /// Whether a lookup table over just these endpoints is as wanted: an address may be another pod's now, and an earlier process may have filled
+    /// the table by other rules. One that is not stays where there is no room for the other beside it.
+    fn looks_up(&self, list: &List, fresh: Fresh<'_>) -> bool {
+        list.digest == maglev::digest(&self.lookup_table(fresh))
+            || !self.may_look_up(fresh.shape().lookup_size())
     }
 
     /// Tells whether clients on the node that the service of a slot led to a backend of this number and generation may stay.
@@ -711,20 +734,19 @@ impl Model {
         // One count for all services: a slot that is used again shows another word than the flows of its last service know.
         self.last_selection = self.last_selection.wrapping_add(1);
         let selection = Selection { offset, generation: self.last_selection, ..fresh.shape() };
+        let lookup = if selection.lookup == 0 { Vec::new() } else { self.lookup_table(fresh) };
         if !backends.is_empty() {
-            let lookup = if selection.lookup == 0 { Vec::new() } else { self.lookup_table(fresh) };
             self.lookups += selection.lookup_size();
             writes.push(Write::Table { offset, ids: [backends.as_slice(), &lookup].concat() });
         }
-        List { selection, backends }
+        List { selection, backends, digest: maglev::digest(&lookup) }
     }
 
     /// The backends' numbers, place by place. All nodes have the same endpoint in the same place, whatever its number.
     fn lookup_table(&self, fresh: Fresh<'_>) -> Vec<u32> {
-        let mut endpoints = fresh.endpoints.to_vec();
-        endpoints.sort_unstable();
-        let ids: Vec<u32> = endpoints.iter().map(|address| self.by_address[address]).collect();
-        let places = maglev::table(&endpoints, LOOKUP_SIZES[usize::from(fresh.lookup) - 1]);
+        let turns = fresh.turns();
+        let ids: Vec<u32> = turns.iter().map(|(_, address)| self.by_address[address]).collect();
+        let places = maglev::table(&turns, LOOKUP_SIZES[usize::from(fresh.lookup) - 1]);
         places.into_iter().map(|place| ids[place as usize]).collect()
     }
 

@@ -2,6 +2,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use dataplane::Identity;
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -186,12 +187,18 @@ fn pods_behind_endpoints_that_may_be_on_this_node() {
             {"addresses": ["10.244.0.3"], "nodeName": "there", "targetRef": target("Pod", "u3")},
             {"addresses": ["10.244.0.4"], "nodeName": "here", "targetRef": target("Node", "u4")},
             {"addresses": ["10.244.0.5"], "nodeName": "here"},
+            {"addresses": ["10.244.0.6"], "nodeName": "here", "targetRef": {"kind": "Pod", "name": "", "uid": ""}},
         ],
     }))
     .expect("a slice");
     let (read, _) = slice(&object, "here");
-    let pods: Vec<_> = read.endpoints.iter().map(|endpoint| endpoint.pod.as_deref()).collect();
-    assert_eq!(pods, [Some("u1"), Some("u2"), None, None, None]);
+    let pods: Vec<_> =
+        read.endpoints.iter().map(|endpoint| endpoint.pod.as_deref().map(String::as_str)).collect();
+    assert_eq!(pods, [Some("u1"), Some("u2"), None, None, None, None]);
+    // The same on every node.
+    let pod = Some(Identity::of_pod("default", "n"));
+    let identities: Vec<_> = read.endpoints.iter().map(|endpoint| endpoint.identity).collect();
+    assert_eq!(identities, [pod, pod, pod, None, None, None]);
 }
 
 #[test]

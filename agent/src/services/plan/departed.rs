@@ -40,7 +40,7 @@ impl Departed {
 
     /// What an endpoint is worth now. `published`: its Service wants endpoints that are not ready, terminating ones too.
     pub fn usable(&self, endpoint: &Endpoint, published: bool) -> Usable {
-        let stage = endpoint.pod.as_ref().and_then(|pod| self.stages.get(pod));
+        let stage = endpoint.pod.as_ref().and_then(|pod| self.stages.get(pod.as_str()));
         match stage {
             Some(Departure::Gone) => Usable::No,
             Some(Departure::Terminating) if !published => endpoint.departing,

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use dataplane::{Frontend, Protocol, Target};
+use dataplane::{Frontend, Identity, Names, Protocol, Target};
 use proptest::prelude::*;
 
 use super::departed::{Departed, PODS};
@@ -48,7 +48,8 @@ fn endpoint(last: u8, usable: Usable, local: bool, pod: Option<&str>) -> Endpoin
         node: None,
         zones: None,
         meant_for_node: None,
-        pod: pod.map(Into::into),
+        pod: pod.map(|uid| Arc::new(uid.to_owned())),
+        identity: None,
     }
 }
 
@@ -150,6 +151,80 @@ fn an_endpoint_stands_in_a_list_as_often_as_its_nodes_weight_says() {
         assert_eq!(target.scheduler, dataplane::Scheduler::RoundRobin);
         assert_eq!(target.set_aside_after, std::num::NonZeroU8::new(5));
         assert!(target.direct_return);
+    }
+}
+
+#[test]
+fn endpoints_are_looked_up_by_the_names_of_their_pods() {
+    let called = |name: &str| Some(Identity::of_pod("default", name));
+    let v6 = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 1).into();
+    let one = |last: u8, name: &str| Endpoint {
+        identity: called(name),
+        ..endpoint(last, Usable::Ready, false, None)
+    };
+    let slices = [
+        slice_of(vec![
+            one(1, "web-1"),
+            Endpoint { usable: Usable::Fallback, ..one(2, "web-2") },
+            Endpoint { usable: Usable::No, ..one(3, "web-3") },
+            one(4, "web-4"),
+            endpoint(5, Usable::Ready, false, None),
+        ]),
+        // Another slice knows nothing of one pod, and something else of another.
+        slice_of(vec![endpoint(1, Usable::Ready, false, None), one(2, "web-20")]),
+        slice_of(vec![Endpoint { address: v6, ..one(0, "web-1") }]),
+    ];
+    let departed = Departed::default();
+    let view = View { departed: &departed, addresses: &[], zone: None };
+    let at = |last: u8| SocketAddr::from(([10, 244, 0, last], 8080));
+    let named = |all: &[(SocketAddr, &str)]| {
+        Names::new(all.iter().filter_map(|(at, name)| Some((*at, called(name)?)))).map(Arc::new)
+    };
+    let second = ["web-2", "web-20"].into_iter().max_by_key(|name| called(name)).unwrap();
+    for (scheduler, is_by_name) in
+        [("mh", true), ("sh", true), ("random", false), ("wrr", false), ("lc", false)]
+    {
+        let all = [("orlop.dev/scheduler", scheduler), ("orlop.dev/weights", "10.244.0.4=0")];
+        let all = all.map(|(name, text)| (name.to_owned(), text.to_owned())).into();
+        let scheduling = Scheduling::read(Some(&all), &mut Vec::new());
+        let cluster_ips = vec![Ipv4Addr::new(10, 96, 0, 1).into(), Ipv6Addr::LOCALHOST.into()];
+        let service = Service { scheduling, cluster_ips, ..service(1) };
+        let expected =
+            [named(&[(at(1), "web-1"), (at(2), second)]), named(&[(SocketAddr::new(v6, 8080), "web-1")])];
+        let frontends_of =
+            [cluster_frontend(1), Frontend { address: Ipv6Addr::LOCALHOST.into(), ..cluster_frontend(1) }];
+        for (place, expected) in frontends_of.iter().zip(expected) {
+            for slices in [slices.each_ref(), {
+                let mut all = slices.each_ref();
+                all.reverse();
+                all
+            }] {
+                let lists = frontends(&service, slices.into_iter(), view);
+                assert_eq!(
+                    lists[place].names,
+                    expected.clone().filter(|_| is_by_name),
+                    "{scheduler}: {place}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_address_that_another_pod_has_now_is_news_where_names_count() {
+    let mut planner = Planner::new(vec![]);
+    let called = |name: &str| Endpoint {
+        identity: Some(Identity::of_pod("default", name)),
+        ..endpoint(1, Usable::Ready, false, None)
+    };
+    for (scheduler, is_news) in [("mh", true), ("random", false)] {
+        let annotations = [("orlop.dev/scheduler".to_owned(), scheduler.to_owned())].into();
+        let scheduling = Scheduling::read(Some(&annotations), &mut Vec::new());
+        planner.set_service(key("a"), Service { scheduling, ..service(1) });
+        planner.set_slice(key("s"), key("a"), slice_of(vec![called("web-1")]));
+        planner.take_changes();
+        planner.set_slice(key("s"), key("a"), slice_of(vec![called("web-2")]));
+        assert_eq!(leads_to(&mut planner), (vec![1], is_news), "{scheduler}");
     }
 }
 
@@ -633,7 +708,7 @@ fn oracle(
     for (name, service) in by_age {
         let endpoints: Vec<&Endpoint> =
             slices.values().filter(|(of, _)| of == name).flat_map(|(_, slice)| &slice.endpoints).collect();
-        let worth = |endpoint: &Endpoint| match departed.get(endpoint.pod.as_deref().unwrap_or_default()) {
+        let worth = |endpoint: &Endpoint| match departed.get(endpoint.pod.as_deref().map_or("", |uid| uid)) {
             Some(Departure::Gone) => Usable::No,
             Some(Departure::Terminating) => endpoint.usable.min(Usable::Fallback),
             None => endpoint.usable,

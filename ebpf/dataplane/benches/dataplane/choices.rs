@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
-use dataplane::{Frontend, Protocol, Scheduler, Target};
+use dataplane::{Frontend, Identity, Names, Protocol, Scheduler, Target};
 use dataplane_abi::{LAYOUT_VERSION, NatKey, NatValue, map};
 use linux::netns;
 
@@ -76,7 +77,6 @@ pub fn maglev() {
     ] {
         run("ip", line);
     }
-    let mut bench = Bench::on(&["uplink"]);
     let servers: Vec<UdpSocket> = (0..MAGLEV_ENDPOINTS + ROLLS)
         .map(|number| {
             let socket = UdpSocket::bind((node, 9000 + number)).expect("bind");
@@ -88,38 +88,102 @@ pub fn maglev() {
         CLIENT_PORTS.map(|port| UdpSocket::bind(("192.0.2.9", port)).expect("bind")).collect::<Vec<_>>()
     });
     let clients = clients.expect("enter the namespace");
-    let vip = SocketAddr::new(node, 30_053);
-    let frontend = Frontend { address: node, port: vip.port(), protocol: Protocol::Udp };
-    let mut present: Vec<usize> = (0..usize::from(MAGLEV_ENDPOINTS)).collect();
-    let mut lead = |present: &[usize]| {
-        let endpoints: Vec<SocketAddr> =
-            present.iter().map(|server| servers[*server].local_addr().expect("its address")).collect();
-        bench.set(frontend, &Target { scheduler: Scheduler::Maglev, ..Target::all(endpoints) });
-        forget_flows();
-        for client in &clients {
-            client.send_to(b"?", vip).expect("send");
-        }
-        led(&servers, clients.len())
-    };
-    let (mut before, mut stayed, mut moved) = (lead(&present), 0, 0);
-    for roll in 0..usize::from(ROLLS) {
-        std::thread::sleep(ROLL_PAUSE);
-        present[roll] = usize::from(MAGLEV_ENDPOINTS) + roll;
-        let after = lead(&present);
-        let others = before.iter().filter(|(_, server)| **server != roll);
-        stayed += others.clone().count();
-        moved += others.filter(|(port, server)| after[port] != **server).count();
-        before = after;
-    }
-    let percent = moved as f64 * 100.0 / stayed as f64;
-    let what = format!(
-        "{} ports, {ROLLS} of {MAGLEV_ENDPOINTS} endpoints replaced one by one (Maglev): flows of the others that move",
-        clients.len()
+    let mut rolled = Rolled { bench: Bench::on(&["uplink"]), node, servers, clients };
+    let count = rolled.clients.len();
+    let what = format!("{count} ports, {ROLLS} of {MAGLEV_ENDPOINTS} endpoints replaced one by one (Maglev)");
+    let [going, coming] = rolled.away_and_back();
+    row(
+        &format!("{what}, each away for a while: flows of the others that move"),
+        ["1.3 %", &format!("{going:.2} % when it goes, {coming:.2} % when it is back"), "not measured", "-"],
     );
-    row(&what, ["1.3 %", &format!("{percent:.2} %"), "not measured", "-"]);
-    drop(bench);
+    let moved = rolled.by_others();
+    row(
+        &format!("{what} by endpoints of another name: flows of the others that move"),
+        ["1.3 %", &format!("{moved:.2} %"), "not measured", "-"],
+    );
+    drop(rolled);
     run("ip", "link del uplink");
     netns::remove(outside.path()).expect("remove the namespace");
+}
+
+/// A node port with its servers and the clients outside.
+struct Rolled {
+    bench: Bench,
+    node: IpAddr,
+    servers: Vec<UdpSocket>,
+    clients: Vec<UdpSocket>,
+}
+
+/// An endpoint: the number of its name, and its server's.
+type Named = (usize, usize);
+
+impl Rolled {
+    fn all() -> Vec<Named> {
+        (0..usize::from(MAGLEV_ENDPOINTS)).map(|number| (number, number)).collect()
+    }
+
+    /// The name of the endpoint that each client port is led to.
+    fn lead(&mut self, endpoints: &[Named]) -> HashMap<u16, usize> {
+        let vip = SocketAddr::new(self.node, 30_053);
+        let frontend = Frontend { address: vip.ip(), port: vip.port(), protocol: Protocol::Udp };
+        let address = |server: usize| self.servers[server].local_addr().expect("its address");
+        let names = endpoints
+            .iter()
+            .map(|(name, server)| (address(*server), Identity::of_pod("default", &format!("web-{name}"))));
+        let names = Names::new(names).map(Arc::new);
+        let list: Vec<SocketAddr> = endpoints.iter().map(|(_, server)| address(*server)).collect();
+        self.bench.set(frontend, &Target { scheduler: Scheduler::Maglev, names, ..Target::all(list) });
+        forget_flows();
+        for client in &self.clients {
+            client.send_to(b"?", vip).expect("send");
+        }
+        let name = |server| endpoints.iter().find(|(_, of)| *of == server).expect("an endpoint").0;
+        led(&self.servers, self.clients.len())
+            .into_iter()
+            .map(|(port, server)| (port, name(server)))
+            .collect()
+    }
+
+    /// One after the other goes, and comes back under its name with another address. Of a hundred flows that the others had before it went: how
+    /// many each of the two steps leads elsewhere.
+    fn away_and_back(&mut self) -> [f64; 2] {
+        let (mut present, mut others, mut moved) = (Self::all(), 0, [0, 0]);
+        for roll in 0..usize::from(ROLLS) {
+            let before = self.lead(&present);
+            let (name, _) = present.remove(roll);
+            let away = self.lead(&present);
+            std::thread::sleep(ROLL_PAUSE);
+            present.insert(roll, (name, usize::from(MAGLEV_ENDPOINTS) + roll));
+            let back = self.lead(&present);
+            let of_others = || before.iter().filter(|(_, of)| **of != name).map(|(port, _)| port);
+            others += of_others().count();
+            for (moved, [one, next]) in moved.iter_mut().zip([[&before, &away], [&away, &back]]) {
+                *moved += of_others().filter(|port| one[port] != next[port]).count();
+            }
+        }
+        moved.map(|moved| percent(moved, others))
+    }
+
+    /// One after the other makes room for one of another name.
+    fn by_others(&mut self) -> f64 {
+        let (mut present, mut others, mut moved) = (Self::all(), 0, 0);
+        let mut before = self.lead(&present);
+        for roll in 0..usize::from(ROLLS) {
+            std::thread::sleep(ROLL_PAUSE);
+            let new = usize::from(MAGLEV_ENDPOINTS) + roll;
+            present[roll] = (new, new);
+            let after = self.lead(&present);
+            let of_others = before.iter().filter(|(_, name)| **name != roll);
+            others += of_others.clone().count();
+            moved += of_others.filter(|(port, name)| after[port] != **name).count();
+            before = after;
+        }
+        percent(moved, others)
+    }
+}
+
+fn percent(part: usize, whole: usize) -> f64 {
+    part as f64 * 100.0 / whole as f64
 }
 
 /// As on another node, or much later.

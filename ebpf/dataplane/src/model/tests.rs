@@ -80,6 +80,7 @@ impl Maps {
             direct_return: service.flags & service_flag::DIRECT_RETURN != 0,
             set_aside_after: set_aside_after(service.flags),
             scheduler: Scheduler::of(service.flags),
+            names: None,
         };
         Some(sorted(&target))
     }
@@ -89,11 +90,16 @@ impl Maps {
         self.tables[table.offset as usize..][..usize::from(table.length)].to_vec()
     }
 
+    /// Of the lookup table behind the list.
+    fn places(&self, word: u64) -> &[u32] {
+        let selection = Selection::unpack(word);
+        let first = selection.offset as usize + usize::from(selection.length);
+        &self.tables[first..][..selection.lookup_size() as usize]
+    }
+
     /// Each place of a lookup table leads to a backend of the list.
     fn check_lookup(&self, word: u64) {
-        let (selection, ids) = (Selection::unpack(word), self.table(word));
-        let first = selection.offset as usize + usize::from(selection.length);
-        let places = &self.tables[first..][..selection.lookup_size() as usize];
+        let (selection, ids, places) = (Selection::unpack(word), self.table(word), self.places(word));
         let led: BTreeSet<u32> = places.iter().copied().collect();
         assert!(selection.lookup == 0 || led == ids.into_iter().collect(), "{led:?}");
     }
@@ -108,7 +114,7 @@ impl Maps {
         let in_use = |service: &Service| service.flags != 0;
         let services = self.services.values().filter(|service| in_use(service));
         let words = services.flat_map(|service| [service.inside, service.outside]);
-        let tables = words.map(|word| (word, self.table(word)));
+        let tables = words.map(|word| (word, [&self.table(word), self.places(word)].concat()));
         Found {
             frontends: self
                 .frontends
@@ -144,8 +150,8 @@ fn sorted(target: &Target) -> Target {
         endpoints.into()
     };
     let (inside, outside) = (list(&target.inside), list(&target.outside));
-    // What drains stands in no table.
-    Target { inside, outside, draining: Arc::default(), ..target.clone() }
+    // What drains stands in no table, and names are in none.
+    Target { inside, outside, draining: Arc::default(), names: None, ..target.clone() }
 }
 
 /// A program's lookup, while a writer is at work: some of the writes happen before each of its reads.
@@ -657,6 +663,177 @@ proptest! {
             prop_assert!(maps.tables.len() <= capacity.table_entries as usize);
         }
     }
+}
+
+/// Endpoints as a Service may have them: some are pods' names, which may come twice, at one port of a few, and so often.
+fn named() -> impl Strategy<Value = Vec<Named>> {
+    let one = (prop::option::weighted(0.8, 0_u8..12), 0_u16..2, 1_usize..4);
+    prop::collection::vec(one, 1..12).prop_map(|all| {
+        let numbered = all.into_iter().zip(1..);
+        numbered.map(|((name, port, shares), number)| Named { name, number, port, shares }).collect()
+    })
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Named {
+    name: Option<u8>,
+    number: u8,
+    port: u16,
+    shares: usize,
+}
+
+impl Named {
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from(([10, 244, 0, self.number], 8080 + self.port))
+    }
+}
+
+fn of_names(endpoints: &[Named], scheduler: Scheduler) -> Target {
+    let list = endpoints.iter().flat_map(|one| std::iter::repeat_n(one.address(), one.shares));
+    let named = endpoints.iter().filter_map(|one| Some((one.address(), pod(one.name?))));
+    Target { scheduler, names: Names::new(named).map(Arc::new), ..Target::all(list.collect::<Vec<_>>()) }
+}
+
+fn pod(name: u8) -> Identity {
+    Identity::of_pod("default", &format!("web-{name}"))
+}
+
+impl World {
+    fn lead(&mut self, target: &Target) -> Vec<Write> {
+        let writes = self.plan(1, Some(target.clone()));
+        writes.iter().for_each(|write| self.apply(write));
+        writes
+    }
+
+    /// The endpoint in each place of the lookup table.
+    fn looked_up(&self) -> Vec<SocketAddr> {
+        let slot = self.maps.frontends[&to_key(frontend(1)).to_bytes()];
+        let places = self.maps.places(self.maps.services[&slot].inside);
+        places.iter().map(|id| self.maps.backend(*id)).collect()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whoever else is there, one that is away and comes back under its name has what it had, wherever it is now.
+    #[test]
+    fn one_that_comes_back_under_its_name_has_its_places(
+        endpoints in named(),
+        which in any::<prop::sample::Index>(),
+        restarts in any::<bool>(),
+    ) {
+        let mut world = World::new();
+        let which = which.index(endpoints.len());
+        let name_of = |all: &[Named], address: &SocketAddr| {
+            let one = all.iter().find(|one| one.address() == *address).unwrap();
+            one.name.map(|name| (name, one.port)).ok_or(one.number)
+        };
+        let names = |all: &[Named], world: &World| -> Vec<_> {
+            world.looked_up().iter().map(|address| name_of(all, address)).collect()
+        };
+        world.lead(&of_names(&endpoints, Scheduler::Maglev));
+        let before = names(&endpoints, &world);
+        let mut rest = endpoints.clone();
+        let gone = rest.remove(which);
+        world.lead(&of_names(&rest, Scheduler::Maglev));
+        if restarts {
+            world.restart();
+        }
+        world.model.release();
+        let number = if gone.name.is_some() { 200 } else { gone.number };
+        // The order in which slices tell means nothing.
+        rest.insert(0, Named { number, ..gone });
+        world.lead(&of_names(&rest, Scheduler::Maglev));
+        prop_assert_eq!(names(&rest, &world), before);
+        // Another node never knew the earlier address, and numbers its backends in an order of its own.
+        let mut other = World::new();
+        rest.reverse();
+        other.lead(&of_names(&rest, Scheduler::Maglev));
+        prop_assert_eq!(other.looked_up(), world.looked_up());
+    }
+}
+
+#[test]
+fn two_of_one_name_have_a_part_each() {
+    let one = |number: u8, port: u16| Named { name: Some(3), number, port, shares: 1 };
+    let other = Named { name: Some(4), ..one(9, 0) };
+    for twins in [[one(1, 0), one(2, 0)], [one(1, 0), one(1, 1)], [one(1, 1), one(2, 0)]] {
+        let mut world = World::new();
+        world.lead(&of_names(&[twins[0], other, twins[1]], Scheduler::Maglev));
+        let places = world.looked_up();
+        for endpoint in [twins[0], twins[1], other] {
+            let share = places.iter().filter(|address| **address == endpoint.address()).count();
+            assert!((5460..=5461).contains(&share), "{share} for {endpoint:?} of {twins:?}");
+        }
+    }
+}
+
+#[test]
+fn the_port_is_no_part_of_a_name_that_has_one() {
+    let one = |name: u8, port: u16| Named { name: Some(name), number: name, port, shares: 1 };
+    let mut world = World::new();
+    world.lead(&of_names(&[one(1, 0), one(2, 0), one(3, 0)], Scheduler::Maglev));
+    let ips = |world: &World| world.looked_up().iter().map(SocketAddr::ip).collect::<Vec<_>>();
+    let before = ips(&world);
+    world.lead(&of_names(&[one(1, 0), one(2, 1), one(3, 0)], Scheduler::Maglev));
+    assert_eq!(ips(&world), before);
+    // Of two ports of one pod each keeps its places when the other comes and goes with another address.
+    world.lead(&of_names(&[one(1, 0), one(2, 0), one(2, 1)], Scheduler::Maglev));
+    let before = world.looked_up();
+    world.lead(&of_names(&[Named { number: 7, ..one(1, 0) }, one(2, 0), one(2, 1)], Scheduler::Maglev));
+    let stay = |places: &[SocketAddr]| {
+        places.iter().map(|at| (at.ip() == one(2, 0).address().ip()).then_some(*at)).collect::<Vec<_>>()
+    };
+    assert_eq!(stay(&world.looked_up()), stay(&before));
+}
+
+#[test]
+fn an_address_that_is_another_pods_now_has_that_ones_places() {
+    let one = |name: u8, number: u8| Named { name: Some(name), number, port: 0, shares: 1 };
+    let mut world = World::new();
+    world.lead(&of_names(&[one(1, 1), one(2, 2), one(3, 3)], Scheduler::Maglev));
+    let before = world.looked_up();
+    // Two change their addresses with each other.
+    let swapped = of_names(&[one(1, 2), one(2, 1), one(3, 3)], Scheduler::Maglev);
+    let writes = world.lead(&swapped);
+    assert!(
+        matches!(writes[..], [Write::Table { .. }, Write::Select { .. }, Write::Select { .. }]),
+        "{writes:?}"
+    );
+    let swap = |at: &SocketAddr| match at.ip() {
+        ip if ip == one(1, 1).address().ip() => one(1, 2).address(),
+        ip if ip == one(2, 2).address().ip() => one(2, 1).address(),
+        _ => *at,
+    };
+    assert_eq!(world.looked_up(), before.iter().map(swap).collect::<Vec<_>>());
+    assert_eq!(world.lead(&swapped), []);
+    // Who looks nothing up by hash asks for no names.
+    let at_random = |endpoints: &[Named]| of_names(endpoints, Scheduler::Random);
+    world.lead(&at_random(&[one(1, 1), one(2, 2)]));
+    assert_eq!(world.lead(&at_random(&[one(2, 1), one(1, 2)])), []);
+}
+
+#[test]
+fn a_new_process_fills_a_table_anew_that_other_rules_filled() {
+    let mut world = World::new();
+    let target = of_names(
+        &[1, 2, 3].map(|name| Named { name: Some(name), number: name, port: 0, shares: 1 }),
+        Scheduler::Maglev,
+    );
+    world.lead(&target);
+    let before = world.looked_up();
+    world.restart();
+    assert_eq!(world.lead(&target), [], "as this one does");
+    let selection = Selection::unpack(world.maps.services[&0].inside);
+    let first = selection.offset as usize + usize::from(selection.length);
+    world.maps.tables[first..][..selection.lookup_size() as usize].rotate_left(1);
+    world.restart();
+    assert!(matches!(
+        world.lead(&target)[..],
+        [Write::Table { .. }, Write::Select { .. }, Write::Select { .. }]
+    ));
+    assert_eq!(world.looked_up(), before);
 }
 
 #[test]
@@ -1215,10 +1392,15 @@ fn lookup_tables_leave_room_for_what_every_service_needs() {
     assert_eq!(set(&mut world, limit, &hashed(&[1, 2])), (true, true));
     assert_eq!(set(&mut world, limit, &hashed(&[1, 2])), (false, true), "it goes on as it is");
     assert_eq!(set(&mut world, limit + 1, &target(&[1, 2])), (true, false), "there is room for lists");
+    let renamed = Target { names: Names::new([(endpoint(1), pod(1))]).map(Arc::new), ..hashed(&[1, 2]) };
+    assert_eq!(set(&mut world, 1, &renamed), (false, false), "better by other names than by none");
     // One goes, and so does its table.
     let writes = world.model.remove(service(0));
     writes.iter().for_each(|write| world.maps.apply(write));
     assert_eq!(set(&mut world, limit, &hashed(&[1, 2])), (true, false));
+    world.model.remove(service(2)).iter().for_each(|write| world.maps.apply(write));
+    assert_eq!(set(&mut world, 1, &renamed), (true, false), "now there is room beside it");
+    assert_eq!(set(&mut world, 2, &hashed(&[1, 2])), (true, false));
     // A new process counts what it finds.
     world.restart();
     assert_eq!(set(&mut world, limit + 2, &hashed(&[1, 2])), (true, true));

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 
 use dataplane::Protocol::{Tcp, Udp};
-use dataplane::{Frontend, Scheduler, Target};
+use dataplane::{Frontend, Identity, Names, Scheduler, Target};
 use dataplane_abi::map;
 
 use crate::node::{Links, Node, PLACES, Place, ask_tcp, ask_udp, at, frontend, inside, serve_tcp, serve_udp};
@@ -180,6 +181,37 @@ fn from_outside_the_hash_of_address_and_port_decides_and_few_move_when_an_endpoi
         assert_eq!(lead(Scheduler::Maglev, &endpoints), before, "the endpoint is back");
         let by_source = lead(Scheduler::SourceHash, &endpoints);
         assert_eq!(by_source.values().collect::<BTreeSet<_>>().len(), 1, "{by_source:?}");
+    }
+}
+
+#[test]
+fn from_outside_flows_find_a_pod_that_comes_back_under_its_name_and_others_where_they_were() {
+    let _links = Links::make();
+    let mut node = Node::with_uplink();
+    for place in PLACES {
+        // The last is another server, which takes the name of the one before.
+        let serve = move || ["a", "b", "c", "c"].map(|name| serve_udp(at(place.pod, 0), name));
+        let [a, b, c, again] = inside("pod", serve).join().unwrap();
+        let service_port = frontend(place.node, 30053, Udp);
+        let ports: Vec<u16> = (20_000..20_060).collect();
+        let mut lead = |endpoints: &[SocketAddr]| {
+            let names = endpoints.iter().map(|endpoint| {
+                let name = [(a, "a"), (b, "b"), (c, "c"), (again, "c")];
+                let (_, name) = name.into_iter().find(|(of, _)| of == endpoint).unwrap();
+                (*endpoint, Identity::of_pod("default", name))
+            });
+            let names = Names::new(names).map(Arc::new);
+            node.lead(
+                service_port,
+                &Target { scheduler: Scheduler::Maglev, names, ..Target::all(endpoints) },
+            );
+            node.rewrite_flows(map::INBOUND, |_| None);
+            led(place, &ports)
+        };
+        let before = lead(&[a, b, c]);
+        assert_eq!(before.values().collect::<BTreeSet<_>>().len(), 3, "{before:?}");
+        assert!(!lead(&[a, b]).values().any(|name| *name == 'c'));
+        assert_eq!(lead(&[again, a, b]), before);
     }
 }
 
