@@ -613,9 +613,23 @@ pub fn answer_out(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatVal
         return NEXT;
     }
     let back = back_in(packet, &entry.address, entry.port_be);
-    // SAFETY: only whether it is there matters. One that leads elsewhere stays: the flow has moved on, and this is a late answer.
-    if entry.kind != nat::TOLD && unsafe { flows.get(&back) }.is_none() {
-        written(flows.insert(&back, &inside(packet, entry), BPF_NOEXIST as u64));
+    // SAFETY: an element that is recycled meanwhile costs one packet, which is sent again. One that leads elsewhere stays.
+    let has_moved_on = match unsafe { flows.get(&back) } {
+        Some(held) => {
+            let leads_here = held.address.is(&packet.source) && held.port_be == packet.source_port_be;
+            is_of_link(held, entry, origin) && !leads_here
+        }
+        // What another node told has no other half.
+        None if entry.kind == nat::TOLD => false,
+        None => {
+            written(flows.insert(&back, &inside(packet, entry), BPF_NOEXIST as u64));
+            false
+        }
+    };
+    // A datagram is a late answer. Of a connection it would be taken for its new backend's, to which the client's next packets then make no sense.
+    if has_moved_on && protocol::has_connections(packet.protocol) {
+        count(counter::MASQUERADE_NO_FLOW);
+        return DROP;
     }
     finish(packet::rewrite(ctx, packet, End::Source, &entry.address, entry.port_be))
 }

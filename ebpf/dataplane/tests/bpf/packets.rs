@@ -1136,6 +1136,41 @@ fn a_node_ports_flow_to_another_nodes_pod_goes_on_under_the_nodes_address() {
     }
 }
 
+/// A client that is not answered in time asks again, and may be led to another backend then: the first one's answer comes late.
+#[test]
+fn a_connection_that_was_led_elsewhere_hears_nothing_of_the_first_backend() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    node.masquerade();
+    for place in PLACES {
+        let case = |name, frame, verdict, after, counter| Case { name, frame, verdict, after, counter };
+        let (first, second) = (at(place.pod, 8081), at(place.pod, 8082));
+        let (client, node_port) = (at(place.outside, 1201), at(place.node, 30080));
+        let asks = |protocol| frame(protocol, (place.outside, 1201), (place.node, 30080));
+        let led = |backend| After::Ends(client, backend);
+        let began = Some(counter::NODE_PORT_TRANSLATED);
+        for backend in [first, second] {
+            for protocol in [Tcp, Udp] {
+                node.set(frontend(place.node, 30080, protocol), &[backend]);
+            }
+            let cases = [TCP, UDP].map(|protocol| case("asks", asks(protocol), NEXT, led(backend), began));
+            check(node, "orlop_ingress", cases.into());
+        }
+        let answer = |protocol, port| {
+            let answer = frame(protocol, (place.pod, port), (place.outside, 1201));
+            Frame { tcp_flags: SYN | ACK, ..answer }
+        };
+        let answered = || After::Ends(node_port, client);
+        let cases = vec![
+            case("late", answer(TCP, 8081), DROP, After::Same, Some(counter::MASQUERADE_NO_FLOW)),
+            case("in time", answer(TCP, 8082), NEXT, answered(), None),
+            case("a late datagram", answer(UDP, 8081), NEXT, answered(), None),
+            case("a datagram", answer(UDP, 8082), NEXT, answered(), None),
+        ];
+        check(node, "orlop_egress", cases);
+    }
+}
+
 /// What may leave a pod that a policy selects, the loopback standing in for its link.
 #[test]
 fn packets_of_a_selected_pod() {
