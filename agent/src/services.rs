@@ -65,6 +65,8 @@ pub struct Context {
     pub node_addresses: Vec<IpAddr>,
     /// None: somebody else translates services; the cache is still kept.
     pub dataplane: Option<Dataplane>,
+    /// This node's pods, where they are known.
+    pub bypass: Option<Arc<Bypass>>,
     /// Kept as the Services are seen and the dataplane is written.
     pub directory: Directory,
     pub recorder: Recorder,

@@ -156,12 +156,16 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     });
     tasks.extend(node_tasks);
     let directory = services::Directory::default();
+    let sandboxes = runtime.list().sandboxes;
+    let bypass = tokio::task::block_in_place(|| services::Bypass::start(dataplane.clone(), &sandboxes));
+    let bypass = Arc::new(bypass);
     let (service_cache, departures, service_task) = services::start(services::Context {
         client: client.clone(),
         node_name: settings.node_name.clone(),
         node: own_node.clone(),
         node_addresses: NodePortAddresses::All.choose(&[], &uplinks.addresses),
         dataplane: dataplane.clone(),
+        bypass: Some(bypass.clone()),
         directory: directory.clone(),
         recorder: recorder.clone(),
         progress: services::Progress::default(),
@@ -210,9 +214,6 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     if let Some(dir) = &settings.image_archives_dir {
         import_images(&runtime, dir).await;
     }
-    let sandboxes = runtime.list().sandboxes;
-    let bypass = tokio::task::block_in_place(|| services::Bypass::start(dataplane.clone(), &sandboxes));
-    let bypass = Arc::new(bypass);
     let metrics = Metrics::default();
     let (pods, pods_task) = pods::Manager::start(pods::Context {
         client,

@@ -96,6 +96,7 @@ async fn nothing_is_asked_that_kube_proxy_may_not_ask() {
         node: own,
         node_addresses: Vec::new(),
         dataplane: None,
+        bypass: None,
         directory: services::Directory::default(),
         recorder: recorder.clone(),
         progress: Progress::default(),

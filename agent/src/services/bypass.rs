@@ -1,12 +1,15 @@
-//! Pods that reach services by packets, because sockets of this node do not make those: a network stack of their own, or a virtual
-//! machine. Their annotation says so; it is read when the sandbox is made.
+//! Pods that reach services by packets, because sockets of this node do not make those, or because the kernel tells nobody of them.
 //!
-//! In: sandboxes. Out: programs on the links of such pods, before the first container starts. Decides nothing else.
+//! All packets are led of a network stack of its own or a virtual machine: the pod's annotation says so, which is read when the sandbox is made. Of
+//! all other pods SCTP is led, while this node leads to a Service of it.
+//!
+//! In: sandboxes, and whether there is such a Service. Out: programs on the links of pods, before the first container starts. Decides nothing else.
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use dataplane::OpenError;
 use dataplane::policy::PodLink;
 use runtime::{SandboxId, SandboxState, SandboxStatus};
 
@@ -24,13 +27,41 @@ const PACKETS: &str = "packets";
 /// Serves pods by packets.
 pub struct Bypass {
     dataplane: Option<Dataplane>,
-    links: Mutex<HashMap<SandboxId, PodLink>>,
+    /// Held while programs are put on a link: whoever comes meanwhile finds a pod served or not, as is due.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    pods: HashMap<SandboxId, Pod>,
+    /// Whether SCTP is led; what an earlier agent did until Services are known.
+    leads_sctp: bool,
+}
+
+struct Pod {
+    netns: PathBuf,
+    led: Led,
+    /// Where the programs are.
+    link: Option<PodLink>,
+    /// It was told that it cannot be served.
+    is_told: bool,
+}
+
+/// What of a pod's packets is led.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Led {
+    All,
+    /// While there is a Service of it.
+    Sctp,
 }
 
 impl Bypass {
     /// Goes on with what an earlier agent did for the sandboxes that there are. Blocks.
     pub fn start(dataplane: Option<Dataplane>, sandboxes: &[SandboxStatus]) -> Self {
-        let bypass = Self { dataplane, links: Mutex::default() };
+        let leads_sctp =
+            dataplane.as_ref().is_some_and(|dataplane| dataplane.with(|dataplane| dataplane.serves_sctp()));
+        let state = Mutex::new(State { leads_sctp, ..State::default() });
+        let bypass = Self { dataplane, state };
         // One that asks for something else is not served.
         let asks = |sandbox: &&SandboxStatus| wanted(sandbox).is_ok();
         let ready = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Ready).filter(asks);
@@ -41,7 +72,7 @@ impl Bypass {
                 tracing::warn!(sandbox = %sandbox.id, error, "this pod may not reach services by packets");
             }
         }
-        // What was not found may still be at work.
+        // What was not found may still be at work. What leads SCTP waits until Services are known.
         if let Some(dataplane) = bypass.dataplane.as_ref().filter(|_| whole)
             && let Err(error) = dataplane.with(|dataplane| dataplane.retain_packets())
         {
@@ -50,49 +81,108 @@ impl Bypass {
         bypass
     }
 
-    /// Returns when the pod's packets reach services, if it asks for that. Blocks.
+    /// Returns when the pod's packets reach services: all if it asks for that, else SCTP while there is a Service of it. Blocks.
     ///
     /// # Errors
-    /// The annotation says something else, or the pod's link cannot be served: in words.
+    /// The annotation says something else, or the link of a pod that asks cannot be served: in words.
     pub fn serve(&self, sandbox: &SandboxStatus) -> Result<(), String> {
-        let Some(netns) = wanted(sandbox)? else { return Ok(()) };
+        let Some((led, netns)) = wanted(sandbox)? else { return Ok(()) };
         // Whoever leads services in this agent's place does so by packets.
         let Some(dataplane) = &self.dataplane else { return Ok(()) };
-        if self.links().contains_key(&sandbox.id) {
+        let mut state = self.state();
+        let leads_sctp = state.leads_sctp;
+        let new = || Pod { netns: netns.to_owned(), led, link: None, is_told: false };
+        let pod = state.pods.entry(sandbox.id.clone()).or_insert_with(new);
+        if pod.link.is_some() || (led == Led::Sctp && !leads_sctp) {
             return Ok(());
         }
-        let link = served(dataplane, netns)
-            .map_err(|reason| format!("services cannot be served by packets: {reason}"))?;
-        self.links().insert(sandbox.id.clone(), link);
-        Ok(())
+        match (pod.serve(dataplane), led) {
+            (Err(reason), Led::All) => Err(format!("services cannot be served by packets: {reason}")),
+            // A pod that may never say a word of SCTP does not wait for it.
+            (Err(reason), Led::Sctp) => {
+                pod.tell(&sandbox.id, &reason);
+                Ok(())
+            }
+            (Ok(()), _) => Ok(()),
+        }
+    }
+
+    /// Leads SCTP of all pods that are not led anyway, or does not any more; the first call takes away what an earlier agent left. Whether that
+    /// is done: else the same call tries again. Blocks.
+    pub fn lead_sctp(&self, leads: bool) -> bool {
+        let Some(dataplane) = &self.dataplane else { return true };
+        let (mut state, mut done) = (self.state(), true);
+        state.leads_sctp = leads;
+        for (sandbox, pod) in state.pods.iter_mut().filter(|(_, pod)| pod.led == Led::Sctp) {
+            let changed = match (&pod.link, leads) {
+                (None, true) => pod.serve(dataplane),
+                (Some(_), false) => pod.end(dataplane).map_err(|error| chain(&error)),
+                _ => Ok(()),
+            };
+            if let Err(reason) = changed {
+                pod.tell(sandbox, &reason);
+                done = false;
+            }
+        }
+        // What was not found may still be at work.
+        if done && let Err(error) = dataplane.with(|dataplane| dataplane.retain_sctp()) {
+            tracing::warn!(error = chain(&error), "remove the programs for SCTP that nobody needs");
+            done = false;
+        }
+        done
     }
 
     /// A sandbox has no network any more. Blocks.
     pub fn ended(&self, sandbox: &SandboxId) {
-        let link = self.links().remove(sandbox);
-        if let (Some(link), Some(dataplane)) = (link, &self.dataplane)
-            && let Err(error) = dataplane.with(|dataplane| dataplane.end_packets(&link))
+        let pod = self.state().pods.remove(sandbox);
+        if let (Some(mut pod), Some(dataplane)) = (pod, &self.dataplane)
+            && let Err(error) = pod.end(dataplane)
         {
-            tracing::warn!(
-                link = link.name,
-                error = chain(&error),
-                "remove the programs of a pod that ended"
-            );
+            tracing::warn!(%sandbox, error = chain(&error), "remove the programs of a pod that ended");
         }
     }
 
-    fn links(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxId, PodLink>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The network namespace of a pod that asks for it.
-fn wanted(sandbox: &SandboxStatus) -> Result<Option<&Path>, String> {
+impl Pod {
+    fn serve(&mut self, dataplane: &Dataplane) -> Result<(), String> {
+        let link = find_link(&self.netns).map_err(|error| chain(&error))?;
+        let served = dataplane.with(|dataplane| match self.led {
+            Led::All => dataplane.serve_packets(&link),
+            Led::Sctp => dataplane.serve_sctp(&link),
+        });
+        served.map_err(|error| chain(&error))?;
+        (self.link, self.is_told) = (Some(link), false);
+        Ok(())
+    }
+
+    fn end(&mut self, dataplane: &Dataplane) -> Result<(), OpenError> {
+        let Some(link) = &self.link else { return Ok(()) };
+        dataplane.with(|dataplane| match self.led {
+            Led::All => dataplane.end_packets(link),
+            Led::Sctp => dataplane.end_sctp(link),
+        })?;
+        self.link = None;
+        Ok(())
+    }
+
+    /// Once, not at every attempt.
+    fn tell(&mut self, sandbox: &SandboxId, reason: &str) {
+        if !std::mem::replace(&mut self.is_told, true) {
+            tracing::warn!(%sandbox, reason, "cannot begin or end to lead this pod's SCTP: it goes on as it did");
+        }
+    }
+}
+
+/// What is led of a pod, and its network namespace. Whoever is in the node's network has no link of its own, and its packets are the node's.
+fn wanted(sandbox: &SandboxStatus) -> Result<Option<(Led, &Path)>, String> {
     match sandbox.config.annotations.get(ANNOTATION).map(String::as_str) {
-        None | Some(SOCKETS) => Ok(None),
-        // Whoever is in the node's network has no link of its own, and its packets are the node's.
+        None | Some(SOCKETS) => Ok(sandbox.netns.as_deref().map(|netns| (Led::Sctp, netns))),
         Some(PACKETS) => match &sandbox.netns {
-            Some(netns) => Ok(Some(netns)),
+            Some(netns) => Ok(Some((Led::All, netns))),
             None => Err(format!(
                 "annotation {ANNOTATION}: a pod in the node's network is served by sockets alone"
             )),
@@ -101,10 +191,4 @@ fn wanted(sandbox: &SandboxStatus) -> Result<Option<&Path>, String> {
             Err(format!("annotation {ANNOTATION}: \"{other}\" is neither {SOCKETS} nor {PACKETS}"))
         }
     }
-}
-
-fn served(dataplane: &Dataplane, netns: &Path) -> Result<PodLink, String> {
-    let link = find_link(netns).map_err(|error| chain(&error))?;
-    dataplane.with(|dataplane| dataplane.serve_packets(&link)).map_err(|error| chain(&error))?;
-    Ok(link)
 }

@@ -229,6 +229,8 @@ pub struct Planner {
     wanted: HashMap<Key, (i64, Lists)>,
     claims: HashMap<Frontend, BTreeMap<Claimant, Target>>,
     desired: HashMap<Frontend, (Key, Target)>,
+    /// How many of these are of SCTP.
+    sctp: usize,
     health_checks: HashMap<Key, HealthCheck>,
 }
 
@@ -347,6 +349,11 @@ impl Planner {
         self.desired.get(frontend).map(|(key, target)| (key, target))
     }
 
+    /// Whether a Service of SCTP is served.
+    pub fn leads_sctp(&self) -> bool {
+        self.sctp > 0
+    }
+
     /// Every frontend that the dataplane should have.
     pub fn frontends(&self) -> HashSet<Frontend> {
         self.desired.keys().copied().collect()
@@ -365,6 +372,7 @@ impl Planner {
             match self.claims.get(&frontend).and_then(|claims| claims.first_key_value()) {
                 None => {
                     if self.desired.remove(&frontend).is_some() {
+                        self.sctp -= usize::from(frontend.protocol == Protocol::Sctp);
                         result.changes.push(Change::Remove { frontend });
                     }
                 }
@@ -376,7 +384,9 @@ impl Planner {
                         let (service, target) = next.clone();
                         sets.push(Change::Set { frontend, target, service });
                     }
-                    self.desired.insert(frontend, next);
+                    if self.desired.insert(frontend, next).is_none() {
+                        self.sctp += usize::from(frontend.protocol == Protocol::Sctp);
+                    }
                 }
             }
         }

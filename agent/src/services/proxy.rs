@@ -1,5 +1,5 @@
 //! The task that owns Services: two watches, the own Node's zone and the ends of this node's pods in; the cache, the dataplane, health
-//! check ports and the wakes of `orphans` and `peers` out.
+//! check ports, whether pods' SCTP is led and the wakes of `orphans` and `peers` out.
 //!
 //! ```text
 //! Syncing --both watches listed once; ending pods and zone known, or CATCH_UP later--> Running --every change--> Running
@@ -68,6 +68,8 @@ struct Proxy {
     wants_peers: peers::Wanted,
     /// Services whose health check port could not be opened.
     unhealthy: BTreeSet<Key>,
+    /// Whether pods' SCTP was to be led when that was last tried, and whether it could be done.
+    sctp: Option<(bool, bool)>,
     /// Those who end a pod and wait for the next write: at most one for each pod, since each gives up in time.
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -117,6 +119,7 @@ impl Proxy {
             retry_at: None,
             health: health::Servers::everywhere(),
             unhealthy: BTreeSet::new(),
+            sctp: None,
             wake_orphans: orphans::Wake::default(),
             wants_peers: peers::Wanted::default(),
             waiting: Vec::new(),
@@ -312,6 +315,9 @@ impl Proxy {
             self.running = true;
             self.remove_stale();
         }
+        if self.sctp.is_none_or(|(leads, _)| leads != self.planner.leads_sctp()) {
+            self.lead_sctp();
+        }
         if let Some(dataplane) = &self.context.dataplane {
             self.wake_orphans.after_writes(dataplane);
         }
@@ -366,6 +372,17 @@ impl Proxy {
                     Err(error) => self.set_failed(frontend, &service, &error),
                 }
             }
+        }
+    }
+
+    /// Pods' SCTP is led by packets while a Service needs that.
+    fn lead_sctp(&mut self) {
+        let Some(bypass) = self.context.bypass.clone() else { return };
+        let leads = self.planner.leads_sctp();
+        let done = tokio::task::block_in_place(|| bypass.lead_sctp(leads));
+        self.sctp = Some((leads, done));
+        if !done {
+            self.schedule_retry();
         }
     }
 
@@ -424,6 +441,9 @@ impl Proxy {
         }
         for service in self.unhealthy.clone() {
             self.check_health(&service, self.planner.health_check(&service));
+        }
+        if self.sctp.is_some_and(|(_, done)| !done) {
+            self.lead_sctp();
         }
     }
 

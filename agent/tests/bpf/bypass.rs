@@ -7,7 +7,7 @@ use agent::services::{self, Bypass};
 use dataplane::{Dataplane, Frontend, Protocol, Target};
 use runtime::{SandboxConfig, SandboxId, SandboxState, SandboxStatus};
 
-use crate::place::{Cgroup, LIMIT, PORTS, Place, Pod};
+use crate::place::{Cgroup, LIMIT, PORTS, Place, Pod, raw_sctp};
 
 const VIP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10)), 53);
 
@@ -15,7 +15,8 @@ fn sandbox(number: usize, annotation: Option<&str>) -> SandboxStatus {
     let annotations: BTreeMap<String, String> =
         annotation.map(|value| ("orlop.dev/services".to_owned(), value.to_owned())).into_iter().collect();
     SandboxStatus {
-        id: SandboxId::from(format!("sandbox-{number}")),
+        // What it asks for does not change while it lives.
+        id: SandboxId::from(format!("sandbox-{number}-{}", annotation.unwrap_or("silent"))),
         config: SandboxConfig { annotations, ..SandboxConfig::default() },
         state: SandboxState::Ready,
         created_at: 0,
@@ -89,5 +90,82 @@ fn a_pod_that_asks_for_it_reaches_services_by_packets() {
     drop(Bypass::start(Some(dataplane.clone()), &[wrong]));
     assert!(!answered(&place, &client, &node), "its sandbox is gone");
     drop(dataplane);
+    dataplane::remove_all(&options.pin_root).unwrap();
+}
+
+/// Whether the first packet of an association to the service reaches pod 1; it reaches the node else.
+fn led(from: &Pod, to: &socket2::Socket, node: &socket2::Socket) -> bool {
+    // Ports and tags, no checksum; and the chunk INIT.
+    let mut packet = [0; 32];
+    packet[..4].copy_from_slice(&[0x0f, 0xa1, 0, VIP.port() as u8]);
+    (packet[12], packet[15]) = (1, 20);
+    from.raw_sctp().send_to(&packet, &SocketAddr::new(VIP.ip(), 0).into()).unwrap();
+    let heard = |socket: &socket2::Socket| {
+        let mut packet = [std::mem::MaybeUninit::uninit(); 128];
+        socket.recv(&mut packet).is_ok()
+    };
+    harness::wait::until("the packet arrives somewhere", LIMIT, || match (heard(to), heard(node)) {
+        (true, _) => Ok(true),
+        (_, true) => Ok(false),
+        _ => Err("neither".to_owned()),
+    })
+}
+
+#[test]
+fn sctp_of_all_pods_is_led_while_there_is_a_service_of_it() {
+    let place = Place::make();
+    let _datagrams = place.route(0, VIP);
+    for number in 2..4 {
+        place.route_more(number);
+    }
+    let (node, server) = (raw_sctp(VIP.ip()), place.pods[1].raw_sctp());
+    let cgroup = Cgroup::make();
+    let options = cgroup.options();
+    let open = || services::Dataplane::new(Dataplane::open(&options).unwrap());
+    let dataplane = open();
+    let frontend = Frontend { address: VIP.ip(), port: VIP.port(), protocol: Protocol::Sctp };
+    let target = Target::all([SocketAddr::new(Pod::address(1, true), PORTS[0])]);
+    dataplane.with(|dataplane| dataplane.set(frontend, &target)).unwrap();
+    let is_led = |number: usize| led(&place.pods[number], &server, &node);
+
+    let bypass = Bypass::start(Some(dataplane.clone()), &[]);
+    let [plain, asking, late] =
+        [(0, None), (2, Some("packets")), (3, Some("sockets"))].map(|(n, a)| sandbox(n, a));
+    bypass.serve(&plain).unwrap();
+    bypass.serve(&asking).unwrap();
+    assert_eq!([0, 2].map(is_led), [false, true], "no service is known yet");
+    assert!(bypass.lead_sctp(true));
+    assert!(is_led(0));
+    // A later pod before its first container; one in the node's network has no link.
+    bypass.serve(&late).unwrap();
+    bypass.serve(&SandboxStatus { netns: None, ..sandbox(4, None) }).unwrap();
+    assert!(is_led(3));
+    // One that cannot be served does not wait, and is told.
+    let lost = SandboxStatus { netns: Some("/run/netns/nobody".into()), ..sandbox(5, None) };
+    bypass.serve(&lost).unwrap();
+    assert!(!bypass.lead_sctp(true));
+    bypass.ended(&lost.id);
+    assert!(bypass.lead_sctp(true));
+    bypass.ended(&late.id);
+    assert!(!is_led(3));
+
+    // A new agent goes on before it knows of services, with pods that come then too.
+    drop((bypass, dataplane));
+    assert!(is_led(0), "while no agent runs");
+    let dataplane = open();
+    let bypass = Bypass::start(Some(dataplane.clone()), std::slice::from_ref(&asking));
+    bypass.serve(&late).unwrap();
+    assert_eq!([0, 2, 3].map(is_led), [true; 3], "what was there stays until services are known");
+    assert!(bypass.lead_sctp(true));
+    assert_eq!([0, 2, 3].map(is_led), [false, true, true], "its sandbox is gone");
+    // The last service goes: whoever asks for all packets goes on.
+    assert!(bypass.lead_sctp(false));
+    assert_eq!([2, 3].map(is_led), [true, false]);
+    assert!(!dataplane.with(|dataplane| dataplane.serves_sctp()));
+    bypass.serve(&plain).unwrap();
+    assert!(!is_led(0));
+    assert!(bypass.lead_sctp(true));
+    assert_eq!([0, 2, 3].map(is_led), [true; 3]);
+    drop((bypass, dataplane));
     dataplane::remove_all(&options.pin_root).unwrap();
 }

@@ -50,10 +50,27 @@ impl Pod {
         self.netns.run(|| (0..count).map(|_| bound(Type::STREAM, own)).collect()).unwrap()
     }
 
+    /// What sends and hears packets of SCTP without knowing more of it.
+    pub fn raw_sctp(&self) -> Socket {
+        self.netns.run(|| raw_sctp(Self::address(self.number, true))).unwrap()
+    }
+
     pub fn datagram_client(&self, is_ipv4: bool) -> UdpSocket {
         let own = SocketAddr::new(Self::address(self.number, is_ipv4), 0);
         self.netns.run(|| bound(Type::DGRAM, own)).unwrap().into()
     }
+}
+
+pub fn raw_sctp(own: IpAddr) -> Socket {
+    let socket = Socket::new(
+        Domain::IPV4,
+        Type::from(nix::libc::SOCK_RAW),
+        Some(Protocol::from(nix::libc::IPPROTO_SCTP)),
+    );
+    let socket = socket.unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&SocketAddr::new(own, 0).into()).unwrap();
+    socket
 }
 
 fn bound(kind: Type, own: SocketAddr) -> Socket {
@@ -87,9 +104,14 @@ impl Place {
     /// Lets a pod ask one more address of the node, which forwards; what it asks there arrives at the socket.
     pub fn route(&self, pod: usize, address: SocketAddr) -> UdpSocket {
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-        ip(&format!("-n pod-{pod} route add default via {}", gateway(true)));
+        self.route_more(pod);
         ip(&format!("addr add {}/32 dev {BRIDGE}", address.ip()));
         bound(Type::DGRAM, address).into()
+    }
+
+    /// Lets another pod ask it too.
+    pub fn route_more(&self, pod: usize) {
+        ip(&format!("-n pod-{pod} route add default via {}", gateway(true)));
     }
 }
 

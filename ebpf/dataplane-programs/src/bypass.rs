@@ -4,6 +4,9 @@
 //! answers get the service's address when policies have seen them. Flows stand in ORLOP_NAT, as what pods begin does. A packet whose flow is
 //! not known (any more), or that has no backend, is dropped and counted: nobody here has the service's address and could refuse. Fragments whose first one is not known, and those of SCTP, go on as they are, counted. A flow is its
 //! link's: what another pod sends under this one's address changes nothing here.
+//!
+//! Of other pods SCTP alone is led here, while there is a service of it: the kernel tells of no socket of SCTP. What is of another protocol passes
+//! those programs after a look at it.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
@@ -18,6 +21,29 @@ use crate::uplink::{self, Apart, FRAGMENT, ICMP, NEXT, apart};
 /// From the pod.
 #[classifier]
 pub fn orlop_vip_in(ctx: TcContext) -> i32 {
+    from_pod(&ctx)
+}
+
+/// Towards the pod.
+#[classifier]
+pub fn orlop_vip_out(ctx: TcContext) -> i32 {
+    to_pod(&ctx)
+}
+
+/// SCTP from the pod.
+#[classifier]
+pub fn orlop_sctp_in(ctx: TcContext) -> i32 {
+    if packet::is_about_sctp(&ctx) { from_pod(&ctx) } else { NEXT }
+}
+
+/// SCTP towards the pod.
+#[classifier]
+pub fn orlop_sctp_out(ctx: TcContext) -> i32 {
+    if packet::is_about_sctp(&ctx) { to_pod(&ctx) } else { NEXT }
+}
+
+#[inline(always)]
+fn from_pod(ctx: &TcContext) -> i32 {
     let apart = Apart {
         error: uplink::orlop_error_in,
         part: orlop_vip_part_in,
@@ -25,12 +51,11 @@ pub fn orlop_vip_in(ctx: TcContext) -> i32 {
         flow: Some(orlop_vip_flow_in),
         port: orlop_vip_port_in,
     };
-    apart.run(&ctx, || packet_in(&ctx))
+    apart.run(ctx, || packet_in(ctx))
 }
 
-/// Towards the pod.
-#[classifier]
-pub fn orlop_vip_out(ctx: TcContext) -> i32 {
+#[inline(always)]
+fn to_pod(ctx: &TcContext) -> i32 {
     let apart = Apart {
         error: uplink::orlop_error_out,
         part: orlop_vip_part_out,
@@ -38,7 +63,7 @@ pub fn orlop_vip_out(ctx: TcContext) -> i32 {
         flow: None,
         port: orlop_vip_port_out,
     };
-    apart.run(&ctx, || packet_out(&ctx))
+    apart.run(ctx, || packet_out(ctx))
 }
 
 apart! {

@@ -286,6 +286,32 @@ pub fn is_arp(ctx: &TcContext) -> bool {
     ctx.load(ETHERTYPE_OFFSET).is_ok_and(|kind| u16::from_be(kind) == ETHERTYPE_ARP)
 }
 
+/// Whether a frame is of SCTP, or an ICMP error about one that is. A look at few bytes, for links where nearly all is of something else: behind
+/// extension headers of IPv6, which the kernel's SCTP does not send, it is not noticed.
+#[inline(always)]
+pub fn is_about_sctp(ctx: &TcContext) -> bool {
+    quoted_or_own_protocol(ctx) == Some(protocol::SCTP)
+}
+
+#[inline(always)]
+fn quoted_or_own_protocol(ctx: &TcContext) -> Option<u8> {
+    let byte = |offset: usize| ctx.load::<u8>(ETHERNET_LENGTH + offset).ok();
+    match u16::from_be(ctx.load(ETHERTYPE_OFFSET).ok()?) {
+        ETHERTYPE_IPV4 => match byte(V4_PROTOCOL_OFFSET)? {
+            protocol::ICMP => {
+                let length = usize::from(byte(0)? & 0xf) * 4;
+                byte(length + ICMP_LENGTH + V4_PROTOCOL_OFFSET)
+            }
+            own => Some(own),
+        },
+        ETHERTYPE_IPV6 => match byte(V6_NEXT_HEADER_OFFSET)? {
+            protocol::ICMPV6 => byte(V6_LENGTH + ICMP_LENGTH + V6_NEXT_HEADER_OFFSET),
+            own => Some(own),
+        },
+        _ => None,
+    }
+}
+
 /// As it never comes through a router: that leaves fewer hops.
 #[inline(always)]
 fn is_neighbourhood(ctx: &TcContext, header: &Header) -> bool {

@@ -68,6 +68,28 @@ const BYPASS_PROGRAMS: &[LinkProgram] = &[
     LinkProgram::new("orlop_vip_out", TcAttachType::Egress, Order::Last),
 ];
 
+/// On the links of all other pods, while there is a service of SCTP.
+const SCTP_PROGRAMS: &[LinkProgram] = &[
+    LinkProgram::new("orlop_sctp_in", TcAttachType::Ingress, Order::First),
+    LinkProgram::new("orlop_sctp_out", TcAttachType::Egress, Order::Last),
+];
+
+/// What of a pod's packets is led.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packets {
+    All,
+    Sctp,
+}
+
+impl Packets {
+    fn programs(self) -> &'static [LinkProgram] {
+        match self {
+            Self::All => BYPASS_PROGRAMS,
+            Self::Sctp => SCTP_PROGRAMS,
+        }
+    }
+}
+
 /// A program for links.
 #[derive(Clone, Copy)]
 struct LinkProgram {
@@ -92,7 +114,7 @@ enum Order {
 /// The names of all programs for links.
 fn link_programs() -> impl Iterator<Item = &'static str> {
     let uplinks = UPLINK_PROGRAMS.iter().map(|(_, program)| program);
-    uplinks.chain(POLICY_PROGRAMS).chain(BYPASS_PROGRAMS).map(|program| program.name)
+    uplinks.chain(POLICY_PROGRAMS).chain(BYPASS_PROGRAMS).chain(SCTP_PROGRAMS).map(|program| program.name)
 }
 const PINNED_MAPS: &[&str] = &[
     map::FRONTENDS,
@@ -172,8 +194,8 @@ pub enum OpenError {
 /// The programs for pods' links, loaded.
 pub struct ForPods {
     pub policy: PodPrograms,
-    /// Where a pod has them: they are not loaded for nobody.
-    pub bypass: Option<PodPrograms>,
+    /// By [`Packets`], where a pod has them: they are not loaded for nobody.
+    pub packets: [Option<PodPrograms>; 2],
 }
 
 /// The maps that user space works with.
@@ -251,14 +273,15 @@ pub fn open(options: &Options) -> Result<(PinRoot, Maps, ForPods), OpenError> {
     attach_uplinks(&mut programs, options, &pins, &mut wanted)?;
     let policy = PodPrograms::load(&mut programs, options, &pins, POLICY_PROGRAMS)?;
     policy.adopt(&mut wanted)?;
-    let bypass = match pods::are_attached(&pins, BYPASS_PROGRAMS)? {
-        true => Some(PodPrograms::load(&mut programs, options, &pins, BYPASS_PROGRAMS)?),
-        false => None,
-    };
-    if let Some(bypass) = &bypass {
-        bypass.adopt(&mut wanted)?;
+    let mut packets = [None, None];
+    for which in [Packets::All, Packets::Sctp] {
+        if pods::are_attached(&pins, which.programs())? {
+            let found = PodPrograms::load(&mut programs, options, &pins, which.programs())?;
+            found.adopt(&mut wanted)?;
+            packets[which as usize] = Some(found);
+        }
     }
-    let pods = ForPods { policy, bypass };
+    let pods = ForPods { policy, packets };
     if let Some(migration) = migration {
         migration.finish();
     }
@@ -294,13 +317,15 @@ fn load_all(programs: &mut Ebpf, options: &Options, layouts: &[&Path]) -> Result
     let concerned = |layer: Layer| uplinks.iter().any(|uplink| uplink.layer == layer);
     let of_uplinks =
         UPLINK_PROGRAMS.iter().filter(|(layer, _)| concerned(*layer)).map(|(_, program)| program);
-    let mut bypass: &[LinkProgram] = &[];
-    for pins in layouts.iter().filter(|pins| pins.exists()) {
-        if pods::are_attached(pins, BYPASS_PROGRAMS)? {
-            bypass = BYPASS_PROGRAMS;
+    let mut of_pods: Vec<&LinkProgram> = POLICY_PROGRAMS.iter().collect();
+    for table in [BYPASS_PROGRAMS, SCTP_PROGRAMS] {
+        for pins in layouts.iter().filter(|pins| pins.exists()) {
+            if pods::are_attached(pins, table)? {
+                of_pods.extend(table);
+            }
         }
     }
-    for LinkProgram { name, .. } in of_uplinks.chain(POLICY_PROGRAMS).chain(bypass) {
+    for LinkProgram { name, .. } in of_uplinks.chain(of_pods) {
         ensure_loaded(get::<SchedClassifier>(programs, name)?.load(), name)?;
     }
     Ok(())
@@ -332,9 +357,9 @@ fn load_object(pins: &Path) -> Result<Ebpf, OpenError> {
 }
 
 /// The programs for services by packets, of a dataplane that is open.
-pub fn load_bypass(options: &Options) -> Result<PodPrograms, OpenError> {
+pub fn load_packets(options: &Options, which: Packets) -> Result<PodPrograms, OpenError> {
     let pins = pin_folder(&options.pin_root);
-    PodPrograms::load(&mut load_object(&pins)?, options, &pins, BYPASS_PROGRAMS)
+    PodPrograms::load(&mut load_object(&pins)?, options, &pins, which.programs())
 }
 
 /// What is attached and stays.

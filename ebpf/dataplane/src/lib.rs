@@ -13,6 +13,7 @@ mod inspect;
 mod kernel;
 mod model;
 mod orphans;
+mod packets;
 pub mod policy;
 mod sys;
 pub mod trace;
@@ -25,13 +26,14 @@ use std::num::{NonZeroU8, NonZeroU32};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use attach::{ForPods, PinRoot, PodPrograms};
+use attach::{ForPods, Packets, PinRoot};
 use dataplane_abi::Config;
 pub use dataplane_abi::{Origin, Scheduler, Selection, ServiceCounts, counter};
 use ipnetwork::IpNetwork;
 use kernel::Kernel;
 use linux::netns::Netns;
 use model::{Capacity, Model};
+use packets::Served;
 use unapplied::Unapplied;
 
 pub use attach::OpenError;
@@ -208,9 +210,9 @@ pub struct Dataplane {
     unapplied: Unapplied,
     policies: policy::Policies,
     options: Options,
-    bypass: Option<PodPrograms>,
-    /// The names of links whose pods reach services by packets.
-    bypassing: BTreeSet<String>,
+    /// Pods that reach services by packets, and those whose SCTP is led.
+    packets: Served,
+    sctp: Served,
     /// Those that set failing endpoints aside, and whether the program that hears of failures is attached; none: an earlier process knew.
     mindful: BTreeSet<Frontend>,
     watches_tries: Option<bool>,
@@ -228,7 +230,7 @@ impl Dataplane {
     /// a loopback address.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
         let node_netns = Netns::current().and_then(|own| own.cookie()).map_err(OpenError::Namespace)?;
-        let (root, maps, ForPods { policy, bypass }) = attach::open(options)?;
+        let (root, maps, ForPods { policy, packets: [packets, sctp] }) = attach::open(options)?;
         let mut kernel = Kernel::open(maps).map_err(OpenError::Maps)?;
         let state = kernel.read().map_err(OpenError::Maps)?;
         let (model, leftovers) = Model::adopt(&state, Capacity::default());
@@ -250,8 +252,8 @@ impl Dataplane {
             unapplied,
             policies,
             options: options.clone(),
-            bypass,
-            bypassing: BTreeSet::new(),
+            packets: Served::new(Packets::All, packets),
+            sctp: Served::new(Packets::Sctp, sctp),
             mindful: BTreeSet::new(),
             watches_tries: None,
             synced,
@@ -345,30 +347,38 @@ impl Dataplane {
     /// Lets the pod behind a link reach services by packets, whoever makes those: a network stack of its own, or a virtual machine. Its
     /// sockets, if they are led to backends already, notice nothing.
     pub fn serve_packets(&mut self, link: &PodLink) -> Result<(), OpenError> {
-        let programs = match self.bypass.take() {
-            Some(programs) => programs,
-            None => attach::load_bypass(&self.options)?,
-        };
-        let programs = self.bypass.insert(programs);
-        if let Err(error) = programs.attach(link) {
-            // What is led without its answers being translated is worse than nothing. The first error says why.
-            let _second = programs.detach(link);
-            return Err(error);
-        }
-        self.bypassing.insert(link.name.clone());
-        Ok(())
+        self.packets.serve(link, &self.options)
     }
 
     /// Ends that; a link that is gone is fine.
     pub fn end_packets(&mut self, link: &PodLink) -> Result<(), OpenError> {
-        self.bypassing.remove(&link.name);
-        self.bypass.as_ref().map_or(Ok(()), |programs| programs.detach(link))
+        self.packets.end(link)
     }
 
     /// Ends it for the links that an earlier process served and this one does not: called once when all pods of the node are known.
     pub fn retain_packets(&mut self) -> Result<(), OpenError> {
-        let keep = |name: &str| self.bypassing.contains(name);
-        self.bypass.as_ref().map_or(Ok(()), |programs| programs.retain(keep))
+        self.packets.retain()
+    }
+
+    /// Lets the pod behind a link reach services over SCTP, whose sockets the kernel tells nobody of; nothing else of its packets is led. For links
+    /// that [`Self::serve_packets`] does not serve.
+    pub fn serve_sctp(&mut self, link: &PodLink) -> Result<(), OpenError> {
+        self.sctp.serve(link, &self.options)
+    }
+
+    /// Ends that; a link that is gone is fine.
+    pub fn end_sctp(&mut self, link: &PodLink) -> Result<(), OpenError> {
+        self.sctp.end(link)
+    }
+
+    /// Ends it for the links that an earlier process served and this one does not.
+    pub fn retain_sctp(&mut self) -> Result<(), OpenError> {
+        self.sctp.retain()
+    }
+
+    /// Whether links have been served so, by this process or an earlier one.
+    pub fn serves_sctp(&self) -> bool {
+        self.sctp.is_loaded()
     }
 
     /// The first number for rulesets of this process: no earlier process used it or a higher one.

@@ -87,6 +87,7 @@ async fn boot(settings: ProxySettings, shutdown: CancellationToken) -> anyhow::R
         node: own_node,
         node_addresses,
         dataplane: Some(dataplane),
+        bypass: None,
         directory,
         recorder,
         progress,

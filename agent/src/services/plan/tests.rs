@@ -550,6 +550,34 @@ fn the_older_service_wins_a_claimed_address_and_the_other_gets_it_later() {
 }
 
 #[test]
+fn sctp_is_led_while_any_service_has_a_port_of_it() {
+    let mut planner = Planner::new(vec![NODE]);
+    let of = |ip: u8, protocol| Service {
+        ports: vec![Port { name: String::new(), port: 80, protocol, node_port: Some(30080 + u16::from(ip)) }],
+        ..service(ip)
+    };
+    let leads = |planner: &mut Planner| {
+        planner.take_changes();
+        planner.leads_sctp()
+    };
+    planner.set_service(key("a"), of(1, Protocol::Tcp));
+    assert!(!leads(&mut planner));
+    planner.set_service(key("b"), of(2, Protocol::Sctp));
+    planner.set_service(key("c"), of(3, Protocol::Sctp));
+    assert!(leads(&mut planner));
+    // Changes of one that is there, and another that wants its address.
+    planner.set_service(key("b"), Service { created: 1, ..of(2, Protocol::Sctp) });
+    planner.set_service(key("d"), Service { created: 200, ..of(2, Protocol::Sctp) });
+    planner.set_slice(key("s"), key("c"), slice(&[(1, Usable::Ready, false)]));
+    assert!(leads(&mut planner));
+    planner.remove_service(&key("b"));
+    planner.remove_service(&key("c"));
+    assert!(leads(&mut planner), "the later one's");
+    planner.set_service(key("d"), of(2, Protocol::Udp));
+    assert!(!leads(&mut planner));
+}
+
+#[test]
 fn a_relist_removes_what_is_gone() {
     let mut planner = Planner::new(vec![]);
     planner.set_service(key("a"), service(1));

@@ -13,6 +13,7 @@ fn listed() -> Proxy {
         node: tokio::sync::watch::channel(None).1,
         node_addresses: Vec::new(),
         dataplane: None,
+        bypass: None,
         directory: crate::services::Directory::default(),
         recorder: Recorder::discarding(),
         progress: crate::services::Progress::default(),

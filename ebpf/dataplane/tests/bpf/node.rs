@@ -177,6 +177,8 @@ impl Node {
             ("orlop_from_pod", "pod0", "ingress"),
             ("orlop_vip_in", "pod0", "ingress"),
             ("orlop_vip_out", "pod0", "egress"),
+            ("orlop_sctp_in", "pod0", "ingress"),
+            ("orlop_sctp_out", "pod0", "egress"),
         ];
         let found =
             programs.map(|(program, link, direction)| (program, self.attachment(program, link, direction)));

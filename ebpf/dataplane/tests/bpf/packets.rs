@@ -1277,13 +1277,79 @@ fn neighbourly(kind: u8, hops: u8, to: IpAddr) -> Vec<u8> {
     bytes
 }
 
+/// The link that is no uplink, as a pod's.
+fn other() -> PodLink {
+    let index = std::fs::read_to_string("/sys/class/net/other/ifindex").unwrap().trim().parse().unwrap();
+    PodLink { index, name: "other".into(), netns: None }
+}
+
+/// At the link of a pod whose other packets are its sockets'.
+#[test]
+fn of_a_pod_that_is_led_over_sctp_nothing_else_is() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    node.dataplane.as_mut().unwrap().serve_sctp(&other()).unwrap();
+    let [enter, leave] = [("orlop_sctp_in", "ingress"), ("orlop_sctp_out", "egress")]
+        .map(|(program, direction)| node.attachment(program, "other", direction).unwrap().program);
+    for place in PLACES {
+        let (vip, endpoint, pod) = (at(place.cluster_ip, 80), at(place.outside, 8080), at(place.pod, 4001));
+        for protocol in [Tcp, Udp, Sctp] {
+            node.set(frontend(vip.ip(), vip.port(), protocol), &[endpoint]);
+        }
+        let packet = |protocol: u8, from: SocketAddr, to: SocketAddr| {
+            frame(protocol, (from.ip(), from.port()), (to.ip(), to.port()))
+        };
+        let later = |from, to| Frame { tcp_flags: ACK, ..packet(SCTP, from, to) };
+        // From the pod to the service, and back.
+        for asked in [packet(SCTP, pod, vip), later(pod, vip)] {
+            let (verdict, left) = run(enter, &asked.bytes());
+            assert_eq!((verdict, asked.read(&left)), (NEXT, (pod, endpoint)));
+        }
+        let answer = later(endpoint, pod);
+        let (verdict, left) = run(leave, &answer.bytes());
+        assert_eq!((verdict, answer.read(&left)), (NEXT, (vip, pod)));
+        // A router refuses what the pod knows as sent to the service.
+        let error = TooBig { from: place.neighbour, to: pod.ip(), about: later(pod, endpoint) };
+        let (verdict, left) = run(leave, &error.bytes());
+        assert_eq!((verdict, error.read(&left)), (NEXT, (place.neighbour, pod.ip(), pod, vip)));
+        // The pod refuses what it knows as come from the service.
+        let error = TooBig { from: pod.ip(), to: vip.ip(), about: later(vip, pod) };
+        assert_eq!(run(enter, &error.bytes()).0, NEXT);
+        // To a service whose endpoint is gone: as of any pod that is led by packets.
+        node.set(frontend(vip.ip(), 81, Sctp), &[]);
+        assert_eq!(run(enter, &packet(SCTP, pod, at(vip.ip(), 81)).bytes()).0, DROP);
+        // All else is not touched, whatever is known: here each would be led, or is an answer of what was.
+        for protocol in [TCP, UDP] {
+            node.copy_flows(map::NAT, |key| std::iter::once(NatKey { protocol, ..key }));
+            let sent = packet(protocol, pod, vip).bytes();
+            assert_eq!(run(enter, &sent), (NEXT, sent));
+            let answer = packet(protocol, endpoint, pod).bytes();
+            assert_eq!(run(leave, &answer), (NEXT, answer));
+            let about = Frame { tcp_flags: ACK, ..packet(protocol, pod, endpoint) };
+            let error = TooBig { from: place.neighbour, to: pod.ip(), about }.bytes();
+            assert_eq!(run(leave, &error), (NEXT, error));
+        }
+        let parts = [
+            Frame { fragment: 0x2000, ..packet(SCTP, pod, vip) },
+            Frame { fragment: 0x2000, ..packet(UDP, pod, vip) },
+            frame(ICMP, (pod.ip(), 7), (vip.ip(), 0)),
+            frame(GRE, (pod.ip(), 0), (vip.ip(), 0)),
+        ];
+        for sent in parts.map(|part| part.bytes()) {
+            assert_eq!(run(enter, &sent), (NEXT, sent));
+        }
+    }
+    let mut no_ip = frame(SCTP, (POD, 4001), (V4.cluster_ip, 80)).bytes();
+    no_ip[12..ETHERNET].copy_from_slice(&[8, 6]);
+    assert_eq!(run(enter, &no_ip), (NEXT, no_ip));
+}
+
 #[test]
 fn the_verifier_stays_within_its_budget() {
     let mut bench = Bench::with_overlay();
     // Those for services by packets are loaded for the first link that has them.
-    let index = std::fs::read_to_string("/sys/class/net/other/ifindex").unwrap().trim().parse().unwrap();
-    let served = PodLink { index, name: "other".into(), netns: None };
-    bench.node.dataplane.as_mut().unwrap().serve_packets(&served).unwrap();
+    bench.node.dataplane.as_mut().unwrap().serve_packets(&other()).unwrap();
+    bench.node.dataplane.as_mut().unwrap().serve_sctp(&other()).unwrap();
     // And the one that hears of failures, for the first service that wants to know.
     let mindful = Target { set_aside_after: std::num::NonZeroU8::new(1), ..Target::default() };
     bench.node.lead(frontend(NODE, 30080, Tcp), &mindful);

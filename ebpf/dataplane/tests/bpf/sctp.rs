@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
 
 use crate::bypass::Serves;
 use crate::node::{LIMIT, Links, Node, PLACES, at, frontend, inside};
+use crate::policy::pod_link;
 
 /// A socket that talks as TCP's do; the kernel loads its module for the first.
 fn socket_of(address: SocketAddr) -> io::Result<OwnedFd> {
@@ -62,16 +63,66 @@ fn is_there() -> bool {
     false
 }
 
+trait ServesSctp {
+    fn serve_sctp(&mut self);
+    fn sctp_programs(&self) -> usize;
+}
+
+impl ServesSctp for Node {
+    fn serve_sctp(&mut self) {
+        self.dataplane.as_mut().unwrap().serve_sctp(&pod_link()).unwrap();
+    }
+
+    fn sctp_programs(&self) -> usize {
+        self.attachments().keys().filter(|program| program.starts_with("orlop_sctp")).count()
+    }
+}
+
+#[test]
+fn programs_for_sctp_are_adopted_and_leave_when_nobody_wants_them() {
+    for hook in [UplinkHook::Newest, UplinkHook::Clsact] {
+        let _links = Links::make();
+        let mut node = Node::with_hook(hook);
+        assert!(!node.dataplane.as_ref().unwrap().serves_sctp());
+        node.serve_sctp();
+        let before = node.attachments();
+        assert_eq!(node.sctp_programs(), 2);
+        // A new process finds them, and leaves them to whoever knows of all pods.
+        node.crash();
+        node.reopen();
+        assert_eq!(node.attachments(), before);
+        assert!(node.dataplane.as_ref().unwrap().serves_sctp());
+        node.serve_sctp();
+        node.dataplane.as_mut().unwrap().retain_sctp().unwrap();
+        assert_eq!(node.attachments(), before);
+        node.crash();
+        node.reopen();
+        node.dataplane.as_mut().unwrap().retain_sctp().unwrap();
+        assert_eq!(node.sctp_programs(), 0);
+        assert!(!node.dataplane.as_ref().unwrap().serves_sctp());
+        // And again.
+        node.serve_sctp();
+        assert_eq!(node.sctp_programs(), 2);
+        node.dataplane.as_mut().unwrap().end_sctp(&pod_link()).unwrap();
+        assert_eq!(node.sctp_programs(), 0);
+    }
+}
+
 #[test]
 fn associations_reach_services_and_the_outside() {
     if !is_there() {
         return harness::skip::skip("the kernel has no SCTP");
     }
-    for (hook, port) in [(UplinkHook::Newest, 9), (UplinkHook::Clsact, 10)] {
+    let hooks = [UplinkHook::Newest, UplinkHook::Clsact];
+    let ways = hooks.into_iter().flat_map(|hook| [(hook, true), (hook, false)]);
+    for ((hook, all_packets), port) in ways.zip(9..) {
         let _links = Links::make();
         let mut node = Node::with_hook(hook);
         node.masquerade();
-        node.serve_packets();
+        match all_packets {
+            true => node.serve_packets(),
+            false => node.serve_sctp(),
+        }
         for place in PLACES {
             let [pod, outside, gateway] =
                 [place.pod, place.outside, place.gateway].map(|host| at(host, port));
