@@ -47,6 +47,8 @@ pub mod map {
     pub const PORTS: &str = "ORLOP_PORTS";
     pub const ALLOWED: &str = "ORLOP_ALLOWED";
     pub const FRAGMENTS: &str = "ORLOP_FRAGMENTS";
+    pub const ENDED: &str = "ORLOP_ENDED";
+    pub const ENDING: &str = "ORLOP_ENDING";
 }
 
 /// Sizes the maps are compiled with. A map that is pinned already must have the same.
@@ -71,6 +73,8 @@ pub mod capacity {
     pub const NAT: usize = 131_072;
     /// Flows that hosts outside begin, two entries for each of a node port. A map of their own: they cannot evict ours.
     pub const INBOUND: usize = NAT;
+    /// Connections that ended last and still have their entries, over both maps.
+    pub const ENDED: usize = 8192;
     /// Unconnected UDP sockets that talk to several virtual addresses, two for each pair.
     pub const FLOWS: usize = 16_384;
     /// Destinations that pods reach under their own address.
@@ -573,6 +577,12 @@ pub mod nat {
         }
     }
 
+    /// Whether a connection is over, but for packets that are sent again.
+    pub const fn is_over(protocol: u8, state: u8) -> bool {
+        const FIN_BOTH: u8 = FIN_IN | FIN_OUT;
+        super::protocol::has_connections(protocol) && (state & RESET != 0 || state & FIN_BOTH == FIN_BOTH)
+    }
+
     /// The limit when ports are short: questions and answers are over sooner than [`idle_limit`] can know.
     pub const fn scarce_idle_limit(protocol: u8, state: u8) -> u32 {
         if super::protocol::has_connections(protocol) { idle_limit(protocol, state) } else { 5 }
@@ -622,6 +632,16 @@ pub struct NatValue {
     /// Index of the pod's link where a flow to a service began by packets; 0: elsewhere. On no other link it is the same flow, whatever
     /// addresses a pod sends under.
     pub link: u32,
+}
+
+/// A flow that is over, in the map of ORLOP_NAT (2) or ORLOP_INBOUND (1), by the entry that has its state; 0: none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub key: NatKey,
+    pub held: u32,
+    /// When, in ticks of [`nat::TICK_SHIFT`].
+    pub at: u32,
 }
 
 /// A network: an address belongs to it if its bits under the mask are the network's. No mask is no network.
@@ -876,6 +896,7 @@ plain! {
     FlowValue: 40 { address: Address, port_be: u16, reserved: u16, backend: u32, generation: u32, slot: u32, selection: u64 }
     NatKey: 40 { source: Address, destination: Address, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }
     NatValue: 48 { address: Address, selection: u64, used: u32, slot: u16, client_port_be: u16, port_be: u16, state: u8, kind: u8, backend: u32, generation: u32, link: u32 }
+    Ended: 48 { key: NatKey, held: u32, at: u32 }
     PodPolicy: 16 { ingress: u32, egress: u32, netns: i32, reserved: u32 }
     PortKey: 12 { prefix: u32, list: u32, protocol: u8, reserved: u8, port_be: u16 }
     AllowedKey: 44 { pod: Address, peer: Address, pod_port_be: u16, peer_port_be: u16, protocol: u8, reserved: u8, reserved2: u16, link: u32 }

@@ -29,7 +29,7 @@ pub fn asks(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
     };
     // SAFETY: the value is copied at once; an element that is recycled meanwhile misdirects one packet, which its receiver refuses.
     let entry = unsafe { *element };
-    let port_be = match is_held(flows, &packet, &entry) {
+    let port_be = match is_held(origin, &packet, &entry) {
         true => entry.client_port_be,
         false => {
             let Some(port_be) = allot(flows, &packet, &entry) else {
@@ -52,13 +52,14 @@ pub fn asks(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
 pub fn is_answered(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
     let Some(packet) = packet::parse_whole_or_part(ctx, layer) else { return NEXT };
     let flows = uplink::flows(origin);
-    let Some(element) = flows.get_ptr_mut(&uplink::nat_key(&packet, nat::OUT)) else {
+    let key = uplink::nat_key(&packet, nat::OUT);
+    let Some(element) = flows.get_ptr_mut(&key) else {
         count(counter::CLIENT_PORT_NO_FLOW);
         return DROP;
     };
     // SAFETY: as in `asks`.
     let entry = unsafe {
-        uplink::touch(Some(element), &packet, nat::OUT);
+        uplink::touch(Some(element), (&key, uplink::held_by(origin)), &packet, nat::OUT);
         *element
     };
     // Another flow's, since this moment.
@@ -117,7 +118,8 @@ fn begin_straight(flows: &Flows, packet: &Packet, key: &NatKey, link: u32) -> Op
 
 /// Whether the answers to the flow's port at the backend are its own. An entry that was evicted is made again.
 #[inline(always)]
-fn is_held(flows: &Flows, packet: &Packet, entry: &NatValue) -> bool {
+fn is_held(origin: Origin, packet: &Packet, entry: &NatValue) -> bool {
+    let flows = uplink::flows(origin);
     if entry.client_port_be == 0 {
         return false;
     }
@@ -135,7 +137,7 @@ fn is_held(flows: &Flows, packet: &Packet, entry: &NatValue) -> bool {
         && held.client_port_be == packet.source_port_be;
     if is_ours {
         // SAFETY: as in `asks`.
-        unsafe { uplink::touch(Some(element), packet, nat::IN) };
+        unsafe { uplink::touch(Some(element), (&back, uplink::held_by(origin)), packet, nat::IN) };
     }
     is_ours
 }

@@ -16,6 +16,7 @@ use aya_ebpf::helpers::generated::bpf_check_mtu;
 use aya_ebpf::programs::TcContext;
 use dataplane_abi::{Address, NatKey, NatValue, NetworkKey, counter, geneve, nat, policy, protocol};
 
+use crate::ended::Held;
 use crate::maps::{ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_RULES, count};
 use crate::packet::{self, ETHERNET_LENGTH, Layer, Packet, Parsed};
 use crate::uplink::{self, BEGINS, DROP, NEXT};
@@ -117,7 +118,7 @@ fn note(packet: &Packet, told: &Told) -> i32 {
             && held.client_port_be == told.client_port_be
         {
             // SAFETY: the kernel gave the element to this run of the program.
-            unsafe { uplink::touch(Some(element), packet, nat::IN) };
+            unsafe { uplink::touch(Some(element), (&key, Held::Inbound), packet, nat::IN) };
             return NEXT;
         }
         // The same client port, by another node's or straight: the answers could not be told apart.

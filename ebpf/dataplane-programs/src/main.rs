@@ -12,6 +12,7 @@
 mod bypass;
 mod collision;
 mod direct_return;
+mod ended;
 mod maps;
 mod packet;
 mod policy;

@@ -2,12 +2,12 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, SkStorage};
 use aya_ebpf::macros::btf_map;
 use dataplane_abi::{
-    Affinity, AffinityKey, Allowed, AllowedKey, Backend, Config, Connected, Counted, FlowKey, FlowValue,
-    FragmentKey, FragmentPorts, FrontendKey, NatKey, NatValue, PodPolicy, Service, ServiceCounts, ShownPeer,
-    SocketRecord, Tried, capacity,
+    Affinity, AffinityKey, Allowed, AllowedKey, Backend, Config, Connected, Counted, Ended, FlowKey,
+    FlowValue, FragmentKey, FragmentPorts, FrontendKey, NatKey, NatValue, PodPolicy, Service, ServiceCounts,
+    ShownPeer, SocketRecord, Tried, capacity,
 };
 
 /// User space writes these through memory instead of system calls.
@@ -51,6 +51,14 @@ pub static ORLOP_NAT: Flows = Flows::new();
 /// The flows that hosts outside begin: what they flood evicts nothing of the pods'.
 #[btf_map]
 pub static ORLOP_INBOUND: Flows = Flows::new();
+
+/// Flows that are over, in the order of their ends.
+#[btf_map]
+pub static ORLOP_ENDED: Queue<Ended, { capacity::ENDED }> = Queue::new();
+
+/// The one whose end the packet at hand is.
+#[btf_map]
+pub static ORLOP_ENDING: PerCpuArray<Ended, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub static ORLOP_FLOWS: LruHashMap<FlowKey, FlowValue, { capacity::FLOWS }> = LruHashMap::new();

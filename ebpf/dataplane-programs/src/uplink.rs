@@ -25,6 +25,7 @@ use dataplane_abi::{
 
 use crate::collision;
 use crate::direct_return;
+use crate::ended::{self, Held};
 use crate::maps::{Flows, ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
 use crate::packet::{self, End, Ends, Layer, Message, Packet, Parsed};
 use crate::select::{self, Choice, Client, Pick};
@@ -137,6 +138,7 @@ impl Apart {
             (verdict, _) => verdict,
         };
         let verdict = if verdict == COLLISION { (self.port)(skb) } else { verdict };
+        ended::settle();
         packet::end(ctx, verdict, DROP)
     }
 }
@@ -447,6 +449,14 @@ pub fn flows(origin: Origin) -> &'static Flows {
 }
 
 #[inline(always)]
+pub fn held_by(origin: Origin) -> Held {
+    match origin {
+        Origin::Inside => Held::Nat,
+        Origin::Outside => Held::Inbound,
+    }
+}
+
+#[inline(always)]
 fn translated(origin: Origin) -> u32 {
     match origin {
         Origin::Inside => counter::PACKET_TRANSLATED,
@@ -500,7 +510,7 @@ fn beside(packet: &Packet, held: &NatValue) -> i32 {
 #[inline(always)]
 fn answer_in(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatValue) -> i32 {
     // SAFETY: the element is ours to count in; if it was recycled, another flow lives a little longer.
-    unsafe { touch(ORLOP_NAT.get_ptr_mut(key), packet, nat::IN) };
+    unsafe { touch(ORLOP_NAT.get_ptr_mut(key), (key, Held::Nat), packet, nat::IN) };
     let back = out_key(packet, entry);
     // SAFETY: only whether it is there matters; looking also keeps it from being evicted.
     if unsafe { ORLOP_NAT.get(&back) }.is_none() {
@@ -528,7 +538,7 @@ fn translate_in(ctx: &TcContext, packet: &Packet, entry: &NatValue, origin: Orig
                 && is_of_link(&held, entry, origin) =>
         {
             // SAFETY: as in `answer_in`.
-            unsafe { touch(flows.get_ptr_mut(&back), packet, nat::IN) };
+            unsafe { touch(flows.get_ptr_mut(&back), (&back, held_by(origin)), packet, nat::IN) };
         }
         // The backend already talks to this very client port by another way, and could not tell the two apart.
         Some(held) if is_of_link(&held, entry, origin) && !may_take_over(packet.protocol, &held, false) => {
@@ -608,7 +618,7 @@ pub fn answer_out(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatVal
     }
     let flows = flows(origin);
     // SAFETY: as in `answer_in`.
-    unsafe { touch(flows.get_ptr_mut(key), packet, nat::OUT) };
+    unsafe { touch(flows.get_ptr_mut(key), (key, held_by(origin)), packet, nat::OUT) };
     if entry.kind == nat::DIRECT {
         return NEXT;
     }
@@ -642,7 +652,7 @@ fn still_holds_port(packet: &Packet, entry: &NatValue) -> bool {
     match unsafe { ORLOP_NAT.get(&back) }.copied() {
         Some(held) if held.address == packet.source && held.port_be == packet.source_port_be => {
             // SAFETY: as in `answer_in`.
-            unsafe { touch(ORLOP_NAT.get_ptr_mut(&back), packet, nat::OUT) };
+            unsafe { touch(ORLOP_NAT.get_ptr_mut(&back), (&back, Held::Nat), packet, nat::OUT) };
             true
         }
         Some(_) => false,
@@ -737,9 +747,14 @@ pub fn may_take_over(protocol: u8, held: &NatValue, scarce: bool) -> bool {
 /// Notes a packet of the flow: when, and what it says about the connection. A new connection begins with a clean state.
 ///
 /// # Safety
-/// `entry` is an element that the kernel gave to this run of the program.
+/// `entry` is an element that the kernel gave to this run of the program, for `key`.
 #[inline(always)]
-pub unsafe fn touch(entry: Option<*mut NatValue>, packet: &Packet, direction: u8) {
+pub unsafe fn touch(
+    entry: Option<*mut NatValue>,
+    (key, held): (&NatKey, Held),
+    packet: &Packet,
+    direction: u8,
+) {
     let Some(entry) = entry else { return };
     // SAFETY: the caller vouches for the element. Two processors may race for it: the later one of two equal times stays.
     let (used, state) = unsafe { (&raw mut (*entry).used, &raw mut (*entry).state) };
@@ -757,6 +772,9 @@ pub unsafe fn touch(entry: Option<*mut NatValue>, packet: &Packet, direction: u8
         after |= nat::RESET;
     }
     let time = now();
+    if nat::is_over(packet.protocol, after) && !nat::is_over(packet.protocol, before) {
+        ended::note(key, held, time);
+    }
     // SAFETY: as above. Written only when it changes, so that busy flows do not pass a cache line around.
     unsafe {
         if used.read_volatile() != time {
@@ -887,7 +905,7 @@ pub fn note_direct_flow(packet: &Packet) -> i32 {
     match unsafe { ORLOP_INBOUND.get(&back) }.copied() {
         // SAFETY: as in `answer_in`.
         Some(held) if held.kind == nat::DIRECT || goes_on_told(packet, &held) => unsafe {
-            touch(ORLOP_INBOUND.get_ptr_mut(&back), packet, nat::IN);
+            touch(ORLOP_INBOUND.get_ptr_mut(&back), (&back, Held::Inbound), packet, nat::IN);
         },
         // A service's flow has the same ends.
         Some(held) if !may_take_over(packet.protocol, &held, false) => return beside(packet, &held),

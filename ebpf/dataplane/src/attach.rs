@@ -140,6 +140,8 @@ const PINNED_MAPS: &[&str] = &[
     map::PORTS,
     map::ALLOWED,
     map::FRAGMENTS,
+    map::ENDED,
+    map::ENDING,
 ];
 /// `bpf_set_retval` is from 5.18; cgroup links alone from 5.7.
 const CGROUP_LINKS_SINCE: &str = "5.18";
@@ -465,7 +467,8 @@ fn layouts(pin_root: &Path) -> Result<Vec<PathBuf>, OpenError> {
 /// Key and value sizes and the number of elements of each pinned map. Socket storage is not counted.
 fn shape(name: &str) -> (u32, u32, u32) {
     use dataplane_abi::{
-        Affinity, AffinityKey, Backend, Config, Connected, Counted, FlowKey, FlowValue, FrontendKey, NatKey,
+        Affinity, AffinityKey, Backend, Config, Connected, Counted, Ended, FlowKey, FlowValue, FrontendKey,
+        NatKey,
     };
     use dataplane_abi::{
         Allowed, AllowedKey, FragmentKey, FragmentPorts, NatValue, NetworkKey, PodPolicy, PortKey, Service,
@@ -496,6 +499,8 @@ fn shape(name: &str) -> (u32, u32, u32) {
         map::RULES => (size_of::<NetworkKey>(), 4, capacity::RULES),
         map::PORTS => (size_of::<PortKey>(), 4, capacity::PORTS),
         map::FRAGMENTS => (size_of::<FragmentKey>(), size_of::<FragmentPorts>(), capacity::FRAGMENTS),
+        map::ENDED => (0, size_of::<Ended>(), capacity::ENDED),
+        map::ENDING => (4, size_of::<Ended>(), 1),
         map::ALLOWED => (size_of::<AllowedKey>(), size_of::<Allowed>(), capacity::ALLOWED),
         other => unreachable!("{other} is no pinned map"),
     };

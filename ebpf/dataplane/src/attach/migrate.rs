@@ -53,6 +53,7 @@ use crate::sys;
 use crate::sys::maps::{Elements, MapInfo};
 use btf::Btf;
 use copy::Changed;
+use layout::Shape;
 use plan::{Described, Fate, Refused};
 
 /// Our maps until they are complete. No layout's name.
@@ -363,8 +364,8 @@ fn open_maps(folder: &Path) -> Result<BTreeMap<&'static str, Opened>, MigrateErr
 /// `None` if its type information says nothing.
 fn describe(map: &OwnedFd, types: &mut HashMap<u32, Vec<u8>>) -> io::Result<Option<Described>> {
     let info = sys::maps::map_info(map.as_fd())?;
-    if info.types == 0 {
-        return Ok(None);
+    if info.types == 0 || info.key_size == 0 {
+        return Ok(untyped(&info));
     }
     let bytes = match types.entry(info.types) {
         Entry::Occupied(known) => known.into_mut(),
@@ -372,6 +373,23 @@ fn describe(map: &OwnedFd, types: &mut HashMap<u32, Vec<u8>>) -> io::Result<Opti
     };
     let Ok(types) = Btf::parse(bytes) else { return Ok(None) };
     Ok(described(&info, &types))
+}
+
+/// A map without keys, of which the kernel keeps no type information: two of one name and size are alike.
+fn untyped(info: &MapInfo) -> Option<Described> {
+    let bytes = |size: u32| Shape::Array {
+        element: Box::new(Shape::Number { size: 1, is_signed: false }),
+        length: size as usize,
+    };
+    (info.key_size == 0).then(|| Described {
+        kind: info.kind,
+        flags: info.flags,
+        key_size: info.key_size,
+        value_size: info.value_size,
+        capacity: info.capacity,
+        key: bytes(info.key_size),
+        value: bytes(info.value_size),
+    })
 }
 
 fn described(info: &MapInfo, types: &Btf<'_>) -> Option<Described> {
@@ -411,7 +429,8 @@ fn wanted() -> Result<BTreeMap<&'static str, Option<Described>>, MigrateError> {
             value_type: typed.def.btf_value_type_id,
             types: 0,
         };
-        Some((*name, types.as_ref().and_then(|types| described(&info, types))))
+        let typed = || types.as_ref().and_then(|types| described(&info, types));
+        Some((*name, untyped(&info).or_else(typed)))
     };
     Ok(PINNED_MAPS.iter().filter_map(describe).collect())
 }

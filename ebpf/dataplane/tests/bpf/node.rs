@@ -9,9 +9,11 @@ use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData, Queue};
 use dataplane::{Dataplane, Frontend, Masquerade, OpenError, Options, Origin, Protocol, Target, UplinkHook};
-use dataplane_abi::{Affinity, AffinityKey, Backend, LAYOUT_VERSION, NatKey, NatValue, ShownPeer, map};
+use dataplane_abi::{
+    Affinity, AffinityKey, Backend, Ended, LAYOUT_VERSION, NatKey, NatValue, ShownPeer, map,
+};
 
 pub const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
 pub const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -236,6 +238,28 @@ impl Node {
         for key in all.into_iter().filter(|key| which(NatKey::from_bytes(*key))) {
             flows.remove(&key).unwrap();
         }
+    }
+
+    /// As if no connection had ended yet.
+    pub fn forget_ends(&self) {
+        let mut ended = self.ended();
+        while ended.pop(0).is_ok() {}
+    }
+
+    /// So many connections end as are remembered: who ended before them loses its entries with the next ones.
+    pub fn let_others_end(&self) {
+        let mut ended = self.ended();
+        while ended.push([0; size_of::<Ended>()], 0).is_ok() {}
+    }
+
+    fn ended(&self) -> Queue<MapData, [u8; size_of::<Ended>()]> {
+        let data = MapData::from_pin(self.pins().join(map::ENDED)).unwrap();
+        Queue::try_from(Map::Queue(data)).unwrap()
+    }
+
+    /// The keys of one of the translation maps.
+    pub fn flow_keys(&self, map: &str) -> Vec<NatKey> {
+        self.flows(map).keys().map(|key| NatKey::from_bytes(key.unwrap())).collect()
     }
 
     /// Puts each entry under further keys too.

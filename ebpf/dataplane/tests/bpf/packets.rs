@@ -29,6 +29,7 @@ const SCTP_CHECKSUM: usize = 8;
 /// Kinds of SCTP's chunks: the first of an association, and one in its middle.
 const INIT: u8 = 1;
 const DATA: u8 = 0;
+const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
@@ -758,6 +759,107 @@ fn packets_that_tell_another_node_of_their_flow() {
             assert_eq!(arrives(&[place.node], node, cut).0, DROP, "not even a header");
             node.rewrite_flows(map::INBOUND, |_| None);
         }
+    }
+}
+
+/// Entries of ended connections would push out those of silent ones, of which the kernel knows no better.
+#[test]
+fn a_connection_that_is_over_leaves_once_as_many_others_are_over() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    node.masquerade();
+    let attached = node.attachments();
+    let (ingress, egress) = (attached["orlop_ingress"].program, attached["orlop_egress"].program);
+    for place in PLACES {
+        let pod = at(place.pod, 8080);
+        node.set(frontend(place.node, 30080, Tcp), &[pod]);
+        // A client's packets to the node port, and the pod's to a host outside, which shows them with a port of the node.
+        let asks = |port: u16, tcp_flags| Frame {
+            tcp_flags,
+            ..frame(TCP, (place.outside, port), (place.node, 30080))
+        };
+        let answers = |port: u16, tcp_flags| Frame {
+            tcp_flags,
+            ..frame(TCP, (place.pod, 8080), (place.outside, port))
+        };
+        let leaves =
+            |port: u16, tcp_flags| Frame { tcp_flags, ..frame(TCP, (place.pod, port), (place.outside, 53)) };
+        let passes = |program, frame: &Frame| {
+            let (verdict, left) = run(program, &frame.bytes());
+            assert_eq!(verdict, NEXT);
+            frame.read(&left)
+        };
+        let begins = |port: u16| {
+            passes(ingress, &asks(port, SYN));
+            passes(egress, &answers(port, SYN | ACK));
+            let (shown, _) = passes(egress, &leaves(port, SYN));
+            let back = move |tcp_flags| Frame {
+                tcp_flags,
+                ..frame(TCP, (place.outside, 53), (shown.ip(), shown.port()))
+            };
+            passes(ingress, &back(SYN | ACK));
+            back
+        };
+        let closes = |port: u16, back: &dyn Fn(u8) -> Frame| {
+            passes(ingress, &asks(port, FIN | ACK));
+            passes(egress, &answers(port, FIN | ACK));
+            passes(egress, &leaves(port, FIN | ACK));
+            passes(ingress, &back(FIN | ACK));
+        };
+        let ports = |node: &Node| {
+            let of = |map| {
+                let keys = node.flow_keys(map).into_iter();
+                let ports =
+                    keys.flat_map(|key| [key.source_port_be, key.destination_port_be].map(u16::from_be));
+                let mut ports: Vec<u16> = ports.filter(|port| (6001..6007).contains(port)).collect();
+                ports.sort_unstable();
+                ports
+            };
+            (of(map::INBOUND), of(map::NAT))
+        };
+        node.forget_ends();
+        // One for each direction; what comes back to a masqueraded one has the node's port.
+        let [closed, reset, silent, again, reset_back, half] = [6001, 6002, 6003, 6004, 6005, 6006];
+        let backs = [closed, reset, silent, again, reset_back, half].map(begins);
+        let all = vec![closed, reset, silent, again, reset_back, half];
+        let twice = |ports: &[u16]| ports.iter().flat_map(|port| [*port; 2]).collect::<Vec<_>>();
+        closes(closed, &backs[0]);
+        passes(ingress, &asks(reset, RST));
+        passes(egress, &leaves(reset, RST));
+        closes(again, &backs[3]);
+        passes(ingress, &asks(again, SYN));
+        passes(egress, &leaves(again, SYN));
+        passes(egress, &answers(reset_back, RST));
+        passes(ingress, &backs[4](RST));
+        passes(ingress, &asks(half, FIN | ACK));
+        passes(egress, &leaves(half, FIN | ACK));
+        assert_eq!(ports(node), (twice(&all), all), "their last packets may be sent again");
+        let mut last = 7000;
+        let mut end_another = || {
+            last += 1;
+            passes(ingress, &asks(last, SYN));
+            passes(ingress, &asks(last, RST));
+        };
+        node.let_others_end();
+        (0..8).for_each(|_| end_another());
+        let left = vec![silent, again, half];
+        assert_eq!(ports(node), (twice(&left), left));
+        // A reset that the other side did not believe: they go on.
+        node.forget_ends();
+        let back = begins(closed);
+        closes(closed, &back);
+        let later = |mut entry: NatValue| {
+            entry.used += 3;
+            Some(entry)
+        };
+        node.rewrite_flows(map::INBOUND, later);
+        node.rewrite_flows(map::NAT, later);
+        node.let_others_end();
+        (0..8).for_each(|_| end_another());
+        let left = vec![closed, silent, again, half];
+        assert_eq!(ports(node), (twice(&left), left));
+        node.rewrite_flows(map::INBOUND, |_| None);
+        node.rewrite_flows(map::NAT, |_| None);
     }
 }
 
