@@ -771,7 +771,7 @@ pub fn random_port() -> u16 {
 
 /// The key under which the answer to a packet that leaves as `address`:`port` comes back.
 #[inline(always)]
-fn back_in(packet: &Packet, address: &Address, port_be: u16) -> NatKey {
+pub fn back_in(packet: &Packet, address: &Address, port_be: u16) -> NatKey {
     NatKey {
         source: packet.destination,
         destination: *address,
@@ -785,7 +785,7 @@ fn back_in(packet: &Packet, address: &Address, port_be: u16) -> NatKey {
 
 /// The key under which `entry`'s inside answers a packet that came in.
 #[inline(always)]
-fn out_key(packet: &Packet, entry: &NatValue) -> NatKey {
+pub fn out_key(packet: &Packet, entry: &NatValue) -> NatKey {
     NatKey {
         source: entry.address,
         destination: packet.source,
@@ -832,7 +832,7 @@ pub fn answer_key(packet: &Packet, direction: u8) -> NatKey {
 }
 
 #[inline(always)]
-fn pick_of(entry: &NatValue) -> Pick {
+pub fn pick_of(entry: &NatValue) -> Pick {
     Pick {
         id: entry.backend,
         generation: entry.generation,
@@ -898,7 +898,7 @@ fn is_pod(address: &Address) -> bool {
 
 /// Whether a packet with these ends is to be masqueraded.
 #[inline(always)]
-fn leaves_under_another_address(source: &Address, destination: &Address) -> bool {
+pub fn leaves_under_another_address(source: &Address, destination: &Address) -> bool {
     let Some(config) = ORLOP_CONFIG.get(0) else { return false };
     let masquerade = masquerade_of(config, source);
     masquerade.pods.contains(source)
