@@ -61,6 +61,27 @@ pub enum NetworkBackend {
     None,
 }
 
+/// Whether packets of known flows are sent on by the drivers of the uplinks; the words are Cilium's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UplinkAcceleration {
+    Disabled,
+    /// Where the driver can.
+    BestEffort,
+    /// By each driver, or the agent does not start.
+    Native,
+}
+
+impl UplinkAcceleration {
+    pub fn of_dataplane(self) -> dataplane::Acceleration {
+        match self {
+            Self::Disabled => dataplane::Acceleration::Disabled,
+            Self::BestEffort => dataplane::Acceleration::BestEffort,
+            Self::Native => dataplane::Acceleration::Native,
+        }
+    }
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -158,6 +179,7 @@ pub struct Settings {
     pub network_policy: PolicyEnforcement,
     /// Links that traffic from outside comes in by; empty: the links of the default route and of the node's address.
     pub uplinks: Vec<String>,
+    pub uplink_acceleration: UplinkAcceleration,
     pub bpf_pin_root: PathBuf,
     /// Sockets of processes in this cgroup and below are translated.
     pub dataplane_cgroup: PathBuf,
@@ -246,6 +268,7 @@ impl Settings {
             service_proxy: service_proxy(raw.service_proxy)?,
             network_policy: network_policy(raw.network_policy)?,
             uplinks: raw.uplinks.into_iter().map(link_name).collect::<Result<_, _>>()?,
+            uplink_acceleration: uplink_acceleration("uplinkAcceleration", raw.uplink_acceleration)?,
             bpf_pin_root: absolute("bpfPinRoot", raw.bpf_pin_root, "/sys/fs/bpf/orlop")?,
             dataplane_cgroup: dataplane_cgroup(raw.dataplane_cgroup, machine)?,
             registries_file: optional("registriesFile", raw.registries_file)?,
@@ -453,6 +476,15 @@ fn network_policy(value: Option<String>) -> Result<PolicyEnforcement, Error> {
         None | Some("ebpf") => Ok(PolicyEnforcement::Ebpf),
         Some("none") => Ok(PolicyEnforcement::None),
         Some(other) => Err(invalid("networkPolicy", other, "one of ebpf and none")),
+    }
+}
+
+fn uplink_acceleration(key: &'static str, value: Option<String>) -> Result<UplinkAcceleration, Error> {
+    match value.as_deref() {
+        None | Some("disabled") => Ok(UplinkAcceleration::Disabled),
+        Some("best-effort") => Ok(UplinkAcceleration::BestEffort),
+        Some("native") => Ok(UplinkAcceleration::Native),
+        Some(other) => Err(invalid(key, other, "one of disabled, best-effort and native")),
     }
 }
 

@@ -51,6 +51,7 @@ pub const DATAPLANE_COUNTERS: &[(u32, &str)] = &[
     (dataplane::counter::BACKEND_SET_ASIDE, "backend_set_aside"),
     (dataplane::counter::CLIENT_PORT_NO_FLOW, "client_port_no_flow"),
     (dataplane::counter::DIRECT_RETURN, "direct_return"),
+    (dataplane::counter::ACCELERATED, "accelerated"),
 ];
 
 /// All metrics as text.

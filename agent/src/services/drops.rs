@@ -124,4 +124,5 @@ const OTHERS: &[u32] = &[
     counter::PACKET_TRANSLATED,
     counter::BACKEND_SET_ASIDE,
     counter::DIRECT_RETURN,
+    counter::ACCELERATED,
 ];

@@ -12,8 +12,8 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::{
-    Error, LogFormat, Machine, absolute, dataplane_cgroup, invalid, is_dns_subdomain, link_name, log_format,
-    machine,
+    Error, LogFormat, Machine, UplinkAcceleration, absolute, dataplane_cgroup, invalid, is_dns_subdomain,
+    link_name, log_format, machine, uplink_acceleration,
 };
 use crate::api::Access;
 
@@ -58,6 +58,9 @@ pub struct ProxyFlags {
     /// Node's addresses]
     #[arg(long = "uplink", value_name = "LINK")]
     pub uplinks: Vec<String>,
+    /// Whether drivers of uplinks send packets of known flows on by XDP: disabled, best-effort, or native [default: disabled]
+    #[arg(long, value_name = "MODE")]
+    pub uplink_acceleration: Option<String>,
     /// Folder on a BPF file system [default: /sys/fs/bpf/orlop]
     #[arg(long, value_name = "DIR")]
     pub bpf_pin_root: Option<String>,
@@ -124,6 +127,7 @@ pub struct ProxySettings {
     pub node_ports: NodePortAddresses,
     /// Empty: the links of the default route and of the Node's addresses.
     pub uplinks: Vec<String>,
+    pub uplink_acceleration: UplinkAcceleration,
     pub bpf_pin_root: PathBuf,
     pub dataplane_cgroup: PathBuf,
     /// None: nobody asks.
@@ -219,6 +223,7 @@ impl ProxyFlags {
             metrics: bind_address("metrics-bind-address", self.metrics_bind_address, metrics)?,
             node_ports: node_ports(&self.nodeport_addresses)?,
             uplinks: self.uplinks.into_iter().map(link_name).collect::<Result<_, _>>()?,
+            uplink_acceleration: uplink_acceleration("uplink-acceleration", self.uplink_acceleration)?,
             bpf_pin_root,
             dataplane_cgroup: dataplane_cgroup(self.dataplane_cgroup, machine)?,
             admin_socket: admin_socket(self.admin_socket)?,

@@ -123,6 +123,9 @@ pub struct Raw {
     /// Link that traffic from outside comes in by [default: those of the default route and of the node's address]
     #[arg(long = "uplink", value_name = "LINK")]
     pub uplinks: Vec<String>,
+    /// Whether drivers of uplinks send packets of known flows on by XDP: disabled, best-effort, or native [default: disabled]
+    #[arg(long, value_name = "MODE")]
+    pub uplink_acceleration: Option<String>,
     /// Folder on a BPF file system [default: /sys/fs/bpf/orlop]
     #[arg(long, value_name = "DIR")]
     pub bpf_pin_root: Option<String>,
@@ -194,6 +197,7 @@ impl Raw {
             service_proxy: self.service_proxy.or(other.service_proxy),
             network_policy: self.network_policy.or(other.network_policy),
             uplinks: list(self.uplinks, other.uplinks),
+            uplink_acceleration: self.uplink_acceleration.or(other.uplink_acceleration),
             bpf_pin_root: self.bpf_pin_root.or(other.bpf_pin_root),
             dataplane_cgroup: self.dataplane_cgroup.or(other.dataplane_cgroup),
             registries_file: self.registries_file.or(other.registries_file),

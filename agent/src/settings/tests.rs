@@ -1,6 +1,9 @@
 use std::path::{Path, PathBuf};
 
-use super::{Machine, NetworkBackend, Raw, Reserved, ServiceProxy, Settings, machine, quantity, registries};
+use super::{
+    Machine, NetworkBackend, Raw, Reserved, ServiceProxy, Settings, UplinkAcceleration, machine, quantity,
+    registries,
+};
 
 fn machine() -> Machine {
     Machine {
@@ -38,6 +41,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(settings.cluster_domain, "cluster.local");
     assert_eq!(settings.service_proxy, ServiceProxy::Ebpf);
     assert_eq!(settings.network_backend, NetworkBackend::HostGw);
+    assert_eq!(settings.uplink_acceleration, UplinkAcceleration::Disabled);
     assert_eq!(settings.dataplane_cgroup, PathBuf::from("/sys/fs/cgroup/unified"));
 }
 
@@ -64,7 +68,7 @@ fn a_node_has_no_address_that_others_cannot_use() {
 #[test]
 fn errors_name_key_value_and_expectation() {
     type Change = fn(&mut Raw);
-    let cases: [(Change, &str); 17] = [
+    let cases: [(Change, &str); 18] = [
         (
             |raw| raw.node_lease_duration_seconds = Some("0".into()),
             "setting nodeLeaseDurationSeconds: \"0\" is not a number of seconds from 1 on",
@@ -122,6 +126,10 @@ fn errors_name_key_value_and_expectation() {
         (
             |raw| raw.uplinks = vec!["a-name-of-sixteen".into()],
             "setting uplinks: \"a-name-of-sixteen\" is not the name of a link, at most 15 bytes",
+        ),
+        (
+            |raw| raw.uplink_acceleration = Some("generic".into()),
+            "setting uplinkAcceleration: \"generic\" is not one of disabled, best-effort and native",
         ),
     ];
     for (change, message) in cases {

@@ -184,6 +184,7 @@ impl Cgroup {
             cgroup: self.path.clone(),
             uplinks: Vec::new(),
             uplink_hook: UplinkHook::Newest,
+            uplink_acceleration: dataplane::Acceleration::Disabled,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use agent::admin::{Client, Desk, Pods};
 use agent::services::plan::{Key, Port, Service};
 use agent::services::{self, Directory, Known, Type};
-use dataplane::{Dataplane, Frontend, Options, Protocol, Target, UplinkHook};
+use dataplane::{Acceleration, Dataplane, Frontend, Options, Protocol, Target, UplinkHook};
 use runtime::{SandboxConfig, SandboxId, SandboxState, SandboxStatus};
 use serde_json::{Value, json};
 
@@ -35,7 +35,13 @@ fn options() -> Options {
     let unified = PathBuf::from("/sys/fs/cgroup/unified");
     let cgroup = if unified.is_dir() { unified } else { "/sys/fs/cgroup".into() };
     let pin_root = "/sys/fs/bpf/orlop".into();
-    Options { pin_root, cgroup, uplinks: Vec::new(), uplink_hook: UplinkHook::Newest }
+    Options {
+        pin_root,
+        cgroup,
+        uplinks: Vec::new(),
+        uplink_hook: UplinkHook::Newest,
+        uplink_acceleration: Acceleration::Disabled,
+    }
 }
 
 /// A Service of that address, led to two pods.

@@ -849,7 +849,9 @@ pub mod counter {
     pub const CLIENT_PORT_NO_FLOW: u32 = 24;
     /// A packet went to its backend's node with what the client had asked.
     pub const DIRECT_RETURN: u32 = 25;
-    pub const COUNT: u32 = 26;
+    /// A packet that XDP sent on.
+    pub const ACCELERATED: u32 = 26;
+    pub const COUNT: u32 = 27;
 }
 
 /// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.

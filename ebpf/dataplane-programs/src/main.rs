@@ -2,6 +2,7 @@
 //!
 //! A service is translated once, when a socket connects or sends (`sockets`), so no packet between pods is ever touched.
 //! Packets that cross an uplink are translated there (`uplink`): node ports on the way in, pods' own traffic on the way out.
+//! Where the driver has XDP, and user space wants that, packets of known flows go on before all of this (`accelerate`).
 //! What NetworkPolicies select is judged at the link of its pod (`policy`), and there services are found by packets that no socket made (`bypass`).
 #![no_std]
 #![no_main]
@@ -9,6 +10,7 @@
 #![feature(core_intrinsics, asm_experimental_arch)]
 #![expect(internal_features, reason = "there is no other way to the kernel's atomic addition")]
 
+mod accelerate;
 mod bypass;
 mod collision;
 mod direct_return;

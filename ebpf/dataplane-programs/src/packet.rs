@@ -11,14 +11,14 @@ use crate::maps::ORLOP_FRAGMENTS;
 
 pub const ETHERNET_LENGTH: usize = 14;
 const ETHERTYPE_OFFSET: usize = 12;
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_ARP: u16 = 0x0806;
 
 const V4_LENGTH_OFFSET: usize = 2;
 const V4_FRAGMENT_OFFSET: usize = 6;
 /// More fragments, or not the first one.
-const V4_FRAGMENT: u16 = 0x3fff;
+pub const V4_FRAGMENT: u16 = 0x3fff;
 const V4_OFFSET: u16 = 0x1fff;
 const V4_ID_OFFSET: usize = 4;
 const V4_PROTOCOL_OFFSET: usize = 9;
@@ -49,8 +49,8 @@ const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
-const TCP_CHECKSUM_OFFSET: usize = 16;
-const UDP_CHECKSUM_OFFSET: usize = 6;
+pub const TCP_CHECKSUM_OFFSET: usize = 16;
+pub const UDP_CHECKSUM_OFFSET: usize = 6;
 const SCTP_CHECKSUM_OFFSET: usize = 8;
 /// The kind of the packet's first chunk.
 const SCTP_CHUNK_OFFSET: usize = 12;
@@ -150,6 +150,47 @@ pub enum Message {
 }
 
 impl Packet {
+    /// One that is no fragment, of TCP with its flags or of UDP; where its headers begin.
+    #[inline(always)]
+    pub fn whole(
+        Ends { source, destination }: Ends,
+        [source_port_be, destination_port_be]: [u16; 2],
+        protocol: u8,
+        tcp_flags: u8,
+        (network, transport): (usize, usize),
+    ) -> Self {
+        let mut packet = Self {
+            source,
+            destination,
+            source_port_be,
+            destination_port_be,
+            protocol,
+            may_begin_flow: true,
+            is_rest: false,
+            fin: false,
+            reset: false,
+            network,
+            transport,
+        };
+        if protocol == protocol::TCP {
+            packet.note_flags(tcp_flags);
+        }
+        packet
+    }
+
+    #[inline(always)]
+    fn note_flags(&mut self, tcp_flags: u8) {
+        self.may_begin_flow = tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+        self.fin = tcp_flags & TCP_FIN != 0;
+        self.reset = tcp_flags & TCP_RST != 0;
+    }
+
+    /// As it goes on to another destination.
+    #[inline(always)]
+    pub fn led_to(&self, destination: Address, destination_port_be: u16) -> Self {
+        Self { destination, destination_port_be, ..*self }
+    }
+
     #[inline(always)]
     pub fn ends(&self) -> Ends {
         Ends { source: self.source, destination: self.destination }
@@ -459,10 +500,7 @@ fn with_ports(ctx: &TcContext, header: &Header, is_quoted: bool) -> Option<Packe
             packet.source_port_be = ctx.load(transport).ok()?;
             packet.destination_port_be = ctx.load(transport + 2).ok()?;
             if protocol == protocol::TCP && !is_quoted {
-                let flags: u8 = ctx.load(transport + TCP_FLAGS_OFFSET).ok()?;
-                packet.may_begin_flow = flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-                packet.fin = flags & TCP_FIN != 0;
-                packet.reset = flags & TCP_RST != 0;
+                packet.note_flags(ctx.load(transport + TCP_FLAGS_OFFSET).ok()?);
             }
             if protocol == protocol::SCTP && !is_quoted {
                 let chunk: u8 = ctx.load(transport + SCTP_CHUNK_OFFSET).ok()?;

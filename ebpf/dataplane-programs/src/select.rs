@@ -115,6 +115,16 @@ pub fn still_there(
     may_ask(&mut maps).then_some(Pick { slot, selection, ..pick })
 }
 
+/// Whether nothing has changed that the choice depends on: its backend lives, `key`'s service has the very list that it was made from, and the client may
+/// still ask.
+#[inline(always)]
+pub fn is_unchanged(key: &FrontendKey, origin: Origin, client: impl Fn() -> Client, pick: Pick) -> bool {
+    let is_alive = ORLOP_BACKENDS.get(pick.id).is_some_and(|backend| backend.generation == pick.generation);
+    let Some(service) = service(pick.slot, key).filter(|_| is_alive) else { return false };
+    let mut maps = Maps::of(service, origin, &client);
+    maps.selection() == pick.selection && may_ask(&mut maps)
+}
+
 /// Counts a new flow for the service of a slot.
 #[inline(always)]
 pub fn count(slot: u32, outcome: Outcome) {

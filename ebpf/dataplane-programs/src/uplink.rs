@@ -755,7 +755,20 @@ pub unsafe fn touch(
     packet: &Packet,
     direction: u8,
 ) {
-    let Some(entry) = entry else { return };
+    // SAFETY: the caller vouches for the element.
+    if let Some(entry) = entry
+        && unsafe { touch_known(entry, packet, direction) }
+    {
+        ended::note(key, held, now());
+    }
+}
+
+/// As [`touch`]; tells whether the connection ends with the packet.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub unsafe fn touch_known(entry: *mut NatValue, packet: &Packet, direction: u8) -> bool {
     // SAFETY: the caller vouches for the element. Two processors may race for it: the later one of two equal times stays.
     let (used, state) = unsafe { (&raw mut (*entry).used, &raw mut (*entry).state) };
     // SAFETY: as above; these are plain integers inside the element.
@@ -772,9 +785,6 @@ pub unsafe fn touch(
         after |= nat::RESET;
     }
     let time = now();
-    if nat::is_over(packet.protocol, after) && !nat::is_over(packet.protocol, before) {
-        ended::note(key, held, time);
-    }
     // SAFETY: as above. Written only when it changes, so that busy flows do not pass a cache line around.
     unsafe {
         if used.read_volatile() != time {
@@ -784,6 +794,7 @@ pub unsafe fn touch(
             state.write_volatile(after);
         }
     }
+    nat::is_over(packet.protocol, after) && !nat::is_over(packet.protocol, before)
 }
 
 /// The time in ticks.
@@ -803,7 +814,7 @@ pub fn random_port() -> u16 {
 
 /// The key under which the answer to a packet that leaves as `address`:`port` comes back.
 #[inline(always)]
-fn back_in(packet: &Packet, address: &Address, port_be: u16) -> NatKey {
+pub fn back_in(packet: &Packet, address: &Address, port_be: u16) -> NatKey {
     NatKey {
         source: packet.destination,
         destination: *address,
@@ -817,7 +828,7 @@ fn back_in(packet: &Packet, address: &Address, port_be: u16) -> NatKey {
 
 /// The key under which `entry`'s inside answers a packet that came in.
 #[inline(always)]
-fn out_key(packet: &Packet, entry: &NatValue) -> NatKey {
+pub fn out_key(packet: &Packet, entry: &NatValue) -> NatKey {
     NatKey {
         source: entry.address,
         destination: packet.source,
@@ -864,7 +875,7 @@ pub fn answer_key(packet: &Packet, direction: u8) -> NatKey {
 }
 
 #[inline(always)]
-fn pick_of(entry: &NatValue) -> Pick {
+pub fn pick_of(entry: &NatValue) -> Pick {
     Pick {
         id: entry.backend,
         generation: entry.generation,
@@ -930,7 +941,7 @@ fn is_pod(address: &Address) -> bool {
 
 /// Whether a packet with these ends is to be masqueraded.
 #[inline(always)]
-fn leaves_under_another_address(source: &Address, destination: &Address) -> bool {
+pub fn leaves_under_another_address(source: &Address, destination: &Address) -> bool {
     let Some(config) = ORLOP_CONFIG.get(0) else { return false };
     let masquerade = masquerade_of(config, source);
     masquerade.pods.contains(source)

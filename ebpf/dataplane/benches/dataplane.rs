@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dataplane::policy::{self, Change, Isolation, PodLink, PortRange, Ports, RulesetId};
-use dataplane::{Dataplane, Frontend, Options, Protocol, Target, UplinkHook};
+use dataplane::{Acceleration, Dataplane, Frontend, Options, Protocol, Target, UplinkHook};
 use linux::netns::{self, Netns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, socket, sockopt};
 
@@ -179,6 +179,7 @@ impl Bench {
             cgroup,
             uplinks: uplinks.iter().map(|name| (*name).to_owned()).collect(),
             uplink_hook: UplinkHook::Newest,
+            uplink_acceleration: Acceleration::Disabled,
         };
         Self(Some(Dataplane::open(&options).unwrap_or_else(|error| panic!("{error:?}"))))
     }

@@ -3,7 +3,7 @@
 //! Maps are pinned by name in `<pin_root>/v<layout>`, links as `link_<program>[_<interface>]` (`links`). On kernels without
 //! TCX those of uplinks and of pods' links are filters of a clsact qdisc, which have no pins (`filters`). Either way a program that is
 //! attached already is one of: the same program on the same maps -> left alone; another program or other maps -> replaced in
-//! place. What has no place any more, because its interface is no longer an uplink, is removed.
+//! place. What has no place any more, because its interface is no longer an uplink, is removed. XDP is a link on every kernel (`xdp`).
 //!
 //! One process at a time works on a pin root: the open folder is locked, and the kernel drops the lock with the process.
 
@@ -11,6 +11,7 @@ mod filters;
 mod links;
 mod migrate;
 mod pods;
+mod xdp;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, TryLockError};
@@ -23,7 +24,7 @@ use aya::maps::{Map, MapData, MapInfo};
 use aya::programs::links::FdLink;
 use aya::programs::{
     CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramInfo,
-    SchedClassifier, SockOps, TcAttachType,
+    SchedClassifier, SockOps, TcAttachType, Xdp,
 };
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use dataplane_abi::{LAYOUT_VERSION, map};
@@ -33,6 +34,7 @@ use crate::{MapError, Options, UplinkHook};
 use links::Target;
 use migrate::Migration;
 pub use pods::PodPrograms;
+pub use xdp::Refusal;
 
 /// The object that `cargo xtask build-ebpf` made; empty without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane.o"));
@@ -187,6 +189,8 @@ pub enum OpenError {
     NoUplink { name: String, source: io::Error },
     #[error("attach {program} to {interface}: needs root and a kernel from {TCX_SINCE} on")]
     AttachTcx { program: String, interface: String, source: io::Error },
+    #[error("accelerate uplink {interface} (`best-effort` leaves out what cannot be, `disabled` all)")]
+    NoAcceleration { interface: String, source: Refusal },
     #[error("open the maps")]
     Maps(#[source] MapError),
     #[error("know the node's network namespace: needs root and a kernel from 5.14 on")]
@@ -231,6 +235,8 @@ struct Uplink<'a> {
     name: &'a str,
     index: u32,
     layer: Layer,
+    /// What Linux calls its kind of hardware.
+    hardware: u32,
 }
 
 /// Tells whether an attached program is the one we loaded: its instructions, and the very maps it works on.
@@ -273,6 +279,7 @@ pub fn open(options: &Options) -> Result<(PinRoot, Maps, ForPods), OpenError> {
     let mut wanted = Attached::default();
     attach_sockets(&mut programs, options, &pins, &mut wanted)?;
     attach_uplinks(&mut programs, options, &pins, &mut wanted)?;
+    xdp::attach(&mut programs, options, &pins, &mut wanted)?;
     let policy = PodPrograms::load(&mut programs, options, &pins, POLICY_PROGRAMS)?;
     policy.adopt(&mut wanted)?;
     let mut packets = [None, None];
@@ -316,6 +323,9 @@ fn load_all(programs: &mut Ebpf, options: &Options, layouts: &[&Path]) -> Result
         ensure_loaded(get::<SockOps>(programs, TRIED_PROGRAM)?.load(), TRIED_PROGRAM)?;
     }
     let uplinks = uplinks(options)?;
+    if xdp::is_wanted(options, &uplinks) {
+        ensure_loaded(get::<Xdp>(programs, xdp::PROGRAM)?.load(), xdp::PROGRAM)?;
+    }
     let concerned = |layer: Layer| uplinks.iter().any(|uplink| uplink.layer == layer);
     let of_uplinks =
         UPLINK_PROGRAMS.iter().filter(|(layer, _)| concerned(*layer)).map(|(_, program)| program);
@@ -774,7 +784,7 @@ impl<'a> Uplink<'a> {
         let failed = |source| OpenError::NoUplink { name: name.to_owned(), source };
         let (index, hardware) = (read("ifindex").map_err(failed)?, read("type").map_err(failed)?);
         let layer = if hardware == u32::from(libc::ARPHRD_NONE) { Layer::Ip } else { Layer::Ethernet };
-        Ok(Self { name, index, layer })
+        Ok(Self { name, index, layer, hardware })
     }
 }
 

@@ -36,7 +36,7 @@ use model::{Capacity, Model};
 use packets::Served;
 use unapplied::Unapplied;
 
-pub use attach::OpenError;
+pub use attach::{OpenError, Refusal};
 pub use identity::{Identity, Names};
 pub use inspect::{Backend, Programmed, Stays};
 pub use kernel::{MapError, wait_for_readers};
@@ -55,6 +55,7 @@ pub struct Options {
     /// Names of the links that traffic from outside comes in by, and of the one that leads to other nodes' pods.
     pub uplinks: Vec<String>,
     pub uplink_hook: UplinkHook,
+    pub uplink_acceleration: Acceleration,
 }
 
 /// How programs are attached to the uplinks.
@@ -65,6 +66,22 @@ pub enum UplinkHook {
     Newest,
     /// As filters of a clsact qdisc.
     Clsact,
+}
+
+/// Whether the drivers of the uplinks send packets of known flows on by XDP, before the kernel sees them. Links without a driver (tunnels) have none
+/// either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Acceleration {
+    /// Attaching switches off what some drivers do for the whole link.
+    #[default]
+    Disabled,
+    /// Where the driver can; elsewhere a line of the log says why not.
+    BestEffort,
+    /// An uplink whose driver cannot is an error.
+    Native,
+    /// As [`Acceleration::Native`], on veth links too. No setting names it: whoever asks for it, such as a test, sees to it that packets come there with
+    /// whole checksums.
+    EvenVeth,
 }
 
 /// The transport protocols that are translated; SCTP by packets alone, since the kernel tells of none of its sockets.

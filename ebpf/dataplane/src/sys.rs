@@ -1,4 +1,4 @@
-//! The `bpf` and `membarrier` calls that aya does not offer.
+//! The `bpf` and `membarrier` calls that aya does not offer, and what a driver is called.
 
 #![expect(unsafe_code, reason = "raw system calls")]
 
@@ -21,6 +21,9 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
+const BPF_XDP: u32 = 37;
+/// By the driver, and by nobody in its place.
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -44,7 +47,7 @@ pub struct LinkInfo {
     pub id: u32,
     pub program: u32,
     padding: u32,
-    /// A cgroup link: the cgroup's id. A TCX link: the interface's index in the low half.
+    /// A cgroup link: the cgroup's id. A link of TCX or XDP: the interface's index in the low half.
     pub target: u64,
     rest: [u64; 4],
 }
@@ -64,7 +67,7 @@ struct InfoByFd {
 }
 
 #[repr(C)]
-struct TcxLink {
+struct InterfaceLink {
     program: u32,
     interface: u32,
     attach_type: u32,
@@ -152,12 +155,24 @@ pub fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// Makes an interface of the calling thread's network namespace run a program behind those that it has, for as long as the link
 /// is open or pinned.
 pub fn attach_tcx(program: BorrowedFd<'_>, interface: u32, place: TcxPlace) -> io::Result<OwnedFd> {
-    let mut attributes = TcxLink {
-        program: program.as_raw_fd() as u32,
+    let attach_type = if place.is_egress { BPF_TCX_EGRESS } else { BPF_TCX_INGRESS };
+    // Before or behind none in particular.
+    let flags = if place.is_first { BPF_F_BEFORE } else { BPF_F_AFTER };
+    link_create(program, interface, attach_type, flags)
+}
+
+/// The same for XDP: makes the driver of an interface run a program.
+pub fn attach_xdp(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+    link_create(program, interface, BPF_XDP, XDP_FLAGS_DRV_MODE)
+}
+
+fn link_create(program: BorrowedFd<'_>, interface: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
+    let program = program.as_raw_fd() as u32;
+    let mut attributes = InterfaceLink {
+        program,
         interface,
-        attach_type: if place.is_egress { BPF_TCX_EGRESS } else { BPF_TCX_INGRESS },
-        // Before or behind none in particular.
-        flags: if place.is_first { BPF_F_BEFORE } else { BPF_F_AFTER },
+        attach_type,
+        flags,
         relative: 0,
         padding: 0,
         expected_revision: 0,
@@ -192,6 +207,45 @@ pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
         Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// `struct ethtool_drvinfo` of `linux/ethtool.h`, of which the driver's name is read.
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    rest: [u8; 160],
+}
+
+const ETHTOOL_GDRVINFO: u32 = 3;
+
+/// What the driver of an interface of the calling thread's network namespace is called; the kind of a link that has none.
+pub fn driver(interface: &str) -> io::Result<String> {
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let any = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        flags,
+        None,
+    )?;
+    let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
+    // SAFETY: all zeros is an `ifreq`: integers, and a union of integers and pointers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let name = interface.as_bytes();
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (place, byte) in request.ifr_name.iter_mut().zip(name) {
+        *place = *byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut info).cast();
+    // SAFETY: the call reads the `ifreq` and writes the structure that its command has; both outlive it.
+    let asked = unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    if asked < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let driver = info.driver.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(driver).into_owned())
 }
 
 /// The clock by which programs note when a client was led, in nanoseconds.

@@ -1,5 +1,7 @@
 //! The load balancer against the real kernel: real sockets in this test's own cgroup, real packets between namespaces.
 
+#[path = "bpf/accelerate.rs"]
+mod accelerate;
 #[path = "bpf/bypass.rs"]
 mod bypass;
 #[path = "bpf/direct_return.rs"]
@@ -14,6 +16,8 @@ mod mapped;
 mod node;
 #[path = "bpf/observe.rs"]
 mod observe;
+#[path = "bpf/offloads.rs"]
+mod offloads;
 #[path = "bpf/orphans.rs"]
 mod orphans;
 #[path = "bpf/packets.rs"]

@@ -135,6 +135,7 @@ fn open_dataplane(
         cgroup: settings.dataplane_cgroup.clone(),
         uplinks,
         uplink_hook: dataplane::UplinkHook::default(),
+        uplink_acceleration: settings.uplink_acceleration.of_dataplane(),
     };
     let dataplane = dataplane::Dataplane::open(&options).context("open the dataplane")?;
     tracing::info!(frontends = dataplane.adopted(), "the dataplane is open; what was programmed is adopted");

@@ -110,6 +110,10 @@ fn every_bad_value_has_one_clear_error() {
             ["--uplink", "a-name-of-sixteen"],
             "setting uplinks: \"a-name-of-sixteen\" is not the name of a link, at most 15 bytes",
         ),
+        (
+            ["--uplink-acceleration", "generic"],
+            "setting uplink-acceleration: \"generic\" is not one of disabled, best-effort and native",
+        ),
         (["--admin-socket", "run"], "setting admin-socket: \"run\" is not an absolute path"),
         (["--bpf-pin-root", "bpf"], "setting bpf-pin-root: \"bpf\" is not an absolute path"),
         (["--dataplane-cgroup", "pods"], "setting dataplaneCgroup: \"pods\" is not an absolute path"),
@@ -158,6 +162,7 @@ healthzBindAddress: 0.0.0.0:10256
 metricsBindAddress: 127.0.0.1:10249
 nodeportAddresses: []
 uplinks: []
+uplinkAcceleration: disabled
 bpfPinRoot: /sys/fs/bpf/orlop
 dataplaneCgroup: /sys/fs/cgroup
 adminSocket: /run/orlop/proxy.sock
@@ -170,6 +175,7 @@ logFormat: text
         "--metrics-bind-address=::1",
         "--nodeport-addresses=192.0.2.0/24,2001:db8::/64",
         "--uplink=eth1",
+        "--uplink-acceleration=best-effort",
         "--admin-socket=",
         "--log-format=json",
     ]);
@@ -183,6 +189,7 @@ nodeportAddresses:
 - 2001:db8::/64
 uplinks:
 - eth1
+uplinkAcceleration: best-effort
 bpfPinRoot: /sys/fs/bpf/orlop
 dataplaneCgroup: /sys/fs/cgroup
 adminSocket: ''

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -67,17 +67,30 @@ pub fn attach_tcx(
     wanted: &Identity,
     place: TcxPlace,
 ) -> Result<(), OpenError> {
-    if adopt(target, program, wanted)? {
-        return Ok(());
-    }
-    let link = sys::attach_tcx(program, target.id as u32, place);
-    let link = link.map_err(|source| OpenError::AttachTcx {
+    let refused = |source| OpenError::AttachTcx {
         program: target.program.to_owned(),
         interface: target.shown.clone(),
         source,
-    })?;
+    };
+    attach(target, program, wanted, |index| sys::attach_tcx(program, index, place))?.map_err(refused)
+}
+
+/// Takes over the pinned link of an interface, or pins a new one, which the kernel may refuse.
+pub fn attach(
+    target: &Target<'_>,
+    program: BorrowedFd<'_>,
+    wanted: &Identity,
+    make: impl FnOnce(u32) -> io::Result<OwnedFd>,
+) -> Result<io::Result<()>, OpenError> {
+    if adopt(target, program, wanted)? {
+        return Ok(Ok(()));
+    }
+    let link = match make(target.id as u32) {
+        Err(refused) => return Ok(Err(refused)),
+        Ok(link) => link,
+    };
     let failed = |source| OpenError::Link { operation: "pin", path: target.pin.clone(), source };
-    sys::object_pin(link.as_fd(), &target.pin).map_err(failed)
+    sys::object_pin(link.as_fd(), &target.pin).map(Ok).map_err(failed)
 }
 
 /// The interfaces that a program is pinned for.

@@ -10,7 +10,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, Queue};
-use dataplane::{Dataplane, Frontend, Masquerade, OpenError, Options, Origin, Protocol, Target, UplinkHook};
+use dataplane::{
+    Acceleration, Dataplane, Frontend, Masquerade, OpenError, Options, Origin, Protocol, Target, UplinkHook,
+};
 use dataplane_abi::{
     Affinity, AffinityKey, Backend, Ended, LAYOUT_VERSION, NatKey, NatValue, ShownPeer, map,
 };
@@ -94,6 +96,7 @@ fn options(uplinks: &[&str]) -> Options {
         cgroup: Node::cgroup_root(),
         uplinks: uplinks.iter().map(|name| (*name).to_owned()).collect(),
         uplink_hook: UplinkHook::Newest,
+        uplink_acceleration: Acceleration::Disabled,
     }
 }
 
@@ -131,6 +134,11 @@ impl Node {
 
     pub fn with_uplinks(uplinks: &[&str], uplink_hook: UplinkHook) -> Self {
         Self::on_uplink(Options { uplink_hook, ..options(uplinks) })
+    }
+
+    /// By XDP too. Where the links are pairs, whoever sends by the other end makes whole checksums.
+    pub fn accelerating(uplink_acceleration: Acceleration, uplinks: &[&str]) -> Self {
+        Self::on_uplink(Options { uplink_acceleration, ..options(uplinks) })
     }
 
     /// Somebody else's dataplane on the same uplink.
@@ -184,7 +192,13 @@ impl Node {
         ];
         let found =
             programs.map(|(program, link, direction)| (program, self.attachment(program, link, direction)));
-        found.into_iter().filter_map(|(program, attachment)| Some((program, attachment?))).collect()
+        let found = found.into_iter().chain([("orlop_xdp", self.accelerator("uplink"))]);
+        found.filter_map(|(program, attachment)| Some((program, attachment?))).collect()
+    }
+
+    /// The XDP program of a link.
+    pub fn accelerator(&self, link_name: &str) -> Option<Attachment> {
+        link(&self.pins().join(format!("link_orlop_xdp_{}", link_name.replace('.', ":"))))
     }
 
     /// What this dataplane has of a program on one link.
@@ -229,6 +243,12 @@ impl Node {
                 None => flows.remove(&key).unwrap(),
             }
         }
+    }
+
+    /// What one of the translation maps holds, by key.
+    pub fn known_flows(&self, map: &str) -> BTreeMap<[u8; size_of::<NatKey>()], NatValue> {
+        let all = self.flows(map);
+        all.iter().map(Result::unwrap).map(|(key, value)| (key, NatValue::from_bytes(value))).collect()
     }
 
     /// Takes entries out of one of the translation maps, as an eviction would.

@@ -9,42 +9,42 @@ use aya::maps::{HashMap, Map, MapData};
 use aya::programs::ProgramInfo;
 use dataplane::Protocol::{Sctp, Tcp, Udp};
 use dataplane::policy::{self, Change, Isolation, PodLink, PortRange, Ports, RulesetId};
-use dataplane::{Target, UplinkHook};
+use dataplane::{Acceleration, Target};
 use dataplane_abi::{NatKey, NatValue, capacity, counter, map, nat};
 
 use crate::node::{NODE, Node, OUTSIDE, PLACES, POD, V4, V6, at, frontend, ip, link, run as run_tool};
 use crate::tun::Tun;
 
-const NEXT: u32 = u32::MAX;
+pub const NEXT: u32 = u32::MAX;
 const DROP: u32 = 2;
 
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub const ICMP: u8 = 1;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
+pub const SCTP: u8 = 132;
 /// One without ports.
 const GRE: u8 = 47;
 const SCTP_CHECKSUM: usize = 8;
 /// Kinds of SCTP's chunks: the first of an association, and one in its middle.
 const INIT: u8 = 1;
 const DATA: u8 = 0;
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
+pub const FIN: u8 = 0x01;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const ACK: u8 = 0x10;
 
-const ETHERNET: usize = 14;
+pub const ETHERNET: usize = 14;
 /// Where the next header of IPv6 stands.
 const NEXT_HEADER: usize = 6;
-const HOP_LIMIT: usize = 7;
+pub const HOP_LIMIT: usize = 7;
 const HOP_BY_HOP: u8 = 0;
 const FRAGMENT: u8 = 44;
 const OPTIONS: u8 = 60;
 
 /// What ICMP says, whatever the family's number for it is.
 #[derive(Clone, Copy)]
-enum Icmp {
+pub enum Icmp {
     Echo,
     Reply,
     Error,
@@ -52,22 +52,22 @@ enum Icmp {
 
 /// An Ethernet frame with IPv4 or IPv6, for the tests to vary.
 #[derive(Clone)]
-struct Frame {
-    source: SocketAddr,
-    destination: SocketAddr,
+pub struct Frame {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
     /// ICMP stands for that of either family.
-    protocol: u8,
-    tcp_flags: u8,
-    icmp: Icmp,
+    pub protocol: u8,
+    pub tcp_flags: u8,
+    pub icmp: Icmp,
     /// As the fragment field of IPv4 has it; 0 with `atomic` is IPv6's header of a packet that is its only fragment.
-    fragment: u16,
-    atomic: bool,
+    pub fragment: u16,
+    pub atomic: bool,
     /// Words of IPv4's options, or headers of IPv6's.
-    options: u8,
-    has_checksum: bool,
+    pub options: u8,
+    pub has_checksum: bool,
 }
 
-fn frame(protocol: u8, source: (impl Into<IpAddr>, u16), destination: (impl Into<IpAddr>, u16)) -> Frame {
+pub fn frame(protocol: u8, source: (impl Into<IpAddr>, u16), destination: (impl Into<IpAddr>, u16)) -> Frame {
     Frame {
         source: at(source.0, source.1),
         destination: at(destination.0, destination.1),
@@ -82,7 +82,7 @@ fn frame(protocol: u8, source: (impl Into<IpAddr>, u16), destination: (impl Into
 }
 
 impl Frame {
-    fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         let mut transport = Vec::new();
         if self.protocol == ICMP {
             let [v4, v6] = match self.icmp {
@@ -175,7 +175,7 @@ impl Frame {
         header
     }
 
-    fn header_length(&self) -> usize {
+    pub fn header_length(&self) -> usize {
         let options = usize::from(self.options);
         match self.source {
             SocketAddr::V4(_) => 20 + options * 4,
@@ -184,7 +184,7 @@ impl Frame {
     }
 
     /// What came out, taken apart again; panics if a checksum is wrong.
-    fn read(&self, bytes: &[u8]) -> (SocketAddr, SocketAddr) {
+    pub fn read(&self, bytes: &[u8]) -> (SocketAddr, SocketAddr) {
         let (header, transport) = bytes[ETHERNET..].split_at(self.header_length());
         let (source, destination) = addresses(header);
         if self.protocol == SCTP {
@@ -317,7 +317,7 @@ fn crc32c(bytes: &[u8]) -> [u8; 4] {
 }
 
 /// The ones' complement sum of RFC 1071.
-fn sum(bytes: &[u8]) -> u16 {
+pub fn sum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = 0;
     for pair in bytes.chunks(2) {
         sum += (u32::from(pair[0]) << 8) | u32::from(*pair.get(1).unwrap_or(&0));
@@ -329,25 +329,36 @@ fn sum(bytes: &[u8]) -> u16 {
 }
 
 /// The program's verdict, and the packet as it left it.
-fn run(program: u64, packet: &[u8]) -> (u32, Vec<u8>) {
+pub fn run(program: u64, packet: &[u8]) -> (u32, Vec<u8>) {
+    run_as(program, packet, &[], "1").0
+}
+
+/// The same with a context, if that is not empty, again and again; and how long one run took, in nanoseconds.
+pub fn run_as(program: u64, packet: &[u8], context: &[u8], times: &str) -> ((u32, Vec<u8>), u64) {
     let folder = std::env::temp_dir();
     // Process ids are alike in all private hosts; a program's id is the machine's.
     let place = |name: &str| folder.join(format!("orlop-packet-{program}-{name}"));
     let (input, output) = (place("in"), place("out"));
     std::fs::write(&input, packet).unwrap();
-    let ran = Command::new("bpftool")
-        .args(["-j", "prog", "run", "id", &program.to_string(), "data_in"])
-        .arg(&input)
-        .arg("data_out")
-        .arg(&output)
-        .output()
-        .unwrap();
+    let mut run = Command::new("bpftool");
+    run.args(["-j", "prog", "run", "id", &program.to_string(), "data_in"]).arg(&input);
+    run.arg("data_out").arg(&output).args(["repeat", times]);
+    let given = place("context");
+    if !context.is_empty() {
+        std::fs::write(&given, context).unwrap();
+        run.arg("ctx_in").arg(&given);
+    }
+    let ran = run.output().unwrap();
     let shown = String::from_utf8_lossy(&ran.stdout).into_owned();
     let result: serde_json::Value = serde_json::from_str(&shown).unwrap_or_else(|_| panic!("{shown}"));
     let left = std::fs::read(&output).unwrap();
     std::fs::remove_file(input).unwrap();
     std::fs::remove_file(output).unwrap();
-    (result["retval"].as_u64().unwrap_or_else(|| panic!("{shown}")) as u32, left)
+    if !context.is_empty() {
+        std::fs::remove_file(given).unwrap();
+    }
+    let number = |name: &str| result[name].as_u64().unwrap_or_else(|| panic!("{shown}"));
+    ((number("retval") as u32, left), number("duration"))
 }
 
 /// A node whose uplink leads nowhere: only its programs matter.
@@ -363,12 +374,12 @@ impl Bench {
         Self { node: Node::with_uplink(), _overlay: None }
     }
 
-    /// Beside the uplink a link without Ethernet.
-    fn with_overlay() -> Self {
+    /// All programs for uplinks: beside the uplink a link without Ethernet.
+    fn of_all_programs() -> Self {
         harness::private_host::require();
         ip("link add uplink type veth peer name other");
         let overlay = Some(Tun::make("overlay"));
-        Self { node: Node::with_uplinks(&["uplink", "overlay"], UplinkHook::Newest), _overlay: overlay }
+        Self { node: Node::accelerating(Acceleration::EvenVeth, &["uplink", "overlay"]), _overlay: overlay }
     }
 }
 
@@ -1448,7 +1459,7 @@ fn of_a_pod_that_is_led_over_sctp_nothing_else_is() {
 
 #[test]
 fn the_verifier_stays_within_its_budget() {
-    let mut bench = Bench::with_overlay();
+    let mut bench = Bench::of_all_programs();
     // Those for services by packets are loaded for the first link that has them.
     bench.node.dataplane.as_mut().unwrap().serve_packets(&other()).unwrap();
     bench.node.dataplane.as_mut().unwrap().serve_sctp(&other()).unwrap();

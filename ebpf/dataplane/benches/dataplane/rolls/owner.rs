@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use dataplane::{Dataplane, Frontend, Masquerade, Options, Protocol, Target, UplinkHook};
+use dataplane::{Acceleration, Dataplane, Frontend, Masquerade, Options, Protocol, Target, UplinkHook};
 
 use super::process::{Process, orders};
 use super::{FAR_LINK, NODE, NODE_CGROUP, PIN_ROOT, POD_NETWORKS, UPLINK, Way};
@@ -56,6 +56,7 @@ pub fn play() {
         cgroup: crate::cgroup_root().join(NODE_CGROUP),
         uplinks: [UPLINK, FAR_LINK].map(str::to_owned).into(),
         uplink_hook: UplinkHook::Newest,
+        uplink_acceleration: Acceleration::Disabled,
     };
     let mut dataplane = Dataplane::open(&options).unwrap_or_else(|error| panic!("{error:?}"));
     let [pods, far_pods] = POD_NETWORKS.map(|network| network.parse().expect("a network"));
