@@ -121,8 +121,9 @@ fn note(packet: &Packet, told: &Told) -> i32 {
             unsafe { uplink::touch(Some(element), (&key, Held::Inbound), packet, nat::IN) };
             return NEXT;
         }
-        // The same client port, by another node's or straight: the answers could not be told apart.
-        if !uplink::may_take_over(packet.protocol, &held, false) {
+        // The same client port, by another node's or straight: the answers could not be told apart, unless there are none any more.
+        if !nat::is_over(packet.protocol, held.state) && !uplink::may_take_over(packet.protocol, &held, false)
+        {
             count(counter::NODE_PORT_COLLISION);
             return DROP;
         }

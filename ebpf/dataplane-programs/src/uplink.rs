@@ -896,7 +896,7 @@ pub fn note_direct_flow(packet: &Packet) -> i32 {
                 Some(held) if !goes_on_told(packet, &held) => beside(packet, &held),
                 _ => NEXT,
             },
-            false => NEXT,
+            false => note_end(packet, &back),
         };
     }
     let direct = NatValue {
@@ -922,6 +922,20 @@ pub fn note_direct_flow(packet: &Packet) -> i32 {
         Some(held) if !may_take_over(packet.protocol, &held, false) => return beside(packet, &held),
         _ => {
             written(ORLOP_INBOUND.insert(&back, &direct, 0));
+        }
+    }
+    NEXT
+}
+
+/// Of a flow that another node told of, its end has to be known here, too: its client may come by a third one from the same port.
+#[inline(always)]
+fn note_end(packet: &Packet, back: &NatKey) -> i32 {
+    if packet.fin || packet.reset {
+        let told = ORLOP_INBOUND.get_ptr_mut(back);
+        // SAFETY: as in `answer_in`.
+        unsafe {
+            let told = told.filter(|element| (**element).kind == nat::TOLD);
+            touch(told, (back, Held::Inbound), packet, nat::IN);
         }
     }
     NEXT

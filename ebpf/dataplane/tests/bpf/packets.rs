@@ -762,6 +762,21 @@ fn packets_that_tell_another_node_of_their_flow() {
             let collisions = node.counter(counter::NODE_PORT_COLLISION);
             assert_eq!(arrives(&[place.node], node, &other), (DROP, led.clone()));
             assert_eq!(node.counter(counter::NODE_PORT_COLLISION), collisions + 1);
+            // Once the first is over, also where nobody masquerades pods, it is the client's port again.
+            if protocol == TCP {
+                for masqueraded in [true, false] {
+                    let families = if masqueraded { vec![place.masquerade()] } else { Vec::new() };
+                    node.dataplane.as_mut().unwrap().set_masquerade(&families).unwrap();
+                    let [first, second] = if masqueraded { [&sent, &other] } else { [&other, &sent] };
+                    assert_eq!(arrives(&[place.node], node, first).0, NEXT);
+                    let end = |of: &Frame| Frame { tcp_flags: FIN | ACK, ..of.clone() }.bytes();
+                    run(egress, &end(&answers));
+                    assert_eq!(arrives(&[place.node], node, second).0, DROP, "half of it goes on");
+                    assert_eq!(run(ingress, &end(&goes)), (NEXT, end(&goes)));
+                    assert_eq!(arrives(&[place.node], node, second), (NEXT, led.clone()));
+                }
+                node.masquerade();
+            }
             // To somebody else than the packet around it.
             let strays = frame(protocol, (place.outside, 4102), (place.pod, 8080)).bytes();
             let strays = [&sent[..ETHERNET + header.len()], &strays[ETHERNET..]].concat();
