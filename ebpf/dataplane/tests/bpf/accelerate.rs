@@ -21,6 +21,8 @@ const TX: u32 = 3;
 
 /// Where frames of these tests go, and where those that leave go.
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// The other link's.
+const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 11];
 const HOST: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 10];
 /// Where IPv4's header has its hops and checksum.
@@ -43,6 +45,7 @@ impl Bench {
         for line in [
             "link add uplink type veth peer name other",
             "link set uplink address 02:00:00:00:00:01",
+            "link set other address 02:00:00:00:00:0b",
             "link set other up",
             "link set uplink up",
             "addr add 192.0.2.1/24 dev uplink",
@@ -418,9 +421,15 @@ fn flows_that_are_not_known_whole_are_passed() {
         let Flow { asks, .. } = again();
         say(map::INBOUND, &|entry| entry.slot += 1, "another service", &[&asks]);
         let Flow { asks, answers } = again();
-        say(map::INBOUND, &|entry| entry.port_be ^= 1, "another service's answers", &[&asks, &answers]);
+        // One half alone, which the other one leads to: what stands where the service's port does, or the client's.
+        let other = |entry: &mut NatValue, port: u16| {
+            if entry.port_be == port.to_be() {
+                entry.port_be ^= 1;
+            }
+        };
+        say(map::INBOUND, &|entry| other(entry, 30080), "another service's answers", &[&asks, &answers]);
         let Flow { asks, answers } = again();
-        say(map::NAT, &|entry| entry.port_be ^= 1, "another flow's port", &[&asks, &answers]);
+        say(map::NAT, &|entry| other(entry, 4001), "another flow's port", &[&asks, &answers]);
         // A pod at the other end whose own flow has these ends comes first.
         let Flow { answers, .. } = again();
         let led = run(bench.program("orlop_ingress"), &answers.bytes()).1;
@@ -493,6 +502,8 @@ fn what_the_kernel_would_not_route_back_out_of_the_uplink_is_passed() {
         let route = |way: &str| ip(&format!("route replace {way}"));
         route(&format!("{remote} via {elsewhere}"));
         bench.passes("by another link", &packet);
+        let to_that = [&OTHER, &packet[6..]].concat();
+        bench.passes("by another link that it is for", &to_that);
         route(&format!("{remote} via {unknown}"));
         bench.passes("to a neighbour that is not known", &packet);
         UdpSocket::bind(at(place.any, 0))
