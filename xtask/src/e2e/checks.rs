@@ -257,7 +257,7 @@ fn exec_until(scene: &Scene<'_>, arguments: &[&str]) -> Result<String> {
 
 /// What differs most between kernels: programs on links, packet by packet and with real ones.
 fn uplink_tests(scene: &mut Scene<'_>) -> Result<String> {
-    tier(scene, "binary(/^bpf$/) & test(/^(packets|uplink)::/)", Duration::from_secs(360))
+    tier(scene, "binary(/^bpf$/) & test(/^(packets|uplink)::/)", Duration::from_secs(600))
 }
 
 fn bpf_tests(scene: &mut Scene<'_>) -> Result<String> {
