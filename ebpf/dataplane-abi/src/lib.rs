@@ -73,8 +73,8 @@ pub mod capacity {
     pub const NAT: usize = 131_072;
     /// Flows that hosts outside begin, two entries for each of a node port. A map of their own: they cannot evict ours.
     pub const INBOUND: usize = NAT;
-    /// Connections that ended last and still have their entries, over both maps.
-    pub const ENDED: usize = 8192;
+    /// Connections that ended in the last seconds and still have their entries, over both maps.
+    pub const ENDED: usize = 32_768;
     /// Unconnected UDP sockets that talk to several virtual addresses, two for each pair.
     pub const FLOWS: usize = 16_384;
     /// Destinations that pods reach under their own address.

@@ -261,7 +261,11 @@ fn find_answer(packet: &Packet, element: *mut NatValue) -> Option<Flow> {
     }
     // The other halves, without which the programs behind have something to mend, and what these would look at before.
     ORLOP_NAT.get_ptr_mut(&uplink::out_key(packet, &entry))?;
-    ORLOP_INBOUND.get_ptr_mut(&uplink::back_in(&routed, &shown.address, shown.port_be))?;
+    let back = ORLOP_INBOUND.get_ptr_mut(&uplink::back_in(&routed, &shown.address, shown.port_be))?;
+    // SAFETY: as in `find_question`. One that leads elsewhere: this is a late answer.
+    if !unsafe { shows(back, &routed.source, routed.source_port_be) } {
+        return None;
+    }
     if ORLOP_NAT.get_ptr_mut(&key).is_some() {
         return None;
     }

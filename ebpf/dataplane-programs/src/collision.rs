@@ -77,7 +77,7 @@ pub fn is_answered(ctx: &TcContext, layer: Layer, origin: Origin) -> i32 {
         reserved: 0,
     };
     // SAFETY: only whether it is there matters.
-    if unsafe { flows.get(&question) }.is_none() {
+    if entry.kind != nat::TOLD && unsafe { flows.get(&question) }.is_none() {
         let led = NatValue {
             address: packet.source,
             port_be: packet.source_port_be,

@@ -33,14 +33,18 @@ const HOP_LIMIT: u32 = 64;
 /// Whether a packet may be one that another node wrapped. Asked of what belongs to no flow.
 #[inline(always)]
 pub fn may_be_wrapped(packet: &Packet) -> bool {
-    packet.protocol == protocol::UDP
-        && packet.destination_port_be == geneve::PORT.to_be()
-        && is_peer(&packet.source)
+    is_for_nodes(packet) && is_peer(&packet.source)
+}
+
+/// Whether a packet goes where nodes tell each other of flows.
+#[inline(always)]
+pub fn is_for_nodes(packet: &Packet) -> bool {
+    packet.protocol == protocol::UDP && packet.destination_port_be == geneve::PORT.to_be()
 }
 
 /// Whether it is an address of another node.
 #[inline(always)]
-fn is_peer(address: &Address) -> bool {
+pub fn is_peer(address: &Address) -> bool {
     let [a, b, c, d] = address.words_be;
     let list = ORLOP_RULES.get(&Key::new(NetworkKey::WHOLE, [policy::PEERS, a, b, c, d]));
     list.is_some_and(|list| *list == policy::ALL_PORTS)

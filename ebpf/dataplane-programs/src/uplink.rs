@@ -240,7 +240,13 @@ fn flow_in(ctx: &TcContext, layer: Layer) -> i32 {
 
 #[inline(always)]
 fn flow_out(ctx: &TcContext, layer: Layer) -> i32 {
-    packet::parse_whole_or_part(ctx, layer).map_or(NEXT, |packet| masquerade(ctx, &packet))
+    let Some(packet) = packet::parse_whole_or_part(ctx, layer) else { return NEXT };
+    // Under this node's address it would be believed: nobody but the node itself tells another one of flows.
+    if direct_return::is_for_nodes(&packet) && direct_return::is_peer(&packet.destination) {
+        count(counter::MASQUERADE_IMPOSSIBLE);
+        return DROP;
+    }
+    masquerade(ctx, &packet)
 }
 
 #[inline(always)]
@@ -625,12 +631,12 @@ pub fn answer_out(ctx: &TcContext, packet: &Packet, key: &NatKey, entry: &NatVal
     let back = back_in(packet, &entry.address, entry.port_be);
     // SAFETY: an element that is recycled meanwhile costs one packet, which is sent again. One that leads elsewhere stays.
     let has_moved_on = match unsafe { flows.get(&back) } {
+        // What another node told has no other half here.
+        _ if entry.kind == nat::TOLD => false,
         Some(held) => {
             let leads_here = held.address.is(&packet.source) && held.port_be == packet.source_port_be;
             is_of_link(held, entry, origin) && !leads_here
         }
-        // What another node told has no other half.
-        None if entry.kind == nat::TOLD => false,
         None => {
             written(flows.insert(&back, &inside(packet, entry), BPF_NOEXIST as u64));
             false
@@ -774,7 +780,8 @@ pub unsafe fn touch_known(entry: *mut NatValue, packet: &Packet, direction: u8) 
     // SAFETY: as above; these are plain integers inside the element.
     let before = unsafe { state.read_volatile() };
     let begins = protocol::has_connections(packet.protocol) && packet.may_begin_flow;
-    let mut after = if begins { 0 } else { before };
+    // Who speaks after a reset did not believe it.
+    let mut after = if begins { 0 } else { before & !nat::RESET };
     after |= match (direction, packet.fin) {
         (nat::IN, true) => nat::FIN_IN | nat::ANSWERED,
         (nat::IN, false) => nat::ANSWERED,

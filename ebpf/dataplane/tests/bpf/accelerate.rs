@@ -241,6 +241,21 @@ fn packets_of_known_flows_leave_at_once_both_ways() {
     }
 }
 
+/// Of a backend that the connection was led away from: the programs behind drop it.
+#[test]
+fn a_late_answer_is_passed() {
+    let mut bench = Bench::new();
+    for place in PLACES {
+        bench.node.set(frontend(place.node, 30080, Tcp), &[at(place.remote, 8080)]);
+        let Flow { answers, .. } = bench.begin(TCP, &place, 4001);
+        bench.is_sent_on("an answer in time", &answers, HOST);
+        bench.node.set(frontend(place.node, 30080, Tcp), &[at(place.neighbour, 8080)]);
+        bench.lead(&frame(TCP, (place.outside, 4001), (place.node, 30080)).bytes());
+        bench.passes("a late answer", &answers.bytes());
+        bench.forget_flows();
+    }
+}
+
 #[test]
 fn what_another_node_answers_itself_keeps_its_clients_address() {
     let mut bench = Bench::new();

@@ -266,10 +266,16 @@ impl Node {
         while ended.pop(0).is_ok() {}
     }
 
-    /// So many connections end as are remembered: who ended before them loses its entries with the next ones.
-    pub fn let_others_end(&self) {
+    /// Everything was silent for a few seconds, and ended before them, if it ended.
+    pub fn let_time_pass(&self) {
+        const TICKS: u32 = 3;
+        let earlier = |entry: NatValue| Some(NatValue { used: entry.used.wrapping_sub(TICKS), ..entry });
+        [map::NAT, map::INBOUND].into_iter().for_each(|map| self.rewrite_flows(map, earlier));
         let mut ended = self.ended();
-        while ended.push([0; size_of::<Ended>()], 0).is_ok() {}
+        let all: Vec<_> = std::iter::from_fn(|| ended.pop(0).ok()).map(Ended::from_bytes).collect();
+        for end in all {
+            ended.push(Ended { at: end.at.wrapping_sub(TICKS), ..end }.to_bytes(), 0).unwrap();
+        }
     }
 
     fn ended(&self) -> Queue<MapData, [u8; size_of::<Ended>()]> {

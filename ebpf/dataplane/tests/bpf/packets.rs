@@ -730,7 +730,8 @@ fn packets_that_tell_another_node_of_their_flow() {
             assert_eq!((verdict, &sent[..ETHERNET]), (NEXT, &led[..ETHERNET]));
             assert_eq!(sent[ETHERNET..][..header.len()], header, "{protocol} of {place:?}");
             assert_eq!(sent[ETHERNET + header.len()..], led[ETHERNET..]);
-            let next = Frame { tcp_flags: ACK, ..goes.clone() }.bytes();
+            let later = |of: &Frame| Frame { tcp_flags: ACK, ..of.clone() };
+            let next = later(&goes).bytes();
             if protocol != UDP {
                 assert_eq!(run(egress, &next), (NEXT, next.clone()), "the other node knows");
             }
@@ -777,6 +778,25 @@ fn packets_that_tell_another_node_of_their_flow() {
                 }
                 node.masquerade();
             }
+            // The client asked here before, where its port is still known to lead elsewhere.
+            if protocol == TCP {
+                assert_eq!(arrives(&[place.node], node, &sent).0, NEXT);
+                let flows = node.flow_keys(map::INBOUND).len();
+                node.set(frontend(place.node, 30080, Tcp), &[at(place.neighbour, 8080)]);
+                run(ingress, &asks.bytes());
+                assert_eq!(node.flow_keys(map::INBOUND).len(), flows + 2);
+                let (verdict, left) = run(egress, &later(&answers).bytes());
+                assert_eq!((verdict, later(&answers).read(&left).0), (NEXT, at(place.node, 30080)));
+            }
+            // Whom this node masquerades could not be told from it.
+            node.dataplane.as_mut().unwrap().set_peers(&[place.outside]).unwrap();
+            let impossible = node.counter(counter::MASQUERADE_IMPOSSIBLE);
+            let pretends = frame(UDP, (place.pod, 4103), (place.outside, 6081)).bytes();
+            assert_eq!(run(egress, &pretends), (DROP, pretends));
+            assert_eq!(node.counter(counter::MASQUERADE_IMPOSSIBLE), impossible + 1);
+            let elsewhere = frame(UDP, (place.pod, 4103), (place.neighbour, 6081));
+            let (verdict, left) = run(egress, &elsewhere.bytes());
+            assert_eq!((verdict, elsewhere.read(&left).0.ip()), (NEXT, place.node));
             // To somebody else than the packet around it.
             let strays = frame(protocol, (place.outside, 4102), (place.pod, 8080)).bytes();
             let strays = [&sent[..ETHERNET + header.len()], &strays[ETHERNET..]].concat();
@@ -790,7 +810,7 @@ fn packets_that_tell_another_node_of_their_flow() {
 
 /// Entries of ended connections would push out those of silent ones, of which the kernel knows no better.
 #[test]
-fn a_connection_that_is_over_leaves_once_as_many_others_are_over() {
+fn a_connection_that_is_over_leaves_when_others_end_later() {
     let mut bench = Bench::new();
     let node = &mut bench.node;
     node.masquerade();
@@ -859,33 +879,39 @@ fn a_connection_that_is_over_leaves_once_as_many_others_are_over() {
         passes(ingress, &backs[4](RST));
         passes(ingress, &asks(half, FIN | ACK));
         passes(egress, &leaves(half, FIN | ACK));
-        assert_eq!(ports(node), (twice(&all), all), "their last packets may be sent again");
         let mut last = 7000;
-        let mut end_another = || {
-            last += 1;
-            passes(ingress, &asks(last, SYN));
-            passes(ingress, &asks(last, RST));
+        let mut end_others = || {
+            for _ in 0..8 {
+                last += 1;
+                passes(ingress, &asks(last, SYN));
+                passes(ingress, &asks(last, RST));
+            }
         };
-        node.let_others_end();
-        (0..8).for_each(|_| end_another());
-        let left = vec![silent, again, half];
-        assert_eq!(ports(node), (twice(&left), left));
-        // A reset that the other side did not believe: they go on.
+        end_others();
+        assert_eq!(ports(node), (twice(&all), all), "their last packets may be sent again");
+        node.let_time_pass();
+        // Somebody speaks after a reset, which it did not believe; and after its end.
+        passes(egress, &answers(reset, ACK));
+        passes(ingress, &backs[4](ACK));
+        end_others();
+        assert_eq!(
+            ports(node),
+            (twice(&[reset, silent, again, half]), vec![silent, again, reset_back, half])
+        );
         node.forget_ends();
+        // The client's port asks another pod, since its first one went.
         let back = begins(closed);
         closes(closed, &back);
-        let later = |mut entry: NatValue| {
-            entry.used += 3;
-            Some(entry)
-        };
-        node.rewrite_flows(map::INBOUND, later);
-        node.rewrite_flows(map::NAT, later);
-        node.let_others_end();
-        (0..8).for_each(|_| end_another());
-        let left = vec![closed, silent, again, half];
-        assert_eq!(ports(node), (twice(&left), left));
-        node.rewrite_flows(map::INBOUND, |_| None);
-        node.rewrite_flows(map::NAT, |_| None);
+        node.set(frontend(place.node, 30080, Tcp), &[at(place.remote, 8080)]);
+        passes(ingress, &asks(closed, SYN));
+        node.let_time_pass();
+        end_others();
+        let (_, led) = run(ingress, &asks(closed, ACK).bytes());
+        assert_eq!(asks(closed, ACK).read(&led).1, at(place.remote, 8080), "it is another flow's by now");
+        node.set(frontend(place.node, 30080, Tcp), &[pod]);
+        for map in [map::INBOUND, map::NAT] {
+            node.rewrite_flows(map, |_| None);
+        }
     }
 }
 
