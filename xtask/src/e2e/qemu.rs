@@ -128,7 +128,10 @@ fn base(tree: &Path, kernel: &Kernel, accelerator: Accelerator, more: &str) -> C
     }
     command.args(match accelerator {
         Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"],
-        Accelerator::Tcg => ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"],
+        // Emulated, string instructions go byte by byte: without word of fast ones kernels copy in words.
+        Accelerator::Tcg => {
+            ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,erms=off,fsrm=off,la57=off"]
+        }
     });
     command.args(["-machine", "q35", "-smp", PROCESSORS, "-m", MEMORY]);
     command.args(["-nodefaults", "-no-reboot", "-display", "none"]);
