@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::pin::pin;
 use std::time::Duration;
 
-use dataplane::{Frontend, WriteError};
+use dataplane::{Frontend, Target, WriteError};
 use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -41,6 +41,8 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Watch events that are taken in before the dataplane is written once.
 const BATCH_EVENTS: usize = 1024;
+/// Frontends that are written together: whoever else wants the dataplane waits about a millisecond for them.
+const TOGETHER: usize = 256;
 
 type Watched<K> = Result<Event<K>, watcher::Error>;
 
@@ -330,9 +332,7 @@ impl Proxy {
             let uid = self.planner.service(&conflict.loser).map(|service| service.uid.clone());
             self.warn(&conflict.loser, &uid.unwrap_or_default(), "AddressConflict", message);
         }
-        for change in changes {
-            self.execute(change);
-        }
+        self.execute(changes);
         for (service, check) in &health_checks {
             self.health.make_way(service, *check);
         }
@@ -341,36 +341,60 @@ impl Proxy {
         }
     }
 
-    fn execute(&mut self, change: Change) {
-        let Some(dataplane) = self.context.dataplane.clone() else { return };
-        match change {
-            Change::Remove { frontend } => {
-                self.failed.remove(&frontend);
-                self.context.directory.disown(frontend);
-                if let Err(error) = dataplane.with(|dataplane| dataplane.remove(frontend)) {
-                    tracing::error!(?frontend, error = chain(&error), "cannot remove a frontend");
-                    self.failed.insert(frontend);
-                    self.schedule_retry();
+    /// In their order.
+    fn execute(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let mut sets = Vec::new();
+        for change in changes {
+            match change {
+                Change::Set { frontend, target, service } => sets.push((frontend, target, service)),
+                Change::Remove { frontend } => {
+                    self.set(std::mem::take(&mut sets));
+                    self.remove(frontend);
                 }
             }
-            Change::Set { frontend, target, service } => {
-                // Whose it is, is told though the kernel may refuse it.
-                let was_anothers = self.context.directory.own(frontend, &service);
-                let set = dataplane.with(|dataplane| {
-                    if was_anothers {
-                        dataplane.begin_counts(frontend);
+            if sets.len() == TOGETHER {
+                self.set(std::mem::take(&mut sets));
+            }
+        }
+        self.set(sets);
+    }
+
+    fn remove(&mut self, frontend: Frontend) {
+        let Some(dataplane) = self.context.dataplane.clone() else { return };
+        self.failed.remove(&frontend);
+        self.context.directory.disown(frontend);
+        if let Err(error) = dataplane.with(|dataplane| dataplane.remove(frontend)) {
+            tracing::error!(?frontend, error = chain(&error), "cannot remove a frontend");
+            self.failed.insert(frontend);
+            self.schedule_retry();
+        }
+    }
+
+    fn set(&mut self, sets: Vec<(Frontend, Target, Key)>) {
+        let Some(dataplane) = self.context.dataplane.clone() else { return };
+        // Whose they are, is told though the kernel may refuse them.
+        let anothers: Vec<Frontend> = sets
+            .iter()
+            .filter(|(frontend, _, service)| self.context.directory.own(*frontend, service))
+            .map(|(frontend, ..)| *frontend)
+            .collect();
+        let (wanted, services): (Vec<(Frontend, Target)>, Vec<Key>) =
+            sets.into_iter().map(|(frontend, target, service)| ((frontend, target), service)).unzip();
+        let ends = dataplane.with(|dataplane| {
+            anothers.into_iter().for_each(|frontend| dataplane.begin_counts(frontend));
+            let ends = dataplane.set_all(&wanted).into_iter().zip(&wanted);
+            ends.map(|(end, (frontend, _))| end.map(|()| dataplane.lacks_lookup(*frontend)))
+                .collect::<Vec<_>>()
+        });
+        for ((end, (frontend, _)), service) in ends.into_iter().zip(wanted).zip(&services) {
+            match end {
+                Ok(lacks_lookup) => {
+                    self.failed.remove(&frontend);
+                    if lacks_lookup {
+                        self.report_lack(frontend, service);
                     }
-                    dataplane.set(frontend, &target).map(|()| dataplane.lacks_lookup(frontend))
-                });
-                match set {
-                    Ok(lacks_lookup) => {
-                        self.failed.remove(&frontend);
-                        if lacks_lookup {
-                            self.report_lack(frontend, &service);
-                        }
-                    }
-                    Err(error) => self.set_failed(frontend, &service, &error),
                 }
+                Err(error) => self.set_failed(frontend, service, &error),
             }
         }
     }
@@ -431,14 +455,15 @@ impl Proxy {
         if std::mem::take(&mut self.stale) {
             self.remove_stale();
         }
-        for frontend in self.failed.clone() {
+        let change = |frontend| {
             let wanted = self.planner.desired(&frontend);
-            let change = match wanted.map(|(service, target)| (service.clone(), target.clone())) {
+            match wanted.map(|(service, target)| (service.clone(), target.clone())) {
                 Some((service, target)) => Change::Set { frontend, target, service },
                 None => Change::Remove { frontend },
-            };
-            self.execute(change);
-        }
+            }
+        };
+        let changes: Vec<Change> = self.failed.iter().copied().map(change).collect();
+        self.execute(changes);
         for service in self.unhealthy.clone() {
             self.check_health(&service, self.planner.health_check(&service));
         }

@@ -194,7 +194,8 @@ impl Bench {
             .map(|number| (service(family, number), target(family, number, endpoints)))
             .collect();
         let begin = Instant::now();
-        wanted.iter().for_each(|(frontend, target)| self.set(*frontend, target));
+        let set = self.0.as_mut().expect("open").set_all(&wanted);
+        set.into_iter().for_each(|set| set.expect("room"));
         begin.elapsed()
     }
 }

@@ -15,6 +15,7 @@ use dataplane_abi::{
 
 use crate::attach::Maps;
 use crate::model::{Found, Write};
+use crate::sys::maps::Elements;
 use crate::{policy, sys};
 use array::MappedArray;
 use reading::read_all;
@@ -42,6 +43,8 @@ const KEY_SIZE: usize = size_of::<FrontendKey>();
 
 pub struct Kernel {
     frontends: HashMap<MapData, [u8; KEY_SIZE], u32>,
+    /// The same map, to be written many at a time.
+    all_frontends: Elements,
     sources: LpmTrie<MapData, [u32; 5], u32>,
     connected: HashMap<MapData, u64, [u8; CONNECTED_SIZE]>,
     /// The same map, to be read as a whole.
@@ -77,6 +80,7 @@ impl Kernel {
                 typed(map::NAT, HashMap::try_from(nat))?,
                 typed(map::INBOUND, HashMap::try_from(inbound))?,
             ],
+            all_frontends: elements(map::FRONTENDS, &maps.frontends)?,
             frontends: typed(map::FRONTENDS, HashMap::try_from(maps.frontends))?,
             sources: typed(map::SOURCES, LpmTrie::try_from(maps.sources))?,
             connected: typed(map::CONNECTED, HashMap::try_from(maps.connected))?,
@@ -233,6 +237,23 @@ impl Kernel {
         Ok(())
     }
 
+    /// With as few system calls as the kernel allows. After an error some may be there.
+    pub fn insert_frontends(
+        &self,
+        frontends: impl Iterator<Item = (FrontendKey, u32)>,
+    ) -> Result<(), MapError> {
+        let (mut keys, mut slots) = (Vec::new(), Vec::new());
+        for (key, slot) in frontends {
+            keys.extend(key.to_bytes());
+            slots.extend(slot.to_ne_bytes());
+        }
+        let inserted = self.all_frontends.write(&mut keys, &mut slots);
+        inserted.map_err(|source| MapError::System {
+            operation: format!("insert into map {}", map::FRONTENDS),
+            source,
+        })
+    }
+
     /// The generation is what readers go by: it goes away first and comes last. The number's last generation is stored
     /// together with it: a process that dies between two of these stores leaves no number without its history.
     fn write_backend(&mut self, id: u32, value: Backend) {
@@ -302,6 +323,15 @@ fn removed(map: &'static str, result: Result<(), aya::maps::MapError>) -> Result
         }
         result => typed_operation("remove from", map, result),
     }
+}
+
+/// Another handle of a map of frontends, for system calls of our own.
+fn elements(name: &str, map: &Map) -> Result<Elements, MapError> {
+    let again = || -> io::Result<Elements> {
+        let Map::HashMap(data) = map else { return Err(io::ErrorKind::InvalidInput.into()) };
+        Elements::of(data.fd().as_fd().try_clone_to_owned()?)
+    };
+    again().map_err(|source| MapError::System { operation: format!("open map {name} again"), source })
 }
 
 /// Another handle of a hash map.

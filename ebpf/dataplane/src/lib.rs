@@ -295,6 +295,55 @@ impl Dataplane {
     /// Makes `frontend` lead to `target`. The switch is one store in memory for each [`Origin`]: a connection sees the old list
     /// or the new one. After an error of the kernel the same call tries again.
     pub fn set(&mut self, frontend: Frontend, target: &Target) -> Result<(), WriteError> {
+        let writes = self.plan(frontend, target)?;
+        self.apply(frontend, &writes)?;
+        self.heed(frontend, target);
+        self.watch_tries()
+    }
+
+    /// As [`Self::set`] of each, in their order; what that would have said of each. New frontends take one system call together.
+    pub fn set_all(&mut self, wanted: &[(Frontend, Target)]) -> Vec<Result<(), WriteError>> {
+        let mut inserts = Vec::new();
+        let mut results: Vec<Result<(), WriteError>> = Vec::with_capacity(wanted.len());
+        for (place, (frontend, target)) in wanted.iter().enumerate() {
+            let planned = self.plan(*frontend, target);
+            let Self { unapplied, kernel, .. } = self;
+            let applied = planned.and_then(|writes| {
+                let apply = |write: &model::Write| match write {
+                    model::Write::FrontendInsert { key, slot } => {
+                        inserts.push((place, *key, *slot));
+                        Ok(())
+                    }
+                    write => kernel.apply(write),
+                };
+                unapplied.apply(model::to_key(*frontend), &writes, apply).map_err(WriteError::Map)
+            });
+            if applied.is_ok() {
+                self.heed(*frontend, target);
+            }
+            results.push(applied);
+        }
+        if self.kernel.insert_frontends(inserts.iter().map(|(_, key, slot)| (*key, *slot))).is_err() {
+            // Each for itself: the kernel tells of the first that failed alone.
+            for (place, key, slot) in inserts {
+                let Self { unapplied, kernel, .. } = self;
+                let write = [model::Write::FrontendInsert { key, slot }];
+                let inserted = unapplied.apply(key, &write, |write| kernel.apply(write));
+                if results[place].is_ok() {
+                    results[place] = inserted.map_err(WriteError::Map);
+                }
+            }
+        }
+        if let Err(error) = self.watch_tries()
+            && let Some(last) = results.last_mut().filter(|last| last.is_ok())
+        {
+            *last = Err(error);
+        }
+        results
+    }
+
+    /// The writes that make `frontend` lead to `target`.
+    fn plan(&mut self, frontend: Frontend, target: &Target) -> Result<Vec<model::Write>, WriteError> {
         if let Some(address) = target.addresses().find(|ip| ip.is_ipv4() != frontend.address.is_ipv4()) {
             return Err(WriteError::OtherFamily { frontend, address });
         }
@@ -307,13 +356,15 @@ impl Dataplane {
             }
             planned => planned,
         };
-        let writes = planned.map_err(|source| WriteError::Full { frontend, source })?;
-        self.apply(frontend, &writes)?;
+        planned.map_err(|source| WriteError::Full { frontend, source })
+    }
+
+    /// Remembers who wants failing endpoints set aside.
+    fn heed(&mut self, frontend: Frontend, target: &Target) {
         match target.set_aside_after {
             Some(_) => drop(self.mindful.insert(frontend)),
             None => drop(self.mindful.remove(&frontend)),
         }
-        self.watch_tries()
     }
 
     /// Hears how connections end while a service wants to know that.

@@ -7,12 +7,13 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aya::maps::{HashMap, Map, MapData};
 use dataplane::Protocol::{Tcp, Udp};
-use dataplane::{Origin, Target};
-use dataplane_abi::{LAYOUT_VERSION, map};
+use dataplane::{Origin, Target, WriteError};
+use dataplane_abi::{Address, FrontendKey, LAYOUT_VERSION, capacity, map, protocol};
 
 use crate::node::{
-    Links, Node, PLACES, V4, ask_tcp, ask_udp, at, frontend, inside, ip, serve_tcp, serve_udp,
+    Links, Node, PLACES, V4, V6, ask_tcp, ask_udp, at, frontend, inside, ip, serve_tcp, serve_udp,
 };
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -56,6 +57,38 @@ fn without_an_endpoint_a_connection_is_refused_at_once() {
     let socket = UdpSocket::bind(LOCAL).unwrap();
     node.set(frontend(VIP, 53, Udp), &[]);
     assert_eq!(ask_udp(&socket, vip(53)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn of_many_services_each_is_programmed_or_says_why_not() {
+    let mut node = Node::open();
+    let pin = node.pins().join(map::FRONTENDS);
+    let open = || Map::HashMap(MapData::from_pin(&pin).unwrap());
+    let mut others: HashMap<MapData, [u8; size_of::<FrontendKey>()], u32> =
+        HashMap::try_from(open()).unwrap();
+    let key = |number: usize| {
+        let address = Address { words_be: [0, 0, 0, number as u32] };
+        FrontendKey { address, port_be: 0, protocol: protocol::TCP, reserved: 0 }.to_bytes()
+    };
+    // Room for two of ours.
+    (2..capacity::FRONTENDS).for_each(|number| others.insert(key(number), 0, 0).unwrap());
+    let server = serve_tcp(LOCAL, "a");
+    let of_another_family = Target::all([at(V6.localhost, 80)]);
+    let lead = |port| (frontend(VIP, port, Tcp), Target::all([server]));
+    let wanted = [lead(80), (frontend(VIP, 81, Tcp), of_another_family), lead(82), lead(83)];
+    let said = node.dataplane.as_mut().unwrap().set_all(&wanted);
+    assert!(
+        matches!(said[..], [Ok(()), Err(WriteError::OtherFamily { .. }), Ok(()), Err(WriteError::Map(_))]),
+        "{said:?}"
+    );
+    let asks = |port| ask_tcp(vip(port)).map_err(|error| error.kind());
+    assert_eq!([asks(80), asks(82)], [Ok("a saw 127.0.0.1".into()), Ok("a saw 127.0.0.1".into())]);
+    assert!(asks(83).is_err());
+    // Once there is room, the same call does it.
+    others.remove(&key(2)).unwrap();
+    let said = node.dataplane.as_mut().unwrap().set_all(&wanted[3..]);
+    assert!(matches!(said[..], [Ok(())]), "{said:?}");
+    assert_eq!(asks(83), Ok("a saw 127.0.0.1".into()));
 }
 
 #[test]
