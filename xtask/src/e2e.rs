@@ -27,7 +27,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{dist, images, process, setup, test};
@@ -116,6 +116,8 @@ struct Plan {
     checks: Vec<String>,
     /// Which tests of theirs; none: all.
     tests: Option<String>,
+    /// The bench to run, with its arguments.
+    bench: Option<(PathBuf, Vec<String>)>,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -147,6 +149,11 @@ pub fn checks(options: &Options, tally: &mut test::Tally) -> Result<()> {
     Ok(())
 }
 
+/// The stock kernels.
+pub fn kernels() -> Vec<&'static str> {
+    kernel::names()
+}
+
 /// Why this machine cannot run virtual machines, if so.
 pub fn obstacle() -> Option<&'static str> {
     if !nix::unistd::geteuid().is_root() {
@@ -174,14 +181,66 @@ fn tools() -> PathBuf {
     folder().join("tools")
 }
 
+/// Runs the load balancer's bench in a virtual machine; what it prints goes through.
+pub fn bench(kernel: &str, program: PathBuf, arguments: Vec<String>) -> Result<()> {
+    if let Some(obstacle) = obstacle() {
+        bail!("bench: {obstacle}");
+    }
+    let host = Host::prepare(&[kernel.to_owned()])?;
+    let debug = process::target().join("debug");
+    let xtask = debug.join("xtask");
+    let executables = vec![xtask, test::private_host()?, program.clone()];
+    let disks = host.disks(&Payload { executables, files: Vec::new() })?;
+    let checks = [checks::BOOT, checks::BENCH, checks::POWER_OFF].map(str::to_owned).to_vec();
+    let [kernel] = &host.kernels[..] else { bail!("one kernel was asked for") };
+    let report = run_machine(&Plan {
+        kernel: kernel.clone(),
+        accelerator: host.accelerator,
+        disks,
+        qemu: host.qemu.clone(),
+        kubectl: PathBuf::new(),
+        cluster_tests: PathBuf::new(),
+        dist: PathBuf::new(),
+        peers: Vec::new(),
+        evidence: folder().join(format!("bench-{}", kernel.name)),
+        checks,
+        tests: None,
+        bench: Some((program, arguments)),
+    })?;
+    ensure!(!report.failed(), "the bench failed: logs are in {}", folder().display());
+    Ok(())
+}
+
+/// What all machines are made of.
+struct Host {
+    /// The tree of the root disk, whose tools are used.
+    root: PathBuf,
+    qemu: PathBuf,
+    kernels: Vec<Kernel>,
+    accelerator: Accelerator,
+}
+
+impl Host {
+    /// Downloads.
+    fn prepare(kernels: &[String]) -> Result<Self> {
+        let (root, qemu) = (image::unpack_root()?, qemu::unpack()?);
+        let kernels: Vec<Kernel> =
+            kernels.iter().map(|name| kernel::prepare(name, &root)).collect::<Result<_>>()?;
+        let first = kernels.first().context("there is no kernel to boot")?;
+        let accelerator = qemu::probe(&qemu, first, &folder().join("probe.log"))?;
+        println!("e2e: machines run by {}", accelerator.name());
+        Ok(Self { root, qemu, kernels, accelerator })
+    }
+
+    fn disks(&self, payload: &Payload) -> Result<Disks> {
+        let payload = image::payload(&self.root, payload)?;
+        Ok(Disks { root: image::root(&self.root)?, root_writes: RootWrites::Forgotten, payload })
+    }
+}
+
 /// Downloads, builds, and makes the disks.
 fn prepare(options: &Options) -> Result<Vec<Plan>> {
-    let (root, qemu) = (image::unpack_root()?, qemu::unpack()?);
-    let kernels: Vec<Kernel> =
-        options.kernels().iter().map(|name| kernel::prepare(name, &root)).collect::<Result<_>>()?;
-    let first = kernels.first().context("there is no kernel to boot")?;
-    let accelerator = qemu::probe(&qemu, first, &folder().join("probe.log"))?;
-    println!("e2e: machines run by {}", accelerator.name());
+    let host = Host::prepare(&options.kernels())?;
     if !options.no_build {
         // Tests take executables from where cargo builds them, without optimisation.
         dist::run(&dist::Options::for_tests())?;
@@ -200,26 +259,26 @@ fn prepare(options: &Options) -> Result<Vec<Plan>> {
     for (_, peer) in &peers {
         payload.files.extend(if peer.is_dir() { files(peer)? } else { vec![peer.clone()] });
     }
-    let payload = image::payload(&root, &payload)?;
-    let disks = Disks { root: image::root(&root)?, root_writes: RootWrites::Forgotten, payload };
+    let disks = host.disks(&payload)?;
     let checks: Vec<String> =
         checks::chosen(&options.checks, options.smoke).into_iter().map(str::to_owned).collect();
-    let plan = |kernel: Kernel| -> Result<Plan> {
+    let plan = |kernel: &Kernel| -> Result<Plan> {
         Ok(Plan {
             evidence: folder().join(&kernel.name),
-            kernel,
-            accelerator,
+            kernel: kernel.clone(),
+            accelerator: host.accelerator,
             disks: disks.clone(),
-            qemu: qemu.clone(),
+            qemu: host.qemu.clone(),
             kubectl: setup::kubectl()?,
             cluster_tests: cluster_tests.clone(),
             dist: dist.clone(),
             peers: peers.iter().map(|(name, path)| ((*name).to_owned(), path.clone())).collect(),
             checks: checks.clone(),
             tests: options.tests.clone(),
+            bench: None,
         })
     };
-    kernels.into_iter().map(plan).collect()
+    host.kernels.iter().map(plan).collect()
 }
 
 #[derive(Deserialize)]

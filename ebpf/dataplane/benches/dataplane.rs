@@ -1,8 +1,8 @@
 //! The load balancer beside what it replaces, in one private host: loading services, changing one, connecting through one, and
 //! telling UDP sockets that their backend has gone. Started by `cargo xtask bench dataplane`, which prints what this prints.
 //!
-//! The peers are nftables and iptables with the rules that kube-proxy 1.36 writes for the same services (`peer`), each in a network
-//! namespace of its own. Where nothing else is said, everything is on the loopback, so that nothing but the translation differs from a
+//! The peers are nftables, iptables and IPVS with what kube-proxy 1.36 makes for the same services (`peer`), each in a network
+//! namespace of its own; [`peer::PEERS`] says which. Where nothing else is said, everything is on the loopback, so that nothing but the translation differs from a
 //! connection to the endpoint itself.
 
 use std::io::{Read, Write};
@@ -131,8 +131,9 @@ fn main() {
         std::process::exit(2);
     }
     ROUTES.iter().for_each(|line| run("ip", line));
-    println!("| what | aim | Orlop | nftables | iptables | the endpoint itself |");
-    println!("|---|---|---|---|---|---|");
+    let peers: Vec<&str> = Kind::chosen().into_iter().map(Kind::name).collect();
+    println!("| what | aim | Orlop | {} | the endpoint itself |", peers.join(" | "));
+    println!("|---|---|---|{}---|", "---|".repeat(peers.len()));
     let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|argument| argument == name);
     GROUPS.iter().filter(|(name, _)| wanted(name)).for_each(|(_, measure)| measure());
     let _ = std::fs::remove_dir_all("/run/netns");
@@ -141,22 +142,26 @@ fn main() {
 
 fn services() {
     for family in [V4, V6] {
-        let peers = Kind::ALL.map(|kind| Peer::load(kind, family));
+        let peers: Vec<_> = Kind::chosen().into_iter().map(|kind| Peer::load(kind, family)).collect();
         cold_load(family, &peers);
         connections(family, &peers);
         peers.into_iter().flatten().for_each(Peer::remove);
     }
 }
 
-/// What is measured, the aim, our figure, those of nftables and of iptables, and that of the endpoint itself.
-fn compare(what: &str, cells: [&str; 5]) {
-    println!("| {what} | {} |", cells.join(" | "));
+/// What is measured, the aim, our figure, those of the peers, and that of the endpoint itself.
+fn compare(what: &str, [aim, ours]: [&str; 2], peers: &[String], itself: &str) {
+    println!("| {what} | {aim} | {ours} | {} | {itself} |", peers.join(" | "));
 }
 
-/// The same where iptables is not run, or could do no more than nftables.
+/// The same where nftables alone is run, or the others could do no more.
 fn row(what: &str, [aim, ours, nftables, itself]: [&str; 4]) {
-    let iptables = if matches!(nftables, "-" | "not at all") { nftables } else { "not measured" };
-    compare(what, [aim, ours, nftables, iptables, itself]);
+    let of_peer = |kind| match (kind, nftables) {
+        (Kind::Nftables, _) | (_, "-" | "not at all") => nftables.to_owned(),
+        _ => "not measured".to_owned(),
+    };
+    let peers: Vec<String> = Kind::chosen().into_iter().map(of_peer).collect();
+    compare(what, [aim, ours], &peers, itself);
 }
 
 /// A dataplane of this process's own cgroup; it leaves nothing behind.
@@ -232,13 +237,11 @@ fn loads(family: Family, services: u32, endpoints: u32) -> Duration {
     median(&times)
 }
 
-fn cold_load(family: Family, peers: &[Result<Peer, NotMeasured>; 2]) {
+fn cold_load(family: Family, peers: &[Result<Peer, NotMeasured>]) {
     let took = loads(family, SERVICES, 2);
-    let [nftables, iptables] = peers.each_ref().map(|peer| cell(peer, |peer| shown(peer.took)));
-    compare(
-        &format!("{SERVICES} services with 2 endpoints each, from nothing, {}", family.name),
-        ["30 ms", &shown(took), &nftables, &iptables, "-"],
-    );
+    let of_peers: Vec<String> = peers.iter().map(|peer| cell(peer, |peer| shown(peer.took))).collect();
+    let what = format!("{SERVICES} services with 2 endpoints each, from nothing, {}", family.name);
+    compare(&what, ["30 ms", &shown(took)], &of_peers, "-");
 }
 
 fn many_endpoints() {
@@ -290,7 +293,7 @@ fn changes() {
     row("until a change is in the kernel: p99", ["100 µs", &shown(p99), "not measured", "-"]);
 }
 
-fn connections(family: Family, peers: &[Result<Peer, NotMeasured>; 2]) {
+fn connections(family: Family, peers: &[Result<Peer, NotMeasured>]) {
     let mut bench = Bench::open();
     bench.fill(family, MANY_SERVICES, 2);
     let listener = TcpListener::bind((family.endpoint, 0)).expect("listen");
@@ -306,20 +309,13 @@ fn connections(family: Family, peers: &[Result<Peer, NotMeasured>; 2]) {
             .run(|| (0..CONNECTIONS).map(|_| connect(&peer.listener, peer.vip)).collect::<Vec<_>>());
         shown(median(&times.expect("enter the namespace")))
     };
-    let [nftables, iptables] = peers.each_ref().map(|peer| cell(peer, of_peer));
-    compare(
-        &format!(
-            "a connection through a cluster IP, {}, {MANY_SERVICES} services (peers: {SERVICES})",
-            family.name
-        ),
-        [
-            "1.02 times direct",
-            &format!("{}, {}", shown(median(&ours)), ratio(&ours, &itself)),
-            &nftables,
-            &iptables,
-            &shown(median(&itself)),
-        ],
+    let of_peers: Vec<String> = peers.iter().map(|peer| cell(peer, of_peer)).collect();
+    let what = format!(
+        "a connection through a cluster IP, {}, {MANY_SERVICES} services (peers: {SERVICES})",
+        family.name
     );
+    let figure = format!("{}, {}", shown(median(&ours)), ratio(&ours, &itself));
+    compare(&what, ["1.02 times direct", &figure], &of_peers, &shown(median(&itself)));
     let [mut straight, mut through] = [direct, vip].map(|address| Exchange::open(&listener, address));
     let [itself, ours] = alternate(REQUESTS, |way| if way == 0 { straight.ask() } else { through.ask() });
     let of_peer = |peer: &Peer| {
@@ -329,17 +325,10 @@ fn connections(family: Family, peers: &[Result<Peer, NotMeasured>; 2]) {
         });
         shown(median(&times.expect("enter the namespace")))
     };
-    let [nftables, iptables] = peers.each_ref().map(|peer| cell(peer, of_peer));
-    compare(
-        &format!("a request and its answer on an open connection, {}", family.name),
-        [
-            "1.01 times direct",
-            &format!("{}, {}", shown(median(&ours)), ratio(&ours, &itself)),
-            &nftables,
-            &iptables,
-            &shown(median(&itself)),
-        ],
-    );
+    let of_peers: Vec<String> = peers.iter().map(|peer| cell(peer, of_peer)).collect();
+    let what = format!("a request and its answer on an open connection, {}", family.name);
+    let figure = format!("{}, {}", shown(median(&ours)), ratio(&ours, &itself));
+    compare(&what, ["1.01 times direct", &figure], &of_peers, &shown(median(&itself)));
 }
 
 /// Measures two ways in turn.

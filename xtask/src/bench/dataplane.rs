@@ -1,5 +1,5 @@
 //! The load balancer beside nftables and iptables as kube-proxy writes them: builds `ebpf/dataplane/benches/dataplane.rs` as a release is built,
-//! and runs it in a private host.
+//! and runs it in a private host; or beside IPVS, which not every kernel has, in a virtual machine.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -8,13 +8,20 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::debian::{self, Tree};
-use crate::{build_ebpf, process, test};
+use crate::{build_ebpf, e2e, process, test};
 
 /// What runs `iptables-restore` in the bench: one word a line.
 const IPTABLES: &str = "ORLOP_BENCH_IPTABLES";
 
+/// The group that needs an agent with an API server, and the program that has them.
+const ROLLS: &str = "rolls";
+const OWNER: &str = "ORLOP_BENCH_OWNER";
+
 #[derive(clap::Args)]
 pub struct Options {
+    /// Beside IPVS, in a virtual machine with this stock kernel: ratios hold there, times do not.
+    #[arg(long, value_name = "VERSION", value_parser = clap::builder::PossibleValuesParser::new(e2e::kernels()))]
+    kernel: Option<String>,
     /// Measure these groups alone; the bench names those that there are when it does not know one.
     groups: Vec<String>,
 }
@@ -22,11 +29,15 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "bench dataplane loads BPF programs, which needs root");
     build_ebpf::run()?;
-    let mut build = process::cargo();
-    build.args(["bench", "--no-run", "--quiet", "--package", "dataplane", "--bench", "dataplane"]);
-    let messages = process::run_quietly("building the bench", build.args(["--message-format", "json"]))?;
+    let executable = build_bench("dataplane", "dataplane")?;
+    if let Some(kernel) = &options.kernel {
+        return e2e::bench(kernel, executable, options.groups.clone());
+    }
     let mut bench = Command::new(test::private_host()?);
-    bench.arg(executable(&messages)?).args(&options.groups);
+    bench.arg(executable).args(&options.groups);
+    if options.groups.is_empty() || options.groups.iter().any(|group| group == ROLLS) {
+        bench.env(OWNER, owner()?);
+    }
     match iptables() {
         Ok(words) => drop(bench.env(IPTABLES, words)),
         // The bench goes on, and says in its table what it did not measure.
@@ -51,6 +62,23 @@ fn iptables() -> Result<String> {
     words.push(program.get_program().to_string_lossy().into_owned());
     words.extend(program.get_args().map(|word| word.to_string_lossy().into_owned()));
     Ok(words.join("\n"))
+}
+
+/// An agent and an API server as they are released, and what starts them.
+fn owner() -> Result<PathBuf> {
+    let mut server = process::cargo();
+    server.args(["build", "--release", "--quiet", "--package", "server"]);
+    process::run_quietly("building the API server", &mut server)?;
+    build_bench("agent", "owner")
+}
+
+/// As a release is built; gives the executable.
+fn build_bench(package: &str, name: &str) -> Result<PathBuf> {
+    let mut build = process::cargo();
+    build.args(["bench", "--no-run", "--quiet", "--package", package, "--bench", name]);
+    let what = format!("building the bench {name} of {package}");
+    let messages = process::run_quietly(&what, build.args(["--message-format", "json"]))?;
+    executable(&messages)
 }
 
 /// What cargo says that it built last.

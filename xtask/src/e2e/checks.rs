@@ -39,11 +39,18 @@ pub enum Part {
     /// A shorter form of what the whole run does.
     SmokeAlone,
     WholeAlone,
+    /// What is measured, not checked: only when it is asked for.
+    Asked,
 }
 
 impl Part {
     pub fn is_in(self, smoke: bool) -> bool {
-        self == Self::Always || smoke == (self == Self::SmokeAlone)
+        match self {
+            Self::Always => true,
+            Self::SmokeAlone => smoke,
+            Self::WholeAlone => !smoke,
+            Self::Asked => false,
+        }
     }
 }
 
@@ -56,6 +63,8 @@ pub struct Check {
 }
 
 pub const BOOT: &str = "boot";
+pub const BENCH: &str = "bench";
+pub const POWER_OFF: &str = "power off";
 
 pub const CHECKS: &[Check] = &[
     Check { name: BOOT, part: Part::Always, needs: &[], run: boot },
@@ -68,13 +77,15 @@ pub const CHECKS: &[Check] = &[
     Check { name: "bpf tests", part: Part::WholeAlone, needs: &[BOOT], run: bpf_tests },
     Check { name: "host tests", part: Part::WholeAlone, needs: &[BOOT], run: host_tests },
     Check { name: "kernel log", part: Part::Always, needs: &[BOOT], run: kernel_log },
-    Check { name: "power off", part: Part::Always, needs: &[BOOT], run: power_off },
+    Check { name: BENCH, part: Part::Asked, needs: &[BOOT], run: bench },
+    Check { name: POWER_OFF, part: Part::Always, needs: &[BOOT], run: power_off },
     // In a machine of its own.
     Check { name: "power cuts", part: Part::WholeAlone, needs: &["node ready"], run: power::cuts },
 ];
 
+/// Those that can be asked for by name.
 pub fn names() -> Vec<&'static str> {
-    CHECKS.iter().map(|check| check.name).collect()
+    CHECKS.iter().map(|check| check.name).filter(|name| *name != BENCH).collect()
 }
 
 /// The checks of a run: those with a name from `names` and what they need, or those of the whole run or its fast part.
@@ -317,6 +328,22 @@ fn tier(scene: &mut Scene<'_>, filter: &str, limit: Duration) -> Result<String> 
     // These kernels are here for what others lack.
     ensure!(tally.skipped.is_empty(), "tests skipped themselves: {}", tally.skipped.join("; "));
     Ok(format!("{} tests", tally.passed))
+}
+
+/// The load balancer's bench, beside what the development kernel lacks. Its table goes through line by line.
+fn bench(scene: &mut Scene<'_>) -> Result<String> {
+    let (program, groups) = scene.plan.bench.as_ref().context("there is nothing to measure")?;
+    let runner = process::target().join("debug/private-host");
+    let mut command = vec![text(&runner)?, text(program)?];
+    command.extend(groups.iter().map(String::as_str));
+    let environment = [("ORLOP_BENCH_PEERS", "IPVS".to_owned())];
+    let call = Call { command: &command, environment: &environment, limit: Duration::from_secs(1800) };
+    let log = &mut scene.log;
+    scene.guest.run(&call, |line| {
+        note(log, line);
+        println!("{line}");
+    })?;
+    Ok(String::new())
 }
 
 /// What the kernel says when something is wrong with it, whoever caused that.

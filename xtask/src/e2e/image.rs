@@ -34,6 +34,7 @@ const ROOT: Tree<'_> = Tree {
         "grep",
         "iproute2",
         "iputils-ping",
+        "ipvsadm",
         "kmod",
         "libseccomp2",
         "login",

@@ -1,6 +1,6 @@
-//! What is measured beside ours: rules as kube-proxy writes them for the same services, each kind in a network namespace of its own.
+//! What is measured beside ours: what kube-proxy makes for the same services, each kind in a network namespace of its own.
 //!
-//! The rules that translate alone: those by which kube-proxy refuses and lets through besides would cost more. What a machine cannot load
+//! What translates alone: those by which kube-proxy refuses and lets through besides would cost more. What a machine cannot load
 //! is not measured, and says why.
 
 use std::fmt;
@@ -14,6 +14,8 @@ use super::{Family, ROUTES, SERVICES, run, service, target};
 
 #[path = "peer/iptables.rs"]
 mod iptables;
+#[path = "peer/ipvs.rs"]
+mod ipvs;
 #[path = "peer/nftables.rs"]
 mod nftables;
 
@@ -36,20 +38,31 @@ pub struct Site {
     pub node: IpAddr,
 }
 
-/// Whose rules.
+/// Names those that are measured, one word each; without it nftables and iptables. Not every kernel has IPVS.
+pub const PEERS: &str = "ORLOP_BENCH_PEERS";
+
+/// A mode of kube-proxy.
 #[derive(Debug, Clone, Copy)]
 pub enum Kind {
     Nftables,
     Iptables,
+    Ipvs,
 }
 
 impl Kind {
-    pub const ALL: [Self; 2] = [Self::Nftables, Self::Iptables];
+    const ALL: [Self; 3] = [Self::Nftables, Self::Iptables, Self::Ipvs];
+
+    pub fn chosen() -> Vec<Self> {
+        let Ok(words) = std::env::var(PEERS) else { return vec![Self::Nftables, Self::Iptables] };
+        let named = |word| Self::ALL.into_iter().find(|kind| kind.name() == word);
+        words.split(' ').map(|word| named(word).unwrap_or_else(|| panic!("{PEERS}: {word}?"))).collect()
+    }
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Ipvs => "IPVS",
         }
     }
 
@@ -58,6 +71,7 @@ impl Kind {
         match self {
             Self::Nftables => nftables::load(site, services),
             Self::Iptables => iptables::load(site, services),
+            Self::Ipvs => ipvs::load(site, services),
         }
     }
 }

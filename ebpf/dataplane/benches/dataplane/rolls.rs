@@ -11,8 +11,7 @@
 //! Both Services have endpoints here and there. One has the policy Cluster for both kinds of traffic, the other one Local.
 //!
 //! A replacement is what an agent does in a rollout: the new endpoint listens and becomes ready; the earlier one is terminating, so new
-//! connections go to it no more, but it serves; [`TERMINATING`] later its listener is closed. The owner is this executable in another role,
-//! without an API server: it is told what slices would say.
+//! connections go to it no more, but it serves; [`TERMINATING`] later its listener is closed. All is done twice, by two owners (`rolls/owner.rs`).
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -112,33 +111,14 @@ pub fn play(arguments: &[String]) {
     }
 }
 
-/// An address and port by which a Service is reached.
-#[derive(Clone, Copy)]
-struct Way {
-    at: SocketAddr,
-    is_node_port: bool,
-}
-
 /// A Service with its endpoints, this node's first.
 struct Service {
-    is_local: bool,
-    cluster_ip: Way,
-    node_port: Way,
+    name: &'static str,
+    /// For both kinds of traffic.
+    policy: &'static str,
+    cluster_ip: SocketAddr,
+    node_port: SocketAddr,
     endpoints: [Vec<SocketAddr>; 2],
-}
-
-impl Service {
-    fn ways(&self) -> [Way; 2] {
-        [self.cluster_ip, self.node_port]
-    }
-
-    /// Where each way leads clients on the node, and those outside, as `orlop-agent` decides it.
-    fn lists(&self, way: &Way) -> [Vec<SocketAddr>; 2] {
-        let [local, far] = &self.endpoints;
-        let all = [local.as_slice(), far].concat();
-        let by_policy = if self.is_local { local.clone() } else { all.clone() };
-        if way.is_node_port { [all, by_policy] } else { [by_policy.clone(), by_policy] }
-    }
 }
 
 struct Run {
@@ -153,6 +133,18 @@ struct Run {
 }
 
 pub fn rolls() {
+    run_of("its owner alone", Owner::start_role);
+    match std::env::var(owner::AGENT) {
+        Ok(program) => {
+            run_of("an agent with an API server", |services| Owner::start_agent(&program, services))
+        }
+        Err(_) => {
+            row("the same of an agent with an API server", ["none", "not measured", "not measured", "-"])
+        }
+    }
+}
+
+fn run_of(whose: &str, start: impl FnOnce(&[Service]) -> Owner) {
     let namespaces =
         NAMESPACES.map(|name| netns::create(format!("/run/netns/{name}")).expect("make a namespace"));
     LINKS.iter().for_each(|line| run("ip", line));
@@ -160,10 +152,10 @@ pub fn rolls() {
     let cgroup = super::cgroup_root().join(NODE_CGROUP);
     std::fs::create_dir(&cgroup).expect("make a control group");
 
-    let mut run_ = Run::begin();
+    let mut run_ = Run::begin(start);
     let made = Arc::new(Made::default());
-    let ways = |of: fn(&Service) -> Way| run_.services.each_ref().map(|service| of(service).at);
-    let (inside, outside) = (ways(|service| service.cluster_ip), ways(|service| service.node_port));
+    let inside = run_.services.each_ref().map(|service| service.cluster_ip);
+    let outside = run_.services.each_ref().map(|service| service.node_port);
     let own = cgroup.display().to_string();
     let nobodys = super::cgroup_root().join(super::NOBODY);
     std::fs::create_dir(&nobodys).expect("make a control group");
@@ -180,12 +172,12 @@ pub fn rolls() {
     run_.end();
 
     let [inside, outside] = &outcomes;
-    for (whose, outcome) in [("sockets on the node", inside), ("clients outside", outside)] {
-        eprintln!("{whose}: {outcome:?}");
+    for (clients, outcome) in [("sockets on the node", inside), ("clients outside", outside)] {
+        eprintln!("{clients}: {outcome:?}");
     }
     let Outcome { made, failed, slowest, held, broken } = outcomes[0].clone().and(&outcomes[1]);
     let what = format!(
-        "{REPLACEMENTS} rolling replacements under {made} connections, both traffic policies, the owner killed {kills} times and upgraded twice: connections that fail"
+        "{REPLACEMENTS} rolling replacements under {made} connections, both traffic policies, {whose} killed {kills} times and upgraded twice: connections that fail"
     );
     let rate = made as f64 / took.as_secs_f64();
     let ours = format!("{failed}; {rate:.0} a second, the slowest {}", shown(slowest));
@@ -211,18 +203,18 @@ pub fn rolls() {
 }
 
 impl Run {
-    fn begin() -> Self {
-        let service = |number: u8| Service {
-            is_local: number == 1,
-            cluster_ip: Way { at: SocketAddr::from(([10, 96, 0, 10 + number], 80)), is_node_port: false },
-            node_port: Way { at: SocketAddr::new(NODE, 30_080 + u16::from(number)), is_node_port: true },
+    fn begin(start: impl FnOnce(&[Service]) -> Owner) -> Self {
+        let service = |number: u8, policy| Service {
+            name: if number == 0 { "one" } else { "another" },
+            policy,
+            cluster_ip: SocketAddr::from(([10, 96, 0, 10 + number], 80)),
+            node_port: SocketAddr::new(NODE, 30_080 + u16::from(number)),
             endpoints: [Vec::new(), Vec::new()],
         };
-        let (owner, _) = Owner::start();
         let mut run = Self {
-            owner: Some(owner),
+            owner: None,
             endpoints: Endpoints::start(),
-            services: [service(0), service(1)],
+            services: [service(0, "Cluster"), service(1, "Local")],
             terminating: VecDeque::new(),
             given: [0; 2],
             kills: 0,
@@ -235,7 +227,7 @@ impl Run {
                 }
             }
         }
-        run.program();
+        run.owner = Some(start(&run.services));
         attach_programs_of_an_earlier_layout();
         run
     }
@@ -250,26 +242,11 @@ impl Run {
         endpoint
     }
 
-    fn owner(&mut self) -> &mut Owner {
-        self.owner.as_mut().expect("it is at work")
-    }
-
-    /// What a service's slices say now; returns when that is in the kernel.
+    /// What a service's slices say now; returns when its owner says so.
     fn publish(&mut self, service: usize) {
-        for way in self.services[service].ways() {
-            let [inside, outside] = self.services[service].lists(&way);
-            self.owner().set(&way, [&inside, &outside]);
-        }
-        for _ in self.services[service].ways() {
-            self.owner().wait();
-        }
-    }
-
-    /// What a process does that was just started: everything that is wanted, and nothing else stays.
-    fn program(&mut self) {
-        (0..self.services.len()).for_each(|service| self.publish(service));
-        let ways: Vec<Way> = self.services.iter().flat_map(Service::ways).collect();
-        self.owner().retain(&ways);
+        let owner = self.owner.as_mut().expect("it is at work");
+        owner.publish(&self.services[service]);
+        owner.wait();
     }
 
     /// In step with the connections that are made, so that they spread over all replacements.
@@ -313,41 +290,28 @@ impl Run {
 
     /// The owner is told of change after change, and killed when it has done some. Whatever it leaves is a list that may be used.
     fn kill_in_the_midst(&mut self, service: usize, place: usize) {
-        let ways = self.services[service].ways();
+        let mut owner = self.owner.take().expect("it is at work");
         for change in 0..CHANGES_UNDER_WAY {
             let kept = self.services[service].endpoints.clone();
             if change.is_multiple_of(2) {
                 self.services[service].endpoints[place].pop();
             }
-            for way in &ways {
-                let [inside, outside] = self.services[service].lists(way);
-                self.owner().set(way, [&inside, &outside]);
-            }
+            owner.publish(&self.services[service]);
             self.services[service].endpoints = kept;
         }
         // Another number each time.
-        for _ in 0..self.kills * 13 % CHANGES_UNDER_WAY {
-            self.owner().wait();
-        }
-        self.owner.take().expect("it is at work").kill();
-        self.kills += 1;
+        let done = self.kills * 13 % CHANGES_UNDER_WAY;
+        (0..done).for_each(|_| owner.wait());
         eprintln!("the owner is killed");
-        self.start_again();
-    }
-
-    fn start_again(&mut self) {
-        let (owner, adopted) = Owner::start();
-        assert_eq!(adopted, "4", "the frontends of both services are adopted");
-        self.owner = Some(owner);
-        self.program();
+        self.owner = Some(owner.kill_and_start(CHANGES_UNDER_WAY - done, &self.services));
+        self.kills += 1;
     }
 
     /// Ends the owner; `leave` makes what it leaves another build's.
     fn upgrade(&mut self, leave: fn()) {
-        self.owner.take().expect("it is at work").end();
-        leave();
+        let owner = self.owner.take().expect("it is at work");
         eprintln!("the owner is upgraded");
-        self.start_again();
+        self.owner = Some(owner.replace(leave, &self.services));
         eprintln!("the upgrade is done");
     }
 

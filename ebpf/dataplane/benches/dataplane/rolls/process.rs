@@ -13,7 +13,13 @@ impl Process {
     pub fn start(role: &str, arguments: &[&str]) -> Self {
         let own = std::env::current_exe().expect("the own executable");
         let mut command = Command::new(own);
-        command.args([super::ROLE, role]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args([super::ROLE, role]).args(arguments);
+        Self::start_command(command)
+    }
+
+    /// The same of another program.
+    pub fn start_command(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("start a process");
         let (input, output) = (child.stdin.take(), child.stdout.take().map(BufReader::new));
         Self { child, input, output }
