@@ -1,19 +1,25 @@
 //! Other nodes' addresses, in the dataplane: what those tell of flows to endpoints here is believed (direct server return).
 //!
-//! In: a watch of all Nodes, from the first Service on that asks for it ([`Wanted`]); clusters without one are spared it. Out: the dataplane's set. Until
-//! the first full list, what an earlier agent wrote stays.
+//! In: whether a Service asks for that ([`Wanted`]), and a watch of all Nodes while one does: clusters without one are spared it. Out: the dataplane's set.
+//!
+//! ```text
+//! Unknown --a Service asks--> Listing --first full list of Nodes--> Following --Node changed--> Following
+//!    \--all Services known, none asks--> Idle --one asks--> Listing        \--none asks any more--> Idle
+//! ```
+//! While Unknown and in the Listing after it, what an earlier agent wrote stays. On the way to Idle the set is emptied: flows that were told before go
+//! on, nobody tells of others. What the kernel refuses is tried again after [`RETRY`].
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
-use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::PolicyError;
+use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, ResourceExt};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::Dataplane;
@@ -28,13 +34,19 @@ const RETRY: Duration = Duration::from_secs(10);
 /// Watch events that are taken in before the dataplane is written once.
 const BATCH_EVENTS: usize = 1024;
 
-/// Says that a Service asks for it.
+/// Says whether a Service asks for it; nothing until one does or all are known. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted(Arc<Notify>);
+pub struct Wanted(watch::Sender<Option<bool>>);
 
 impl Wanted {
-    pub fn set(&self) {
-        self.0.notify_one();
+    pub fn set(&self, wanted: bool) {
+        self.0.send_if_modified(|known| known.replace(wanted) != Some(wanted));
+    }
+
+    /// As it was last said.
+    #[cfg(test)]
+    pub fn get(&self) -> Option<bool> {
+        *self.0.borrow()
     }
 }
 
@@ -51,6 +63,8 @@ fn addresses(node: &Node) -> BTreeSet<IpAddr> {
 #[derive(Default)]
 struct Peers {
     own_name: String,
+    /// Whether a Service asks for it; none: not all are known.
+    wanted: Option<bool>,
     nodes: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Names in the full list that is being read.
     seen: HashSet<String>,
@@ -60,6 +74,20 @@ struct Peers {
 }
 
 impl Peers {
+    fn of(own_name: String) -> Self {
+        Self { own_name, ..Self::default() }
+    }
+
+    fn on_wanted(&mut self, wanted: bool) {
+        if !wanted {
+            // Whoever asks next has all Nodes listed anew.
+            self.nodes.clear();
+            self.seen.clear();
+            (self.listed, self.dirty) = (false, true);
+        }
+        self.wanted = Some(wanted);
+    }
+
     fn on_event(&mut self, event: Result<Event<Node>, watcher::Error>) {
         match event {
             Ok(Event::Init) => self.seen.clear(),
@@ -91,7 +119,8 @@ impl Peers {
 
     /// What to write, if that is another set.
     fn take_changed(&mut self) -> Option<Vec<IpAddr>> {
-        (self.listed && std::mem::take(&mut self.dirty)).then(|| {
+        let is_known = self.listed || self.wanted == Some(false);
+        (is_known && std::mem::take(&mut self.dirty)).then(|| {
             let all: BTreeSet<IpAddr> = self.nodes.values().flatten().copied().collect();
             all.into_iter().collect()
         })
@@ -101,26 +130,44 @@ impl Peers {
 /// Runs until it is dropped.
 pub async fn run(client: kube::Client, own_name: String, dataplane: Option<Dataplane>, wanted: Wanted) {
     let Some(dataplane) = dataplane else { return std::future::pending().await };
-    wanted.0.notified().await;
-    let mut nodes = pin!(watched(watcher(Api::<Node>::all(client), watcher::Config::default())));
-    let mut peers = Peers { own_name, ..Peers::default() };
+    let watch = || watched(watcher(Api::<Node>::all(client.clone()), watcher::Config::default())).boxed();
+    let write = |addresses: &[IpAddr]| dataplane.with(|dataplane| dataplane.set_peers(addresses));
+    follow(Peers::of(own_name), wanted.0.subscribe(), watch, write).await;
+}
+
+type Nodes = BoxStream<'static, Result<Event<Node>, watcher::Error>>;
+
+async fn follow(
+    mut peers: Peers,
+    mut wanted: watch::Receiver<Option<bool>>,
+    watch: impl Fn() -> Nodes,
+    write: impl Fn(&[IpAddr]) -> Result<(), PolicyError>,
+) {
+    // What was said before this is news, too.
+    wanted.mark_changed();
+    let mut nodes: Option<Nodes> = None;
     let mut retry_at: Option<Instant> = None;
     loop {
-        // `next` takes an item only when it returns it, and a timer has nothing to lose: each arm is cancel-safe.
+        // `next` takes an item only when it returns it, `changed` and a timer have nothing to lose: each arm is cancel-safe.
         tokio::select! {
-            Some(event) = nodes.next() => peers.on_event(event),
+            Ok(()) = wanted.changed() => {
+                let Some(wanted) = *wanted.borrow_and_update() else { continue };
+                peers.on_wanted(wanted);
+                nodes = wanted.then(&watch);
+            }
+            Some(event) = next(&mut nodes) => peers.on_event(event),
             () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => retry_at = None,
             else => return,
         }
         for _ in 0..BATCH_EVENTS {
-            let Some(Some(event)) = nodes.next().now_or_never() else { break };
+            let Some(Some(event)) = next(&mut nodes).now_or_never() else { break };
             peers.on_event(event);
         }
         if retry_at.is_some() {
             continue;
         }
         if let Some(addresses) = peers.take_changed()
-            && let Err(error) = dataplane.with(|dataplane| dataplane.set_peers(&addresses))
+            && let Err(error) = write(&addresses)
         {
             tracing::error!(
                 error = chain(&error),
@@ -129,5 +176,13 @@ pub async fn run(client: kube::Client, own_name: String, dataplane: Option<Datap
             peers.dirty = true;
             retry_at = Some(Instant::now() + RETRY);
         }
+    }
+}
+
+/// The next event of a watch; of none, none ever.
+async fn next(nodes: &mut Option<Nodes>) -> Option<Result<Event<Node>, watcher::Error>> {
+    match nodes {
+        Some(nodes) => nodes.next().await,
+        None => std::future::pending().await,
     }
 }

@@ -215,6 +215,8 @@ pub struct Planner {
     /// Where this node is, as far as it is known.
     zone: Option<Box<str>>,
     services: HashMap<Key, Arc<Service>>,
+    /// How many of these ask for direct return.
+    direct_returns: usize,
     /// Slices by Service and name.
     slices: HashMap<Key, BTreeMap<String, Slice>>,
     /// The Service of each slice.
@@ -258,13 +260,16 @@ impl Planner {
     pub fn set_service(&mut self, key: Key, service: Service) {
         if self.services.get(&key).is_none_or(|before| **before != service) {
             self.dirty.insert(key.clone());
-            self.services.insert(key, Arc::new(service));
+            self.direct_returns += usize::from(service.direct_return);
+            let before = self.services.insert(key, Arc::new(service));
+            self.direct_returns -= usize::from(before.is_some_and(|before| before.direct_return));
         }
     }
 
     pub fn remove_service(&mut self, key: &Key) {
-        if self.services.remove(key).is_some() {
+        if let Some(before) = self.services.remove(key) {
             self.dirty.insert(key.clone());
+            self.direct_returns -= usize::from(before.direct_return);
         }
     }
 
@@ -347,6 +352,11 @@ impl Planner {
     /// What the dataplane should hold, by the changes so far.
     pub fn desired(&self, frontend: &Frontend) -> Option<(&Key, &Target)> {
         self.desired.get(frontend).map(|(key, target)| (key, target))
+    }
+
+    /// Whether a Service asks for direct return.
+    pub fn returns_directly(&self) -> bool {
+        self.direct_returns > 0
     }
 
     /// Whether a Service of SCTP is served.

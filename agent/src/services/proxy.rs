@@ -66,7 +66,7 @@ struct Proxy {
     retry_at: Option<Instant>,
     health: health::Servers,
     wake_orphans: orphans::Wake,
-    /// A Service asks for direct return.
+    /// Whether a Service asks for direct return.
     wants_peers: peers::Wanted,
     /// Services whose health check port could not be opened.
     unhealthy: BTreeSet<Key>,
@@ -245,9 +245,6 @@ impl Proxy {
         if self.planner.service(&key).is_none_or(|before| **before != service) {
             self.report(&key, &service.uid, &problems);
         }
-        if service.direct_return {
-            self.wants_peers.set();
-        }
         self.planner.set_service(key.clone(), service);
         if let Some(service) = self.planner.service(&key).cloned() {
             let kind = Type::named(object.spec.as_ref().and_then(|spec| spec.type_.as_deref()));
@@ -303,6 +300,11 @@ impl Proxy {
 
     /// Writes what changed, once both watches have been listed and ending pods are known.
     fn flush(&mut self) {
+        let returns_directly = self.planner.returns_directly();
+        // One says it for all; that none does is known once all are.
+        if returns_directly || self.services.listed_once {
+            self.wants_peers.set(returns_directly);
+        }
         if !self.services.listed_once || !self.slices.listed_once {
             return;
         }

@@ -1,3 +1,7 @@
+use std::cell::RefCell;
+use std::pin::pin;
+
+use futures::channel::mpsc;
 use serde_json::json;
 
 use super::*;
@@ -24,7 +28,7 @@ fn written(peers: &mut Peers, events: impl IntoIterator<Item = Event<Node>>) -> 
 }
 
 fn of_node_a() -> Peers {
-    Peers { own_name: "node-a".to_owned(), ..Peers::default() }
+    Peers::of("node-a".to_owned())
 }
 
 #[test]
@@ -59,4 +63,74 @@ fn a_node_that_went_while_the_watch_was_broken_is_believed_no_more() {
     ];
     let both = vec!["10.244.1.0", "10.244.2.0", "192.0.2.2", "192.0.2.3"];
     assert_eq!(written(&mut of_node_a(), events), [both, vec!["10.244.1.0", "192.0.2.2"]]);
+}
+
+fn listed(nodes: impl IntoIterator<Item = Node>) -> Vec<Event<Node>> {
+    let nodes = nodes.into_iter().map(Event::InitApply);
+    std::iter::once(Event::Init).chain(nodes).chain([Event::InitDone]).collect()
+}
+
+#[test]
+fn nobody_is_believed_while_no_service_asks() {
+    let mut peers = of_node_a();
+    assert_eq!(peers.take_changed(), None, "what an earlier agent wrote stays until Services are known");
+    let b = node("node-b", "192.0.2.2", "10.244.1.0/24");
+    let all = vec!["10.244.1.0", "192.0.2.2"];
+    for _ in 0..2 {
+        peers.on_wanted(false);
+        assert_eq!(peers.take_changed(), Some(Vec::new()));
+        assert_eq!(peers.take_changed(), None);
+        peers.on_wanted(true);
+        assert_eq!(peers.take_changed(), None, "Nodes are not known yet");
+        assert_eq!(written(&mut peers, listed([b.clone()])), std::slice::from_ref(&all));
+    }
+}
+
+#[test]
+fn an_earlier_agents_nodes_stay_until_all_are_known_where_a_service_asks() {
+    let mut peers = of_node_a();
+    peers.on_wanted(true);
+    assert_eq!(peers.take_changed(), None);
+    assert_eq!(written(&mut peers, listed([])), [Vec::<String>::new()]);
+}
+
+type Said = Result<Event<Node>, watcher::Error>;
+
+#[tokio::test]
+async fn nodes_are_watched_while_a_service_asks() {
+    let wanted = Wanted::default();
+    let (written, watches) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
+    let watch = || {
+        let (sender, receiver) = mpsc::unbounded::<Said>();
+        watches.borrow_mut().push(sender);
+        receiver.boxed()
+    };
+    let write = |addresses: &[IpAddr]| {
+        written.borrow_mut().push(addresses.to_vec());
+        Ok(())
+    };
+    let mut following = pin!(follow(of_node_a(), wanted.0.subscribe(), watch, write));
+    // Whether each watch goes on, and what is written once all that was said is done.
+    let mut then = || {
+        assert!(following.as_mut().now_or_never().is_none(), "it runs until it is dropped");
+        let go_on: Vec<bool> = watches.borrow().iter().map(|watch| !watch.is_closed()).collect();
+        (go_on, written.take())
+    };
+    let b = node("node-b", "192.0.2.2", "10.244.1.0/24");
+    let all: Vec<IpAddr> = ["10.244.1.0", "192.0.2.2"].map(|address| address.parse().unwrap()).into();
+    assert_eq!(then(), (vec![], vec![]), "not all Services are known");
+    for begun in 0..2 {
+        let mut go_on = vec![false; begun];
+        wanted.set(false);
+        assert_eq!(then(), (go_on.clone(), vec![vec![]]));
+        wanted.set(false);
+        assert_eq!(then(), (go_on.clone(), vec![]), "that is no news");
+        go_on.push(true);
+        wanted.set(true);
+        assert_eq!(then(), (go_on.clone(), vec![]), "Nodes are not known yet");
+        for event in listed([b.clone()]) {
+            watches.borrow()[begun].unbounded_send(Ok(event)).unwrap();
+        }
+        assert_eq!(then(), (go_on, vec![all.clone()]));
+    }
 }

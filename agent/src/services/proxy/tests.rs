@@ -85,3 +85,41 @@ async fn a_write_that_was_refused_is_no_sync() {
     proxy.flush();
     assert!(synced());
 }
+
+/// `direct` asks for direct return.
+fn api_service(name: &str, direct: bool) -> ApiService {
+    let mode = if direct { "dsr" } else { "snat" };
+    serde_json::from_value(serde_json::json!({
+        "metadata": {"name": name, "namespace": "ns", "annotations": {"orlop.dev/forwarding-mode": mode}},
+        "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 80}]},
+    }))
+    .unwrap()
+}
+
+#[tokio::test]
+async fn nodes_are_believed_while_a_service_asks_for_direct_return() {
+    let mut proxy = listed();
+    proxy.services.listed_once = false;
+    let [plain, direct] = [false, true].map(|direct| api_service("web", direct));
+    let other = api_service("other", true);
+    let mut wanted_after = |event| {
+        proxy.on_service(Ok(event));
+        proxy.flush();
+        proxy.wants_peers.get()
+    };
+    assert_eq!(wanted_after(Event::Init), None);
+    assert_eq!(wanted_after(Event::InitApply(plain.clone())), None, "another may ask for it");
+    assert_eq!(wanted_after(Event::InitDone), Some(false));
+    assert_eq!(wanted_after(Event::Apply(direct.clone())), Some(true));
+    assert_eq!(wanted_after(Event::Apply(plain.clone())), Some(false));
+    assert_eq!(wanted_after(Event::Init), Some(false));
+    assert_eq!(wanted_after(Event::InitApply(direct.clone())), Some(true));
+    assert_eq!(wanted_after(Event::InitApply(other.clone())), Some(true));
+    assert_eq!(wanted_after(Event::InitDone), Some(true));
+    assert_eq!(wanted_after(Event::Delete(direct)), Some(true));
+    assert_eq!(wanted_after(Event::Delete(other.clone())), Some(false));
+    assert_eq!(wanted_after(Event::Apply(other)), Some(true));
+    // It went while the watch was broken.
+    assert_eq!(wanted_after(Event::Init), Some(true));
+    assert_eq!(wanted_after(Event::InitDone), Some(false));
+}

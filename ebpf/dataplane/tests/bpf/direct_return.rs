@@ -8,7 +8,7 @@ use std::path::Path;
 
 use dataplane::Protocol::{Tcp, Udp};
 use dataplane::{Masquerade, Target};
-use dataplane_abi::{counter, map, nat};
+use dataplane_abi::{counter, geneve, map, nat};
 use nix::mount::{MsFlags, mount};
 use nix::sched::CloneFlags;
 
@@ -207,6 +207,17 @@ fn a_connection_goes_on_while_both_agents_are_killed_and_others_adopt() {
     near.lead(frontend(V4.node, 30081, Tcp), &answered_from_there(at(V4.remote, 8081)));
     let asked = inside("outside", || ask_tcp(at(V4.node, 30081))).join().unwrap();
     assert_eq!(asked.unwrap(), format!("far saw {}", V4.outside));
+    // The last Service that asked went while no agent ran, say: what was told before goes on, and nobody tells of more.
+    far.node.crash();
+    far.reopen();
+    far.node.dataplane.as_mut().unwrap().set_peers(&[]).unwrap();
+    talk();
+    let not_taken_out =
+        inside("far", || UdpSocket::bind(at(V4.remote, geneve::PORT)).unwrap()).join().unwrap();
+    not_taken_out.set_read_timeout(Some(LIMIT)).unwrap();
+    near.lead(frontend(V4.node, 30082, Udp), &answered_from_there(at(V4.remote, 8082)));
+    inside("outside", || datagrams(&V4).send_to(b"?", at(V4.node, 30082)).unwrap()).join().unwrap();
+    assert_eq!(not_taken_out.recv_from(&mut [0; 128]).unwrap().1.ip(), V4.node);
 }
 
 /// They share the endpoint's port and the client's; the other node is told which port of the client is meant.

@@ -755,6 +755,10 @@ fn packets_that_tell_another_node_of_their_flow() {
             let (verdict, left) = run(egress, &answer);
             assert_eq!(verdict, NEXT);
             assert_eq!(answers.read(&left), (at(place.node, 30080), at(place.outside, 4101)));
+            // Nobody is believed any more: it goes on, and nothing is told of others.
+            assert_eq!(arrives(&[], node, &sent), (NEXT, sent.clone()));
+            let (verdict, left) = run(egress, &later(&answers).bytes());
+            assert_eq!((verdict, answers.read(&left).0), (NEXT, at(place.node, 30080)));
             // Told again, as datagrams are each time, and its first packet where that is sent again.
             assert_eq!(arrives(&[place.node], node, &sent), (NEXT, led.clone()));
             // The same client's port by another node's service: the answers could not be told apart.
