@@ -119,6 +119,17 @@ pub enum Change {
     Drop { ruleset: RulesetId },
 }
 
+impl Change {
+    fn ruleset(&self) -> RulesetId {
+        match *self {
+            Self::Allow { ruleset, .. }
+            | Self::Forget { ruleset, .. }
+            | Self::Replace { ruleset, .. }
+            | Self::Drop { ruleset } => ruleset,
+        }
+    }
+}
+
 /// What a change of policies can fail with.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
@@ -204,6 +215,8 @@ impl Policies {
                 return Ok(());
             }
         };
+        // No policy asks who other nodes are.
+        self.changed |= !writes.is_empty() && change.ruleset() != PEERS;
         self.write(kernel, writes)?;
         planned.map_err(PolicyError::Full)
     }
@@ -301,13 +314,13 @@ impl Policies {
         self.model.has_retired()
     }
 
+    /// Nobody reads any more what goes: no flow is judged otherwise.
     pub fn release(&mut self, kernel: &mut Kernel) -> Result<(), PolicyError> {
         let writes = self.model.release_retired();
         self.write(kernel, writes)
     }
 
     fn write(&mut self, kernel: &mut Kernel, writes: Vec<model::Write>) -> Result<(), PolicyError> {
-        self.changed |= !writes.is_empty();
         self.unwritten.extend(writes);
         self.write_rest(kernel)
     }

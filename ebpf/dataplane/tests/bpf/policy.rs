@@ -6,10 +6,10 @@ use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use dataplane::policy::{Change, Isolation, PodLink, PortRange, Ports, Protocol, RulesetId};
-use dataplane::{UplinkHook, wait_for_readers};
-use dataplane_abi::{Allowed, AllowedKey, counter, map, policy};
+use dataplane::{Dataplane, PolicyError, UplinkHook, wait_for_readers};
+use dataplane_abi::{Allowed, AllowedKey, Config, counter, map, policy};
 use linux::netlink::Netlink;
 use linux::netns::{self, Netns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, socket};
@@ -342,6 +342,44 @@ fn a_change_ends_the_flows_that_it_forbids() {
     is_stopped(&node, &mut server, &mut client);
     assert_eq!(node.denied().0, 0, "the answer itself is refused");
     is_stopped(&node, &mut client, &mut server);
+}
+
+/// Which judgement of a flow that goes on is still good.
+fn generation(node: &Node) -> u32 {
+    let data = MapData::from_pin(node.pins().join(map::CONFIG)).unwrap();
+    let config: Array<MapData, [u8; size_of::<Config>()]> = Array::try_from(Map::Array(data)).unwrap();
+    Config::from_bytes(config.get(&0, 0).unwrap()).policy_generation
+}
+
+#[test]
+fn flows_are_judged_again_for_policies_and_the_nodes_own_addresses_alone() {
+    harness::private_host::require();
+    let mut node = Node::open();
+    let mut last = generation(&node);
+    let mut judges_again = |node: &Node| std::mem::replace(&mut last, generation(node)) != last;
+    let dataplane = |node: &mut Node, work: fn(&mut Dataplane) -> Result<(), PolicyError>| {
+        work(node.dataplane.as_mut().unwrap()).unwrap();
+    };
+    let one = ruleset(1);
+    node.change(&[allow(one, V4.outside, port(Protocol::Tcp, 80))]);
+    assert!(judges_again(&node));
+    dataplane(&mut node, |dataplane| dataplane.set_node_addresses(&[V4.node]));
+    assert!(judges_again(&node));
+    // A list of ports is retired.
+    node.change(&[allow(one, V4.outside, Ports::All)]);
+    assert!(judges_again(&node));
+    dataplane(&mut node, |dataplane| {
+        wait_for_readers().unwrap();
+        assert!(dataplane.has_retired_policies());
+        dataplane.release_policies()
+    });
+    dataplane(&mut node, |dataplane| dataplane.set_peers(&[V4.neighbour, V6.neighbour]));
+    assert!(!judges_again(&node), "other nodes came");
+    dataplane(&mut node, |dataplane| dataplane.set_peers(&[V6.neighbour]));
+    dataplane(&mut node, |dataplane| dataplane.set_peers(&[]));
+    assert!(!judges_again(&node), "other nodes went");
+    node.change(&[Change::Forget { ruleset: one, network: V4.outside.into() }]);
+    assert!(judges_again(&node));
 }
 
 #[test]
