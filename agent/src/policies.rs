@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use guard::Guard;
-pub use link::find as find_link;
+pub use link::{Error as LinkError, find as find_link};
 
 use crate::events::Recorder;
 use crate::services::Dataplane;

@@ -15,7 +15,7 @@ use runtime::{SandboxId, SandboxState, SandboxStatus};
 
 use super::Dataplane;
 use crate::api::chain;
-use crate::policies::find_link;
+use crate::policies::{LinkError, find_link};
 
 /// The annotation of pods.
 const ANNOTATION: &str = "orlop.dev/services";
@@ -55,6 +55,22 @@ enum Led {
     Sctp,
 }
 
+/// Why a pod is not served.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Link(LinkError),
+    #[error(transparent)]
+    Programs(OpenError),
+}
+
+impl Refusal {
+    /// Whether an earlier agent's programs on some link may be this pod's. On one that is known there are none after a refusal.
+    fn may_have_programs(&self) -> bool {
+        matches!(self, Self::Link(LinkError::Netns(_) | LinkError::Netlink(_)))
+    }
+}
+
 impl Bypass {
     /// Goes on with what an earlier agent did for the sandboxes that there are. Blocks.
     pub fn start(dataplane: Option<Dataplane>, sandboxes: &[SandboxStatus]) -> Self {
@@ -63,17 +79,18 @@ impl Bypass {
         let state = Mutex::new(State { leads_sctp, ..State::default() });
         let bypass = Self { dataplane, state };
         // One that asks for something else is not served.
-        let asks = |sandbox: &&SandboxStatus| wanted(sandbox).is_ok();
-        let ready = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Ready).filter(asks);
-        let mut whole = true;
-        for sandbox in ready {
-            if let Err(error) = bypass.serve(sandbox) {
-                whole = false;
-                tracing::warn!(sandbox = %sandbox.id, error, "this pod may not reach services by packets");
+        let ready = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Ready);
+        let asking = ready.filter_map(|sandbox| Some((sandbox, wanted(sandbox).ok()??)));
+        let mut all_found = true;
+        for (sandbox, (led, netns)) in asking {
+            if let Err(refusal) = bypass.serve_wanted(&sandbox.id, led, netns) {
+                all_found &= !refusal.may_have_programs();
+                let error = chain(&refusal);
+                tracing::warn!(sandbox = %sandbox.id, error, "this pod does not reach services by packets");
             }
         }
         // What was not found may still be at work. What leads SCTP waits until Services are known.
-        if let Some(dataplane) = bypass.dataplane.as_ref().filter(|_| whole)
+        if let Some(dataplane) = bypass.dataplane.as_ref().filter(|_| all_found)
             && let Err(error) = dataplane.with(|dataplane| dataplane.retain_packets())
         {
             tracing::warn!(error = chain(&error), "remove the programs of pods that are gone");
@@ -87,23 +104,27 @@ impl Bypass {
     /// The annotation says something else, or the link of a pod that asks cannot be served: in words.
     pub fn serve(&self, sandbox: &SandboxStatus) -> Result<(), String> {
         let Some((led, netns)) = wanted(sandbox)? else { return Ok(()) };
+        let served = self.serve_wanted(&sandbox.id, led, netns);
+        served.map_err(|refusal| format!("services cannot be served by packets: {}", chain(&refusal)))
+    }
+
+    fn serve_wanted(&self, sandbox: &SandboxId, led: Led, netns: &Path) -> Result<(), Refusal> {
         // Whoever leads services in this agent's place does so by packets.
         let Some(dataplane) = &self.dataplane else { return Ok(()) };
         let mut state = self.state();
         let leads_sctp = state.leads_sctp;
         let new = || Pod { netns: netns.to_owned(), led, link: None, is_told: false };
-        let pod = state.pods.entry(sandbox.id.clone()).or_insert_with(new);
+        let pod = state.pods.entry(sandbox.clone()).or_insert_with(new);
         if pod.link.is_some() || (led == Led::Sctp && !leads_sctp) {
             return Ok(());
         }
         match (pod.serve(dataplane), led) {
-            (Err(reason), Led::All) => Err(format!("services cannot be served by packets: {reason}")),
             // A pod that may never say a word of SCTP does not wait for it.
-            (Err(reason), Led::Sctp) => {
-                pod.tell(&sandbox.id, &reason);
+            (Err(refusal), Led::Sctp) => {
+                pod.tell(sandbox, &refusal);
                 Ok(())
             }
-            (Ok(()), _) => Ok(()),
+            (served, _) => served,
         }
     }
 
@@ -111,21 +132,22 @@ impl Bypass {
     /// is done: else the same call tries again. Blocks.
     pub fn lead_sctp(&self, leads: bool) -> bool {
         let Some(dataplane) = &self.dataplane else { return true };
-        let (mut state, mut done) = (self.state(), true);
+        let (mut state, mut done, mut all_found) = (self.state(), true, true);
         state.leads_sctp = leads;
         for (sandbox, pod) in state.pods.iter_mut().filter(|(_, pod)| pod.led == Led::Sctp) {
             let changed = match (&pod.link, leads) {
                 (None, true) => pod.serve(dataplane),
-                (Some(_), false) => pod.end(dataplane).map_err(|error| chain(&error)),
+                (Some(_), false) => pod.end(dataplane).map_err(Refusal::Programs),
                 _ => Ok(()),
             };
-            if let Err(reason) = changed {
-                pod.tell(sandbox, &reason);
+            if let Err(refusal) = changed {
+                pod.tell(sandbox, &refusal);
                 done = false;
+                all_found &= !refusal.may_have_programs();
             }
         }
         // What was not found may still be at work.
-        if done && let Err(error) = dataplane.with(|dataplane| dataplane.retain_sctp()) {
+        if all_found && let Err(error) = dataplane.with(|dataplane| dataplane.retain_sctp()) {
             tracing::warn!(error = chain(&error), "remove the programs for SCTP that nobody needs");
             done = false;
         }
@@ -148,13 +170,13 @@ impl Bypass {
 }
 
 impl Pod {
-    fn serve(&mut self, dataplane: &Dataplane) -> Result<(), String> {
-        let link = find_link(&self.netns).map_err(|error| chain(&error))?;
+    fn serve(&mut self, dataplane: &Dataplane) -> Result<(), Refusal> {
+        let link = find_link(&self.netns).map_err(Refusal::Link)?;
         let served = dataplane.with(|dataplane| match self.led {
             Led::All => dataplane.serve_packets(&link),
             Led::Sctp => dataplane.serve_sctp(&link),
         });
-        served.map_err(|error| chain(&error))?;
+        served.map_err(Refusal::Programs)?;
         (self.link, self.is_told) = (Some(link), false);
         Ok(())
     }
@@ -170,8 +192,9 @@ impl Pod {
     }
 
     /// Once, not at every attempt.
-    fn tell(&mut self, sandbox: &SandboxId, reason: &str) {
+    fn tell(&mut self, sandbox: &SandboxId, refusal: &Refusal) {
         if !std::mem::replace(&mut self.is_told, true) {
+            let reason = chain(refusal);
             tracing::warn!(%sandbox, reason, "cannot begin or end to lead this pod's SCTP: it goes on as it did");
         }
     }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 
 use agent::services::{self, Bypass};
-use dataplane::{Dataplane, Frontend, Protocol, Target};
+use dataplane::{Dataplane, Frontend, Options, Protocol, Target, UplinkHook};
 use runtime::{SandboxConfig, SandboxId, SandboxState, SandboxStatus};
 
-use crate::place::{Cgroup, LIMIT, PORTS, Place, Pod, raw_sctp};
+use crate::place::{Cgroup, LIMIT, PORTS, Place, Pod, ip, raw_sctp, run};
 
 const VIP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10)), 53);
 
@@ -156,8 +156,18 @@ fn sctp_of_all_pods_is_led_while_there_is_a_service_of_it() {
     let bypass = Bypass::start(Some(dataplane.clone()), std::slice::from_ref(&asking));
     bypass.serve(&late).unwrap();
     assert_eq!([0, 2, 3].map(is_led), [true; 3], "what was there stays until services are known");
-    assert!(bypass.lead_sctp(true));
+    bypass.serve(&lost).unwrap();
+    assert!(!bypass.lead_sctp(true));
+    assert_eq!([0, 2, 3].map(is_led), [true; 3], "any link may be the lost pod's");
+    bypass.ended(&lost.id);
+    // Whose link is known, or who has none, keeps nothing but what is its own.
+    ip("netns add pod-9");
+    bypass.serve(&sandbox(9, None)).unwrap();
+    assert!(!bypass.lead_sctp(true));
     assert_eq!([0, 2, 3].map(is_led), [false, true, true], "its sandbox is gone");
+    ip("netns del pod-9");
+    bypass.ended(&sandbox(9, None).id);
+    assert!(bypass.lead_sctp(true));
     // The last service goes: whoever asks for all packets goes on.
     assert!(bypass.lead_sctp(false));
     assert_eq!([2, 3].map(is_led), [true, false]);
@@ -166,6 +176,30 @@ fn sctp_of_all_pods_is_led_while_there_is_a_service_of_it() {
     assert!(!is_led(0));
     assert!(bypass.lead_sctp(true));
     assert_eq!([0, 2, 3].map(is_led), [true; 3]);
+    drop((bypass, dataplane));
+    dataplane::remove_all(&options.pin_root).unwrap();
+}
+
+#[test]
+fn a_pod_whose_link_takes_no_programs_holds_up_nobody_else() {
+    let _place = Place::make();
+    let cgroup = Cgroup::make();
+    let options = Options { uplink_hook: UplinkHook::Clsact, ..cgroup.options() };
+    let open = || services::Dataplane::new(Dataplane::open(&options).unwrap());
+    let [gone, refusing] = [0, 2].map(|number| sandbox(number, None));
+    let dataplane = open();
+    let bypass = Bypass::start(Some(dataplane.clone()), std::slice::from_ref(&gone));
+    assert!(bypass.lead_sctp(true));
+    let is_led = || run("tc", "filter show dev pod-0 ingress").contains("orlop_sctp_in");
+    assert!(is_led());
+    drop((bypass, dataplane));
+    run("tc", "qdisc add dev pod-2 ingress");
+    let dataplane = open();
+    let bypass = Bypass::start(Some(dataplane.clone()), std::slice::from_ref(&refusing));
+    assert!(!bypass.lead_sctp(true));
+    assert!(!is_led(), "its sandbox is gone");
+    run("tc", "qdisc del dev pod-2 ingress");
+    assert!(bypass.lead_sctp(true));
     drop((bypass, dataplane));
     dataplane::remove_all(&options.pin_root).unwrap();
 }

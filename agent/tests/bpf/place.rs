@@ -158,9 +158,16 @@ fn pod(number: usize) -> Pod {
     Pod { number, netns, link, listeners, datagrams }
 }
 
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
+pub fn ip(arguments: &str) {
+    run("ip", arguments);
+}
+
+/// What it says.
+pub fn run(program: &str, arguments: &str) -> String {
+    let output = Command::new(program).args(arguments.split(' ')).output().unwrap();
+    let failed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments}: {failed}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// The control group that the kernel's programs are attached to: an empty one.

@@ -76,22 +76,24 @@ impl PodPrograms {
         place.folder == self.pins && known()
     }
 
-    /// Takes the programs off all links but the named ones.
+    /// Takes the programs off all links but the named ones. One that keeps them is no reason to leave the others; the first error is told.
     pub fn retain(&self, keep: impl Fn(&str) -> bool + Send + Sync) -> Result<(), OpenError> {
         let failed = |source| OpenError::File { operation: "read", path: self.pins.clone(), source };
+        let mut result = Ok(());
         for program in &self.programs {
             for link in links::interfaces(&self.pins, program.name()).map_err(failed)? {
                 if !keep(&link) {
-                    links::remove(&links::pin(&self.pins, program.name(), Some(&link)))?;
+                    let removed = links::remove(&links::pin(&self.pins, program.name(), Some(&link)));
+                    result = result.and(removed.map(drop));
                 }
             }
         }
         for (link, name, program) in filters::on_links(&self.pins)? {
             if !keep(&name) && self.programs.iter().any(|classifier| classifier.name() == program) {
-                filters::remove_from_one(link, |place| self.has(place))?;
+                result = result.and(filters::remove_from_one(link, |place| self.has(place)));
             }
         }
-        Ok(())
+        result
     }
 }
 
