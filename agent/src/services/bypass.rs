@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use dataplane::OpenError;
 use dataplane::policy::PodLink;
+use dataplane::{OpenError, Packets};
 use runtime::{SandboxId, SandboxState, SandboxStatus};
 
 use super::Dataplane;
@@ -53,6 +53,15 @@ enum Led {
     All,
     /// While there is a Service of it.
     Sctp,
+}
+
+impl Led {
+    fn packets(self) -> Packets {
+        match self {
+            Self::All => Packets::All,
+            Self::Sctp => Packets::Sctp,
+        }
+    }
 }
 
 /// Why a pod is not served.
@@ -172,6 +181,11 @@ impl Bypass {
 impl Pod {
     fn serve(&mut self, dataplane: &Dataplane) -> Result<(), Refusal> {
         let link = find_link(&self.netns).map_err(Refusal::Link)?;
+        // The kernel verifies the programs for a while, in which nobody else waits for the dataplane.
+        if let Some(loader) = dataplane.with(|dataplane| dataplane.packets_loader(self.led.packets())) {
+            let loaded = loader.load().map_err(Refusal::Programs)?;
+            dataplane.with(|dataplane| dataplane.put_packets(loaded));
+        }
         let served = dataplane.with(|dataplane| match self.led {
             Led::All => dataplane.serve_packets(&link),
             Led::Sctp => dataplane.serve_sctp(&link),

@@ -21,6 +21,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::departures::Notice;
@@ -72,6 +73,8 @@ struct Proxy {
     unhealthy: BTreeSet<Key>,
     /// Whether pods' SCTP was to be led when that was last tried, and whether it could be done.
     sctp: Option<(bool, bool)>,
+    /// The try that goes on: the kernel verifies programs meanwhile, and Services are not to wait for that.
+    leading: Option<(bool, JoinHandle<bool>)>,
     /// Those who end a pod and wait for the next write: at most one for each pod, since each gives up in time.
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -122,6 +125,7 @@ impl Proxy {
             health: health::Servers::everywhere(),
             unhealthy: BTreeSet::new(),
             sctp: None,
+            leading: None,
             wake_orphans: orphans::Wake::default(),
             wants_peers: peers::Wanted::default(),
             waiting: Vec::new(),
@@ -136,12 +140,13 @@ impl Proxy {
     ) {
         loop {
             let wake_at = if self.running { self.retry_at } else { self.catch_up_by };
-            // `next` and `recv` take an item only when they return it, and a timer has nothing to lose: each arm is cancel-safe.
+            // `next` and `recv` take an item only when they return it, a task goes on, and a timer has nothing to lose: each arm is cancel-safe.
             tokio::select! {
                 Some(notice) = notices.recv() => self.on_notice(notice),
                 Ok(()) = self.context.node.changed() => self.on_node(),
                 Some(event) = services.next() => self.on_service(event),
                 Some(event) = slices.next() => self.on_slice(event),
+                (leads, done) = led(&mut self.leading) => self.on_led(leads, done),
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => self.wake(),
                 else => return,
             }
@@ -401,12 +406,15 @@ impl Proxy {
         }
     }
 
-    /// Pods' SCTP is led by packets while a Service needs that.
+    /// Pods' SCTP is led by packets while a Service needs that. What changes while a try goes on is seen after it.
     fn lead_sctp(&mut self) {
-        let Some(bypass) = self.context.bypass.clone() else { return };
+        let Some(bypass) = self.context.bypass.clone().filter(|_| self.leading.is_none()) else { return };
         let leads = self.planner.leads_sctp();
-        let done = tokio::task::block_in_place(|| bypass.lead_sctp(leads));
-        self.sctp = Some((leads, done));
+        self.leading = Some((leads, tokio::task::spawn_blocking(move || bypass.lead_sctp(leads))));
+    }
+
+    fn on_led(&mut self, leads: bool, done: bool) {
+        (self.leading, self.sctp) = (None, Some((leads, done)));
         if !done {
             self.schedule_retry();
         }
@@ -486,6 +494,15 @@ impl Proxy {
                 self.schedule_retry();
             }
         }
+    }
+}
+
+/// Whether SCTP was to be led, and whether it could be done; never, if nobody tries.
+async fn led(leading: &mut Option<(bool, JoinHandle<bool>)>) -> (bool, bool) {
+    match leading {
+        // One that panicked has told, and is tried again.
+        Some((leads, trying)) => (*leads, trying.await.unwrap_or(false)),
+        None => std::future::pending().await,
     }
 }
 

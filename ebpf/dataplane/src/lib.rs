@@ -26,7 +26,7 @@ use std::num::{NonZeroU8, NonZeroU32};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use attach::{ForPods, Packets, PinRoot};
+use attach::{ForPods, PinRoot};
 use dataplane_abi::Config;
 pub use dataplane_abi::{Origin, Scheduler, Selection, ServiceCounts, counter};
 use ipnetwork::IpNetwork;
@@ -36,12 +36,13 @@ use model::{Capacity, Model};
 use packets::Served;
 use unapplied::Unapplied;
 
-pub use attach::{OpenError, Refusal};
+pub use attach::{OpenError, Packets, Refusal};
 pub use identity::{Identity, Names};
 pub use inspect::{Backend, Programmed, Stays};
 pub use kernel::{MapError, wait_for_readers};
 pub use model::{Full, Resource};
 pub use orphans::{EndError, Ended, Orphan, end};
+pub use packets::{Loaded, Loader};
 pub use policy::PolicyError;
 use policy::{PodLink, RulesetId};
 
@@ -410,6 +411,27 @@ impl Dataplane {
         let before = self.kernel.read_config().map_err(WriteError::Map)?;
         let config = model::config(before, families)?;
         self.kernel.write_config(&config).map_err(WriteError::Map)
+    }
+
+    /// What loads the programs that pods are served with, unless they are: the first pod has them loaded else, which takes the kernel long.
+    pub fn packets_loader(&self, which: Packets) -> Option<Loader> {
+        self.served(which).loader(&self.options)
+    }
+
+    /// Serves pods with what was loaded, if they need it yet.
+    pub fn put_packets(&mut self, loaded: Loaded) {
+        let served = match loaded.which() {
+            Packets::All => &mut self.packets,
+            Packets::Sctp => &mut self.sctp,
+        };
+        served.put(loaded);
+    }
+
+    fn served(&self, which: Packets) -> &Served {
+        match which {
+            Packets::All => &self.packets,
+            Packets::Sctp => &self.sctp,
+        }
     }
 
     /// Lets the pod behind a link reach services by packets, whoever makes those: a network stack of its own, or a virtual machine. Its

@@ -1,6 +1,6 @@
 //! Pods that reach services by packets: which links have the programs for that.
 //!
-//! The programs are loaded for the first link that needs them. What an earlier process put on links stays until the first sync.
+//! The programs are loaded for the first link that needs them: by [`Loader`], for whoever does not want others to wait for the verifier. What an earlier process put on links stays until the first sync.
 
 use std::collections::BTreeSet;
 
@@ -16,6 +16,31 @@ pub struct Served {
     links: BTreeSet<String>,
 }
 
+/// Loads the programs beside a dataplane that is open: it works on meanwhile.
+pub struct Loader {
+    which: Packets,
+    options: Options,
+}
+
+/// They are on no link yet.
+pub struct Loaded {
+    which: Packets,
+    programs: PodPrograms,
+}
+
+impl Loader {
+    pub fn load(self) -> Result<Loaded, OpenError> {
+        let Self { which, options } = self;
+        attach::load_packets(&options, which).map(|programs| Loaded { which, programs })
+    }
+}
+
+impl Loaded {
+    pub fn which(&self) -> Packets {
+        self.which
+    }
+}
+
 impl Served {
     /// `found`: what is on links that an earlier process served.
     pub fn new(which: Packets, found: Option<PodPrograms>) -> Self {
@@ -25,6 +50,16 @@ impl Served {
     /// Whether a link may have the programs.
     pub fn is_loaded(&self) -> bool {
         self.programs.is_some()
+    }
+
+    /// None: they are loaded.
+    pub fn loader(&self, options: &Options) -> Option<Loader> {
+        (!self.is_loaded()).then(|| Loader { which: self.which, options: options.clone() })
+    }
+
+    /// Those that were loaded first stay: links may have them.
+    pub fn put(&mut self, loaded: Loaded) {
+        self.programs.get_or_insert(loaded.programs);
     }
 
     pub fn serve(&mut self, link: &PodLink, options: &Options) -> Result<(), OpenError> {

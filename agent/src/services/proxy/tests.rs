@@ -86,6 +86,28 @@ async fn a_write_that_was_refused_is_no_sync() {
     assert!(synced());
 }
 
+#[tokio::test]
+async fn sctp_is_led_beside_the_services_and_one_try_at_a_time() {
+    let mut proxy = listed();
+    proxy.caught_up = true;
+    proxy.context.bypass = Some(std::sync::Arc::new(crate::services::Bypass::start(None, &[])));
+    proxy.flush();
+    assert!(proxy.running && proxy.leading.is_some() && proxy.sctp.is_none());
+    let first = proxy.leading.as_ref().map(|(_, trying)| trying.id());
+    proxy.flush();
+    assert_eq!(proxy.leading.as_ref().map(|(_, trying)| trying.id()), first);
+    let (leads, done) = led(&mut proxy.leading).await;
+    assert_eq!((leads, done), (false, true));
+    proxy.on_led(leads, done);
+    proxy.flush();
+    assert!(proxy.leading.is_none() && proxy.retry_at.is_none(), "it is as wanted");
+    proxy.on_led(false, false);
+    proxy.flush();
+    assert!(proxy.leading.is_none() && proxy.retry_at.is_some());
+    proxy.retry();
+    assert!(proxy.leading.is_some());
+}
+
 /// `direct` asks for direct return.
 fn api_service(name: &str, direct: bool) -> ApiService {
     let mode = if direct { "dsr" } else { "snat" };
