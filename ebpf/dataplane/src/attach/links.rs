@@ -41,9 +41,19 @@ pub fn pin(pins: &Path, program: &str, interface: Option<&str>) -> PathBuf {
 
 /// Takes over the pinned link of `target` and makes it run our program; `false` if a new link is needed.
 pub fn adopt(target: &Target<'_>, program: BorrowedFd<'_>, wanted: &Identity) -> Result<bool, OpenError> {
+    let refused = |source| OpenError::Link { operation: "update", path: target.pin.clone(), source };
+    try_adopt(target, program, wanted)?.map_err(refused)
+}
+
+/// The same; the kernel may refuse to make the link run our program, which leaves it as it is.
+fn try_adopt(
+    target: &Target<'_>,
+    program: BorrowedFd<'_>,
+    wanted: &Identity,
+) -> Result<io::Result<bool>, OpenError> {
     let failed = |operation| move |source| OpenError::Link { operation, path: target.pin.clone(), source };
     let link = match sys::object_get(&target.pin) {
-        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Ok(false)),
         link => link.map_err(failed("open"))?,
     };
     let info = sys::link_info(link.as_fd()).map_err(failed("read"))?;
@@ -51,13 +61,13 @@ pub fn adopt(target: &Target<'_>, program: BorrowedFd<'_>, wanted: &Identity) ->
         tracing::info!(program = target.program, target = target.shown, "the pinned link is stale");
         sys::link_detach(link.as_fd()).map_err(failed("detach"))?;
         fs::remove_file(&target.pin).map_err(failed("unpin"))?;
-        return Ok(false);
+        return Ok(Ok(false));
     }
-    if !wanted.is_of(info.program) {
-        tracing::info!(program = target.program, target = target.shown, "replacing the attached program");
-        sys::link_update(link.as_fd(), program).map_err(failed("update"))?;
+    if wanted.is_of(info.program) {
+        return Ok(Ok(true));
     }
-    Ok(true)
+    tracing::info!(program = target.program, target = target.shown, "replacing the attached program");
+    Ok(sys::link_update(link.as_fd(), program).map(|()| true))
 }
 
 /// Makes an interface run a program, until its link is detached or the interface goes.
@@ -72,20 +82,28 @@ pub fn attach_tcx(
         interface: target.shown.clone(),
         source,
     };
-    attach(target, program, wanted, |index| sys::attach_tcx(program, index, place))?.map_err(refused)
+    if adopt(target, program, wanted)? {
+        return Ok(());
+    }
+    pin_made(target, sys::attach_tcx(program, target.id as u32, place))?.map_err(refused)
 }
 
-/// Takes over the pinned link of an interface, or pins a new one, which the kernel may refuse.
+/// Takes over the pinned link of an interface, or pins a new one; the kernel may refuse either.
 pub fn attach(
     target: &Target<'_>,
     program: BorrowedFd<'_>,
     wanted: &Identity,
     make: impl FnOnce(u32) -> io::Result<OwnedFd>,
 ) -> Result<io::Result<()>, OpenError> {
-    if adopt(target, program, wanted)? {
-        return Ok(Ok(()));
+    match try_adopt(target, program, wanted)? {
+        Ok(true) => Ok(Ok(())),
+        Ok(false) => pin_made(target, make(target.id as u32)),
+        Err(refused) => Ok(Err(refused)),
     }
-    let link = match make(target.id as u32) {
+}
+
+fn pin_made(target: &Target<'_>, made: io::Result<OwnedFd>) -> Result<io::Result<()>, OpenError> {
+    let link = match made {
         Err(refused) => return Ok(Err(refused)),
         Ok(link) => link,
     };

@@ -1,7 +1,7 @@
 //! XDP on the uplinks, where it is wanted: pinned links like the others, by a driver's own hook alone.
 //!
 //! An uplink is one of: a tunnel, or no Ethernet -> left out, for there is no driver; refused -> an error or a line of the log, as is wanted; attached, or
-//! adopted where an earlier process attached it. What is not wanted any more goes with the stale links.
+//! adopted where an earlier process attached it. What is not wanted any more, or cannot be given our program, goes with the stale links.
 
 use std::error::Error;
 use std::io;

@@ -749,6 +749,27 @@ fn links_that_cannot_are_named_or_left_out() {
     assert_eq!(answer.unwrap(), "pod saw 192.0.2.9");
 }
 
+/// As if the driver took an earlier build's program, and refuses this one's.
+#[test]
+fn a_link_that_cannot_be_given_the_program_is_named_or_left_out() {
+    let _tap = Tap::make("uplink");
+    let mut node = Node::accelerating(Acceleration::Disabled, &["uplink"]);
+    offloads::pin_other_xdp(index("uplink"), &node.pins().join("link_orlop_xdp_uplink"));
+    let other = node.accelerator("uplink");
+    assert!(other.is_some() && has_xdp("uplink"));
+    node.options().uplink_acceleration = Acceleration::Native;
+    let error = refused(&mut node);
+    assert!(
+        error.starts_with("accelerate uplink uplink (`best-effort` leaves out what cannot be"),
+        "{error}"
+    );
+    assert_eq!(node.accelerator("uplink"), other, "a start that failed changes nothing");
+    node.options().uplink_acceleration = Acceleration::BestEffort;
+    node.reopen();
+    assert_eq!(node.accelerator("uplink"), None);
+    assert!(!has_xdp("uplink"), "an earlier program on other maps is worse than none");
+}
+
 #[test]
 fn another_program_stays_and_is_named() {
     let _tap = Tap::make("uplink");
