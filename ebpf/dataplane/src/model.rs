@@ -7,7 +7,9 @@
 mod maglev;
 mod pool;
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU8, NonZeroU32};
 use std::sync::Arc;
@@ -223,6 +225,8 @@ struct List {
     backends: Vec<u32>,
     /// Of the lookup table.
     digest: u32,
+    /// What the lookup table is known to be made of, as [`Fresh::digest`] tells it: an earlier process's is compared once.
+    made_of: Cell<Option<u64>>,
 }
 
 /// How many entries a table takes.
@@ -250,6 +254,13 @@ impl<'a> Fresh<'a> {
         let name = |address| self.names.and_then(|names| names.of(address));
         let identity = |address| name(address).unwrap_or_else(|| Identity::of_address(address));
         maglev::turns(self.endpoints.iter().map(|address| (identity(*address), *address)))
+    }
+
+    /// Tells whether two lookup tables of one size are made of the same, which is sooner known than whether they are the same.
+    fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.turns().hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Where it will stand, but for the place and what tells it from others.
@@ -368,11 +379,12 @@ impl Model {
         let list = |word: u64| {
             let selection = Selection::unpack(word);
             if selection.length == 0 {
-                return Some(List { selection, backends: Vec::new(), digest: 0 });
+                return Some(List { selection, backends: Vec::new(), digest: 0, made_of: Cell::default() });
             }
             let (ids, places) = tables.get(&word)?.split_at_checked(usize::from(selection.length))?;
             let sound = ids.is_sorted() && ids.iter().all(|id| backends.contains_key(id));
-            sound.then(|| List { selection, backends: ids.to_vec(), digest: maglev::digest(places) })
+            let digest = maglev::digest(places);
+            sound.then(|| List { selection, backends: ids.to_vec(), digest, made_of: Cell::default() })
         };
         let inside = list(service.inside)?;
         let outside = if service.outside == service.inside { None } else { Some(list(service.outside)?) };
@@ -628,8 +640,15 @@ impl Model {
     /// Whether a lookup table over just these endpoints is as wanted: an address may be another pod's now, and an earlier process may have filled
     /// the table by other rules. One that is not stays where there is no room for the other beside it.
     fn looks_up(&self, list: &List, fresh: Fresh<'_>) -> bool {
-        list.digest == maglev::digest(&self.lookup_table(fresh))
-            || !self.may_look_up(fresh.shape().lookup_size())
+        let made_of = Some(fresh.digest());
+        if list.made_of.get() == made_of {
+            return true;
+        }
+        let same = list.digest == maglev::digest(&self.lookup_table(fresh));
+        if same {
+            list.made_of.set(made_of);
+        }
+        same || !self.may_look_up(fresh.shape().lookup_size())
     }
 
     /// Tells whether clients on the node that the service of a slot led to a backend of this number and generation may stay.
@@ -734,12 +753,14 @@ impl Model {
         // One count for all services: a slot that is used again shows another word than the flows of its last service know.
         self.last_selection = self.last_selection.wrapping_add(1);
         let selection = Selection { offset, generation: self.last_selection, ..fresh.shape() };
-        let lookup = if selection.lookup == 0 { Vec::new() } else { self.lookup_table(fresh) };
+        let has_lookup = selection.lookup != 0;
+        let lookup = if has_lookup { self.lookup_table(fresh) } else { Vec::new() };
         if !backends.is_empty() {
             self.lookups += selection.lookup_size();
             writes.push(Write::Table { offset, ids: [backends.as_slice(), &lookup].concat() });
         }
-        List { selection, backends, digest: maglev::digest(&lookup) }
+        let made_of = Cell::new(has_lookup.then(|| fresh.digest()));
+        List { selection, backends, digest: maglev::digest(&lookup), made_of }
     }
 
     /// The backends' numbers, place by place. All nodes have the same endpoint in the same place, whatever its number.

@@ -50,6 +50,8 @@ pub fn turns(endpoints: impl Iterator<Item = Turn>) -> Vec<Turn> {
 /// The endpoint's place in `turns`, which are in their order, for each place of a table of `size`, which is larger than their number. One that is
 /// there several times has as many shares.
 pub fn table(turns: &[Turn], size: u32) -> Vec<u32> {
+    #[cfg(test)]
+    MADE.with(|made| made.set(made.get() + 1));
     let mut taken = vec![FREE; size as usize];
     let mut preferences = preferences(turns);
     let mut left = if turns.is_empty() { 0 } else { size };
@@ -67,6 +69,12 @@ pub fn table(turns: &[Turn], size: u32) -> Vec<u32> {
         }
     }
     taken
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How many tables this thread has made.
+    pub static MADE: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// What one share of an endpoint likes best, and then next. A place may come again: then it is taken.

@@ -837,6 +837,38 @@ fn a_new_process_fills_a_table_anew_that_other_rules_filled() {
 }
 
 #[test]
+fn a_lookup_table_is_made_once_for_the_same_endpoints() {
+    let mut world = World::new();
+    let named = |numbers: [u8; 3]| {
+        let endpoints = [1, 2, 3].map(|name| Named {
+            name: Some(name),
+            number: numbers[name as usize - 1],
+            port: 0,
+            shares: 1,
+        });
+        Target { outside: Arc::default(), ..of_names(&endpoints, Scheduler::Maglev) }
+    };
+    let made_by = |world: &mut World, target: &Target| {
+        let before = maglev::MADE.get();
+        world.lead(target);
+        maglev::MADE.get() - before
+    };
+    let first = named([1, 2, 3]);
+    assert_eq!(made_by(&mut world, &first), 1);
+    let affinity_seconds = NonZeroU32::new(10);
+    let others =
+        Target { affinity_seconds, direct_return: true, scheduler: Scheduler::SourceHash, ..first.clone() };
+    for target in [&first, &others, &first] {
+        assert_eq!(made_by(&mut world, target), 0, "nothing that it is made of changed");
+    }
+    // An earlier process's is compared once, whatever else changes then.
+    world.restart();
+    assert_eq!([&others, &first, &others].map(|target| made_by(&mut world, target)), [1, 0, 0]);
+    assert!(made_by(&mut world, &named([2, 1, 3])) > 0, "names changed");
+    assert_eq!(made_by(&mut world, &named([2, 1, 3])), 0);
+}
+
+#[test]
 fn a_reader_that_changes_always_overtake_finds_an_endpoint_of_a_moment_ago() {
     let mut world = World::new();
     world.change(1, &[1]);
