@@ -1,7 +1,7 @@
 //! Health check ports: what a load balancer asks a node before it sends the traffic of a Service with a Local policy there.
 //!
-//! In: which Services have such a port, and how many endpoints on this node are ready. Out: HTTP on that port of every address,
-//! in kube-proxy's words: 200 while there is such an endpoint, 503 otherwise. Decides nothing: `plan` counts.
+//! In: which Services have such a port, how many endpoints on this node are ready, and whether the dataplane follows. Out: HTTP on that port of every
+//! address, in kube-proxy's words: 200 while there is such an endpoint and it does, 503 otherwise. Decides nothing: `plan` counts, `progress` knows.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use http::{HeaderValue, StatusCode};
 use nix::sys::socket::Shutdown;
@@ -17,6 +18,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::Progress;
 use super::plan::{HealthCheck, Key};
 use crate::plain_http::{self, Answer};
 
@@ -29,6 +31,7 @@ const ENDPOINT_WEIGHT: &str = "x-load-balancing-endpoint-weight";
 /// The ports that are open. Dropped, they are closed.
 pub struct Servers {
     address: IpAddr,
+    progress: Progress,
     open: HashMap<Key, Open>,
 }
 
@@ -51,14 +54,15 @@ impl Drop for Open {
 
 impl Servers {
     /// `address`: where the ports are opened.
-    fn new(address: IpAddr) -> Self {
-        Self { address, open: HashMap::new() }
+    fn new(address: IpAddr, progress: Progress) -> Self {
+        Self { address, progress, open: HashMap::new() }
     }
 
     /// At every address of the node, of IPv6 too where the kernel has that.
-    pub fn everywhere() -> Self {
+    pub fn everywhere(progress: Progress) -> Self {
         let has_ipv6 = Socket::new(Domain::IPV6, Type::STREAM, None).is_ok();
-        Self::new(if has_ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() })
+        let every = if has_ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        Self::new(every, progress)
     }
 
     /// Closes the port of a Service that is to have another one or none, so that others may have it.
@@ -82,26 +86,41 @@ impl Servers {
         self.open.remove(service);
         let listener = Arc::new(plain_http::listen(SocketAddr::new(self.address, port))?);
         let endpoints = Arc::new(AtomicUsize::new(local_endpoints));
-        let serving = tokio::spawn(accept(listener.clone(), Arc::new(service.clone()), endpoints.clone()));
+        let page =
+            Page { service: service.clone(), endpoints: endpoints.clone(), progress: self.progress.clone() };
+        let serving = tokio::spawn(accept(listener.clone(), Arc::new(page)));
         let open = Open { port, listener, endpoints, _serving: AbortOnDropHandle::new(serving) };
         self.open.insert(service.clone(), open);
         Ok(())
     }
 }
 
-/// Runs until it is aborted, and its connections with it.
-async fn accept(listener: Arc<TcpListener>, service: Arc<Key>, endpoints: Arc<AtomicUsize>) {
-    plain_http::serve(&listener, move |_path| answer(&service, endpoints.load(Ordering::Relaxed))).await;
+/// What one port answers with.
+struct Page {
+    service: Key,
+    endpoints: Arc<AtomicUsize>,
+    progress: Progress,
 }
 
-fn answer(service: &Key, local_endpoints: usize) -> Answer {
-    let body = json!({
-        "service": {"namespace": service.namespace, "name": service.name},
-        "localEndpoints": local_endpoints,
-        "serviceProxyHealthy": true,
-    });
-    let status = if local_endpoints == 0 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    let mut response = plain_http::answer(status, "application/json", body.to_string());
-    response.headers_mut().insert(ENDPOINT_WEIGHT, HeaderValue::from(local_endpoints));
-    response
+/// Runs until it is aborted, and its connections with it.
+async fn accept(listener: Arc<TcpListener>, page: Arc<Page>) {
+    plain_http::serve(&listener, move |_path| page.answer(Instant::now())).await;
+}
+
+impl Page {
+    fn answer(&self, now: Instant) -> Answer {
+        let Key { namespace, name } = &self.service;
+        let local_endpoints = self.endpoints.load(Ordering::Relaxed);
+        let is_healthy = self.progress.health(now).is_healthy;
+        let body = json!({
+            "service": {"namespace": namespace, "name": name},
+            "localEndpoints": local_endpoints,
+            "serviceProxyHealthy": is_healthy,
+        });
+        let takes = is_healthy && local_endpoints > 0;
+        let status = if takes { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let mut response = plain_http::answer(status, "application/json", body.to_string());
+        response.headers_mut().insert(ENDPOINT_WEIGHT, HeaderValue::from(local_endpoints));
+        response
+    }
 }

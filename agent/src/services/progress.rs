@@ -13,7 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 use runtime::metrics::seconds;
 
 /// How long a change may wait for its write (kube-proxy: twice its syncPeriod).
-const OVERDUE: Duration = Duration::from_secs(60);
+pub const OVERDUE: Duration = Duration::from_secs(60);
 
 /// Clones share the figures.
 #[derive(Debug, Clone)]

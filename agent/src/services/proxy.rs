@@ -111,6 +111,7 @@ impl Proxy {
     fn new(context: Context, cache: CacheWriter) -> Self {
         Self {
             planner: Planner::new(context.node_addresses.clone()),
+            health: health::Servers::everywhere(context.progress.clone()),
             context,
             cache,
             services: Listing::default(),
@@ -122,7 +123,6 @@ impl Proxy {
             running: false,
             failed: BTreeSet::new(),
             retry_at: None,
-            health: health::Servers::everywhere(),
             unhealthy: BTreeSet::new(),
             sctp: None,
             leading: None,
