@@ -25,6 +25,9 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Event, Result as Watched};
 use tower::{BoxError, ServiceBuilder};
 
+mod listing;
+pub use listing::{Kept, Listing, News};
+
 #[cfg(test)]
 mod tests;
 

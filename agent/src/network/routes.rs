@@ -20,7 +20,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ use linux::wireguard::Wireguard;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Backoff, chain, watched};
+use crate::api::{Backoff, Kept, chain, watched};
 use crate::events::{EventType, Recorder};
 use crate::network::overlay::Overlay;
 use plan::{Action, Hop, Item, Peer, Problem, State};
@@ -72,10 +72,7 @@ struct Routes {
     netlink: Netlink,
     /// Pods of this node.
     own: Vec<IpNetwork>,
-    peers: BTreeMap<String, Peer>,
-    /// Names in the full list that is being read.
-    seen: HashSet<String>,
-    listed: bool,
+    peers: Kept<Peer>,
     /// Something that a pass depends on has changed.
     dirty: bool,
     /// What the kernel has; none: to be read.
@@ -146,9 +143,7 @@ impl Routes {
             context,
             netlink,
             own: Vec::new(),
-            peers: BTreeMap::new(),
-            seen: HashSet::new(),
-            listed: false,
+            peers: Kept::default(),
             dirty: false,
             kernel: None,
             told: BTreeSet::new(),
@@ -177,7 +172,7 @@ impl Routes {
                 let Some(Some(event)) = nodes.next().now_or_never() else { break };
                 self.on_node(event);
             }
-            if self.listed && self.dirty {
+            if self.peers.is_listed() && self.dirty {
                 self.dirty = false;
                 if let Err(OverlayGone) = self.pass().await {
                     tracing::error!(
@@ -190,38 +185,25 @@ impl Routes {
     }
 
     fn on_node(&mut self, event: Watched) {
-        match event {
-            Ok(Event::Init) => self.seen.clear(),
-            Ok(Event::InitApply(node)) => {
-                self.seen.insert(node.name_any());
-                self.apply(&node);
-            }
-            Ok(Event::Apply(node)) => self.apply(&node),
-            Ok(Event::Delete(node)) => self.dirty |= self.peers.remove(&node.name_any()).is_some(),
-            Ok(Event::InitDone) => {
-                let seen = std::mem::take(&mut self.seen);
-                let before = self.peers.len();
-                self.peers.retain(|name, _| seen.contains(name));
-                self.dirty |= !self.listed || self.peers.len() != before;
-                self.listed = true;
-            }
+        let event = match event {
+            Ok(event) => event,
             Err(error) => {
-                tracing::warn!(error = chain(&error), "watch of Nodes failed, retrying with back-off")
+                tracing::warn!(error = chain(&error), "watch of Nodes failed, retrying with back-off");
+                return;
             }
-        }
-    }
-
-    fn apply(&mut self, node: &Node) {
-        let name = node.name_any();
-        let peer = plan::peer(node);
-        if name == self.context.node_name {
-            self.dirty |= self.own != peer.pods;
-            self.own = peer.pods;
-            return;
-        }
-        if self.peers.get(&name) != Some(&peer) {
-            self.peers.insert(name, peer);
-            self.dirty = true;
+        };
+        // One that is deleted has its pods all the same, as long as this agent runs.
+        let mut own = None;
+        self.dirty |= self.peers.on_event(event, |node| {
+            let peer = plan::peer(node);
+            if node.name_any() != self.context.node_name {
+                return Some(peer);
+            }
+            own = Some(peer.pods);
+            None
+        });
+        if let Some(pods) = own.filter(|pods| *pods != self.own) {
+            (self.own, self.dirty) = (pods, true);
         }
     }
 
@@ -266,7 +248,7 @@ impl Routes {
             way: self.way(),
             node: &self.context.node_name,
             own: &self.own,
-            peers: &self.peers,
+            peers: self.peers.items(),
             cluster: &self.context.cluster,
             networks: &kernel.networks,
             foreign: &kernel.foreign,

@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep_until};
 use super::guard::{Endpoint, Notice, Selected};
 use super::plan::{self, Change, Key, Planner, Uid};
 use super::{Context, convert, link};
-use crate::api::{chain, watched};
+use crate::api::{Listing, News, chain, watched};
 use crate::events::EventType;
 use crate::pods::labels;
 
@@ -43,18 +43,6 @@ type Answer = oneshot::Sender<Result<(), String>>;
 enum PeerEvent {
     Namespace(Box<Watched<Namespace>>),
     Pod(Box<Watched<ApiPod>>),
-}
-
-/// Which objects the current full list has shown, and whether there was a full list at all.
-struct Listing<K> {
-    seen: HashSet<K>,
-    listed_once: bool,
-}
-
-impl<K> Default for Listing<K> {
-    fn default() -> Self {
-        Self { seen: HashSet::new(), listed_once: false }
-    }
 }
 
 /// A pod of this node.
@@ -236,31 +224,25 @@ impl Enforcer {
     }
 
     fn on_policy(&mut self, event: Watched<NetworkPolicy>) {
-        match event {
-            Ok(Event::Init) => self.policies.seen.clear(),
-            Ok(Event::InitApply(object)) => {
-                self.policies.seen.extend(convert::key(&object.metadata));
-                self.apply_policy(&object);
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => return warn_watch("networkpolicies", &error),
+        };
+        match self.policies.on_event(event, |object| convert::key(&object.metadata)) {
+            Some(News::Is(key, object)) => self.apply_policy(key, &object),
+            Some(News::Gone(key)) => {
+                self.planner.remove_policy(&key);
+                self.problems.remove(&key);
             }
-            Ok(Event::Apply(object)) => self.apply_policy(&object),
-            Ok(Event::Delete(object)) => {
-                if let Some(key) = convert::key(&object.metadata) {
-                    self.planner.remove_policy(&key);
-                    self.problems.remove(&key);
-                }
-            }
-            Ok(Event::InitDone) => {
-                let seen = std::mem::take(&mut self.policies.seen);
+            Some(News::All(seen)) => {
                 self.problems.retain(|key, _| seen.contains(key));
                 self.planner.retain_policies(&seen);
-                self.policies.listed_once = true;
             }
-            Err(error) => warn_watch("networkpolicies", &error),
+            None => {}
         }
     }
 
-    fn apply_policy(&mut self, object: &NetworkPolicy) {
-        let Some(key) = convert::key(&object.metadata) else { return };
+    fn apply_policy(&mut self, key: Key, object: &NetworkPolicy) {
         let (policy, problems) = convert::policy(object);
         let before = match problems.is_empty() {
             true => self.problems.remove(&key),
@@ -293,56 +275,34 @@ impl Enforcer {
     }
 
     fn on_namespace(&mut self, event: Watched<Namespace>) {
-        match event {
-            Ok(Event::Init) => self.namespaces.seen.clear(),
-            Ok(Event::InitApply(object)) => {
-                self.namespaces.seen.extend(object.metadata.name.clone());
-                self.apply_namespace(object);
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => return warn_watch("namespaces", &error),
+        };
+        match self.namespaces.on_event(event, |object| object.metadata.name.clone()) {
+            Some(News::Is(name, object)) => {
+                self.planner.set_namespace(&name, object.metadata.labels.unwrap_or_default().into());
             }
-            Ok(Event::Apply(object)) => self.apply_namespace(object),
-            Ok(Event::Delete(object)) => {
-                if let Some(name) = &object.metadata.name {
-                    self.planner.remove_namespace(name);
-                }
-            }
-            Ok(Event::InitDone) => {
-                self.planner.retain_namespaces(&std::mem::take(&mut self.namespaces.seen));
-                self.namespaces.listed_once = true;
-            }
-            Err(error) => warn_watch("namespaces", &error),
-        }
-    }
-
-    fn apply_namespace(&mut self, object: Namespace) {
-        if let Some(name) = &object.metadata.name {
-            self.planner.set_namespace(name, object.metadata.labels.unwrap_or_default().into());
+            Some(News::Gone(name)) => self.planner.remove_namespace(&name),
+            Some(News::All(seen)) => self.planner.retain_namespaces(&seen),
+            None => {}
         }
     }
 
     fn on_pod(&mut self, event: Watched<ApiPod>) {
-        match event {
-            Ok(Event::Init) => self.pods.seen.clear(),
-            Ok(Event::InitApply(object)) => {
-                self.pods.seen.extend(convert::key(&object.metadata));
-                self.apply_pod(&object);
-            }
-            Ok(Event::Apply(object)) => self.apply_pod(&object),
-            Ok(Event::Delete(object)) => {
-                if let Some(key) = convert::key(&object.metadata) {
-                    self.planner.remove_pod(&key);
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => return warn_watch("pods", &error),
+        };
+        match self.pods.on_event(event, |object| convert::key(&object.metadata)) {
+            Some(News::Is(_, object)) => {
+                if let Some((key, pod)) = convert::pod(&object) {
+                    self.planner.set_pod(key, pod);
                 }
             }
-            Ok(Event::InitDone) => {
-                self.planner.retain_pods(&std::mem::take(&mut self.pods.seen));
-                self.pods.listed_once = true;
-            }
-            Err(error) => warn_watch("pods", &error),
-        }
-    }
-
-    fn apply_pod(&mut self, object: &ApiPod) {
-        if let Some((key, pod)) = convert::pod(object) {
-            self.planner.set_pod(key, pod);
+            Some(News::Gone(key)) => self.planner.remove_pod(&key),
+            Some(News::All(seen)) => self.planner.retain_pods(&seen),
+            None => {}
         }
     }
 

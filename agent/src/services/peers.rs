@@ -9,7 +9,7 @@
 //! While Unknown and in the Listing after it, what an earlier agent wrote stays. On the way to Idle the set is emptied: flows that were told before go
 //! on, nobody tells of others. What the kernel refuses is tried again after [`RETRY`].
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::Dataplane;
-use crate::api::{chain, watched};
+use crate::api::{Kept, chain, watched};
 use crate::network::routes::pods;
 
 #[cfg(test)]
@@ -65,10 +65,7 @@ struct Peers {
     own_name: String,
     /// Whether a Service asks for it; none: not all are known.
     wanted: Option<bool>,
-    nodes: BTreeMap<String, BTreeSet<IpAddr>>,
-    /// Names in the full list that is being read.
-    seen: HashSet<String>,
-    listed: bool,
+    nodes: Kept<BTreeSet<IpAddr>>,
     /// The dataplane may have another set.
     dirty: bool,
 }
@@ -81,27 +78,16 @@ impl Peers {
     fn on_wanted(&mut self, wanted: bool) {
         if !wanted {
             // Whoever asks next has all Nodes listed anew.
-            self.nodes.clear();
-            self.seen.clear();
-            (self.listed, self.dirty) = (false, true);
+            (self.nodes, self.dirty) = (Kept::default(), true);
         }
         self.wanted = Some(wanted);
     }
 
     fn on_event(&mut self, event: Result<Event<Node>, watcher::Error>) {
         match event {
-            Ok(Event::Init) => self.seen.clear(),
-            Ok(Event::InitApply(node)) => {
-                self.seen.insert(node.name_any());
-                self.apply(&node);
-            }
-            Ok(Event::Apply(node)) => self.apply(&node),
-            Ok(Event::Delete(node)) => self.dirty |= self.nodes.remove(&node.name_any()).is_some(),
-            Ok(Event::InitDone) => {
-                let (seen, before) = (std::mem::take(&mut self.seen), self.nodes.len());
-                self.nodes.retain(|name, _| seen.contains(name));
-                self.dirty |= !self.listed || self.nodes.len() != before;
-                self.listed = true;
+            Ok(event) => {
+                let is_other = |node: &&Node| node.name_any() != self.own_name;
+                self.dirty |= self.nodes.on_event(event, |node| Some(node).filter(is_other).map(addresses));
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "watch of Nodes failed, retrying with back-off")
@@ -109,19 +95,11 @@ impl Peers {
         }
     }
 
-    fn apply(&mut self, node: &Node) {
-        let (name, addresses) = (node.name_any(), addresses(node));
-        if name != self.own_name && self.nodes.get(&name) != Some(&addresses) {
-            self.nodes.insert(name, addresses);
-            self.dirty = true;
-        }
-    }
-
     /// What to write, if that is another set.
     fn take_changed(&mut self) -> Option<Vec<IpAddr>> {
-        let is_known = self.listed || self.wanted == Some(false);
+        let is_known = self.nodes.is_listed() || self.wanted == Some(false);
         (is_known && std::mem::take(&mut self.dirty)).then(|| {
-            let all: BTreeSet<IpAddr> = self.nodes.values().flatten().copied().collect();
+            let all: BTreeSet<IpAddr> = self.nodes.items().values().flatten().copied().collect();
             all.into_iter().collect()
         })
     }

@@ -10,7 +10,7 @@
 //! dataplane refuses is told as an event and tried again after [`RETRY`]; other Services go on. Who ends a pod is answered once
 //! the dataplane was written: while Syncing it may still hold what an earlier agent wrote, so nobody is answered then.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ use super::departures::Notice;
 use super::plan::{Change, Changes, HealthCheck, Key, Planner};
 use super::{CacheWriter, Context, convert, health, orphans, peers};
 use super::{Known, Type};
-use crate::api::{chain, watched};
+use crate::api::{Listing, News, chain, watched};
 use crate::events::EventType;
 
 #[cfg(test)]
@@ -51,8 +51,8 @@ struct Proxy {
     context: Context,
     cache: CacheWriter,
     planner: Planner,
-    services: Listing,
-    slices: Listing,
+    services: Listing<Key>,
+    slices: Listing<Key>,
     /// Ends of pods that an earlier agent began are known.
     caught_up: bool,
     /// So is the own Node, and with it the zone.
@@ -77,13 +77,6 @@ struct Proxy {
     leading: Option<(bool, JoinHandle<bool>)>,
     /// Those who end a pod and wait for the next write: at most one for each pod, since each gives up in time.
     waiting: Vec<oneshot::Sender<()>>,
-}
-
-/// Which objects the current full list has shown, and whether there was a full list at all.
-#[derive(Default)]
-struct Listing {
-    seen: HashSet<Key>,
-    listed_once: bool,
 }
 
 /// Runs until shutdown.
@@ -212,35 +205,30 @@ impl Proxy {
     }
 
     fn on_service(&mut self, event: Watched<ApiService>) {
-        match event {
-            Ok(Event::Init) => self.services.seen.clear(),
-            Ok(Event::InitApply(object)) => {
-                self.services.seen.extend(convert::key(&object.metadata));
-                self.apply_service(&object);
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => return warn_watch("services", &error),
+        };
+        match self.services.on_event(event, |object| convert::key(&object.metadata)) {
+            Some(News::Is(key, object)) => self.apply_service(key, &object),
+            Some(News::Gone(key)) => {
+                self.context.progress.service_changed();
+                self.planner.remove_service(&key);
+                self.context.directory.remove(&key);
+                self.cache.change(|table| table.remove(&key.namespace, &key.name));
             }
-            Ok(Event::Apply(object)) => self.apply_service(&object),
-            Ok(Event::Delete(object)) => {
-                if let Some(key) = convert::key(&object.metadata) {
-                    self.context.progress.service_changed();
-                    self.planner.remove_service(&key);
-                    self.context.directory.remove(&key);
-                    self.cache.change(|table| table.remove(&key.namespace, &key.name));
-                }
-            }
-            Ok(Event::InitDone) => {
-                let gone = self.planner.retain_services(&std::mem::take(&mut self.services.seen));
+            Some(News::All(seen)) => {
+                let gone = self.planner.retain_services(&seen);
                 gone.iter().for_each(|key| self.context.directory.remove(key));
                 self.cache
                     .change(|table| gone.iter().for_each(|key| table.remove(&key.namespace, &key.name)));
-                self.services.listed_once = true;
                 self.cache.set_synced();
             }
-            Err(error) => warn_watch("services", &error),
+            None => {}
         }
     }
 
-    fn apply_service(&mut self, object: &ApiService) {
-        let Some(key) = convert::key(&object.metadata) else { return };
+    fn apply_service(&mut self, key: Key, object: &ApiService) {
         self.context.progress.service_changed();
         self.cache.change(|table| match convert::entry(object) {
             Some(entry) => table.set(&key.namespace, &key.name, entry),
@@ -258,29 +246,22 @@ impl Proxy {
     }
 
     fn on_slice(&mut self, event: Watched<EndpointSlice>) {
-        match event {
-            Ok(Event::Init) => self.slices.seen.clear(),
-            Ok(Event::InitApply(object)) => {
-                self.slices.seen.extend(convert::key(&object.metadata));
-                self.apply_slice(&object);
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => return warn_watch("endpointslices", &error),
+        };
+        match self.slices.on_event(event, |object| convert::key(&object.metadata)) {
+            Some(News::Is(key, object)) => self.apply_slice(key, &object),
+            Some(News::Gone(key)) => {
+                self.context.progress.endpoints_changed();
+                self.planner.remove_slice(&key);
             }
-            Ok(Event::Apply(object)) => self.apply_slice(&object),
-            Ok(Event::Delete(object)) => {
-                if let Some(key) = convert::key(&object.metadata) {
-                    self.context.progress.endpoints_changed();
-                    self.planner.remove_slice(&key);
-                }
-            }
-            Ok(Event::InitDone) => {
-                self.planner.retain_slices(&std::mem::take(&mut self.slices.seen));
-                self.slices.listed_once = true;
-            }
-            Err(error) => warn_watch("endpointslices", &error),
+            Some(News::All(seen)) => self.planner.retain_slices(&seen),
+            None => {}
         }
     }
 
-    fn apply_slice(&mut self, object: &EndpointSlice) {
-        let Some(key) = convert::key(&object.metadata) else { return };
+    fn apply_slice(&mut self, key: Key, object: &EndpointSlice) {
         self.context.progress.endpoints_changed();
         let Some(service) = convert::slice_service(&object.metadata) else {
             self.planner.remove_slice(&key);
