@@ -56,6 +56,8 @@ pub struct Context {
     pub policies: crate::policies::Guard,
     /// So is this.
     pub bypass: std::sync::Arc<crate::services::Bypass>,
+    /// Told of each pod's addresses before that.
+    pub clients: std::sync::Arc<crate::services::Clients>,
     /// Takes Events.
     pub recorder: Recorder,
     /// Takes what is measured.

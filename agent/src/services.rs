@@ -3,10 +3,11 @@
 //! In: watches of Services and EndpointSlices, the own Node, and what the node knows of the end of its own pods ([`Departures`]). Out:
 //! [`Cache`], a snapshot for whoever builds an environment, writes to the dataplane, and health check ports. `convert` reads API
 //! objects, `plan` decides (pure), `proxy` owns the one task that watches and writes,
-//! `directory` says whose an address is, `drops` what a drop means, `bypass` serves pods by packets, `health` answers
+//! `directory` says whose an address is, `drops` what a drop means, `bypass` serves pods by packets, `clients` tells of their addresses, `health` answers
 //! load balancers, `progress` those who ask whether the dataplane follows, `orphans` ends what is connected to a backend that has gone, `peers` knows the other nodes.
 
 mod bypass;
+mod clients;
 mod convert;
 mod departures;
 mod directory;
@@ -29,6 +30,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use bypass::Bypass;
+pub use clients::Clients;
 pub use departures::{Departures, Unheard};
 pub use directory::{AddressKind, Directory, Known, Owner, Type};
 pub use drops::{DROPS, DropReason};

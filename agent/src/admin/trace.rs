@@ -122,11 +122,17 @@ fn say(asked: &Asked, step: &Step) -> Said {
         }
         Step::NoSourceRanges => ("sources", "no source ranges: everybody may ask".to_owned()),
         Step::SourceRanges { set, hold: true } => {
-            ("sources", format!("set {set} holds the client's address"))
+            ("sources", format!("set {set} holds {}", client_address(asked)))
         }
         Step::SourceRanges { set, hold: false } => {
-            ("sources", format!("no range of set {set} holds the client's address"))
+            ("sources", format!("no range of set {set} holds {}", client_address(asked)))
         }
+        Step::UnknownClient { set } => (
+            "sources",
+            format!(
+                "set {set}, but this agent has told nobody of the client's addresses: it may ask whatever they are"
+            ),
+        ),
         Step::NoAffinity => ("affinity", "none: each flow is a choice of its own".to_owned()),
         Step::NotRemembered { seconds } => (
             "affinity",
@@ -140,6 +146,14 @@ fn say(asked: &Asked, step: &Step) -> Said {
     Said { step: name, says, found: found(step) }
 }
 
+/// Whoever is on the node may have several.
+fn client_address(asked: &Asked) -> &'static str {
+    match asked.origin {
+        Origin::Inside => "an address of the client",
+        Origin::Outside => "the client's address",
+    }
+}
+
 /// The same for programs.
 fn found(step: &Step) -> Value {
     match step {
@@ -147,6 +161,7 @@ fn found(step: &Step) -> Value {
         Step::KnownFlow { endpoint, stays } => json!({"endpoint": shown(endpoint), "stays": stays}),
         Step::Slot { slot, selection } => json!({"slot": slot, "selection": selected(*selection)}),
         Step::SourceRanges { set, hold } => json!({"set": set, "hold": hold}),
+        Step::UnknownClient { set } => json!({"set": set}),
         Step::NotRemembered { seconds } => json!({"seconds": seconds}),
         Step::Remembered { seconds, ago, endpoint, stays } => {
             json!({"seconds": seconds, "ago": ago, "endpoint": shown(endpoint), "stays": stays})
@@ -238,6 +253,10 @@ fn conclude(asked: &Asked, verdict: &Verdict) -> (&'static str, String) {
         Verdict::PacketsAlone => (
             "no service",
             "the kernel tells of no SCTP socket: led are packets, from outside and of pods with orlop.dev/services: packets".to_owned(),
+        ),
+        Verdict::Forbidden if inside => (
+            "refused",
+            format!("refused (EPERM): none of the Service's loadBalancerSourceRanges holds an address of {}", asked.from),
         ),
         Verdict::Forbidden => (
             "dropped",

@@ -159,6 +159,11 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
     let sandboxes = runtime.list().sandboxes;
     let bypass = tokio::task::block_in_place(|| services::Bypass::start(dataplane.clone(), &sandboxes));
     let bypass = Arc::new(bypass);
+    // The first ones are those that the node is known by.
+    let mut own = node_ips.clone();
+    own.extend(uplinks.addresses.iter().copied().filter(|address| !node_ips.contains(address)));
+    let clients =
+        tokio::task::block_in_place(|| services::Clients::start(dataplane.clone(), &own, &sandboxes));
     let (service_cache, departures, service_task) = services::start(services::Context {
         client: client.clone(),
         node_name: settings.node_name.clone(),
@@ -222,6 +227,7 @@ async fn boot(settings: Arc<Settings>, shutdown: CancellationToken) -> anyhow::R
         departures,
         policies: guard.clone(),
         bypass,
+        clients: Arc::new(clients),
         recorder: recorder.clone(),
         metrics: metrics.clone(),
         settings: settings.clone(),

@@ -178,10 +178,14 @@ pub async fn start_container(site: Arc<Site>, pod: Arc<Pod>, start: Start) -> Re
     }
 }
 
-/// Waits until policies hold for the pod's network, and services for its packets where it asks for that: both know its first packet.
+/// Waits until policies hold for the pod's network, source ranges for its sockets, and services for its packets where it asks for that: all know its
+/// first packet.
 async fn admit(site: &Site, pod: &Pod, sandbox: &SandboxId) -> Result<(), String> {
     let Some(status) = site.runtime.sandbox_status(sandbox) else { return Ok(()) };
-    tokio::task::block_in_place(|| site.bypass.serve(&status))?;
+    tokio::task::block_in_place(|| {
+        site.clients.admit(&status);
+        site.bypass.serve(&status)
+    })?;
     let Some(netns) = status.netns else { return Ok(()) };
     site.policies.admit(pod, sandbox, &status.ips, netns).await
 }

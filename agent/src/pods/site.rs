@@ -34,6 +34,8 @@ pub struct Site {
     pub policies: crate::policies::Guard,
     /// So is this.
     pub bypass: Arc<crate::services::Bypass>,
+    /// Told of each pod's addresses before that.
+    pub clients: Arc<crate::services::Clients>,
     /// Events.
     pub recorder: Recorder,
     /// What is measured.
@@ -78,6 +80,7 @@ impl Site {
             departures: context.departures.clone(),
             policies: context.policies.clone(),
             bypass: context.bypass.clone(),
+            clients: context.clients.clone(),
             recorder: context.recorder.clone(),
             metrics: context.metrics.clone(),
             objects: objects::Cache::new(context.client.clone()),

@@ -367,7 +367,10 @@ impl Worker {
                     let result = site.runtime.stop_sandbox(&id).await.map_err(|error| chain(&error));
                     if result.is_ok() {
                         site.policies.ended(&uid, &id).await;
-                        tokio::task::block_in_place(|| site.bypass.ended(&id));
+                        tokio::task::block_in_place(|| {
+                            site.bypass.ended(&id);
+                            site.clients.ended(&id);
+                        });
                     }
                     Done::SandboxStopped { id, result }
                 });

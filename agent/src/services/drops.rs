@@ -78,7 +78,7 @@ pub const DROPS: &[DropReason] = &[
     ),
     reason(
         counter::SOURCE_REFUSED,
-        "a client outside is in none of its Service's loadBalancerSourceRanges",
+        "a client is in none of its Service's loadBalancerSourceRanges",
         "add the client's network to the Service's loadBalancerSourceRanges, or let it be refused",
     ),
     reason(

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 
-use agent::services::{self, Bypass};
+use agent::services::{self, Bypass, Clients};
+use dataplane::trace::{Client, Verdict};
 use dataplane::{Dataplane, Frontend, Options, Protocol, Target, UplinkHook};
+use linux::netns::Netns;
 use runtime::{SandboxConfig, SandboxId, SandboxState, SandboxStatus};
 
 use crate::place::{Cgroup, LIMIT, PORTS, Place, Pod, ip, raw_sctp, run};
@@ -109,6 +111,53 @@ fn led(from: &Pod, to: &socket2::Socket, node: &socket2::Socket) -> bool {
         (_, true) => Ok(false),
         _ => Err("neither".to_owned()),
     })
+}
+
+#[test]
+fn source_ranges_know_pods_from_before_their_first_container_until_their_end() {
+    let place = Place::make();
+    let cgroup = Cgroup::make();
+    let options = cgroup.options();
+    let open = || services::Dataplane::new(Dataplane::open(&options).unwrap());
+    let dataplane = open();
+    let frontend = Frontend { address: VIP.ip(), port: VIP.port(), protocol: Protocol::Udp };
+    let sources = Some([ipnetwork::IpNetwork::from(Pod::address(0, true))].into());
+    let target = Target { sources, ..Target::all([SocketAddr::new(Pod::address(1, true), PORTS[0])]) };
+    dataplane.with(|dataplane| dataplane.set(frontend, &target)).unwrap();
+    let own = Netns::current().unwrap().cookie().unwrap();
+    let of_pod = |number: usize| place.pods[number].cookie();
+    let may_ask = |dataplane: &services::Dataplane, netns| {
+        let trace = dataplane.with(|dataplane| dataplane.trace(frontend, Client::Inside { netns }));
+        trace.unwrap().verdict != Verdict::Forbidden
+    };
+    let (allowed, other, third) = (sandbox(0, None), sandbox(1, None), sandbox(2, None));
+
+    let clients = Clients::start(Some(dataplane.clone()), &["10.9.0.1".parse().unwrap()], &[]);
+    assert!(!may_ask(&dataplane, own), "the node's addresses are known from the first");
+    assert!(may_ask(&dataplane, of_pod(0)) && may_ask(&dataplane, of_pod(1)), "nobody told of them");
+    assert!([&allowed, &other, &third].into_iter().all(|sandbox| clients.admit(sandbox)));
+    // A container that starts later, and whoever is in the node's network.
+    assert!(clients.admit(&allowed) && clients.admit(&SandboxStatus { netns: None, ..sandbox(3, None) }));
+    let found = [own, of_pod(0), of_pod(1), of_pod(2)].map(|netns| may_ask(&dataplane, netns));
+    assert_eq!(found, [false, true, false, false]);
+    clients.ended(&other.id);
+    assert!(may_ask(&dataplane, of_pod(1)));
+
+    // The next agent knows the same, and forgets those that are gone.
+    drop((clients, dataplane));
+    let dataplane = open();
+    assert!(!may_ask(&dataplane, of_pod(2)), "before the agent knows its pods");
+    let gone = SandboxStatus { netns: Some("/run/netns/gone".into()), ..sandbox(4, None) };
+    let start = |sandboxes: [SandboxStatus; 2]| {
+        Clients::start(Some(dataplane.clone()), &[Pod::address(0, true)], &sandboxes)
+    };
+    drop(start([allowed.clone(), gone]));
+    assert!(!may_ask(&dataplane, of_pod(2)), "a namespace that cannot be read may be this one");
+    drop(start([allowed, SandboxStatus { state: SandboxState::NotReady, ..third }]));
+    let found = [own, of_pod(0), of_pod(2)].map(|netns| may_ask(&dataplane, netns));
+    assert_eq!(found, [true, true, true]);
+    drop(dataplane);
+    dataplane::remove_all(&options.pin_root).unwrap();
 }
 
 #[test]

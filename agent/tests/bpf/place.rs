@@ -44,6 +44,11 @@ impl Pod {
         address(10 + number as u8, is_ipv4)
     }
 
+    /// Of its network namespace.
+    pub fn cookie(&self) -> u64 {
+        self.netns.cookie().unwrap()
+    }
+
     /// Sockets of a client in the pod's namespace.
     pub fn clients(&self, count: usize, is_ipv4: bool) -> Vec<Socket> {
         let own = SocketAddr::new(Self::address(self.number, is_ipv4), 0);

@@ -32,6 +32,7 @@ pub mod map {
     pub const AFFINITY: &str = "ORLOP_AFFINITY";
     pub const AFFINITY_OUTSIDE: &str = "ORLOP_AFF_OUT";
     pub const SOURCES: &str = "ORLOP_SOURCES";
+    pub const CLIENTS: &str = "ORLOP_CLIENTS";
     pub const CONNECTED: &str = "ORLOP_CONNECTED";
     pub const NAT: &str = "ORLOP_NAT";
     pub const INBOUND: &str = "ORLOP_INBOUND";
@@ -69,6 +70,10 @@ pub mod capacity {
     pub const CONNECTED: usize = 65_536;
     /// Networks that may ask services with source ranges.
     pub const SOURCES: usize = 65_536;
+    /// Network namespaces of this node whose addresses are known; what source ranges say is not asked for others.
+    pub const CLIENTS: usize = 4096;
+    /// How many addresses of one are known: a pod has one of each family, the node may have more.
+    pub const CLIENT_ADDRESSES: usize = 8;
     /// Translations of what pods send to the outside, and to services by packets, two for each flow.
     pub const NAT: usize = 131_072;
     /// Flows that hosts outside begin, two entries for each of a node port. A map of their own: they cannot evict ours.
@@ -190,7 +195,7 @@ impl Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
     pub key: FrontendKey,
-    /// The set of networks whose addresses may ask from outside; 0: everybody may.
+    /// The set of networks whose addresses may ask; 0: everybody may.
     pub sources: u32,
     /// A [`Selection`] for clients of each [`Origin`], read and written whole: one such word switches a service to a new table.
     pub inside: u64,
@@ -213,7 +218,7 @@ pub struct ServiceCounts {
     pub led: u64,
     /// Refused or dropped, because there is no backend: calls and packets, each time.
     pub no_backend: u64,
-    /// Packets that were dropped, because no source range holds the client.
+    /// Calls that were refused and packets that were dropped, because no source range holds the client.
     pub forbidden: u64,
 }
 
@@ -315,6 +320,14 @@ pub struct AffinityKey {
     pub client: Address,
     /// The service's slot.
     pub slot: u32,
+}
+
+/// The addresses of a client on this node, by the cookie of its network namespace: a socket that connects may have none yet. Those that it has not are
+/// [`Address::NONE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientAddresses {
+    pub addresses: [Address; capacity::CLIENT_ADDRESSES],
 }
 
 /// Which backend a client was led to last.
@@ -829,7 +842,7 @@ pub mod counter {
     pub const MASQUERADE_IMPOSSIBLE: u32 = 13;
     /// The kernel had no room for a flow's entry. A packet that would begin a flow, or that could not be answered, is dropped.
     pub const NAT_INSERT_FAILED: u32 = 14;
-    /// A client outside that none of the service's source ranges holds.
+    /// A client that none of the service's source ranges holds: one on this node is refused, the packet of any other is dropped.
     pub const SOURCE_REFUSED: u32 = 15;
     /// An ICMP error was translated as the packet that it quotes.
     pub const ICMP_ERROR_TRANSLATED: u32 = 16;
@@ -887,6 +900,7 @@ plain! {
     ServiceCounts: 24 { led: u64, no_backend: u64, forbidden: u64 }
     NetworkKey: 24 { prefix: u32, set: u32, address: Address }
     AffinityKey: 20 { client: Address, slot: u32 }
+    ClientAddresses: 128 { addresses: [Address; capacity::CLIENT_ADDRESSES] }
     Affinity: 24 { selection: u64, used: u64, backend: u32, generation: u32 }
     Backend: 40 { address: Address, port_be: u16, reserved: u16, connections: i32, failures: u32, aside_until: u32, generation: u32, last_generation: u32 }
     ShownPeer: 36 { vip: Address, backend_address: Address, vip_port_be: u16, backend_port_be: u16 }

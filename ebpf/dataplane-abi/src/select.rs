@@ -4,7 +4,7 @@
 //! read an older word, and the present word leads to living ones. Where a reader is so slow that changes overtake it each time, it
 //! takes the backend that was freed: it was the service's a moment ago, and its number is not used again while a program runs.
 
-use crate::{Address, Affinity, Backend, Scheduler, Selection, service_flag};
+use crate::{Address, Affinity, Backend, ClientAddresses, Scheduler, Selection, service_flag};
 
 /// How often a reader looks for a living backend. Each further try needs one more change of the same service during the one before.
 pub const TRIES: u32 = 4;
@@ -54,7 +54,7 @@ pub trait Reads: Elements {
     fn hash(&mut self, scheduler: Scheduler) -> Option<u32>;
     /// The number of the service's set of source ranges; 0: none.
     fn sources(&mut self) -> u32;
-    /// Whether a set holds the client's address.
+    /// Whether a set holds the client's address; of one on this node, [`holds_one_of`].
     fn holds(&mut self, set: u32) -> bool;
 }
 
@@ -72,6 +72,13 @@ pub fn may_ask(reads: &mut impl Reads) -> bool {
         }
     }
     false
+}
+
+/// Whether a set holds a client on this node: one of its addresses. Of one whose addresses nobody knows, any set does.
+#[inline(always)]
+pub fn holds_one_of(client: Option<&ClientAddresses>, mut holds: impl FnMut(&Address) -> bool) -> bool {
+    let Some(client) = client else { return true };
+    client.addresses.iter().any(|address| !address.is(&Address::NONE) && holds(address))
 }
 
 /// Picks one of the service's backends, as its [`service_flag`]s say. [`Choice::NoBackend`] means an empty list.

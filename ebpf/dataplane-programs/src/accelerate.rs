@@ -207,7 +207,7 @@ fn find_question(packet: &Packet, element: *mut NatValue) -> Option<Flow> {
         return None;
     }
     // What a datagram may change in the flow, it changes on the usual way.
-    let client = || Client { address: packet.source, port_be: packet.source_port_be };
+    let client = || Client { address: packet.source, port_be: packet.source_port_be, netns: None };
     if packet.may_begin_flow
         && !select::is_unchanged(&packet.frontend(), Origin::Outside, client, uplink::pick_of(&entry))
     {

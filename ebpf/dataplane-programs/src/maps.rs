@@ -5,9 +5,9 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, SkStorage};
 use aya_ebpf::macros::btf_map;
 use dataplane_abi::{
-    Affinity, AffinityKey, Allowed, AllowedKey, Backend, Config, Connected, Counted, Ended, FlowKey,
-    FlowValue, FragmentKey, FragmentPorts, FrontendKey, NatKey, NatValue, PodPolicy, Service, ServiceCounts,
-    ShownPeer, SocketRecord, Tried, capacity,
+    Affinity, AffinityKey, Allowed, AllowedKey, Backend, ClientAddresses, Config, Connected, Counted, Ended,
+    FlowKey, FlowValue, FragmentKey, FragmentPorts, FrontendKey, NatKey, NatValue, PodPolicy, Service,
+    ServiceCounts, ShownPeer, SocketRecord, Tried, capacity,
 };
 
 /// User space writes these through memory instead of system calls.
@@ -41,6 +41,10 @@ pub static ORLOP_AFF_OUT: LruHashMap<AffinityKey, Affinity, { capacity::AFFINITY
 /// The number of the set, and an address.
 #[btf_map]
 pub static ORLOP_SOURCES: LpmTrie<[u32; 5], u32, { capacity::SOURCES }> = LpmTrie::new();
+
+/// By the cookie of a network namespace.
+#[btf_map]
+pub static ORLOP_CLIENTS: HashMap<u64, ClientAddresses, { capacity::CLIENTS }, NO_PREALLOC> = HashMap::new();
 
 /// Translated flows, two entries for each.
 pub type Flows = LruHashMap<NatKey, NatValue, { capacity::NAT }>;

@@ -10,8 +10,8 @@ use dataplane_abi::{
 };
 
 use crate::maps::{
-    ORLOP_AFF_OUT, ORLOP_AFFINITY, ORLOP_BACKENDS, ORLOP_COUNTS, ORLOP_FRONTENDS, ORLOP_SERVICES,
-    ORLOP_SOURCES, ORLOP_TABLES, fetch_add,
+    ORLOP_AFF_OUT, ORLOP_AFFINITY, ORLOP_BACKENDS, ORLOP_CLIENTS, ORLOP_COUNTS, ORLOP_FRONTENDS,
+    ORLOP_SERVICES, ORLOP_SOURCES, ORLOP_TABLES, fetch_add,
 };
 
 /// What a lookup of a virtual address gave. Of a service that refuses, its slot.
@@ -22,7 +22,7 @@ pub enum Choice {
     NoBackend(u32),
     /// A service of the node's own address that nobody gets an answer from: the node's kernel refuses in its words.
     LeftToNode(u32),
-    /// A service that clients from there may not ask.
+    /// A service that this client may not ask.
     Forbidden(u32),
     /// And the service's flags.
     Backend(Chosen, u32),
@@ -41,6 +41,8 @@ pub struct Chosen {
 pub struct Client {
     pub address: Address,
     pub port_be: u16,
+    /// Of a socket, which may have no address yet: the cookie of its network namespace.
+    pub netns: Option<u64>,
 }
 
 /// What a flow remembers of its choice.
@@ -57,7 +59,7 @@ pub struct Pick {
 pub fn select(key: &FrontendKey, origin: Origin, client: impl Fn() -> Client) -> Choice {
     let Some((slot, service)) = look_up(key) else { return Choice::NoService };
     let mut maps = Maps::of(service, origin, &client);
-    if !may_ask(&mut maps) {
+    if !select::may_ask(&mut maps) {
         return Choice::Forbidden(slot);
     }
     // SAFETY: array elements live as long as the map.
@@ -107,12 +109,12 @@ pub fn still_there(
     if let Some(mut maps) = service(pick.slot, key).map(maps)
         && maps.selection() == pick.selection
     {
-        return may_ask(&mut maps).then_some(pick);
+        return select::may_ask(&mut maps).then_some(pick);
     }
     let (slot, service) = look_up(key)?;
     let mut maps = maps(service);
     let selection = select::find(&mut maps, pick.id)?;
-    may_ask(&mut maps).then_some(Pick { slot, selection, ..pick })
+    select::may_ask(&mut maps).then_some(Pick { slot, selection, ..pick })
 }
 
 /// Whether nothing has changed that the choice depends on: its backend lives, `key`'s service has the very list that it was made from, and the client may
@@ -122,19 +124,13 @@ pub fn is_unchanged(key: &FrontendKey, origin: Origin, client: impl Fn() -> Clie
     let is_alive = ORLOP_BACKENDS.get(pick.id).is_some_and(|backend| backend.generation == pick.generation);
     let Some(service) = service(pick.slot, key).filter(|_| is_alive) else { return false };
     let mut maps = Maps::of(service, origin, &client);
-    maps.selection() == pick.selection && may_ask(&mut maps)
+    maps.selection() == pick.selection && select::may_ask(&mut maps)
 }
 
 /// Counts a new flow for the service of a slot.
 #[inline(always)]
 pub fn count(slot: u32, outcome: Outcome) {
     orlop_count(slot, outcome as u32);
-}
-
-/// Source ranges are for clients outside.
-#[inline(always)]
-fn may_ask<C: Fn() -> Client>(maps: &mut Maps<'_, C>) -> bool {
-    maps.origin == Origin::Inside || select::may_ask(maps)
 }
 
 /// Whether a service answers there.
@@ -289,7 +285,7 @@ impl<C: Fn() -> Client> Reads for Maps<'_, C> {
 
     #[inline(always)]
     fn hash(&mut self, scheduler: Scheduler) -> Option<u32> {
-        let Client { address, port_be } = (self.client)();
+        let Client { address, port_be, .. } = (self.client)();
         match scheduler {
             // A socket that connects has no port yet.
             Scheduler::Maglev if port_be == 0 => None,
@@ -306,10 +302,18 @@ impl<C: Fn() -> Client> Reads for Maps<'_, C> {
 
     #[inline(always)]
     fn holds(&mut self, set: u32) -> bool {
-        let [a, b, c, d] = (self.client)().address.words_be;
-        let key = Key::new(NetworkKey::WHOLE, [set, a, b, c, d]);
-        ORLOP_SOURCES.get(&key).is_some()
+        match (self.client)() {
+            Client { netns: Some(netns), .. } => orlop_holds(set, netns) != 0,
+            Client { address, .. } => holds(set, &address),
+        }
     }
+}
+
+/// Whether a set of source ranges holds an address.
+#[inline(always)]
+fn holds(set: u32, address: &Address) -> bool {
+    let [a, b, c, d] = address.words_be;
+    ORLOP_SOURCES.get(&Key::new(NetworkKey::WHOLE, [set, a, b, c, d])).is_some()
 }
 
 /// The maps of no service in particular.
@@ -373,6 +377,15 @@ pub extern "C" fn orlop_narrow(offset: u32, id: u32, bounds: u64) -> u64 {
 #[inline(never)]
 pub extern "C" fn orlop_spare(offset: u32, length: u32, meant: u32) -> u32 {
     select::spare(&mut Shared, offset, length, meant)
+}
+
+/// Whether a set of source ranges holds a client on this node, as a number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn orlop_holds(set: u32, netns: u64) -> u32 {
+    // SAFETY: of an element that is recycled meanwhile, another client's addresses decide once.
+    let client = unsafe { ORLOP_CLIENTS.get(&netns) };
+    select::holds_one_of(client, |address| holds(set, address)) as u32
 }
 
 /// Always 0: a global function gives something.

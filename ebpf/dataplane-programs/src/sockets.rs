@@ -153,9 +153,8 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
             forget(ctx);
             ALLOW
         }
-        Choice::NoBackend(slot) | Choice::LeftToNode(slot) | Choice::Forbidden(slot) => {
-            refuse(slot, counter::CONNECT_NO_BACKEND)
-        }
+        Choice::NoBackend(slot) | Choice::LeftToNode(slot) => refuse(slot, counter::CONNECT_NO_BACKEND),
+        Choice::Forbidden(slot) => forbid(slot),
         Choice::Backend(chosen, flags) => {
             if Scheduler::of(flags) == Scheduler::LeastConnection {
                 count_connection(ctx, chosen.pick);
@@ -195,9 +194,8 @@ fn send(ctx: &SockAddrContext, family: Family) -> i32 {
     }
     match select::select(&key, Origin::Inside, || client(ctx)) {
         Choice::NoService => ALLOW,
-        Choice::NoBackend(slot) | Choice::LeftToNode(slot) | Choice::Forbidden(slot) => {
-            refuse(slot, counter::SENDMSG_NO_BACKEND)
-        }
+        Choice::NoBackend(slot) | Choice::LeftToNode(slot) => refuse(slot, counter::SENDMSG_NO_BACKEND),
+        Choice::Forbidden(slot) => forbid(slot),
         Choice::Backend(chosen, _) => {
             remember_flow(ctx, peer, chosen);
             note_sent(ctx, peer, chosen);
@@ -248,7 +246,8 @@ fn is_a_pods_loopback(ctx: &SockAddrContext, peer: Peer) -> bool {
 #[inline(always)]
 fn client(ctx: &SockAddrContext) -> Client {
     let cookie = netns_cookie(ctx);
-    Client { address: Address { words_be: [0, 0, (cookie >> 32) as u32, cookie as u32] }, port_be: 0 }
+    let address = Address { words_be: [0, 0, (cookie >> 32) as u32, cookie as u32] };
+    Client { address, port_be: 0, netns: Some(cookie) }
 }
 
 #[inline(always)]
@@ -264,6 +263,14 @@ fn refuse(slot: u32, reason: u32) -> i32 {
     select::count(slot, Outcome::NoBackend);
     // SAFETY: the helper only sets what this hook returns to the caller.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
+    DENY
+}
+
+/// The caller gets EPERM, which is what a hook says that sets nothing else.
+#[inline(always)]
+fn forbid(slot: u32) -> i32 {
+    count(counter::SOURCE_REFUSED);
+    select::count(slot, Outcome::Forbidden);
     DENY
 }
 

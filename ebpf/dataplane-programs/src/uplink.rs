@@ -334,7 +334,7 @@ fn ingress(ctx: &TcContext, packet: &Packet) -> i32 {
 #[inline(always)]
 pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin) -> i32 {
     let frontend = packet.frontend();
-    let client = || Client { address: packet.source, port_be: packet.source_port_be };
+    let client = || Client { address: packet.source, port_be: packet.source_port_be, netns: None };
     let link = owner(ctx, origin);
     // SAFETY: as in `ingress`.
     if let Some(element) = flows(origin).get_ptr_mut(key)
@@ -381,7 +381,7 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
 #[inline(always)]
 pub fn begin(ctx: &TcContext, packet: &Packet, origin: Origin) -> i32 {
     let key = nat_key(packet, nat::IN);
-    let client = || Client { address: packet.source, port_be: packet.source_port_be };
+    let client = || Client { address: packet.source, port_be: packet.source_port_be, netns: None };
     match select::select(&packet.frontend(), origin, client) {
         // It went this moment.
         Choice::NoService => NEXT,

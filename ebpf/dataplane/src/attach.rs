@@ -127,6 +127,7 @@ const PINNED_MAPS: &[&str] = &[
     map::AFFINITY,
     map::AFFINITY_OUTSIDE,
     map::SOURCES,
+    map::CLIENTS,
     map::CONNECTED,
     map::NAT,
     map::INBOUND,
@@ -208,6 +209,7 @@ pub struct ForPods {
 pub struct Maps {
     pub frontends: Map,
     pub sources: Map,
+    pub clients: Map,
     pub connected: Map,
     /// By [`Origin`](dataplane_abi::Origin), as the flows.
     pub affinity: [Map; 2],
@@ -477,8 +479,8 @@ fn layouts(pin_root: &Path) -> Result<Vec<PathBuf>, OpenError> {
 /// Key and value sizes and the number of elements of each pinned map. Socket storage is not counted.
 fn shape(name: &str) -> (u32, u32, u32) {
     use dataplane_abi::{
-        Affinity, AffinityKey, Backend, Config, Connected, Counted, Ended, FlowKey, FlowValue, FrontendKey,
-        NatKey,
+        Affinity, AffinityKey, Backend, ClientAddresses, Config, Connected, Counted, Ended, FlowKey,
+        FlowValue, FrontendKey, NatKey,
     };
     use dataplane_abi::{
         Allowed, AllowedKey, FragmentKey, FragmentPorts, NatValue, NetworkKey, PodPolicy, PortKey, Service,
@@ -495,6 +497,7 @@ fn shape(name: &str) -> (u32, u32, u32) {
             (size_of::<AffinityKey>(), size_of::<Affinity>(), capacity::AFFINITY)
         }
         map::SOURCES => (size_of::<NetworkKey>(), 4, capacity::SOURCES),
+        map::CLIENTS => (8, size_of::<ClientAddresses>(), capacity::CLIENTS),
         map::CONNECTED => (8, size_of::<Connected>(), capacity::CONNECTED),
         map::NAT => (size_of::<NatKey>(), size_of::<NatValue>(), capacity::NAT),
         map::INBOUND => (size_of::<NatKey>(), size_of::<NatValue>(), capacity::INBOUND),
@@ -753,6 +756,7 @@ fn take_maps(programs: &mut Ebpf) -> Result<Maps, OpenError> {
     Ok(Maps {
         frontends: take(map::FRONTENDS)?,
         sources: take(map::SOURCES)?,
+        clients: take(map::CLIENTS)?,
         connected: take(map::CONNECTED)?,
         affinity: [take(map::AFFINITY)?, take(map::AFFINITY_OUTSIDE)?],
         flows: [take(map::NAT)?, take(map::INBOUND)?],

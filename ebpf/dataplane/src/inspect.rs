@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use dataplane_abi::select::{self, Elements, Reads};
 use dataplane_abi::{
-    Address, Affinity, AffinityKey, NatKey, NatValue, Origin, Scheduler, Selection, Service, ServiceCounts,
-    nat,
+    Address, Affinity, AffinityKey, ClientAddresses, NatKey, NatValue, Origin, Scheduler, Selection, Service,
+    ServiceCounts, nat,
 };
 
 use crate::kernel::{Kernel, MapError};
@@ -154,7 +154,7 @@ impl Dataplane {
         for origin in Origin::ALL {
             for (key, held) in self.kernel.affinities(origin)? {
                 let Some(frontend) = frontends.get(&key.slot) else { continue };
-                let client = AnyClient { origin, address: key.client, hash: [None; 2] };
+                let client = AnyClient { origin, address: key.client, hash: [None; 2], known: None };
                 let mut view = View::of(&self.kernel, key.slot, client);
                 let (seconds, flags) = (view.service.affinity_seconds, view.service.flags);
                 let kept = select::keep(&mut view, held, sys::now(), seconds, flags);
@@ -172,7 +172,11 @@ impl Dataplane {
     pub fn trace(&self, frontend: Frontend, client: Client) -> Result<Trace, MapError> {
         let found = self.look_up(frontend)?;
         let of = [Scheduler::SourceHash, Scheduler::Maglev].map(|scheduler| trace::hash(client, scheduler));
-        let client_of = AnyClient { origin: client.origin(), address: client.address(), hash: of };
+        let known = match client {
+            Client::Inside { netns } => self.kernel.client(netns)?,
+            Client::Outside { .. } => None,
+        };
+        let client_of = AnyClient { origin: client.origin(), address: client.address(), hash: of, known };
         let mut view = View::of(&self.kernel, found.map_or(0, |(slot, _)| slot), client_of);
         let node_netns = self.kernel.read_config()?.node_netns;
         let trace = trace::walk(&mut view, Asked { client, frontend, node_netns }, found);
@@ -235,11 +239,14 @@ fn endpoint(kernel: &Kernel, number: u32) -> Option<Endpoint> {
 }
 
 /// A client, as the maps know it.
+#[derive(Clone, Copy)]
 struct AnyClient {
     origin: Origin,
     address: Address,
     /// By source, and by source and port.
     hash: [Option<u32>; 2],
+    /// Of one inside: its addresses.
+    known: Option<ClientAddresses>,
 }
 
 /// The maps behind one service, as a program reads them for one client.
@@ -326,12 +333,20 @@ impl Reads for View<'_> {
     }
 
     fn holds(&mut self, set: u32) -> bool {
-        let held = self.kernel.holds(set, self.client.address);
-        self.or_failed(held).unwrap_or(false)
+        let (kernel, AnyClient { origin, address: own, known, .. }) = (self.kernel, self.client);
+        let mut holds = |address| self.or_failed(kernel.holds(set, address)).unwrap_or(false);
+        match origin {
+            Origin::Inside => select::holds_one_of(known.as_ref(), |address| holds(*address)),
+            Origin::Outside => holds(own),
+        }
     }
 }
 
 impl Source for View<'_> {
+    fn knows_client(&mut self) -> bool {
+        self.client.origin == Origin::Outside || self.client.known.is_some()
+    }
+
     fn now(&mut self) -> u64 {
         sys::now()
     }

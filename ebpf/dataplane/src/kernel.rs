@@ -9,8 +9,9 @@ use std::os::fd::AsFd;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_abi::{
-    Address, Affinity, AffinityKey, Backend, Config, Connected, FrontendKey, NatKey, NatValue, NetworkKey,
-    Origin, PodPolicy, PortKey, Selection, Service, ServiceCounts, capacity, counter, map,
+    Address, Affinity, AffinityKey, Backend, ClientAddresses, Config, Connected, FrontendKey, NatKey,
+    NatValue, NetworkKey, Origin, PodPolicy, PortKey, Selection, Service, ServiceCounts, capacity, counter,
+    map,
 };
 
 use crate::attach::Maps;
@@ -33,6 +34,7 @@ const SERVICE_SIZE: usize = size_of::<Service>();
 const COUNTS_SIZE: usize = size_of::<ServiceCounts>();
 const BACKEND_SIZE: usize = size_of::<Backend>();
 const CONFIG_SIZE: usize = size_of::<Config>();
+const CLIENT_SIZE: usize = size_of::<ClientAddresses>();
 const CONNECTED_SIZE: usize = size_of::<Connected>();
 const AFFINITY_KEY_SIZE: usize = size_of::<AffinityKey>();
 const AFFINITY_SIZE: usize = size_of::<Affinity>();
@@ -46,6 +48,7 @@ pub struct Kernel {
     /// The same map, to be written many at a time.
     all_frontends: Elements,
     sources: LpmTrie<MapData, [u32; 5], u32>,
+    clients: HashMap<MapData, u64, [u8; CLIENT_SIZE]>,
     connected: HashMap<MapData, u64, [u8; CONNECTED_SIZE]>,
     /// The same map, to be read as a whole.
     all_connected: MapData,
@@ -83,6 +86,7 @@ impl Kernel {
             all_frontends: elements(map::FRONTENDS, &maps.frontends)?,
             frontends: typed(map::FRONTENDS, HashMap::try_from(maps.frontends))?,
             sources: typed(map::SOURCES, LpmTrie::try_from(maps.sources))?,
+            clients: typed(map::CLIENTS, HashMap::try_from(maps.clients))?,
             connected: typed(map::CONNECTED, HashMap::try_from(maps.connected))?,
             services: MappedArray::map(maps.services, capacity::FRONTENDS)?,
             counts: MappedArray::map(maps.counts, capacity::FRONTENDS)?,
@@ -276,6 +280,20 @@ impl Kernel {
 
     pub fn write_config(&mut self, config: &Config) -> Result<(), MapError> {
         typed_operation("write", map::CONFIG, self.config.set(0, config.to_bytes(), 0))
+    }
+
+    /// In one write: a program sees all of the old or all of the new.
+    pub fn set_client(&mut self, netns: u64, client: ClientAddresses) -> Result<(), MapError> {
+        typed_operation("insert into", map::CLIENTS, self.clients.insert(netns, client.to_bytes(), 0))
+    }
+
+    pub fn forget_client(&mut self, netns: u64) -> Result<(), MapError> {
+        removed(map::CLIENTS, self.clients.remove(&netns))
+    }
+
+    /// The network namespaces whose addresses are known.
+    pub fn clients(&self) -> Result<Vec<u64>, MapError> {
+        self.clients.keys().map(|netns| typed_operation("read", map::CLIENTS, netns)).collect()
     }
 
     /// UDP sockets that connected to a virtual address, by cookie. Those that come or go meanwhile may be there or not.

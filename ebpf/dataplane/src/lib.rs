@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use attach::{ForPods, PinRoot};
-use dataplane_abi::Config;
+use dataplane_abi::{ClientAddresses, Config};
 pub use dataplane_abi::{Origin, Scheduler, Selection, ServiceCounts, counter};
 use ipnetwork::IpNetwork;
 use kernel::Kernel;
@@ -130,7 +130,8 @@ pub struct Target {
     pub outside: Arc<[SocketAddr]>,
     /// A client whose last connection is no longer ago than so many seconds is led to the same endpoint.
     pub affinity_seconds: Option<NonZeroU32>,
-    /// The networks that may ask from outside, sorted and each once; none: everybody may.
+    /// The networks that may ask, sorted and each once; none: everybody may. Of clients on the node, those whose addresses are
+    /// known ([`Dataplane::set_client`]).
     pub sources: Option<Arc<[IpNetwork]>>,
     /// Endpoints that serve clients that were led to them before, whether new ones are or not.
     pub draining: Arc<[SocketAddr]>,
@@ -469,6 +470,34 @@ impl Dataplane {
     /// Whether links have been served so, by this process or an earlier one.
     pub fn serves_sctp(&self) -> bool {
         self.sctp.is_loaded()
+    }
+
+    /// The cookie of the node's own network namespace.
+    pub fn node_netns(&self) -> Result<u64, MapError> {
+        Ok(self.kernel.read_config()?.node_netns)
+    }
+
+    /// Tells of a client on the node, by the cookie of its network namespace: sockets there may ask where source ranges hold one of its addresses, of
+    /// which the first eight count. Who shares them is one client.
+    pub fn set_client(&mut self, netns: u64, addresses: &[IpAddr]) -> Result<(), MapError> {
+        let mut client = ClientAddresses::default();
+        for (place, address) in client.addresses.iter_mut().zip(addresses) {
+            *place = model::to_address(*address);
+        }
+        self.kernel.set_client(netns, client)
+    }
+
+    /// Its sockets, if there are any, may ask everywhere. One that is not known is fine.
+    pub fn forget_client(&mut self, netns: u64) -> Result<(), MapError> {
+        self.kernel.forget_client(netns)
+    }
+
+    /// Forgets all others, which an earlier process told of.
+    pub fn retain_clients(&mut self, keep: &HashSet<u64>) -> Result<(), MapError> {
+        for netns in self.kernel.clients()?.into_iter().filter(|netns| !keep.contains(netns)) {
+            self.kernel.forget_client(netns)?;
+        }
+        Ok(())
     }
 
     /// The first number for rulesets of this process: no earlier process used it or a higher one.

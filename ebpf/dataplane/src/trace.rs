@@ -62,6 +62,8 @@ pub fn hash(client: Client, scheduler: Scheduler) -> Option<u32> {
 
 /// The maps, for one client of one service.
 pub trait Source: Reads {
+    /// Whether the client's addresses are known.
+    fn knows_client(&mut self) -> bool;
     /// By the clock of [`Affinity::used`].
     fn now(&mut self) -> u64;
     fn affinity(&mut self, key: &AffinityKey) -> Option<Affinity>;
@@ -97,6 +99,10 @@ pub enum Step {
     SourceRanges {
         set: u32,
         hold: bool,
+    },
+    /// There are some, and nobody has told of this client's addresses: it may ask.
+    UnknownClient {
+        set: u32,
     },
     NoAffinity,
     /// The client was not led here before, or was forgotten.
@@ -258,15 +264,14 @@ fn select_one(
     steps: &mut Vec<Step>,
 ) -> Verdict {
     steps.push(Step::Slot { slot, selection: Selection::unpack(source.selection()) });
-    if client.origin() == Origin::Outside {
-        let hold = select::may_ask(source);
-        steps.push(match source.sources() {
-            0 => Step::NoSourceRanges,
-            set => Step::SourceRanges { set, hold },
-        });
-        if !hold {
-            return Verdict::Forbidden;
-        }
+    let hold = select::may_ask(source);
+    steps.push(match source.sources() {
+        0 => Step::NoSourceRanges,
+        set if source.knows_client() => Step::SourceRanges { set, hold },
+        set => Step::UnknownClient { set },
+    });
+    if !hold {
+        return Verdict::Forbidden;
     }
     if let Some(kept) = kept(source, client, slot, service, steps) {
         return Verdict::Led { endpoint: endpoint(&kept), by: By::Affinity };

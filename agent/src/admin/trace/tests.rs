@@ -81,6 +81,11 @@ fn a_trace_of_a_pod_in_words() {
     let remembered = |ago, stays| Step::Remembered { seconds: 60, ago, endpoint: endpoint(1), stays };
     let told = |step| lines(&asked(pod.clone()), vec![step], Verdict::NoEndpoint)[1].clone();
     assert_eq!(
+        told(Step::SourceRanges { set: 4, hold: false }),
+        "sources: no range of set 4 holds an address of the client"
+    );
+    assert!(told(Step::UnknownClient { set: 4 }).ends_with("it may ask whatever they are"));
+    assert_eq!(
         told(remembered(7, true)),
         "affinity: 60 s, and this client was led to 10.244.0.1:8080 (number 1, generation 21) 7 s ago: it stays there"
     );
@@ -130,6 +135,10 @@ fn a_refusal_tells_which() {
     assert!(says(&outside, Verdict::LeftToNode).starts_with("refused: "));
     assert!(says(&outside, Verdict::Answer { pod: endpoint(3).address }).contains("10.244.0.3:8080 began"));
     let inside = asked(Client::Node);
+    assert_eq!(
+        says(&inside, Verdict::Forbidden),
+        "refused: refused (EPERM): none of the Service's loadBalancerSourceRanges holds an address of node"
+    );
     assert_eq!(
         says(&inside, Verdict::NoEndpoint),
         "refused: refused (ECONNREFUSED): no endpoint is ready that its traffic policy and weights allow"

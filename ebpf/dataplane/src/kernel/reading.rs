@@ -3,8 +3,8 @@
 use aya::maps::MapData;
 use aya::maps::lpm_trie::Key;
 use dataplane_abi::{
-    Address, Affinity, AffinityKey, Backend, FrontendKey, NatKey, NatValue, NetworkKey, Origin, Service,
-    ServiceCounts, capacity, map,
+    Address, Affinity, AffinityKey, Backend, ClientAddresses, FrontendKey, NatKey, NatValue, NetworkKey,
+    Origin, Service, ServiceCounts, capacity, map,
 };
 
 use super::{Kernel, MapError, typed_operation};
@@ -43,6 +43,11 @@ impl Kernel {
         let [a, b, c, d] = address.words_be;
         let key = Key::new(NetworkKey::WHOLE, [set, a, b, c, d]);
         Ok(found(map::SOURCES, self.sources.get(&key, 0))?.is_some())
+    }
+
+    /// The addresses of a client on the node, if they are known.
+    pub fn client(&self, netns: u64) -> Result<Option<ClientAddresses>, MapError> {
+        Ok(found(map::CLIENTS, self.clients.get(&netns, 0))?.map(ClientAddresses::from_bytes))
     }
 
     pub fn affinity(&self, origin: Origin, key: &AffinityKey) -> Result<Option<Affinity>, MapError> {

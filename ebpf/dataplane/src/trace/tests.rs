@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use dataplane_abi::select::Elements;
-use dataplane_abi::{Backend, FrontendKey};
+use dataplane_abi::{Backend, ClientAddresses, FrontendKey};
 
 use super::*;
 
@@ -15,6 +15,7 @@ struct Fake {
     hash: Option<u32>,
     backends: BTreeMap<u32, Backend>,
     holds: bool,
+    knows_client: bool,
     held: Option<Affinity>,
     flows: [Option<NatValue>; 2],
 }
@@ -59,6 +60,7 @@ fn fake(client: Client, scheduler: Scheduler) -> Fake {
         hash: hash(client, scheduler),
         backends: (1..=3).map(|number| (number, backend(number))).collect(),
         holds: false,
+        knows_client: true,
         held: None,
         flows: [None; 2],
     }
@@ -107,6 +109,9 @@ impl Reads for Fake {
 }
 
 impl Source for Fake {
+    fn knows_client(&mut self) -> bool {
+        self.knows_client
+    }
     fn now(&mut self) -> u64 {
         100 * NANOS_PER_SECOND
     }
@@ -155,6 +160,7 @@ fn a_random_choice_has_all_endpoints_by_their_shares() {
         trace.steps,
         [
             Step::Slot { slot: SLOT, selection: selection(3) },
+            Step::NoSourceRanges,
             Step::NoAffinity,
             Step::Scheduler { scheduler: Scheduler::Random }
         ]
@@ -187,17 +193,39 @@ fn a_hash_leads_to_one_endpoint_and_without_a_port_maglev_to_any() {
 }
 
 #[test]
-fn source_ranges_are_for_clients_outside() {
-    let mut source = fake(OUTSIDE, Scheduler::Random);
-    source.service.sources = 4;
-    let trace = walked(&mut source, OUTSIDE);
-    assert_eq!(trace.verdict, Verdict::Forbidden);
-    assert_eq!(trace.steps.last(), Some(&Step::SourceRanges { set: 4, hold: false }));
-    source.holds = true;
-    assert!(matches!(walked(&mut source, OUTSIDE).verdict, Verdict::OneOf { .. }));
-    source.holds = false;
-    source.origin = Origin::Inside;
-    assert!(matches!(walked(&mut source, INSIDE).verdict, Verdict::OneOf { .. }));
+fn source_ranges_are_for_every_client() {
+    for client in [OUTSIDE, INSIDE] {
+        let mut source = fake(client, Scheduler::Random);
+        assert!(walked(&mut source, client).steps.contains(&Step::NoSourceRanges));
+        source.service.sources = 4;
+        let trace = walked(&mut source, client);
+        assert_eq!(trace.verdict, Verdict::Forbidden);
+        assert_eq!(trace.steps.last(), Some(&Step::SourceRanges { set: 4, hold: false }));
+        source.holds = true;
+        let trace = walked(&mut source, client);
+        assert!(trace.steps.contains(&Step::SourceRanges { set: 4, hold: true }), "{trace:?}");
+        assert!(matches!(trace.verdict, Verdict::OneOf { .. }));
+        source.knows_client = false;
+        assert!(walked(&mut source, client).steps.contains(&Step::UnknownClient { set: 4 }));
+    }
+}
+
+#[test]
+fn a_set_holds_a_client_on_the_node_by_any_of_its_addresses() {
+    let addresses = |some: &[[u8; 4]]| {
+        let mut client = ClientAddresses::default();
+        for (place, address) in client.addresses.iter_mut().zip(some) {
+            *place = to_address(IpAddr::from(*address));
+        }
+        client
+    };
+    let is_one = |address: &Address| *address == to_address(IpAddr::from([10, 0, 0, 1]));
+    let held = |client: &ClientAddresses| select::holds_one_of(Some(client), is_one);
+    assert!(held(&addresses(&[[10, 0, 0, 1]])) && held(&addresses(&[[10, 0, 0, 2], [10, 0, 0, 1]])));
+    assert!(!held(&addresses(&[[10, 0, 0, 2]])));
+    // A set of everybody does not hold the places that are empty.
+    assert!(!select::holds_one_of(Some(&addresses(&[])), |_| true));
+    assert!(select::holds_one_of(None, |_| false), "nobody knows its addresses");
 }
 
 #[test]

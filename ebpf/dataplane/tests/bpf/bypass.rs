@@ -1,9 +1,10 @@
 //! Services by packets, for pods whose sockets are not led to backends: here none are, since the programs for sockets have an empty cgroup.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::num::NonZeroU32;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use dataplane::Protocol::{Tcp, Udp};
 use dataplane::{Target, UplinkHook};
@@ -100,6 +101,31 @@ fn one_port_of_a_pod_reaches_one_endpoint_by_a_hundred_ways() {
         }
         ways.push(server);
         ask_all("pod", at(place.pod, 4000), ways);
+    }
+}
+
+#[test]
+fn source_ranges_are_about_the_addresses_of_a_pods_packets() {
+    let _links = Links::make();
+    let mut node = serving(UplinkHook::Newest);
+    for place in PLACES {
+        let [server, _] = servers(place, 8080);
+        let service = frontend(place.cluster_ip, 80, Udp);
+        let among =
+            |address: IpAddr| Target { sources: Some([address.into()].into()), ..Target::all([server]) };
+        let ask = || {
+            from_pod(move || {
+                let socket = UdpSocket::bind(at(place.any, 0)).unwrap();
+                socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+                socket.send_to(b"?", vip(place, 80)).and_then(|_| socket.recv(&mut [0; 64]))
+            })
+        };
+        node.lead(service, &among(place.pod));
+        assert!(ask().is_ok());
+        let before = node.counter(counter::SOURCE_REFUSED);
+        node.lead(service, &among(place.outside));
+        assert_eq!(ask().unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(node.counter(counter::SOURCE_REFUSED) - before, 1);
     }
 }
 

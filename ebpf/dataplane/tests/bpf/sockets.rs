@@ -2,18 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aya::maps::{HashMap, Map, MapData};
 use dataplane::Protocol::{Tcp, Udp};
+use dataplane::trace::{Client, Verdict};
 use dataplane::{Origin, Target, WriteError};
-use dataplane_abi::{Address, FrontendKey, LAYOUT_VERSION, capacity, map, protocol};
+use dataplane_abi::{Address, FrontendKey, LAYOUT_VERSION, capacity, counter, map, protocol};
+use linux::netns::Netns;
 
 use crate::node::{
-    Links, Node, PLACES, V4, V6, ask_tcp, ask_udp, at, frontend, inside, ip, serve_tcp, serve_udp,
+    LIMIT, Links, Node, PLACES, Place, V4, V6, ask_tcp, ask_udp, at, frontend, inside, ip, serve_tcp,
+    serve_udp,
 };
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -274,6 +277,95 @@ fn whoever_shares_a_network_namespace_is_one_client() {
     let clients = node.rewrite_affinities(Origin::Inside, |_| {});
     let namespaces: BTreeSet<_> = clients.iter().map(|client| client.client).collect();
     assert_eq!((clients.len(), namespaces.len()), (2, 2), "{clients:?}");
+}
+
+/// What a socket of this thread's namespace gets: connected, with each datagram told where to, and connected to say it.
+fn asked(place: Place, service: SocketAddr) -> [Result<(), ErrorKind>; 3] {
+    let datagram = |connects: bool| {
+        let socket = UdpSocket::bind(at(place.any, 0))?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        match connects {
+            true => socket.connect(service).and_then(|()| socket.send(b"?"))?,
+            false => socket.send_to(b"?", service)?,
+        };
+        socket.recv(&mut [0; 64]).map(drop)
+    };
+    [ask_tcp(service).map(drop), datagram(false), datagram(true)]
+        .map(|answer: std::io::Result<()>| answer.map_err(|error| error.kind()))
+}
+
+#[test]
+fn source_ranges_are_asked_for_clients_on_the_node_that_are_known() {
+    const REFUSED: [Result<(), ErrorKind>; 3] = [Err(ErrorKind::PermissionDenied); 3];
+    let _links = Links::make();
+    let mut node = Node::open();
+    let cookie = |name: &str| Netns::open(format!("/run/netns/{name}")).unwrap().cookie().unwrap();
+    let (pod, outside, own) = (cookie("pod"), cookie("outside"), Netns::current().unwrap().cookie().unwrap());
+    for place in PLACES {
+        let server = at(place.node, 8080);
+        serve_tcp(server, "node");
+        serve_udp(server, "node");
+        let service = at(place.cluster_ip, 80);
+        let frontends = [Tcp, Udp].map(|protocol| frontend(place.cluster_ip, 80, protocol));
+        let lead = |node: &mut Node, ranges: Option<&[IpAddr]>| {
+            let sources = ranges.map(|ranges| ranges.iter().map(|address| (*address).into()).collect());
+            let target = Target { sources, ..Target::all([server]) };
+            frontends.iter().for_each(|frontend| node.lead(*frontend, &target));
+        };
+        let from = |name| inside(name, move || asked(place, service)).join().unwrap();
+        // Whoever is told of, with the address of the other family first.
+        let other = if place.node.is_ipv4() { V6 } else { V4 };
+        let dataplane = node.dataplane.as_mut().unwrap();
+        dataplane.set_client(pod, &[other.pod, place.pod]).unwrap();
+        dataplane.set_client(outside, &[place.outside]).unwrap();
+        lead(&mut node, Some(&[place.pod]));
+        let before = node.counter(counter::SOURCE_REFUSED);
+        assert_eq!((from("pod"), from("outside")), ([Ok(()); 3], REFUSED));
+        assert_eq!(node.counter(counter::SOURCE_REFUSED) - before, 3);
+        // The node is not known yet, and may be by any of its addresses.
+        assert_eq!(asked(place, service), [Ok(()); 3]);
+        let dataplane = node.dataplane.as_mut().unwrap();
+        dataplane.set_client(own, &[place.gateway, place.node]).unwrap();
+        assert_eq!(asked(place, service), REFUSED);
+        lead(&mut node, Some(&[place.outside, place.node]));
+        assert_eq!(
+            (asked(place, service), from("pod"), from("outside")),
+            ([Ok(()); 3], REFUSED, [Ok(()); 3])
+        );
+        let counts = node.dataplane.as_ref().unwrap().service_counts();
+        let forbidden: u64 = counts.iter().map(|(_, counts)| counts.forbidden).sum();
+        assert_eq!(
+            forbidden,
+            node.counter(counter::SOURCE_REFUSED) - before,
+            "each refusal is some service's"
+        );
+        // The trace tells the same.
+        let verdict = |netns| {
+            let dataplane = node.dataplane.as_ref().unwrap();
+            dataplane.trace(frontends[0], Client::Inside { netns }).unwrap().verdict
+        };
+        assert_eq!(verdict(pod), Verdict::Forbidden);
+        for allowed in [own, outside] {
+            assert!(matches!(verdict(allowed), Verdict::OneOf { .. }));
+        }
+        // Nobody may ask; without ranges everybody.
+        lead(&mut node, Some(&[]));
+        assert_eq!(from("outside"), REFUSED);
+        lead(&mut node, None);
+        assert_eq!(from("pod"), [Ok(()); 3]);
+        // An open socket that names its peer each time is held to them as they are.
+        let socket = inside("pod", move || UdpSocket::bind(at(place.any, 0)).unwrap()).join().unwrap();
+        ask_udp(&socket, service).unwrap();
+        lead(&mut node, Some(&[place.outside]));
+        assert_eq!(ask_udp(&socket, service).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        // Clients that are gone are not known any more, and known ones go on with the next process.
+        node.reopen();
+        node.dataplane.as_mut().unwrap().retain_clients(&[pod].into()).unwrap();
+        assert_eq!((from("pod"), asked(place, service)), (REFUSED, [Ok(()); 3]));
+        node.dataplane.as_mut().unwrap().forget_client(pod).unwrap();
+        assert_eq!(from("pod"), [Ok(()); 3]);
+        frontends.iter().for_each(|frontend| node.dataplane.as_mut().unwrap().remove(*frontend).unwrap());
+    }
 }
 
 #[test]

@@ -114,6 +114,7 @@ pub fn worth(name: &str) -> &'static str {
         map::NAT => "connections of pods to the outside, and to services by packets, break",
         map::INBOUND => "connections from outside break",
         map::AFFINITY | map::AFFINITY_OUTSIDE => "clients with session affinity may be led elsewhere",
+        map::CLIENTS => "source ranges hold nobody on the node back until the agent has told of them",
         map::PEERS => "open TCP connections show the backend as their peer",
         map::CONNECTED => "connected UDP sockets are not told when their backend goes",
         map::FLOWS | map::SOCKETS => "open UDP sockets see the backend as their peer",
