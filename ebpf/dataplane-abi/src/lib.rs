@@ -49,6 +49,7 @@ pub mod map {
     pub const ALLOWED: &str = "ORLOP_ALLOWED";
     pub const FRAGMENTS: &str = "ORLOP_FRAGMENTS";
     pub const ENDED: &str = "ORLOP_ENDED";
+    pub const DOUBTED: &str = "ORLOP_DOUBTED";
     pub const ENDING: &str = "ORLOP_ENDING";
 }
 
@@ -80,6 +81,8 @@ pub mod capacity {
     pub const INBOUND: usize = NAT;
     /// Connections that ended in the last seconds and still have their entries, over both maps.
     pub const ENDED: usize = 32_768;
+    /// Those that may have ended, and have been silent for longer.
+    pub const DOUBTED: usize = ENDED;
     /// Unconnected UDP sockets that talk to several virtual addresses, two for each pair.
     pub const FLOWS: usize = 16_384;
     /// Destinations that pods reach under their own address.
@@ -554,9 +557,13 @@ pub mod nat {
     pub const ANSWERED: u8 = 1;
     pub const FIN_IN: u8 = 2;
     pub const FIN_OUT: u8 = 4;
-    pub const RESET: u8 = 8;
+    pub const RESET_IN: u8 = 8;
     /// The backend's node was told of the flow.
     pub const TOLD_OF: u8 = 16;
+    pub const RESET_OUT: u8 = 32;
+
+    const ENDED_IN: u8 = FIN_IN | RESET_IN;
+    const ENDED_OUT: u8 = FIN_OUT | RESET_OUT;
 
     /// Masqueraded flows get their ports here, above the kernel's default range of ephemeral ports. Where
     /// `ip_local_port_range` reaches higher, the node's own sockets may collide with them: whoever sets the node up lists
@@ -579,10 +586,12 @@ pub mod nat {
         if !super::protocol::has_connections(protocol) {
             return if state & ANSWERED == 0 { 30 } else { 120 };
         }
-        if state & RESET != 0 {
-            2
-        } else if state & FIN_BOTH == FIN_BOTH {
+        if state & FIN_BOTH == FIN_BOTH {
             10
+        } else if is_over(protocol, state) {
+            2
+        } else if was_reset(state) {
+            DOUBTED_LIMIT
         } else if state & FIN_BOTH != 0 || state & ANSWERED == 0 || protocol == super::protocol::SCTP {
             240
         } else {
@@ -590,15 +599,36 @@ pub mod nat {
         }
     }
 
-    /// Whether a connection is over, but for packets that are sent again.
-    pub const fn is_over(protocol: u8, state: u8) -> bool {
-        const FIN_BOTH: u8 = FIN_IN | FIN_OUT;
-        super::protocol::has_connections(protocol) && (state & RESET != 0 || state & FIN_BOTH == FIN_BOTH)
+    /// After how many idle ticks a connection is over that may have ended. The kernel's own connection tracking waits as long for one that a side has
+    /// closed.
+    pub const DOUBTED_LIMIT: u32 = 112;
+
+    /// Whether a side was heard to reset the connection, and none to go on.
+    pub const fn was_reset(state: u8) -> bool {
+        state & (RESET_IN | RESET_OUT) != 0
     }
 
-    /// The limit when ports are short: questions and answers are over sooner than [`idle_limit`] can know.
+    /// Whether a connection is over, but for packets that are sent again: both sides said so.
+    pub const fn is_over(protocol: u8, state: u8) -> bool {
+        super::protocol::has_connections(protocol) && state & ENDED_IN != 0 && state & ENDED_OUT != 0
+    }
+
+    /// Whether one may be over for all that is seen of it. A reset may be anybody's who knows addresses and ports: its receiver looks at its sequence number,
+    /// and goes on in silence if that is a wrong one (RFC 5961). With [`DIRECT_RETURN`] a backend's last word goes past this node.
+    pub const fn may_be_over(protocol: u8, kind: u8, state: u8) -> bool {
+        let is_closed = was_reset(state) || (kind == DIRECT_RETURN && state & FIN_IN != 0);
+        super::protocol::has_connections(protocol) && is_closed
+    }
+
+    /// The limit when ports are short: questions and answers are over sooner than [`idle_limit`] can know, and who was refused is.
     pub const fn scarce_idle_limit(protocol: u8, state: u8) -> u32 {
-        if super::protocol::has_connections(protocol) { idle_limit(protocol, state) } else { 5 }
+        if !super::protocol::has_connections(protocol) {
+            5
+        } else if was_reset(state) {
+            2
+        } else {
+            idle_limit(protocol, state)
+        }
     }
 }
 
@@ -647,7 +677,7 @@ pub struct NatValue {
     pub link: u32,
 }
 
-/// A flow that is over, in the map of ORLOP_NAT (2) or ORLOP_INBOUND (1), by the entry that has its state; 0: none.
+/// A flow that is over, or may be, in the map of ORLOP_NAT (2) or ORLOP_INBOUND (1), by the entry that has its state; 0: none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {

@@ -126,7 +126,10 @@ fn note(packet: &Packet, told: &Told) -> i32 {
             return NEXT;
         }
         // The same client port, by another node's or straight: the answers could not be told apart, unless there are none any more.
-        if !nat::is_over(packet.protocol, held.state) && !uplink::may_take_over(packet.protocol, &held, false)
+        // A connection that was reset does so when it has been silent for seconds.
+        let is_scarce = nat::was_reset(held.state);
+        if !nat::is_over(packet.protocol, held.state)
+            && !uplink::may_take_over(packet.protocol, &held, is_scarce)
         {
             count(counter::NODE_PORT_COLLISION);
             return DROP;

@@ -3,15 +3,20 @@
 //! The maps of flows are full of ended connections before long, and what the kernel evicts then is what was silent for longest, alive or not. So whoever sees a
 //! connection end notes it, in a queue that all processors share, and takes out the first ones there that have been silent since: their last packets, also
 //! those that are sent again, have found them until then. What goes on after its end, or has no room in the queue, is left to the kernel, and so is what is silent without an end.
+//!
+//! Of some it is not sure that they are over: a reset may be somebody's who guessed addresses and ports, and whom its receiver does not believe; and what a backend
+//! says to its client past this node, nobody here hears. These wait in a queue of their own, for minutes, and one that says a word meanwhile has its turn again. Where that queue is
+//! full the first one makes room, if it was silent for a few seconds: so they never fill the maps.
 
+use aya_ebpf::btf_maps::Queue;
 use dataplane_abi::{Address, Ended, NatKey, NatValue, nat};
 
-use crate::maps::{Flows, ORLOP_ENDED, ORLOP_ENDING, ORLOP_INBOUND, ORLOP_NAT};
+use crate::maps::{Flows, ORLOP_DOUBTED, ORLOP_ENDED, ORLOP_ENDING, ORLOP_INBOUND, ORLOP_NAT};
 use crate::uplink;
 
 /// For how many ticks the packets of an end may go on.
 const LINGERS: u32 = 2;
-/// How many are taken out for each that ends.
+/// How many are taken out of each queue for each that ends.
 const TAKEN_OUT: u32 = 2;
 
 /// Where a flow stands.
@@ -22,7 +27,7 @@ pub enum Held {
     Nat = 2,
 }
 
-/// Notes that the flow ended whose state stands under `key`. It is worked on at the end of the program, where there is room for that on the stack.
+/// Notes that the flow ended, or may have, whose state stands under `key`. It is worked on at the end of the program, where there is room for that on the stack.
 #[inline(always)]
 pub fn note(key: &NatKey, held: Held, at: u32) {
     let Some(ending) = ORLOP_ENDING.get_ptr_mut(0) else { return };
@@ -41,14 +46,40 @@ pub fn settle() {
         // SAFETY: as in `note`.
         && unsafe { (&raw const (*ending).held).read_volatile() } != 0
     {
-        orlop_ended(0);
+        orlop_ended();
+        orlop_doubted();
     }
 }
 
-/// Queues what was noted, and takes out those whose time has come. Apart, and global, as the functions of `uplink` are.
+/// Queues what was noted, if it is over for sure, and takes out those whose time has come. Apart, and global, as the functions of `uplink` are.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn orlop_ended(_: u32) -> i32 {
+pub extern "C" fn orlop_ended() -> i32 {
+    let Some(ending) = ORLOP_ENDING.get_ptr_mut(0) else { return 0 };
+    // SAFETY: as in `note`.
+    let ended = unsafe { *ending };
+    if last(&ended) == Some(Last::Sure) {
+        // Where there is no room, the kernel evicts it one day.
+        let _ = ORLOP_ENDED.push(ended, 0);
+    }
+    // More than come in, so that they get fewer.
+    for _ in 0..TAKEN_OUT {
+        let Some(oldest) = first(&ORLOP_ENDED, LINGERS) else { break };
+        // Who speaks after a reset did not believe it, and a connection may have begun anew: they go on.
+        if let Some((flows, value)) = find(&oldest)
+            && nat::is_over(oldest.key.protocol, value.state)
+            && is_long_ago(value.used, LINGERS)
+        {
+            take_out(flows, &oldest.key, &value);
+        }
+    }
+    0
+}
+
+/// The same for what may go on.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn orlop_doubted() -> i32 {
     let Some(ending) = ORLOP_ENDING.get_ptr_mut(0) else { return 0 };
     // SAFETY: as in `note`.
     let ended = unsafe {
@@ -56,39 +87,78 @@ pub extern "C" fn orlop_ended(_: u32) -> i32 {
         (&raw mut (*ending).held).write_volatile(0);
         ended
     };
-    // Where there is no room, the kernel evicts it one day.
-    let _ = ORLOP_ENDED.push(ended, 0);
-    // More than come in, so that they get fewer.
+    let is_doubted = last(&ended) == Some(Last::Doubted);
+    let is_full = is_doubted && ORLOP_DOUBTED.push(ended, 0).is_err();
+    let limit = if is_full { LINGERS } else { nat::DOUBTED_LIMIT };
     for _ in 0..TAKEN_OUT {
-        match ORLOP_ENDED.peek() {
-            Ok(Some(oldest)) if is_long_ago(oldest.at) => {}
-            _ => break,
+        let Some(mut oldest) = first(&ORLOP_DOUBTED, limit) else { break };
+        let Some((flows, value)) = find(&oldest) else { continue };
+        if last_word(oldest.key.protocol, &value).is_none() {
+            continue;
         }
-        // Another processor may have taken that one.
-        if let Ok(Some(oldest)) = ORLOP_ENDED.pop() {
-            take_out(&oldest);
+        if is_long_ago(value.used, limit) {
+            take_out(flows, &oldest.key, &value);
+        } else if !is_full {
+            oldest.at = value.used;
+            let _ = ORLOP_DOUBTED.push(oldest, 0);
         }
+    }
+    if is_full {
+        // As above.
+        let _ = ORLOP_DOUBTED.push(ended, 0);
     }
     0
 }
 
+/// Takes the first one out of a queue, if it came in long ago.
 #[inline(always)]
-fn is_long_ago(at: u32) -> bool {
-    uplink::now().wrapping_sub(at) > LINGERS
+fn first<const ROOM: usize>(queue: &Queue<Ended, ROOM>, limit: u32) -> Option<Ended> {
+    match queue.peek() {
+        // Another processor may have taken that one.
+        Ok(Some(oldest)) if is_long_ago(oldest.at, limit) => queue.pop().ok().flatten(),
+        _ => None,
+    }
 }
 
 #[inline(always)]
-fn take_out(Ended { key, held, .. }: &Ended) {
-    let flows: &Flows = if *held == Held::Nat as u32 { &ORLOP_NAT } else { &ORLOP_INBOUND };
-    // SAFETY: the value is copied at once; one of a recycled element is another flow's, of which only what leads back to this key is taken.
-    let Some(value) = unsafe { flows.get(key) }.copied() else { return };
-    // A reset that neither side sent ends nothing: they go on, and are not over any more.
-    if !nat::is_over(key.protocol, value.state) || !is_long_ago(value.used) {
-        return;
+fn is_long_ago(at: u32, limit: u32) -> bool {
+    uplink::now().wrapping_sub(at) > limit
+}
+
+/// Whether a connection is over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Sure,
+    Doubted,
+}
+
+#[inline(always)]
+fn last(ended: &Ended) -> Option<Last> {
+    find(ended).and_then(|(_, value)| last_word(ended.key.protocol, &value))
+}
+
+/// What its entry says; `None`: it goes on.
+#[inline(always)]
+fn last_word(protocol: u8, value: &NatValue) -> Option<Last> {
+    if nat::is_over(protocol, value.state) {
+        return Some(Last::Sure);
     }
+    nat::may_be_over(protocol, value.kind, value.state).then_some(Last::Doubted)
+}
+
+/// What stands where a flow ended, and in which map.
+#[inline(always)]
+fn find(ended: &Ended) -> Option<(&'static Flows, NatValue)> {
+    let flows: &Flows = if ended.held == Held::Nat as u32 { &ORLOP_NAT } else { &ORLOP_INBOUND };
+    // SAFETY: the value is copied at once; one of a recycled element is another flow's, of which only what leads back to this key is taken.
+    Some((flows, unsafe { flows.get(&ended.key) }.copied()?))
+}
+
+#[inline(always)]
+fn take_out(flows: &Flows, key: &NatKey, value: &NatValue) {
     let _ = flows.remove(key);
-    let (other, address, port_be) = other_half(key, &value);
-    // SAFETY: as above. One that leads elsewhere is another flow's by now.
+    let (other, address, port_be) = other_half(key, value);
+    // SAFETY: as in `find`. One that leads elsewhere is another flow's by now.
     if let Some(back) = unsafe { flows.get(&other) }.copied()
         && back.port_be == port_be
         && back.address.is(address)

@@ -60,6 +60,10 @@ pub static ORLOP_INBOUND: Flows = Flows::new();
 #[btf_map]
 pub static ORLOP_ENDED: Queue<Ended, { capacity::ENDED }> = Queue::new();
 
+/// Flows that may be over, in the order of what made one think so.
+#[btf_map]
+pub static ORLOP_DOUBTED: Queue<Ended, { capacity::DOUBTED }> = Queue::new();
+
 /// The one whose end the packet at hand is.
 #[btf_map]
 pub static ORLOP_ENDING: PerCpuArray<Ended, 1> = PerCpuArray::new();

@@ -769,7 +769,7 @@ pub unsafe fn touch(
     }
 }
 
-/// As [`touch`]; tells whether the connection ends with the packet.
+/// As [`touch`]; tells whether the connection ends with the packet, or may.
 ///
 /// # Safety
 /// As there.
@@ -778,30 +778,36 @@ pub unsafe fn touch_known(entry: *mut NatValue, packet: &Packet, direction: u8) 
     // SAFETY: the caller vouches for the element. Two processors may race for it: the later one of two equal times stays.
     let (used, state) = unsafe { (&raw mut (*entry).used, &raw mut (*entry).state) };
     // SAFETY: as above; these are plain integers inside the element.
-    let before = unsafe { state.read_volatile() };
+    let (before, kind) = unsafe { (state.read_volatile(), (*entry).kind) };
     let begins = protocol::has_connections(packet.protocol) && packet.may_begin_flow;
-    // Who speaks after a reset did not believe it.
-    let mut after = if begins { 0 } else { before & !nat::RESET };
-    after |= match (direction, packet.fin) {
-        (nat::IN, true) => nat::FIN_IN | nat::ANSWERED,
-        (nat::IN, false) => nat::ANSWERED,
-        (_, true) => nat::FIN_OUT,
-        (_, false) => 0,
+    let [answered, fin, reset] = match direction {
+        nat::IN => [nat::ANSWERED, nat::FIN_IN, nat::RESET_IN],
+        _ => [0, nat::FIN_OUT, nat::RESET_OUT],
     };
-    if packet.reset {
-        after |= nat::RESET;
-    }
+    // Who speaks after a reset did not believe it.
+    let disbelieved = (nat::RESET_IN | nat::RESET_OUT) & !all_if(packet.reset);
+    let after = (before & !disbelieved & !all_if(begins))
+        | answered
+        | (fin & all_if(packet.fin))
+        | (reset & all_if(packet.reset));
     let time = now();
     // SAFETY: as above. Written only when it changes, so that busy flows do not pass a cache line around.
     unsafe {
         if used.read_volatile() != time {
             used.write_volatile(time);
         }
-        if before != after {
-            state.write_volatile(after);
+        if before == after {
+            return false;
         }
+        state.write_volatile(after);
     }
-    nat::is_over(packet.protocol, after) && !nat::is_over(packet.protocol, before)
+    nat::is_over(packet.protocol, after) || nat::may_be_over(packet.protocol, kind, after)
+}
+
+/// All bits, or none. The verifier would follow each branch through all that comes later.
+#[inline(always)]
+fn all_if(condition: bool) -> u8 {
+    (condition as u8).wrapping_neg()
 }
 
 /// The time in ticks.

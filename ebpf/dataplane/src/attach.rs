@@ -144,6 +144,7 @@ const PINNED_MAPS: &[&str] = &[
     map::ALLOWED,
     map::FRAGMENTS,
     map::ENDED,
+    map::DOUBTED,
     map::ENDING,
 ];
 /// `bpf_set_retval` is from 5.18; cgroup links alone from 5.7.
@@ -512,7 +513,7 @@ fn shape(name: &str) -> (u32, u32, u32) {
         map::RULES => (size_of::<NetworkKey>(), 4, capacity::RULES),
         map::PORTS => (size_of::<PortKey>(), 4, capacity::PORTS),
         map::FRAGMENTS => (size_of::<FragmentKey>(), size_of::<FragmentPorts>(), capacity::FRAGMENTS),
-        map::ENDED => (0, size_of::<Ended>(), capacity::ENDED),
+        map::ENDED | map::DOUBTED => (0, size_of::<Ended>(), capacity::ENDED),
         map::ENDING => (4, size_of::<Ended>(), 1),
         map::ALLOWED => (size_of::<AllowedKey>(), size_of::<Allowed>(), capacity::ALLOWED),
         other => unreachable!("{other} is no pinned map"),

@@ -1140,10 +1140,22 @@ fn a_slot_that_is_used_again_has_another_selection() {
 
 #[test]
 fn a_flow_may_be_silent_for_as_long_as_its_state_allows() {
-    use dataplane_abi::nat::{ANSWERED, FIN_IN, FIN_OUT, RESET, idle_limit, scarce_idle_limit};
+    use dataplane_abi::nat::{
+        ANSWERED, DIRECT_RETURN, FIN_IN, FIN_OUT, NODE_PORT, RESET_IN, RESET_OUT, idle_limit, is_over,
+        may_be_over, scarce_idle_limit,
+    };
     let tcp = |state| idle_limit(protocol::TCP, state);
     assert_eq!([0, ANSWERED, ANSWERED | FIN_IN, ANSWERED | FIN_OUT].map(tcp), [240, 7440, 240, 240]);
-    assert_eq!([ANSWERED | FIN_IN | FIN_OUT, ANSWERED | RESET].map(tcp), [10, 2]);
+    assert_eq!([FIN_IN | FIN_OUT, FIN_IN | RESET_OUT, RESET_IN | RESET_OUT].map(tcp), [10, 2, 2]);
+    // What anybody could have said who knows addresses and ports.
+    let alone = [RESET_IN, RESET_OUT, FIN_IN | RESET_IN, FIN_OUT | RESET_OUT].map(|state| ANSWERED | state);
+    assert_eq!(alone.map(tcp), [112; 4]);
+    assert_eq!(alone.map(|state| scarce_idle_limit(protocol::TCP, state)), [2; 4]);
+    for state in alone {
+        assert!(!is_over(protocol::TCP, state) && may_be_over(protocol::TCP, NODE_PORT, state));
+    }
+    let closed = |kind| may_be_over(protocol::TCP, kind, ANSWERED | FIN_IN);
+    assert_eq!([NODE_PORT, DIRECT_RETURN].map(closed), [false, true], "the other side is not heard");
     assert_eq!([0, ANSWERED].map(|state| idle_limit(protocol::UDP, state)), [30, 120]);
     // A shortage of ports ends no connection that is open.
     assert_eq!(scarce_idle_limit(protocol::TCP, ANSWERED), 7440);

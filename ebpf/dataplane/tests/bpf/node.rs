@@ -262,24 +262,32 @@ impl Node {
 
     /// As if no connection had ended yet.
     pub fn forget_ends(&self) {
-        let mut ended = self.ended();
-        while ended.pop(0).is_ok() {}
+        for map in [map::ENDED, map::DOUBTED] {
+            let mut ended = self.ended(map);
+            while ended.pop(0).is_ok() {}
+        }
     }
 
     /// Everything was silent for a few seconds, and ended before them, if it ended.
     pub fn let_time_pass(&self) {
-        const TICKS: u32 = 3;
-        let earlier = |entry: NatValue| Some(NatValue { used: entry.used.wrapping_sub(TICKS), ..entry });
+        self.let_ticks_pass(3);
+    }
+
+    pub fn let_ticks_pass(&self, ticks: u32) {
+        let earlier = |entry: NatValue| Some(NatValue { used: entry.used.wrapping_sub(ticks), ..entry });
         [map::NAT, map::INBOUND].into_iter().for_each(|map| self.rewrite_flows(map, earlier));
-        let mut ended = self.ended();
-        let all: Vec<_> = std::iter::from_fn(|| ended.pop(0).ok()).map(Ended::from_bytes).collect();
-        for end in all {
-            ended.push(Ended { at: end.at.wrapping_sub(TICKS), ..end }.to_bytes(), 0).unwrap();
+        for map in [map::ENDED, map::DOUBTED] {
+            let mut ended = self.ended(map);
+            let all: Vec<_> = std::iter::from_fn(|| ended.pop(0).ok()).map(Ended::from_bytes).collect();
+            for end in all {
+                ended.push(Ended { at: end.at.wrapping_sub(ticks), ..end }.to_bytes(), 0).unwrap();
+            }
         }
     }
 
-    fn ended(&self) -> Queue<MapData, [u8; size_of::<Ended>()]> {
-        let data = MapData::from_pin(self.pins().join(map::ENDED)).unwrap();
+    /// One of the queues of flows that ended.
+    pub fn ended(&self, map: &str) -> Queue<MapData, [u8; size_of::<Ended>()]> {
+        let data = MapData::from_pin(self.pins().join(map)).unwrap();
         Queue::try_from(Map::Queue(data)).unwrap()
     }
 

@@ -10,7 +10,7 @@ use aya::programs::ProgramInfo;
 use dataplane::Protocol::{Sctp, Tcp, Udp};
 use dataplane::policy::{self, Change, Isolation, PodLink, PortRange, Ports, RulesetId};
 use dataplane::{Acceleration, Target};
-use dataplane_abi::{NatKey, NatValue, capacity, counter, map, nat};
+use dataplane_abi::{Ended, NatKey, NatValue, capacity, counter, map, nat};
 
 use crate::node::{NODE, Node, OUTSIDE, PLACES, POD, V4, V6, at, frontend, ip, link, run as run_tool};
 use crate::tun::Tun;
@@ -892,11 +892,16 @@ fn a_connection_that_is_over_leaves_when_others_end_later() {
             }
         };
         end_others();
-        assert_eq!(ports(node), (twice(&all), all), "their last packets may be sent again");
+        assert_eq!(ports(node), (twice(&all), all.clone()), "their last packets may be sent again");
         node.let_time_pass();
+        end_others();
+        let mut doubted = all;
+        doubted.retain(|port| *port != closed);
+        assert_eq!(ports(node), (twice(&doubted), doubted), "a reset alone may not have been believed");
         // Somebody speaks after a reset, which it did not believe; and after its end.
         passes(egress, &answers(reset, ACK));
         passes(ingress, &backs[4](ACK));
+        node.let_ticks_pass(nat::DOUBTED_LIMIT + 1);
         end_others();
         assert_eq!(
             ports(node),
@@ -916,6 +921,90 @@ fn a_connection_that_is_over_leaves_when_others_end_later() {
         for map in [map::INBOUND, map::NAT] {
             node.rewrite_flows(map, |_| None);
         }
+    }
+}
+
+/// Whether the flow of a client's port to a node port is known.
+fn is_known(node: &Node, port: u16) -> bool {
+    node.flow_keys(map::INBOUND).iter().any(|key| key.source_port_be == port.to_be())
+}
+
+/// Nobody but the one who sent it knows whether a reset has the right sequence number, and of a flow with direct return only the client's end is seen.
+#[test]
+fn what_may_be_over_leaves_after_minutes_of_silence() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    node.masquerade();
+    let attached = node.attachments();
+    let (ingress, egress) = (attached["orlop_ingress"].program, attached["orlop_egress"].program);
+    for place in PLACES {
+        node.set(frontend(place.node, 30080, Tcp), &[at(place.pod, 8080)]);
+        let target = Target { direct_return: true, ..Target::all([at(place.remote, 8080)]) };
+        node.lead(frontend(place.node, 30081, Tcp), &target);
+        let asks = |port: u16, service: u16, tcp_flags| {
+            let asks = Frame { tcp_flags, ..frame(TCP, (place.outside, port), (place.node, service)) };
+            assert_eq!(run(ingress, &asks.bytes()).0, NEXT);
+        };
+        let answers = |port: u16, tcp_flags| {
+            let answers = frame(TCP, (place.pod, 8080), (place.outside, port));
+            assert_eq!(run(egress, &Frame { tcp_flags, ..answers }.bytes()).0, NEXT);
+        };
+        let mut last = 7100;
+        let mut end_another = || {
+            last += 1;
+            asks(last, 30080, SYN);
+            asks(last, 30080, RST);
+        };
+        node.forget_ends();
+        let [both, closed, reset, told, talks] = [6101, 6102, 6103, 6104, 6105];
+        for port in [both, closed, reset] {
+            asks(port, 30080, SYN);
+            answers(port, SYN | ACK);
+        }
+        for port in [told, talks] {
+            asks(port, 30081, SYN);
+            asks(port, 30081, FIN | ACK);
+        }
+        // What the other side says to it leaves no doubt.
+        asks(both, 30080, RST);
+        answers(both, RST);
+        answers(closed, FIN | ACK);
+        asks(closed, 30080, RST);
+        asks(reset, 30080, RST);
+        let known = |node: &Node| [both, closed, reset, told, talks].map(|port| is_known(node, port));
+        node.let_time_pass();
+        (0..4).for_each(|_| end_another());
+        assert_eq!(known(node), [false, false, true, true, true]);
+        // The client hears its answers yet, and says so.
+        node.let_ticks_pass(60);
+        asks(talks, 30081, ACK);
+        node.let_ticks_pass(60);
+        (0..4).for_each(|_| end_another());
+        assert_eq!(known(node), [false, false, false, false, true]);
+        // Behind those that ended meanwhile.
+        node.let_ticks_pass(nat::DOUBTED_LIMIT + 1);
+        (0..4).for_each(|_| end_another());
+        assert_eq!(known(node), [false; 5]);
+
+        // Where too many wait, the first ones leave that were silent for a few seconds.
+        node.forget_ends();
+        let [first, second] = [6106, 6107];
+        for port in [first, second] {
+            asks(port, 30080, SYN);
+            asks(port, 30080, RST);
+        }
+        let mut doubted = node.ended(map::DOUBTED);
+        let nobody = [0; size_of::<Ended>()];
+        let more = std::iter::from_fn(|| doubted.push(nobody, 0).ok()).count();
+        assert_eq!(more + 2, capacity::DOUBTED);
+        end_another();
+        assert!(is_known(node, first), "a moment after its end");
+        node.let_time_pass();
+        asks(second, 30080, RST);
+        end_another();
+        assert_eq!([first, second].map(|port| is_known(node, port)), [false, true], "that one was heard of");
+        node.forget_ends();
+        node.rewrite_flows(map::INBOUND, |_| None);
     }
 }
 
