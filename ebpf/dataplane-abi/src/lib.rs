@@ -51,6 +51,7 @@ pub mod map {
     pub const ENDED: &str = "ORLOP_ENDED";
     pub const DOUBTED: &str = "ORLOP_DOUBTED";
     pub const ENDING: &str = "ORLOP_ENDING";
+    pub const PATHS: &str = "ORLOP_PATHS";
 }
 
 /// Sizes the maps are compiled with. A map that is pinned already must have the same.
@@ -99,6 +100,8 @@ pub mod capacity {
     pub const ALLOWED: usize = 65_536;
     /// Datagrams in several fragments that are on their way at a time.
     pub const FRAGMENTS: usize = 4096;
+    /// Endpoints on other nodes whose path is narrower than the link to there. Beyond, those not asked for long are found out again.
+    pub const PATHS: usize = 4096;
 }
 
 /// IP protocol numbers.
@@ -648,6 +651,21 @@ pub mod geneve {
     /// All that stands before the packet: IP, UDP, and these.
     pub const ROOM_V4: usize = 20 + 8 + BEFORE_DATA + 8;
     pub const ROOM_V6: usize = 40 + 8 + BEFORE_DATA + 20;
+
+    /// The least that a path has to take: of IPv6 as RFC 8200 has it, of IPv4 what the kernel believes (`ip_rt_min_pmtu`).
+    pub const LEAST_MTU_V4: u32 = 552;
+    pub const LEAST_MTU_V6: u32 = 1280;
+    /// For how many ticks of [`super::nat::TICK_SHIFT`] a path stays narrow; the kernel looks again after ten minutes, too.
+    pub const PATH_TICKS: u32 = 558;
+}
+
+/// How long a packet to an endpoint may be on its whole way, where somebody complained.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathMtu {
+    pub mtu: u32,
+    /// In ticks of [`nat::TICK_SHIFT`].
+    pub since: u32,
 }
 
 /// What takes the place of the address that the direction rewrites. What most entries do not have stands apart: for a longer row of zeros the
@@ -943,6 +961,7 @@ plain! {
     NatKey: 40 { source: Address, destination: Address, source_port_be: u16, destination_port_be: u16, protocol: u8, direction: u8, reserved: u16 }
     NatValue: 48 { address: Address, selection: u64, used: u32, slot: u16, client_port_be: u16, port_be: u16, state: u8, kind: u8, backend: u32, generation: u32, link: u32 }
     Ended: 48 { key: NatKey, held: u32, at: u32 }
+    PathMtu: 8 { mtu: u32, since: u32 }
     PodPolicy: 16 { ingress: u32, egress: u32, netns: i32, reserved: u32 }
     PortKey: 12 { prefix: u32, list: u32, protocol: u8, reserved: u8, port_be: u16 }
     AllowedKey: 44 { pod: Address, peer: Address, pod_port_be: u16, peer_port_be: u16, protocol: u8, reserved: u8, reserved2: u16, link: u32 }

@@ -5,6 +5,8 @@
 //! travels in Geneve (RFC 8926), addressed to the backend itself, with that address in an option. The node takes the packet out, and keeps what it was told
 //! as the flow's entry (`nat::TOLD`), as if the flow had been translated there. What follows goes as it is.
 //!
+//! A path to a node may be narrower than the link to there: what a router says of that is heard here, since the kernel has no socket that it could tell.
+//!
 //! Who may tell is written down by user space: a packet from anybody else is not looked into.
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
@@ -14,11 +16,11 @@ use aya_ebpf::bindings::{
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_check_mtu;
 use aya_ebpf::programs::TcContext;
-use dataplane_abi::{Address, NatKey, NatValue, NetworkKey, counter, geneve, nat, policy, protocol};
+use dataplane_abi::{Address, NatKey, NatValue, NetworkKey, PathMtu, counter, geneve, nat, policy, protocol};
 
 use crate::ended::Held;
-use crate::maps::{ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_RULES, count};
-use crate::packet::{self, ETHERNET_LENGTH, Layer, Packet, Parsed};
+use crate::maps::{ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_PATHS, ORLOP_RULES, count};
+use crate::packet::{self, ETHERNET_LENGTH, IcmpError, Layer, Packet, Parsed};
 use crate::uplink::{self, BEGINS, DROP, NEXT};
 
 /// What is put before a packet, for the devices.
@@ -67,8 +69,11 @@ pub fn leaves(ctx: &TcContext, layer: Layer) -> i32 {
     };
     // SAFETY: the value is copied at once; an element that is recycled meanwhile misleads one packet, which its receiver refuses.
     let entry = unsafe { *element };
-    if is_part || !has_room(ctx, &packet) {
-        return if entry.state & nat::TOLD_OF == 0 { BEGINS } else { NEXT };
+    let path = narrow_path(&packet.destination);
+    if is_part || !has_room(ctx, &packet, path) {
+        // What was told by a narrow path may not have come there.
+        let is_told_of = entry.state & nat::TOLD_OF != 0 && path.is_none();
+        return if is_told_of { NEXT } else { BEGINS };
     }
     if wrap(ctx, &packet, &entry).is_err() {
         count(counter::REWRITE_FAILED);
@@ -151,11 +156,38 @@ fn note(packet: &Packet, told: &Told) -> i32 {
     if uplink::written(ORLOP_INBOUND.insert(&key, &entry, 0)) { NEXT } else { DROP }
 }
 
-/// Whether the link takes the packet with what is put before it.
+/// An error that came in. If it is about what this node told another one, its packet was too long for the path: the next ones of such a length go
+/// on under this node's address. The kernel, which has no socket for those, takes no notice.
 #[inline(always)]
-fn has_room(ctx: &TcContext, packet: &Packet) -> bool {
+pub fn hear(ctx: &TcContext, error: &IcmpError) {
+    let IcmpError { destination, quoted, .. } = error;
+    if !is_for_nodes(quoted) || !destination.is(&quoted.source) {
+        return;
+    }
+    if let Some(mtu) = packet::path_mtu(ctx, error) {
+        let least = if destination.is_v4() { geneve::LEAST_MTU_V4 } else { geneve::LEAST_MTU_V6 };
+        let path = PathMtu { mtu: mtu.max(least), since: uplink::now() };
+        // Where the kernel has no room for a moment, the next one is lost, too.
+        let _ = ORLOP_PATHS.insert(&quoted.destination, &path, 0);
+    }
+}
+
+/// How long a packet to an endpoint may be, where that is known to be less than the link takes.
+#[inline(always)]
+fn narrow_path(endpoint: &Address) -> Option<u32> {
+    // SAFETY: the value is copied at once; one of a recycled element misjudges one packet.
+    let PathMtu { mtu, since } = unsafe { ORLOP_PATHS.get(endpoint) }.copied()?;
+    (uplink::now().wrapping_sub(since) < geneve::PATH_TICKS).then_some(mtu)
+}
+
+/// Whether the link and the path take the packet with what is put before it.
+#[inline(always)]
+fn has_room(ctx: &TcContext, packet: &Packet, path: Option<u32>) -> bool {
     let mut mtu = 0_u32;
     let more = if packet.destination.is_v4() { geneve::ROOM_V4 } else { geneve::ROOM_V6 };
+    if path.is_some_and(|path| ctx.len() - ETHERNET_LENGTH as u32 + more as u32 > path) {
+        return false;
+    }
     // SAFETY: the kernel gave this context to this run of the program; the helper writes one number.
     unsafe {
         (*ctx.skb.skb).gso_size == 0

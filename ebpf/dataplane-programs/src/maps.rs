@@ -5,9 +5,9 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, SkStorage};
 use aya_ebpf::macros::btf_map;
 use dataplane_abi::{
-    Affinity, AffinityKey, Allowed, AllowedKey, Backend, ClientAddresses, Config, Connected, Counted, Ended,
-    FlowKey, FlowValue, FragmentKey, FragmentPorts, FrontendKey, NatKey, NatValue, PodPolicy, Service,
-    ServiceCounts, ShownPeer, SocketRecord, Tried, capacity,
+    Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, ClientAddresses, Config, Connected,
+    Counted, Ended, FlowKey, FlowValue, FragmentKey, FragmentPorts, FrontendKey, NatKey, NatValue, PathMtu,
+    PodPolicy, Service, ServiceCounts, ShownPeer, SocketRecord, Tried, capacity,
 };
 
 /// User space writes these through memory instead of system calls.
@@ -104,6 +104,10 @@ pub static ORLOP_ALLOWED: LruHashMap<AllowedKey, Allowed, { capacity::ALLOWED }>
 #[btf_map]
 pub static ORLOP_FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { capacity::FRAGMENTS }> =
     LruHashMap::new();
+
+/// By the endpoint's address.
+#[btf_map]
+pub static ORLOP_PATHS: LruHashMap<Address, PathMtu, { capacity::PATHS }> = LruHashMap::new();
 
 #[btf_map]
 pub static ORLOP_CONFIG: Array<Config, 1> = Array::new();

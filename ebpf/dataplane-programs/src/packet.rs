@@ -65,6 +65,9 @@ const ICMP_LENGTH: usize = 8;
 const ICMP_ECHO_REPLY: u8 = 0;
 const ICMP_ECHO: u8 = 8;
 const ICMP_UNREACHABLE: u8 = 3;
+/// As code of [`ICMP_UNREACHABLE`]: fragmentation needed.
+const ICMP_TOO_LONG: u8 = 4;
+const ICMPV6_TOO_LONG: u8 = 2;
 const ICMP_TIME_EXCEEDED: u8 = 11;
 const ICMP_PARAMETER_PROBLEM: u8 = 12;
 /// Unreachable, packet too big, time exceeded and parameter problem.
@@ -546,6 +549,18 @@ fn icmp_error(ctx: &TcContext, outer: &Header) -> Option<IcmpError> {
         network: outer.network,
         checksum: outer.transport + ICMP_CHECKSUM_OFFSET,
     })
+}
+
+/// How long the quoted packet might have been, if the error says that it was too long.
+#[inline(always)]
+pub fn path_mtu(ctx: &TcContext, error: &IcmpError) -> Option<u32> {
+    let message = error.checksum - ICMP_CHECKSUM_OFFSET;
+    let [kind, code]: [u8; 2] = ctx.load(message).ok()?;
+    match (error.destination.is_v4(), kind, code) {
+        (true, ICMP_UNREACHABLE, ICMP_TOO_LONG) => Some(u16::from_be(ctx.load(message + 6).ok()?) as u32),
+        (false, ICMPV6_TOO_LONG, _) => Some(u32::from_be(ctx.load(message + 4).ok()?)),
+        _ => None,
+    }
 }
 
 /// Writes another address, of the same family, and port to one end and mends the checksums. `Err` leaves a packet that must be

@@ -274,7 +274,10 @@ pub fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
             let client_port_be = client_port_or(client_port_be, error.quoted.destination_port_be);
             finish(packet::rewrite_error(ctx, &error, End::Source, true, &address, port_be, client_port_be))
         }
-        _ => NEXT,
+        _ => {
+            direct_return::hear(ctx, &error);
+            NEXT
+        }
     }
 }
 

@@ -146,6 +146,7 @@ const PINNED_MAPS: &[&str] = &[
     map::ENDED,
     map::DOUBTED,
     map::ENDING,
+    map::PATHS,
 ];
 /// `bpf_set_retval` is from 5.18; cgroup links alone from 5.7.
 const CGROUP_LINKS_SINCE: &str = "5.18";
@@ -479,15 +480,15 @@ fn layouts(pin_root: &Path) -> Result<Vec<PathBuf>, OpenError> {
 
 /// Key and value sizes and the number of elements of each pinned map. Socket storage is not counted.
 fn shape(name: &str) -> (u32, u32, u32) {
+    use dataplane_abi::{Address, ShownPeer, SocketRecord, Tried, capacity};
     use dataplane_abi::{
         Affinity, AffinityKey, Backend, ClientAddresses, Config, Connected, Counted, Ended, FlowKey,
         FlowValue, FrontendKey, NatKey,
     };
     use dataplane_abi::{
-        Allowed, AllowedKey, FragmentKey, FragmentPorts, NatValue, NetworkKey, PodPolicy, PortKey, Service,
-        ServiceCounts,
+        Allowed, AllowedKey, FragmentKey, FragmentPorts, NatValue, NetworkKey, PathMtu, PodPolicy, PortKey,
+        Service, ServiceCounts,
     };
-    use dataplane_abi::{ShownPeer, SocketRecord, Tried, capacity};
     let (key, value, elements) = match name {
         map::FRONTENDS => (size_of::<FrontendKey>(), 4, capacity::FRONTENDS),
         map::SERVICES => (4, size_of::<Service>(), capacity::FRONTENDS),
@@ -514,6 +515,7 @@ fn shape(name: &str) -> (u32, u32, u32) {
         map::PORTS => (size_of::<PortKey>(), 4, capacity::PORTS),
         map::FRAGMENTS => (size_of::<FragmentKey>(), size_of::<FragmentPorts>(), capacity::FRAGMENTS),
         map::ENDED | map::DOUBTED => (0, size_of::<Ended>(), capacity::ENDED),
+        map::PATHS => (size_of::<Address>(), size_of::<PathMtu>(), capacity::PATHS),
         map::ENDING => (4, size_of::<Ended>(), 1),
         map::ALLOWED => (size_of::<AllowedKey>(), size_of::<Allowed>(), capacity::ALLOWED),
         other => unreachable!("{other} is no pinned map"),

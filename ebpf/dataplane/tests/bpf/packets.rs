@@ -10,7 +10,7 @@ use aya::programs::ProgramInfo;
 use dataplane::Protocol::{Sctp, Tcp, Udp};
 use dataplane::policy::{self, Change, Isolation, PodLink, PortRange, Ports, RulesetId};
 use dataplane::{Acceleration, Target};
-use dataplane_abi::{Ended, NatKey, NatValue, capacity, counter, map, nat};
+use dataplane_abi::{Ended, NatKey, NatValue, PathMtu, capacity, counter, geneve, map, nat};
 
 use crate::node::{NODE, Node, OUTSIDE, PLACES, POD, V4, V6, at, frontend, ip, link, run as run_tool};
 use crate::tun::Tun;
@@ -808,6 +808,68 @@ fn packets_that_tell_another_node_of_their_flow() {
             let cut = &sent[..ETHERNET + header.len() + 10];
             assert_eq!(arrives(&[place.node], node, cut).0, DROP, "not even a header");
             node.rewrite_flows(map::INBOUND, |_| None);
+        }
+    }
+}
+
+/// The kernel has no socket for what this node tells others, and so takes no notice of an error about it.
+#[test]
+fn what_is_too_long_for_the_path_to_another_node_goes_on_under_this_nodes_address() {
+    let mut bench = Bench::new();
+    let node = &mut bench.node;
+    node.masquerade();
+    let attached = node.attachments();
+    let (ingress, egress) = (attached["orlop_ingress"].program, attached["orlop_egress"].program);
+    for place in PLACES {
+        let target = Target { direct_return: true, ..Target::all([at(place.remote, 8080)]) };
+        node.lead(frontend(place.node, 30080, Udp), &target);
+        let begins = |port: u16| {
+            let asks = frame(UDP, (place.outside, port), (place.node, 30080));
+            run(ingress, &asks.bytes()).1
+        };
+        let room = told(&place, &begins(4200)[ETHERNET..], 30080).len();
+        // So long that it just fits the path with what is put before it, or is too long by a byte.
+        let datagram = |port: u16, more: usize| {
+            let mut datagram = begins(port);
+            datagram.resize(ETHERNET + usize::from(MTU) - room + more, 0);
+            datagram
+        };
+        let shown = |packet: &[u8]| {
+            let (verdict, left) = run(egress, packet);
+            assert_eq!(verdict, NEXT);
+            let header = if place.node.is_ipv4() { 20 } else { 40 };
+            let (from, _) = addresses(&left[ETHERNET..][..header]);
+            (from, left.len() > packet.len())
+        };
+        let wrapped = (place.node, true);
+        let under_the_nodes = (place.node, false);
+        assert_eq!(shown(&datagram(4200, 1)), wrapped, "nobody complained yet");
+        let complains = |to: IpAddr, port: u16| {
+            let about = frame(UDP, (place.node, 4200), (place.remote, port));
+            let error = TooBig { from: place.neighbour, to, about }.bytes();
+            assert_eq!(run(ingress, &error), (NEXT, error.clone()), "the node's own");
+        };
+        complains(place.node, geneve::PORT + 1);
+        complains(place.outside, geneve::PORT);
+        assert_eq!(shown(&datagram(4200, 1)), wrapped, "it is not about what this node told");
+        complains(place.node, geneve::PORT);
+        assert_eq!(shown(&datagram(4201, 0)), wrapped, "there is room");
+        assert_eq!(shown(&datagram(4201, 1)), under_the_nodes, "whether or not it was told of");
+        assert_eq!(shown(&datagram(4200, 1)), under_the_nodes, "what was lost");
+        assert_eq!(shown(&datagram(4200, 0)), under_the_nodes, "and so the flow goes on");
+        // The path may be another one by and by.
+        let data = MapData::from_pin(node.pins().join(map::PATHS)).unwrap();
+        let mut paths: HashMap<MapData, [u8; 16], [u8; 8]> =
+            HashMap::try_from(Map::LruHashMap(data)).unwrap();
+        let (endpoint, path) = paths.iter().next().unwrap().unwrap();
+        let PathMtu { mtu, since } = PathMtu::from_bytes(path);
+        assert_eq!(mtu, u32::from(MTU));
+        let since = since.wrapping_sub(geneve::PATH_TICKS);
+        paths.insert(endpoint, PathMtu { mtu, since }.to_bytes(), 0).unwrap();
+        assert_eq!(shown(&datagram(4202, 1)), wrapped);
+        paths.remove(&endpoint).unwrap();
+        for map in [map::INBOUND, map::NAT] {
+            node.rewrite_flows(map, |_| None);
         }
     }
 }

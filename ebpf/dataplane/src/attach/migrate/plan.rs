@@ -101,7 +101,8 @@ const CONNECTIONS: &str = "connections";
 
 /// Whether nobody misses what a map holds after a moment.
 pub fn is_transient(name: &str) -> bool {
-    [map::COUNTERS, map::FRAGMENTS, map::TRIED, map::ENDED, map::DOUBTED, map::ENDING].contains(&name)
+    [map::COUNTERS, map::FRAGMENTS, map::TRIED, map::ENDED, map::DOUBTED, map::ENDING, map::PATHS]
+        .contains(&name)
 }
 
 pub fn is_table(name: &str) -> bool {
