@@ -4,6 +4,7 @@
 //! adopted where an earlier process attached it. What is not wanted any more, or cannot be given our program, goes with the stale links.
 
 use std::error::Error;
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -16,11 +17,18 @@ use super::{Attached, OpenError, Uplink, ensure_loaded, get, identity, uplinks};
 use crate::sys;
 use crate::{Acceleration, Options};
 
+#[cfg(test)]
+mod tests;
+
 pub const PROGRAM: &str = "orlop_xdp";
 /// Programs for packets in several buffers; links of XDP programs are older.
 const SINCE: &str = "5.18";
 
 const VETH: &str = "veth";
+/// TUN links without Ethernet have none of the hardware's kind that is asked for, so these are TAPs.
+const TAP: &str = "tun";
+/// Both sides of a link of Xen.
+const XEN: &str = "vif";
 const BOND: &str = "bonding";
 /// Links that put packets into others, and the overlay among them.
 const TUNNELS: &[&str] = &["vxlan", "geneve", "gretap", "ip6gretap", "erspan", "ip6erspan"];
@@ -30,10 +38,8 @@ const TUNNELS: &[&str] = &["vxlan", "geneve", "gretap", "ip6gretap", "erspan", "
 pub enum Refusal {
     #[error("its driver cannot be told")]
     Unknown(#[source] io::Error),
-    #[error(
-        "it is a veth link: the checksums of its packets may have to be made yet, and XDP would spoil them"
-    )]
-    PartialChecksums,
+    #[error("it is {link}: the checksums of its packets may have to be made yet, and XDP would spoil them")]
+    PartialChecksums { link: &'static str },
     #[error("it is a bond, whose packets are those of other links to XDP")]
     Bond,
     #[error("its driver, {driver}, has no XDP")]
@@ -89,14 +95,14 @@ fn attach_one(
     wanted: &mut Attached,
 ) -> Result<Result<(), Refusal>, OpenError> {
     let driver = match sys::driver(uplink.name) {
-        Ok(driver) if TUNNELS.contains(&driver.as_str()) => return Ok(Ok(())),
-        Ok(driver) if driver == VETH && acceleration != Acceleration::EvenVeth => {
-            return Ok(Err(Refusal::PartialChecksums));
-        }
-        Ok(driver) if driver == BOND => return Ok(Err(Refusal::Bond)),
         Ok(driver) => driver,
         Err(error) => return Ok(Err(Refusal::Unknown(error))),
     };
+    match judge(&driver, || tun_flags(uplink.name), acceleration) {
+        Ok(Place::Driver) => {}
+        Ok(Place::Tunnel) => return Ok(Ok(())),
+        Err(refusal) => return Ok(Err(refusal)),
+    }
     let program: &mut Xdp = get(programs, PROGRAM)?;
     ensure_loaded(program.load(), PROGRAM)?;
     let (fd, loaded) = identity(program.fd(), program.info(), PROGRAM)?;
@@ -109,6 +115,41 @@ fn attach_one(
     }
     wanted.links.insert(target.pin);
     Ok(Ok(()))
+}
+
+/// What an Ethernet link is to XDP.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Tunnel,
+    /// The kernel knows whether it can.
+    Driver,
+}
+
+/// What a driver's links are; `tun_flags` are those of a TAP, as far as they can be told. That the host leaves checksums to a guest `virtio_net` switches
+/// off with the program, or refuses it.
+fn judge(
+    driver: &str,
+    tun_flags: impl FnOnce() -> Option<u32>,
+    acceleration: Acceleration,
+) -> Result<Place, Refusal> {
+    let link = match driver {
+        _ if TUNNELS.contains(&driver) => return Ok(Place::Tunnel),
+        BOND => return Err(Refusal::Bond),
+        VETH if acceleration != Acceleration::EvenVeth => "a veth link",
+        // Whoever writes a packet without such a header makes its checksum.
+        TAP if tun_flags().is_none_or(|flags| flags & libc::IFF_VNET_HDR as u32 != 0) => {
+            "a TAP link as virtual machines have (vnet_hdr)"
+        }
+        // A packet that another guest of the host made comes as that left it.
+        XEN => "a link of Xen",
+        _ => return Ok(Place::Driver),
+    };
+    Err(Refusal::PartialChecksums { link })
+}
+
+fn tun_flags(interface: &str) -> Option<u32> {
+    let text = fs::read_to_string(format!("/sys/class/net/{interface}/tun_flags")).ok()?;
+    u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
 }
 
 fn refusal(source: io::Error, interface: &str, driver: String) -> Refusal {

@@ -725,6 +725,11 @@ fn links_that_cannot_are_named_or_left_out() {
              spoil them"
         )
     );
+    ip("tuntap add dev guest0 mode tap vnet_hdr");
+    node.options().uplinks = vec!["guest0".into()];
+    let error = refused(&mut node);
+    assert!(error.contains("it is a TAP link as virtual machines have (vnet_hdr): the checksums"), "{error}");
+    ip("link del guest0");
     ip("link add bridge0 type bridge");
     node.options().uplinks = vec!["bridge0".into()];
     let no_xdp = format!("accelerate uplink bridge0 {remedy}: its driver, bridge, has no XDP");
