@@ -26,8 +26,10 @@ impl Clients {
     pub fn start(dataplane: Option<Dataplane>, node: &[IpAddr], sandboxes: &[SandboxStatus]) -> Self {
         let clients = Self { dataplane, known: Mutex::default() };
         let ready = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Ready);
-        // All are tried, whatever fails.
-        let is_whole = ready.fold(true, |is_whole, sandbox| clients.admit(sandbox) && is_whole);
+        let mut is_whole = true;
+        for sandbox in ready {
+            is_whole &= clients.admit(sandbox);
+        }
         if let Some(dataplane) = &clients.dataplane
             && let Err(error) = clients.begin(dataplane, node, is_whole)
         {

@@ -93,7 +93,7 @@ fn chosen(slot: u32, of: select::Chosen) -> Chosen {
     Chosen { address, port_be, pick: Pick { id, generation, slot, selection } }
 }
 
-/// The choice brought up to date, if its backend lives and still is one of `key`'s, and the client may still ask. That another
+/// The choice brought up to date, if its backend lives and still is one of `key`'s, and the client may still ask ([`may_go_on`]). That another
 /// service lists the backend does not count.
 #[inline(always)]
 pub fn still_there(
@@ -109,12 +109,12 @@ pub fn still_there(
     if let Some(mut maps) = service(pick.slot, key).map(maps)
         && maps.selection() == pick.selection
     {
-        return select::may_ask(&mut maps).then_some(pick);
+        return may_go_on(&mut maps).then_some(pick);
     }
     let (slot, service) = look_up(key)?;
     let mut maps = maps(service);
     let selection = select::find(&mut maps, pick.id)?;
-    select::may_ask(&mut maps).then_some(Pick { slot, selection, ..pick })
+    may_go_on(&mut maps).then_some(Pick { slot, selection, ..pick })
 }
 
 /// Whether nothing has changed that the choice depends on: its backend lives, `key`'s service has the very list that it was made from, and the client may
@@ -131,6 +131,13 @@ pub fn is_unchanged(key: &FrontendKey, origin: Origin, client: impl Fn() -> Clie
 #[inline(always)]
 pub fn count(slot: u32, outcome: Outcome) {
     orlop_count(slot, outcome as u32);
+}
+
+/// Whether a client may ask that did so before. A pod's packets were looked at when their flow began: to look again, the stack has no room.
+#[inline(always)]
+fn may_go_on<C: Fn() -> Client>(maps: &mut Maps<'_, C>) -> bool {
+    let is_pods_packet = maps.origin == Origin::Inside && (maps.client)().netns.is_none();
+    is_pods_packet || select::may_ask(maps)
 }
 
 /// Whether a service answers there.
