@@ -14,7 +14,7 @@ use nix::sched::CloneFlags;
 
 use crate::node::{
     LIMIT, Links, Node, PLACES, Place, V4, V6, ask_long, ask_tcp, ask_udp, at, await_address, frontend,
-    inside, ip, serve_tcp, serve_udp,
+    inside, ip, make_namespace, serve_tcp, serve_udp,
 };
 use crate::uplink::ask_all;
 
@@ -27,8 +27,8 @@ struct Far {
 impl Far {
     fn make() -> Self {
         let links = Links::make();
+        make_namespace("far");
         for line in [
-            "netns add far",
             "link add far0 type veth peer name eth0 netns far",
             "addr add 198.51.100.1/24 dev far0",
             "addr add 2001:db8:1::1/64 dev far0 nodad",

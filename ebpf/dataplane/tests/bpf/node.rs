@@ -485,9 +485,9 @@ pub struct Links;
 impl Links {
     pub fn make() -> Self {
         harness::private_host::require();
+        expect_no_duplicates();
+        ["pod", "outside"].into_iter().for_each(make_namespace);
         for line in [
-            "netns add pod",
-            "netns add outside",
             "link add pod0 type veth peer name eth0 netns pod",
             "link add uplink type veth peer name eth0 netns outside",
             "addr add 10.244.0.1/24 dev pod0",
@@ -535,6 +535,18 @@ impl Drop for Links {
         nix::mount::umount("/run/netns").unwrap();
         std::fs::remove_dir("/run/netns").unwrap();
     }
+}
+
+/// One more network namespace.
+pub fn make_namespace(name: &str) {
+    ip(&format!("netns add {name}"));
+    inside(name, expect_no_duplicates).join().unwrap();
+}
+
+/// Links of the thread's namespace that come later ask nobody whether their addresses are taken. For the second that this takes, a link has no address
+/// to look for its neighbours from, and what it should forward to them is lost.
+fn expect_no_duplicates() {
+    std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
 }
 
 /// Waits until an IPv6 address takes packets: the kernel puts in the route that does later, in the background.
