@@ -5,8 +5,8 @@
 //! those that are sent again, have found them until then. What goes on after its end, or has no room in the queue, is left to the kernel, and so is what is silent without an end.
 //!
 //! Of some it is not sure that they are over: a reset may be somebody's who guessed addresses and ports, and whom its receiver does not believe; and what a backend
-//! says to its client past this node, nobody here hears. These wait in a queue of their own, for minutes, and one that says a word meanwhile has its turn again. Where that queue is
-//! full the first one makes room, if it was silent for a few seconds: so they never fill the maps.
+//! says to its client past this node, nobody here hears. These wait in a queue of their own, for minutes, and one that says a word meanwhile has its turn again. Where a queue is
+//! full its first ones make room, if they have been silent for a moment: so what is over never fills the maps.
 
 use aya_ebpf::btf_maps::Queue;
 use dataplane_abi::{Address, Ended, NatKey, NatValue, nat};
@@ -16,6 +16,8 @@ use crate::uplink;
 
 /// For how many ticks the packets of an end may go on.
 const LINGERS: u32 = 2;
+/// The same where a queue is full: so many have ended since that the first one's last packets are long gone.
+const HURRIES: u32 = 0;
 /// How many are taken out of each queue for each that ends.
 const TAKEN_OUT: u32 = 2;
 
@@ -58,20 +60,22 @@ pub extern "C" fn orlop_ended() -> i32 {
     let Some(ending) = ORLOP_ENDING.get_ptr_mut(0) else { return 0 };
     // SAFETY: as in `note`.
     let ended = unsafe { *ending };
-    if last(&ended) == Some(Last::Sure) {
-        // Where there is no room, the kernel evicts it one day.
-        let _ = ORLOP_ENDED.push(ended, 0);
-    }
+    let is_full = last(&ended) == Some(Last::Sure) && ORLOP_ENDED.push(ended, 0).is_err();
+    let limit = if is_full { HURRIES } else { LINGERS };
     // More than come in, so that they get fewer.
     for _ in 0..TAKEN_OUT {
-        let Some(oldest) = first(&ORLOP_ENDED, LINGERS) else { break };
+        let Some(oldest) = first(&ORLOP_ENDED, limit) else { break };
         // Who speaks after a reset did not believe it, and a connection may have begun anew: they go on.
         if let Some((flows, value)) = find(&oldest)
             && nat::is_over(oldest.key.protocol, value.state)
-            && is_long_ago(value.used, LINGERS)
+            && is_long_ago(value.used, limit)
         {
             take_out(flows, &oldest.key, &value);
         }
+    }
+    if is_full {
+        // Where there is still no room, the kernel evicts it one day.
+        let _ = ORLOP_ENDED.push(ended, 0);
     }
     0
 }
@@ -89,7 +93,7 @@ pub extern "C" fn orlop_doubted() -> i32 {
     };
     let is_doubted = last(&ended) == Some(Last::Doubted);
     let is_full = is_doubted && ORLOP_DOUBTED.push(ended, 0).is_err();
-    let limit = if is_full { LINGERS } else { nat::DOUBTED_LIMIT };
+    let limit = if is_full { HURRIES } else { nat::DOUBTED_LIMIT };
     for _ in 0..TAKEN_OUT {
         let Some(mut oldest) = first(&ORLOP_DOUBTED, limit) else { break };
         let Some((flows, value)) = find(&oldest) else { continue };
@@ -122,7 +126,7 @@ fn first<const ROOM: usize>(queue: &Queue<Ended, ROOM>, limit: u32) -> Option<En
 
 #[inline(always)]
 fn is_long_ago(at: u32, limit: u32) -> bool {
-    uplink::now().wrapping_sub(at) > limit
+    uplink::now().wrapping_sub(at).cast_signed() > limit.cast_signed()
 }
 
 /// Whether a connection is over.

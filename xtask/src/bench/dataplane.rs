@@ -81,9 +81,10 @@ fn build_bench(package: &str, name: &str) -> Result<PathBuf> {
     executable(&messages)
 }
 
-/// What cargo says that it built last.
+/// What cargo says that it built as the bench: it builds the package's programs with it.
 fn executable(messages: &str) -> Result<PathBuf> {
-    let built = messages.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let path = built.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next();
+    let built = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut benches = built.filter(|message| message["target"]["kind"][0] == "bench");
+    let path = benches.find_map(|message| message["executable"].as_str().map(PathBuf::from));
     path.context("cargo named no executable of the bench")
 }

@@ -1048,23 +1048,40 @@ fn what_may_be_over_leaves_after_minutes_of_silence() {
         (0..4).for_each(|_| end_another());
         assert_eq!(known(node), [false; 5]);
 
-        // Where too many wait, the first ones leave that were silent for a few seconds.
-        node.forget_ends();
-        let [first, second] = [6106, 6107];
-        for port in [first, second] {
+        // Where too many wait, the first ones leave that have been silent for a moment.
+        let end_surely = |port| {
+            asks(port, 30080, SYN);
+            asks(port, 30080, FIN | ACK);
+            answers(port, FIN | ACK);
+        };
+        let end_doubted = |port| {
             asks(port, 30080, SYN);
             asks(port, 30080, RST);
+        };
+        let queues: [(_, _, &dyn Fn(u16)); 2] =
+            [(map::ENDED, capacity::ENDED, &end_surely), (map::DOUBTED, capacity::DOUBTED, &end_doubted)];
+        for (queue, room, end) in queues {
+            node.forget_ends();
+            let [first, second, third, fourth] = [6106, 6107, 6108, 6109];
+            [first, second].into_iter().for_each(end);
+            let mut waiting = node.ended(queue);
+            let nobody = [0; size_of::<Ended>()];
+            let more = std::iter::from_fn(|| waiting.push(nobody, 0).ok()).count();
+            assert_eq!(more + 2, room);
+            // In the future: no tick more or less decides.
+            node.let_ticks_pass(10_u32.wrapping_neg());
+            end(third);
+            assert!(is_known(node, first), "a moment after its end");
+            node.let_ticks_pass(20);
+            asks(second, 30080, RST);
+            node.let_ticks_pass(9_u32.wrapping_neg());
+            end(fourth);
+            assert_eq!(
+                [first, second].map(|port| is_known(node, port)),
+                [false, true],
+                "that one was heard of"
+            );
         }
-        let mut doubted = node.ended(map::DOUBTED);
-        let nobody = [0; size_of::<Ended>()];
-        let more = std::iter::from_fn(|| doubted.push(nobody, 0).ok()).count();
-        assert_eq!(more + 2, capacity::DOUBTED);
-        end_another();
-        assert!(is_known(node, first), "a moment after its end");
-        node.let_time_pass();
-        asks(second, 30080, RST);
-        end_another();
-        assert_eq!([first, second].map(|port| is_known(node, port)), [false, true], "that one was heard of");
         node.forget_ends();
         node.rewrite_flows(map::INBOUND, |_| None);
     }
