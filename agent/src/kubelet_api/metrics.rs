@@ -52,6 +52,7 @@ pub const DATAPLANE_COUNTERS: &[(u32, &str)] = &[
     (dataplane::counter::CLIENT_PORT_NO_FLOW, "client_port_no_flow"),
     (dataplane::counter::DIRECT_RETURN, "direct_return"),
     (dataplane::counter::ACCELERATED, "accelerated"),
+    (dataplane::counter::HELD, "held"),
 ];
 
 /// All metrics as text.

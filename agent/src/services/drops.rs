@@ -111,6 +111,11 @@ pub const DROPS: &[DropReason] = &[
         "a packet of a flow whose client has another port at its endpoint came, and the flow is not known (any more)",
         "usual when tables are full or an old connection goes on: the client has to connect again",
     ),
+    reason(
+        counter::HELD,
+        "a packet of a flow that was not known came while an upgrade changed the layout of the maps",
+        "none: its sender sends it again, and then it is led",
+    ),
 ];
 
 /// Counters of what went well, and of what is nobody's flow.

@@ -52,6 +52,7 @@ pub mod map {
     pub const DOUBTED: &str = "ORLOP_DOUBTED";
     pub const ENDING: &str = "ORLOP_ENDING";
     pub const PATHS: &str = "ORLOP_PATHS";
+    pub const HOLD: &str = "ORLOP_HOLD";
 }
 
 /// Sizes the maps are compiled with. A map that is pinned already must have the same.
@@ -912,7 +913,9 @@ pub mod counter {
     pub const DIRECT_RETURN: u32 = 25;
     /// A packet that XDP sent on.
     pub const ACCELERATED: u32 = 26;
-    pub const COUNT: u32 = 27;
+    /// A packet of a flow that is not known, while the maps' layout changes: dropped, its sender tries again.
+    pub const HELD: u32 = 27;
+    pub const COUNT: u32 = 28;
 }
 
 /// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.

@@ -109,6 +109,10 @@ pub static ORLOP_FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { capacity::F
 #[btf_map]
 pub static ORLOP_PATHS: LruHashMap<Address, PathMtu, { capacity::PATHS }> = LruHashMap::new();
 
+/// Until when no packet begins a flow, by `bpf_ktime_get_coarse_ns`: those of an older layout may know it.
+#[btf_map]
+pub static ORLOP_HOLD: Array<u64, 1> = Array::new();
+
 #[btf_map]
 pub static ORLOP_CONFIG: Array<Config, 1> = Array::new();
 

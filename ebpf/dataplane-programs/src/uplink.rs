@@ -26,7 +26,7 @@ use dataplane_abi::{
 use crate::collision;
 use crate::direct_return;
 use crate::ended::{self, Held};
-use crate::maps::{Flows, ORLOP_CONFIG, ORLOP_INBOUND, ORLOP_NAT, count};
+use crate::maps::{Flows, ORLOP_CONFIG, ORLOP_HOLD, ORLOP_INBOUND, ORLOP_NAT, count};
 use crate::packet::{self, End, Ends, Layer, Message, Packet, Parsed};
 use crate::select::{self, Choice, Client, Pick};
 
@@ -373,11 +373,35 @@ pub fn to_backend(ctx: &TcContext, packet: &Packet, key: &NatKey, origin: Origin
     if packet.destination.is_loopback() {
         return NEXT;
     }
-    match (select::is_service(&frontend), packet.may_begin_flow) {
+    let is_service = select::is_service(&frontend);
+    if is_held() && (is_service || origin == Origin::Outside && belongs_to_flow(packet)) {
+        count(counter::HELD);
+        return DROP;
+    }
+    match (is_service, packet.may_begin_flow) {
         (false, _) => direct(packet, origin, link),
         (true, false) => of_no_flow(origin),
         (true, true) => BEGINS,
     }
+}
+
+/// Whether the layout changes: a flow that is not known may be known to the programs of the older one, and one that began now would not be.
+#[inline(always)]
+fn is_held() -> bool {
+    // SAFETY: the helper takes nothing and has no effect but its result.
+    ORLOP_HOLD.get(0).is_some_and(|until| *until != 0 && unsafe { bpf_ktime_get_coarse_ns() } < *until)
+}
+
+/// Whether a packet from outside that asks for no service has a flow, or gets one: an answer to a pod that is masqueraded, what another node tells, and what
+/// reaches such a pod under its own address. All else is the node's own.
+#[inline(always)]
+fn belongs_to_flow(packet: &Packet) -> bool {
+    let Some(config) = ORLOP_CONFIG.get(0) else { return false };
+    let masquerade = masquerade_of(config, &packet.destination);
+    let is_shown = packet.destination == masquerade.shown || packet.destination == masquerade.overlay;
+    is_shown && u16::from_be(packet.destination_port_be) >= nat::FIRST_PORT
+        || direct_return::may_be_wrapped(packet)
+        || leaves_under_another_address(&packet.destination, &packet.source)
 }
 
 /// Leads the first packet of a flow to one of its service's backends.

@@ -147,6 +147,7 @@ const PINNED_MAPS: &[&str] = &[
     map::DOUBTED,
     map::ENDING,
     map::PATHS,
+    map::HOLD,
 ];
 /// `bpf_set_retval` is from 5.18; cgroup links alone from 5.7.
 const CGROUP_LINKS_SINCE: &str = "5.18";
@@ -279,19 +280,26 @@ pub fn open(options: &Options) -> Result<(PinRoot, Maps, ForPods), OpenError> {
     let pins = pin_folder(&options.pin_root);
     create_folder(&options.pin_root)?;
     let root = lock(&options.pin_root)?;
-    let (mut programs, migration) = prepare(options, &pins)?;
+    let (mut programs, mut migration) = prepare(options, &pins)?;
     let mut wanted = Attached::default();
     attach_sockets(&mut programs, options, &pins, &mut wanted)?;
-    attach_uplinks(&mut programs, options, &pins, &mut wanted)?;
     xdp::attach(&mut programs, options, &pins, &mut wanted)?;
     let policy = PodPrograms::load(&mut programs, options, &pins, POLICY_PROGRAMS)?;
-    policy.adopt(&mut wanted)?;
     let mut packets = [None, None];
     for which in [Packets::All, Packets::Sctp] {
         if pods::are_attached(&pins, which.programs())? {
-            let found = PodPrograms::load(&mut programs, options, &pins, which.programs())?;
-            found.adopt(&mut wanted)?;
-            packets[which as usize] = Some(found);
+            packets[which as usize] =
+                Some(PodPrograms::load(&mut programs, options, &pins, which.programs())?);
+        }
+    }
+    // What begins flows before what answers them: an answer that is not known would leave under the backend's address.
+    for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+        attach_uplinks(&mut programs, options, &pins, direction, &mut wanted)?;
+        for pods in [Some(&policy)].into_iter().chain(packets.each_ref().map(Option::as_ref)).flatten() {
+            pods.adopt(direction, &mut wanted)?;
+        }
+        if let Some(migration) = &mut migration {
+            migration.catch_up();
         }
     }
     let pods = ForPods { policy, packets };
@@ -517,6 +525,7 @@ fn shape(name: &str) -> (u32, u32, u32) {
         map::ENDED | map::DOUBTED => (0, size_of::<Ended>(), capacity::ENDED),
         map::PATHS => (size_of::<Address>(), size_of::<PathMtu>(), capacity::PATHS),
         map::ENDING => (4, size_of::<Ended>(), 1),
+        map::HOLD => (4, size_of::<u64>(), 1),
         map::ALLOWED => (size_of::<AllowedKey>(), size_of::<Allowed>(), capacity::ALLOWED),
         other => unreachable!("{other} is no pinned map"),
     };
@@ -656,10 +665,11 @@ fn attach_uplinks(
     programs: &mut Ebpf,
     options: &Options,
     pins: &Path,
+    direction: TcAttachType,
     wanted: &mut Attached,
 ) -> Result<(), OpenError> {
     let uplinks = uplinks(options)?;
-    for (layer, program) in UPLINK_PROGRAMS {
+    for (layer, program) in UPLINK_PROGRAMS.iter().filter(|(_, program)| program.direction == direction) {
         let concerned: Vec<&Uplink<'_>> = uplinks.iter().filter(|uplink| uplink.layer == *layer).collect();
         if concerned.is_empty() {
             continue;

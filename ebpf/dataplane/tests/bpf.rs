@@ -6,6 +6,8 @@ mod accelerate;
 mod bypass;
 #[path = "bpf/direct_return.rs"]
 mod direct_return;
+#[path = "bpf/earlier.rs"]
+mod earlier;
 #[path = "bpf/hooks.rs"]
 mod hooks;
 #[path = "bpf/layouts.rs"]

@@ -19,18 +19,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aya::EbpfLoader;
-use aya::maps::MapData;
-use aya::programs::SchedClassifier;
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::SchedClassifierLink;
-use dataplane_abi::{LAYOUT_VERSION, capacity, map};
+use dataplane_abi::{LAYOUT_VERSION, map};
 use linux::netns;
 
 use super::{row, run, shown};
 
 #[path = "rolls/clients.rs"]
 mod clients;
+#[path = "../../tests/bpf/earlier.rs"]
+mod earlier;
 #[path = "rolls/endpoints.rs"]
 mod endpoints;
 #[path = "rolls/owner.rs"]
@@ -228,7 +225,7 @@ impl Run {
             }
         }
         run.owner = Some(start(&run.services));
-        attach_programs_of_an_earlier_layout();
+        earlier::attach(&pins(), &[UPLINK, FAR_LINK]);
         run
     }
 
@@ -259,7 +256,7 @@ impl Run {
             }
             self.replace(number);
             match number {
-                NEW_LAYOUT_AT => self.upgrade(leave_an_earlier_layout),
+                NEW_LAYOUT_AT => self.upgrade(|| earlier::leave(&pins())),
                 NEW_PROGRAMS_AT => self.upgrade(leave_other_programs),
                 _ => {}
             }
@@ -323,52 +320,6 @@ impl Run {
 
 fn pins() -> PathBuf {
     Path::new(PIN_ROOT).join(format!("v{LAYOUT_VERSION}"))
-}
-
-fn aside(name: &str) -> PathBuf {
-    Path::new("/sys/fs/bpf").join(format!("earlier_{name}"))
-}
-
-/// The maps that another layout has with other room: all flows from outside are in them.
-const OTHER_ROOM: [&str; 2] = [map::NAT, map::INBOUND];
-
-/// Makes the uplinks run the programs of a build whose flows have less room. Nothing is under way yet.
-fn attach_programs_of_an_earlier_layout() {
-    let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane.o"));
-    let mut loader = EbpfLoader::new();
-    for entry in std::fs::read_dir(pins()).expect("read the pins") {
-        let name = entry.expect("a pin").file_name().into_string().expect("a name");
-        if let Some(other) = OTHER_ROOM.into_iter().find(|other| *other == name) {
-            loader.map_pin_path(other, aside(other)).map_max_entries(other, capacity::NAT as u32 / 2);
-        } else if name.starts_with("ORLOP_") {
-            let path = pins().join(&name);
-            loader.map_pin_path(Box::leak(name.into_boxed_str()), path);
-        }
-    }
-    let mut programs = loader.load(object).expect("load the object");
-    for name in ["orlop_ingress", "orlop_egress"] {
-        let program: &mut SchedClassifier =
-            programs.program_mut(name).expect("a program").try_into().expect("a classifier");
-        program.load().expect("load a program");
-        for interface in [UPLINK, FAR_LINK] {
-            let pinned = PinnedLink::from_pin(pins().join(format!("link_{name}_{interface}")));
-            let link = FdLink::from(pinned.expect("a pinned link"));
-            let link = SchedClassifierLink::try_from(link).expect("a link of a classifier");
-            program.attach_to_link(link).expect("replace a program");
-        }
-    }
-}
-
-/// What the owner left is an earlier layout's: its folder, and the maps that its programs really use.
-fn leave_an_earlier_layout() {
-    let older = Path::new(PIN_ROOT).join(format!("v{}", LAYOUT_VERSION - 1));
-    std::fs::rename(pins(), &older).expect("rename the layout");
-    for name in OTHER_ROOM {
-        std::fs::remove_file(older.join(name)).expect("unpin a map");
-        let map = MapData::from_pin(aside(name)).expect("a pinned map");
-        map.pin(older.join(name)).expect("pin a map");
-        std::fs::remove_file(aside(name)).expect("unpin a map");
-    }
 }
 
 /// The programs that are attached count elsewhere than ours: all of them are replaced in place.

@@ -3,7 +3,7 @@
 //! In: the folder of the newest older layout, and the maps that our object wants. `plan` (pure) says what becomes of each map: one that did
 //! not change is kept, of one that did the elements are copied, converted by the names of fields that the kernel's type information tells.
 //! The caller loads the programs between [`stage`] and [`Migration::carry`] and puts them in the place of the earlier ones between
-//! [`Migration::take_over`] and [`Migration::finish`]. A process may be killed at any point:
+//! [`Migration::take_over`] and [`Migration::finish`], with a [`Migration::catch_up`] after each direction. A process may be killed at any point:
 //!
 //! ```text
 //! v8                the older layout, at work
@@ -11,9 +11,12 @@
 //! v8, next          -- killed: `next` goes, all begins again
 //!  | carry          copies the flows; `next` becomes v9, and says in it where it comes from
 //! v8, v9/from_v8    -- killed: see below
-//!  | take_over      v8's links and filters become v9's, and still run the earlier programs
-//!  | (caller)       replaces the programs in place, one after the other
-//!  | finish         copies what the earlier programs wrote since `carry`, then the note goes, then v8
+//!  | take_over      v8's links and filters become v9's, and still run the earlier programs; no flow begins any more
+//!  | (caller)       replaces the programs that begin flows in place
+//!  | catch_up       copies what the earlier programs wrote since `carry`
+//!  | (caller)       replaces the programs that answers pass
+//!  | catch_up       copies what the earlier programs wrote since then
+//!  | finish         flows begin again; what was counted is added up, then the note goes, then v8
 //! v9                -- killed before v8 went: it has no programs, and goes after the first full sync
 //! ```
 //!
@@ -25,8 +28,8 @@
 //! which then goes after the first full sync; where some flows cannot, without these; and where an interrupted change cannot be made good,
 //! with what was carried over until then. A newer layout is never carried over.
 //!
-//! Where flows are copied, one that begins between `carry` and `finish` and goes on in that time may meet a program of ours that does not know it
-//! yet; and which flows were used last is forgotten: a full map makes room among all of them. What the programs count is added up, but where
+//! A packet between `take_over` and `finish` that would begin a flow, or is of one that is not copied yet, is dropped, and sent again: a new connection takes
+//! a second then. That lasts [`HOLD_AT_MOST`] where the process dies. Which flows were used last is forgotten: a full map makes room among all of them. What the programs count is added up, but where
 //! the process was killed while it replaced them: then what the earlier ones counted between `carry` and that is lost. That a backend
 //! was set aside in that time is forgotten too.
 
@@ -42,9 +45,11 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aya::Ebpf;
+use aya::maps::{Array, Map, MapData, MapError};
+use dataplane_abi::map;
 
 use super::{
     OBJECT, OpenError, PINNED_MAPS, filters, layouts, links, load_object, remove_folder, remove_layout,
@@ -62,6 +67,8 @@ const STAGING: &str = "next";
 const PAST: &str = "past";
 /// What a folder is called in ours that came from it, until all that was in it is ours.
 const NOTE: &str = "from_";
+/// How long no flow begins at most, whatever becomes of this process.
+const HOLD_AT_MOST: Duration = Duration::from_secs(5);
 
 /// Why nothing is carried over.
 #[derive(Debug, thiserror::Error)]
@@ -287,8 +294,16 @@ impl Migration {
         complete().map_err(|source| MigrateError::File { operation: "complete", path, source })
     }
 
-    /// Makes the links and filters of the older layout ours. They go on running the earlier programs.
+    /// Makes the links and filters of the older layout ours, which go on running the earlier programs. From now on a packet of a flow that
+    /// ours do not know is dropped, so that its sender tries again: the earlier ones may know it.
     pub fn take_over(&self) {
+        if self.changed.iter().any(|map| !map.is_array) {
+            let held = self.hold(sys::now().saturating_add(HOLD_AT_MOST.as_nanos() as u64));
+            if let Err(error) = held {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "connections that begin during the change of the layout may break");
+            }
+        }
         let doubled = resume::remove_doubled(&self.older, &self.ours);
         let links = links::move_all(&self.older, &self.ours);
         let filters = filters::move_all(&self.older, &self.ours);
@@ -298,13 +313,40 @@ impl Migration {
         }
     }
 
-    /// Copies what the earlier programs, which run no more, wrote meanwhile, and removes what is left of the older layout.
-    pub fn finish(mut self) {
-        if let Err(error) = self.catch_up() {
+    fn hold(&self, until: u64) -> Result<(), MapError> {
+        let pinned = Map::Array(MapData::from_pin(self.ours.join(map::HOLD))?);
+        Array::<MapData, u64>::try_from(pinned)?.set(0, until, 0)
+    }
+
+    /// Copies the flows that the earlier programs, of which those that were replaced run no more, wrote meanwhile.
+    pub fn catch_up(&mut self) {
+        let mut flows: Vec<_> = self.changed.iter_mut().filter(|map| !map.is_array).collect();
+        if flows.is_empty() {
+            return;
+        }
+        let mut result = sys::wait_for_readers();
+        for map in &mut flows {
+            result = map.catch_up().and(result);
+        }
+        if let Err(error) = result {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "connections that began during the change of the layout may break");
         }
+    }
+
+    /// Lets flows begin again, all of whose packets our programs have now, adds what the earlier ones counted, and removes what is left of the older layout.
+    pub fn finish(self) {
+        let freed = self.hold(0);
         let window = self.carried.elapsed();
+        if let Err(error) = freed {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, most = ?HOLD_AT_MOST, "connections begin again when that time is over");
+        }
+        for map in self.changed.iter().filter(|map| map.is_array) {
+            if let Err(error) = map.add_counted() {
+                map.tell_lost(&error);
+            }
+        }
         let older = self.older.as_path();
         // From now on it would say too much: what user space writes is in our maps alone.
         let _stays = fs::remove_dir(note(&self.ours, older));
@@ -318,20 +360,6 @@ impl Migration {
         }
         let elapsed = self.begun.elapsed();
         tracing::info!(path = %older.display(), ?elapsed, ?window, "carried the earlier layout over");
-    }
-
-    fn catch_up(&mut self) -> io::Result<()> {
-        if self.changed.is_empty() {
-            return Ok(());
-        }
-        sys::wait_for_readers()?;
-        let mut result = Ok(());
-        // Flows first: packets wait for these.
-        let (arrays, flows): (Vec<_>, Vec<_>) = self.changed.iter_mut().partition(|map| map.is_array);
-        for map in flows.into_iter().chain(arrays) {
-            result = map.catch_up().and(result);
-        }
-        result
     }
 }
 

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
+use aya::programs::TcAttachType;
 
 use super::filters::Place;
 use super::{Attached, Attachment, Classifier, LinkProgram, OpenError, filters, links};
@@ -29,10 +30,11 @@ impl PodPrograms {
         Ok(Self { programs, pins: pins.to_owned() })
     }
 
-    /// Gives the links that have programs of an earlier process ours. Those of links that are gone are not among what stays.
-    pub(super) fn adopt(&self, attached: &mut Attached) -> Result<(), OpenError> {
+    /// Gives the links that have programs of an earlier process ours of one direction. Those of links that are gone are not among what stays.
+    pub(super) fn adopt(&self, direction: TcAttachType, attached: &mut Attached) -> Result<(), OpenError> {
         let failed = |source| OpenError::File { operation: "read", path: self.pins.clone(), source };
-        for program in &self.programs {
+        let programs = || self.programs.iter().filter(|classifier| classifier.program.direction == direction);
+        for program in programs() {
             for link in links::interfaces(&self.pins, program.name()).map_err(failed)? {
                 let pin = links::pin(&self.pins, program.name(), Some(&link));
                 if let Some(index) = links::interface_of(&pin)? {
@@ -44,7 +46,7 @@ impl PodPrograms {
             }
         }
         for (link, name, program) in filters::on_links(&self.pins)? {
-            if let Some(classifier) = self.programs.iter().find(|classifier| classifier.name() == program) {
+            if let Some(classifier) = programs().find(|classifier| classifier.name() == program) {
                 match classifier.attach(&name, link, &self.pins) {
                     Err(_) if !exists(&name) => {}
                     given => attached.insert(given?),

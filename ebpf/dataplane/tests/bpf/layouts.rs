@@ -3,11 +3,13 @@
 //! The older build's maps are those of this build under an earlier number. Where a test wants one that changed, it makes it from our own
 //! object, whose type information it alters as if structures had fewer fields, or gives it other room.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::num::{NonZeroU8, NonZeroU32};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aya::EbpfLoader;
@@ -17,12 +19,13 @@ use dataplane::policy::Protocol;
 use dataplane::{Origin, Target, UplinkHook};
 use dataplane_abi::{
     Affinity, AffinityKey, Allowed, AllowedKey, Backend, Connected, LAYOUT_VERSION, NatKey, NatValue,
-    ShownPeer, capacity, map,
+    ShownPeer, capacity, counter, map,
 };
 
+use crate::earlier;
 use crate::hooks::rename_filters;
 use crate::node::{
-    LIMIT, Links, NODE, Node, OUTSIDE, POD, V4, ask_tcp, at, frontend, inside, link, serve_tcp, serve_udp,
+    LIMIT, Links, NODE, Node, OUTSIDE, POD, V4, ask_tcp, at, frontend, inside, ip, link, serve_tcp, serve_udp,
 };
 use crate::policy::{Policed, allow, pod_link, port, ruleset};
 use crate::uplink::ANY;
@@ -74,7 +77,7 @@ fn listen(namespace: &str, port: u16) -> TcpListener {
 }
 
 fn older(node: &Node) -> PathBuf {
-    node.pins().with_file_name(format!("v{}", LAYOUT_VERSION - 1))
+    earlier::folder(&node.pins())
 }
 
 /// Makes what the node has what a build of the layout before left.
@@ -274,6 +277,7 @@ both_ways! {
     a_change_that_was_interrupted_goes_on_where_the_older_maps_cannot_be_read
     what_an_older_build_did_meanwhile_counts
     pods_stay_isolated_and_served_by_packets
+    what_may_be_known_to_the_earlier_programs_waits
 }
 
 fn maps_that_did_not_change_are_the_very_maps(hook: UplinkHook) {
@@ -322,6 +326,115 @@ fn flows_whose_layout_changed_go_on(hook: UplinkHook) {
     busy.sync();
     busy.go_on();
     assert!(!busy.node.rewrite_affinities(Origin::Outside, |_| {}).is_empty());
+}
+
+/// Until when flows wait, by the clock of the programs.
+fn hold(node: &Node, until: u64) {
+    let pin = MapData::from_pin(node.pins().join(map::HOLD)).unwrap();
+    Array::<MapData, u64>::try_from(Map::Array(pin)).unwrap().set(0, until, 0).unwrap();
+}
+
+fn what_may_be_known_to_the_earlier_programs_waits(hook: UplinkHook) {
+    let _links = Links::make();
+    ip("-n outside route add 10.244.0.0/24 via 192.0.2.1");
+    let mut busy = Busy::make(hook);
+    let listener = listen("pod", 8090);
+    busy.node.set(frontend(NODE, 30090, Tcp), &[at(POD, 8090)]);
+    busy.node.dataplane.as_mut().unwrap().set_peers(&[OUTSIDE.into()]).unwrap();
+    serve_tcp(at(NODE, 7200), "node");
+    hold(&busy.node, u64::MAX);
+    let more_is_held = |busy: &mut Busy, what: &str, send: &dyn Fn(&mut Busy)| {
+        let before = busy.node.counter(counter::HELD);
+        send(busy);
+        harness::wait::until(what, LIMIT, || {
+            if busy.node.counter(counter::HELD) > before { Ok(()) } else { Err("nothing is held".to_owned()) }
+        });
+    };
+    // All that has its flow goes on, and so does what needs none.
+    busy.inbound.exchange();
+    busy.outbound.exchange();
+    assert_eq!(inside("outside", || ask_tcp(at(NODE, 7200))).join().unwrap().unwrap(), "node saw 192.0.2.9");
+    let connect = |to| inside("outside", move || TcpStream::connect_timeout(&to, LIMIT));
+    let connecting = Cell::new(Vec::new());
+    for (what, to) in [("a new connection", at(NODE, 30090)), ("one straight to the pod", at(POD, 8090))] {
+        more_is_held(&mut busy, what, &|_| {
+            let mut all = connecting.take();
+            all.push(connect(to));
+            connecting.set(all);
+        });
+    }
+    more_is_held(&mut busy, "what another node tells", &|_| {
+        let tell = || UdpSocket::bind(at(OUTSIDE, 0)).unwrap().send_to(b"?", at(NODE, 6081)).unwrap();
+        inside("outside", tell).join().unwrap();
+    });
+    // What the programs do not know yet is sent again: nobody refuses it meanwhile.
+    let known = [map::NAT, map::INBOUND].map(|map| (map, busy.node.known_flows(map)));
+    known.iter().for_each(|(map, _)| busy.node.forget_flows(map, |_| true));
+    more_is_held(&mut busy, "a known client's packet", &|busy| {
+        busy.inbound.client.write_all(b"?").unwrap();
+    });
+    more_is_held(&mut busy, "an answer to a pod", &|busy| {
+        busy.outbound.server.write_all(b"!").unwrap();
+    });
+    for (map, flows) in known {
+        let mut empty = typed::<NAT_KEY, NAT_VALUE>(&busy.node.pins().join(map));
+        for (key, flow) in flows {
+            empty.insert(key, flow.to_bytes(), 0).unwrap();
+        }
+    }
+    // A moment that is over, as where the process died in whose time it lay.
+    hold(&busy.node, 1);
+    for (end, expected) in [(&mut busy.inbound.server, b'?'), (&mut busy.outbound.client, b'!')] {
+        let mut heard = [0];
+        end.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, [expected]);
+    }
+    for connecting in connecting.into_inner() {
+        connecting.join().unwrap().unwrap();
+        listener.accept().unwrap();
+    }
+    busy.go_on();
+}
+
+/// The earlier programs lead what begins until ours know it. Copying takes long enough here that some do so in that time.
+#[test]
+fn connections_that_begin_during_a_change_come_about() {
+    const ASKED: usize = 20;
+    let _links = Links::make();
+    let mut node = Node::with_hook(UplinkHook::Newest);
+    node.masquerade();
+    inside("pod", || serve_tcp(at(ANY, 8080), "pod")).join().unwrap();
+    inside("outside", || serve_tcp(at(ANY, 7000), "outside")).join().unwrap();
+    node.set(frontend(NODE, 30080, Tcp), &[at(POD, 8080)]);
+    earlier::attach(&node.pins(), &["uplink"]);
+    node.crash();
+    earlier::leave(&node.pins());
+    for map in [map::NAT, map::INBOUND] {
+        fill::<NAT_VALUE>(&older(&node).join(map), capacity::NAT / 4);
+    }
+    let (asked, is_over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let clients = [("outside", at(NODE, 30080)), ("pod", at(OUTSIDE, 7000))].map(|(from, to)| {
+        let (asked, is_over) = (asked.clone(), is_over.clone());
+        inside(from, move || {
+            while !is_over.load(Ordering::Relaxed) {
+                ask_tcp(to).unwrap();
+                asked.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    });
+    let some_more = || {
+        let enough = asked.load(Ordering::Relaxed) + ASKED;
+        harness::wait::until("connections", LIMIT, || {
+            let so_far = asked.load(Ordering::Relaxed);
+            if so_far >= enough { Ok(()) } else { Err(format!("{so_far} of {enough}")) }
+        });
+    };
+    some_more();
+    assert_eq!(node.reopen(), 1);
+    some_more();
+    is_over.store(true, Ordering::Relaxed);
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    only_ours_is_left(&node);
 }
 
 /// Pins the maps of a folder in another; those that are there already stay.
@@ -605,7 +718,7 @@ fn what_the_earlier_programs_write_during_a_change_counts() {
     let object = older_object();
     replace_backends(&node, &object);
     replace::<NAT_KEY, NAT_VALUE, OLDER_VALUE>(&node, map::NAT, &object, capacity::NAT);
-    fill(&older(&node).join(map::NAT), capacity::NAT / 2);
+    fill::<OLDER_VALUE>(&older(&node).join(map::NAT), capacity::NAT / 2);
     let (mut flows, ours) = (typed::<NAT_KEY, OLDER_VALUE>(&older(&node).join(map::NAT)), node.pins());
     let pin = MapData::from_pin(older(&node).join(map::BACKENDS)).unwrap();
     let mut backends: Array<MapData, [u8; OLDER_BACKEND]> = Array::try_from(Map::Array(pin)).unwrap();
@@ -639,7 +752,7 @@ fn full_tables_are_carried_over() {
     make_older(&mut node);
     let object = older_object();
     replace::<NAT_KEY, NAT_VALUE, OLDER_VALUE>(&node, map::NAT, &object, capacity::NAT);
-    fill(&older(&node).join(map::NAT), capacity::NAT);
+    fill::<OLDER_VALUE>(&older(&node).join(map::NAT), capacity::NAT);
     let present = entries::<NAT_KEY, OLDER_VALUE>(&older(&node).join(map::NAT)).len();
     node.reopen();
     let carried = entries::<NAT_KEY, NAT_VALUE>(&node.pins().join(map::NAT));
@@ -652,10 +765,10 @@ fn full_tables_are_carried_over() {
 }
 
 /// Fills an older map of flows.
-fn fill(pin: &Path, count: usize) {
-    let mut flows = typed::<NAT_KEY, OLDER_VALUE>(pin);
+fn fill<const VALUE: usize>(pin: &Path, count: usize) {
+    let mut flows = typed::<NAT_KEY, VALUE>(pin);
     for number in 0..count as u32 {
-        let (mut key, mut value) = ([7; NAT_KEY], [9; OLDER_VALUE]);
+        let (mut key, mut value) = ([7; NAT_KEY], [9; VALUE]);
         key[..4].copy_from_slice(&number.to_ne_bytes());
         value[..4].copy_from_slice(&number.to_ne_bytes());
         flows.insert(key, value, 0).unwrap();

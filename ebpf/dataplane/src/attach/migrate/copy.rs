@@ -3,7 +3,7 @@
 //! In: the two maps and the recipe. A table that is no array is brought up to date element by element ([`is_theirs`], pure): the older map's counts where ours is
 //! still what was copied, and else the one that was used later; of an array, what was counted since is added to what ours counted.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::ops::Range;
@@ -25,8 +25,8 @@ pub struct Changed {
 /// What elements were when they were copied, by our keys.
 #[derive(Default)]
 pub struct Copied {
-    /// Of a table that is no array, the values' digests.
-    values: HashMap<Vec<u8>, u64>,
+    /// Of a table that is no array, the values' digests; none: an earlier process copied that one.
+    values: HashMap<Vec<u8>, Option<u64>>,
     /// Of an array, what was counted.
     sums: HashMap<Vec<u8>, Vec<u64>>,
 }
@@ -54,7 +54,7 @@ impl Changed {
             values.extend_from_slice(&value);
             elements += 1;
             if !self.is_array {
-                copied.values.insert(key, digest(&value));
+                copied.values.insert(key, Some(digest(&value)));
             } else if self.is_counting() {
                 copied.sums.insert(key, self.sums(&value));
             }
@@ -77,26 +77,15 @@ impl Changed {
         Ok(())
     }
 
-    /// Copies what came to the older map, or changed there, since it was copied. No program works on it any more.
-    pub fn catch_up(&mut self) -> io::Result<()> {
-        let copied = self.copied.take();
-        match copied {
-            Some(copied) if self.is_array => self.add_counted(&copied.sums),
-            // What was counted before is in both, and nobody knows what of it.
-            None if self.is_array => Ok(()),
-            copied => self.copy_later(copied.map(|copied| copied.values)),
-        }
-    }
-
-    fn add_counted(&self, copied: &HashMap<Vec<u8>, Vec<u64>>) -> io::Result<()> {
-        if !self.is_counting() {
-            return Ok(());
-        }
+    /// Adds what was counted in the older array since it was copied. No program works on it any more.
+    pub fn add_counted(&self) -> io::Result<()> {
+        // What was counted before an earlier process copied it is in both, and nobody knows what of it.
+        let Some(copied) = self.copied.as_ref().filter(|_| self.is_counting()) else { return Ok(()) };
         let shared = self.new.share()?;
         self.old.read(|key, value| {
             let index = key.first_chunk().map(|index| u32::from_ne_bytes(*index));
             let (Some(index), Some(value)) = (index, self.recipe.value.apply(value)) else { return Ok(()) };
-            let before = copied.get(key);
+            let before = copied.sums.get(key);
             for (number, (place, sum)) in self.recipe.sums.iter().zip(self.sums(&value)).enumerate() {
                 let change = sum.wrapping_sub(before.map_or(0, |before| before[number]));
                 if change != 0 {
@@ -107,37 +96,43 @@ impl Changed {
         })
     }
 
-    fn copy_later(&self, copied: Option<HashMap<Vec<u8>, u64>>) -> io::Result<()> {
-        let copied = match copied {
-            Some(copied) => Known::Values(copied),
-            None => Known::Keys(self.present()?),
+    /// Copies what came to the older table, which is no array, or changed there, since this was done last. Programs may work on it.
+    pub fn catch_up(&mut self) -> io::Result<()> {
+        let mut known = match self.copied.take() {
+            Some(copied) => copied.values,
+            None => self.present()?,
         };
         let (mut added, mut replaced) = (0_usize, 0_usize);
         self.old.read(|key, value| {
             let Some((key, theirs)) = self.converted(key, value) else { return Ok(()) };
-            if copied.is(&key, &theirs) {
+            let before = known.get(&key).copied();
+            if before == Some(Some(digest(&theirs))) {
                 return Ok(());
             }
-            if !copied.has(&key) && self.new.add(&key, &theirs)? {
+            if before.is_none() && self.new.add(&key, &theirs)? {
                 added += 1;
+                known.insert(key, Some(digest(&theirs)));
                 return Ok(());
             }
             // Ours may have removed it, which then holds.
             let Some(ours) = self.new.get(&key)? else { return Ok(()) };
-            if is_theirs(copied.is(&key, &ours), self.recipe.used.as_ref(), &theirs, &ours) {
+            let ours_is_copied = before == Some(Some(digest(&ours)));
+            if is_theirs(ours_is_copied, self.recipe.used.as_ref(), &theirs, &ours) {
                 replaced += usize::from(self.new.replace(&key, &theirs)?);
+                known.insert(key, Some(digest(&theirs)));
             }
             Ok(())
         })?;
         tracing::debug!(map = self.name, added, replaced, "copied what came meanwhile");
+        self.copied = Some(Copied { values: known, sums: HashMap::new() });
         Ok(())
     }
 
     /// The keys of the new map.
-    fn present(&self) -> io::Result<HashSet<Vec<u8>>> {
-        let mut present = HashSet::new();
+    fn present(&self) -> io::Result<HashMap<Vec<u8>, Option<u64>>> {
+        let mut present = HashMap::new();
         self.new.read(|key, _| {
-            present.insert(key.to_vec());
+            present.insert(key.to_vec(), None);
             Ok(())
         })?;
         Ok(present)
@@ -163,31 +158,6 @@ impl Changed {
     pub fn tell_lost(&self, error: &io::Error) {
         let error = error as &dyn std::error::Error;
         tracing::warn!(map = self.name, error, "not carried over whole: {}", self.worth());
-    }
-}
-
-/// What is known of the elements that were copied.
-enum Known {
-    /// Digests of values, by keys.
-    Values(HashMap<Vec<u8>, u64>),
-    /// An earlier process copied them.
-    Keys(HashSet<Vec<u8>>),
-}
-
-impl Known {
-    fn has(&self, key: &[u8]) -> bool {
-        match self {
-            Self::Values(values) => values.contains_key(key),
-            Self::Keys(keys) => keys.contains(key),
-        }
-    }
-
-    /// Whether this is what was copied.
-    fn is(&self, key: &[u8], value: &[u8]) -> bool {
-        match self {
-            Self::Values(values) => values.get(key) == Some(&digest(value)),
-            Self::Keys(_) => false,
-        }
     }
 }
 

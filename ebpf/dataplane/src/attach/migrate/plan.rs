@@ -101,8 +101,17 @@ const CONNECTIONS: &str = "connections";
 
 /// Whether nobody misses what a map holds after a moment.
 pub fn is_transient(name: &str) -> bool {
-    [map::COUNTERS, map::FRAGMENTS, map::TRIED, map::ENDED, map::DOUBTED, map::ENDING, map::PATHS]
-        .contains(&name)
+    const PASSING: &[&str] = &[
+        map::COUNTERS,
+        map::FRAGMENTS,
+        map::TRIED,
+        map::ENDED,
+        map::DOUBTED,
+        map::ENDING,
+        map::PATHS,
+        map::HOLD,
+    ];
+    PASSING.contains(&name)
 }
 
 pub fn is_table(name: &str) -> bool {
