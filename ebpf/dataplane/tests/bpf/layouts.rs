@@ -399,7 +399,8 @@ fn what_may_be_known_to_the_earlier_programs_waits(hook: UplinkHook) {
 /// The earlier programs lead what begins until ours know it. Copying takes long enough here that some do so in that time.
 #[test]
 fn connections_that_begin_during_a_change_come_about() {
-    const ASKED: usize = 20;
+    const CLIENTS: usize = 16;
+    const ASKED: usize = 10 * CLIENTS;
     let _links = Links::make();
     let mut node = Node::with_hook(UplinkHook::Newest);
     node.masquerade();
@@ -413,7 +414,8 @@ fn connections_that_begin_during_a_change_come_about() {
         fill::<NAT_VALUE>(&older(&node).join(map), capacity::NAT / 4);
     }
     let (asked, is_over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let clients = [("outside", at(NODE, 30080)), ("pod", at(OUTSIDE, 7000))].map(|(from, to)| {
+    let ways = [("outside", at(NODE, 30080)), ("pod", at(OUTSIDE, 7000))];
+    let clients = std::iter::repeat_n(ways, CLIENTS).flatten().map(|(from, to)| {
         let (asked, is_over) = (asked.clone(), is_over.clone());
         inside(from, move || {
             while !is_over.load(Ordering::Relaxed) {
@@ -422,6 +424,7 @@ fn connections_that_begin_during_a_change_come_about() {
             }
         })
     });
+    let clients: Vec<_> = clients.collect();
     let some_more = || {
         let enough = asked.load(Ordering::Relaxed) + ASKED;
         harness::wait::until("connections", LIMIT, || {
