@@ -130,7 +130,7 @@ fn say(asked: &Asked, step: &Step) -> Said {
         Step::UnknownClient { set } => (
             "sources",
             format!(
-                "set {set}, but this agent has told nobody of the client's addresses: it may ask whatever they are"
+                "set {set}, but nobody told the dataplane of the client's addresses: it may ask whatever they are (orlop-agent proxy knows no pods; under an agent, its log says why)"
             ),
         ),
         Step::NoAffinity => ("affinity", "none: each flow is a choice of its own".to_owned()),
@@ -256,7 +256,7 @@ fn conclude(asked: &Asked, verdict: &Verdict) -> (&'static str, String) {
         ),
         Verdict::Forbidden if inside => (
             "refused",
-            format!("refused (EPERM): none of the Service's loadBalancerSourceRanges holds an address of {}", asked.from),
+            format!("refused (EPERM; a packet of a pod with orlop.dev/services: packets is dropped): none of the Service's loadBalancerSourceRanges holds an address of {}", asked.from),
         ),
         Verdict::Forbidden => (
             "dropped",

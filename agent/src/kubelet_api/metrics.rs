@@ -53,6 +53,8 @@ pub const DATAPLANE_COUNTERS: &[(u32, &str)] = &[
     (dataplane::counter::DIRECT_RETURN, "direct_return"),
     (dataplane::counter::ACCELERATED, "accelerated"),
     (dataplane::counter::HELD, "held"),
+    (dataplane::counter::PATH_NARROW, "path_narrow"),
+    (dataplane::counter::ENDED_HURRIED, "ended_hurried"),
 ];
 
 /// All metrics as text.

@@ -183,7 +183,7 @@ pub async fn start_container(site: Arc<Site>, pod: Arc<Pod>, start: Start) -> Re
 async fn admit(site: &Site, pod: &Pod, sandbox: &SandboxId) -> Result<(), String> {
     let Some(status) = site.runtime.sandbox_status(sandbox) else { return Ok(()) };
     tokio::task::block_in_place(|| {
-        site.clients.admit(&status);
+        site.clients.admit(&status)?;
         site.bypass.serve(&status)
     })?;
     let Some(netns) = status.netns else { return Ok(()) };

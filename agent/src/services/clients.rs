@@ -1,7 +1,7 @@
 //! The addresses of this node's clients, which source ranges are about: a socket that connects may have none yet, but it has a network namespace.
 //!
 //! In: sandboxes, and the node's own addresses. Out: what the dataplane knows of network namespaces, before the first container starts. Whoever is not
-//! known is led whatever source ranges say: where the dataplane has no room for one more, or its namespace cannot be read, the log says so, and the pod starts.
+//! known is led whatever source ranges say, so no container starts in a network that the dataplane was not told of.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -25,44 +25,50 @@ impl Clients {
     /// Tells of the node itself and of the sandboxes that there are. What an earlier agent told of others goes. Blocks.
     pub fn start(dataplane: Option<Dataplane>, node: &[IpAddr], sandboxes: &[SandboxStatus]) -> Self {
         let clients = Self { dataplane, known: Mutex::default() };
-        let ready = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Ready);
-        let mut is_whole = true;
-        for sandbox in ready {
-            is_whole &= clients.admit(sandbox);
-        }
         if let Some(dataplane) = &clients.dataplane
-            && let Err(error) = clients.begin(dataplane, node, is_whole)
+            && let Err(error) = clients.begin(dataplane, node, sandboxes)
         {
-            tracing::warn!(%error, "source ranges may not be asked for clients on this node");
+            let error = format!("{error:#}");
+            tracing::warn!(error, "source ranges may not be asked for processes in the node's own network");
         }
         clients
     }
 
-    fn begin(&self, dataplane: &Dataplane, node: &[IpAddr], is_whole: bool) -> anyhow::Result<()> {
-        dataplane.with(|dataplane| {
-            let own = dataplane.node_netns()?;
-            dataplane.set_client(own, node).context("tell of the node's own addresses")?;
-            // What could not be read may be what an earlier agent knew.
-            if is_whole {
-                let keep = self.known().values().copied().chain([own]).collect();
-                dataplane.retain_clients(&keep).context("forget pods that are gone")?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Returns when source ranges are about the sandbox's sockets, or it was logged why not. Whoever is in the node's network is the node. Whether
-    /// all is as it should be. Blocks.
-    pub fn admit(&self, sandbox: &SandboxStatus) -> bool {
-        let (Some(dataplane), Some(netns)) = (&self.dataplane, &sandbox.netns) else { return true };
-        match self.tell(dataplane, sandbox, netns) {
-            Ok(()) => true,
-            Err(error) => {
-                let error = format!("{error:#}");
-                tracing::warn!(sandbox = %sandbox.id, error, "source ranges are not asked for this pod's sockets");
-                false
+    fn begin(
+        &self,
+        dataplane: &Dataplane,
+        node: &[IpAddr],
+        sandboxes: &[SandboxStatus],
+    ) -> anyhow::Result<()> {
+        let own = dataplane.with(|dataplane| dataplane.node_netns())?;
+        let ready = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Ready);
+        let open = |netns: &Path| Netns::open(netns).and_then(|netns| netns.cookie());
+        let cookies: Vec<_> =
+            ready.clone().filter_map(|sandbox| sandbox.netns.as_deref().map(open)).collect();
+        // First, so that there is room. What cannot be read may be what an earlier agent knew.
+        if cookies.iter().all(Result::is_ok) {
+            let keep = cookies.into_iter().flatten().chain([own]).collect();
+            dataplane
+                .with(|dataplane| dataplane.retain_clients(&keep))
+                .context("forget pods that are gone")?;
+        }
+        let told = dataplane.with(|dataplane| dataplane.set_client(own, node));
+        for sandbox in ready {
+            if let Err(error) = self.admit(sandbox) {
+                tracing::warn!(sandbox = %sandbox.id, error, "source ranges may not be asked for this pod");
             }
         }
+        told.context("tell of the node's own addresses")
+    }
+
+    /// Returns when source ranges are about the sandbox's sockets. Whoever is in the node's network is the node. Blocks.
+    ///
+    /// # Errors
+    /// The dataplane could not be told: in words.
+    pub fn admit(&self, sandbox: &SandboxStatus) -> Result<(), String> {
+        let (Some(dataplane), Some(netns)) = (&self.dataplane, &sandbox.netns) else { return Ok(()) };
+        let told = self.tell(dataplane, sandbox, netns);
+        told.map_err(|error| format!("source ranges cannot be asked for its sockets: {error:#}"))
     }
 
     fn tell(&self, dataplane: &Dataplane, sandbox: &SandboxStatus, netns: &Path) -> anyhow::Result<()> {

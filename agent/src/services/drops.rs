@@ -130,4 +130,6 @@ const OTHERS: &[u32] = &[
     counter::BACKEND_SET_ASIDE,
     counter::DIRECT_RETURN,
     counter::ACCELERATED,
+    counter::PATH_NARROW,
+    counter::ENDED_HURRIED,
 ];

@@ -359,7 +359,7 @@ impl Proxy {
     }
 
     fn set(&mut self, sets: Vec<(Frontend, Target, Key)>) {
-        let Some(dataplane) = self.context.dataplane.clone() else { return };
+        let Some(dataplane) = self.context.dataplane.clone().filter(|_| !sets.is_empty()) else { return };
         // Whose they are, is told though the kernel may refuse them.
         let anothers: Vec<Frontend> = sets
             .iter()

@@ -135,11 +135,15 @@ fn source_ranges_know_pods_from_before_their_first_container_until_their_end() {
     let clients = Clients::start(Some(dataplane.clone()), &["10.9.0.1".parse().unwrap()], &[]);
     assert!(!may_ask(&dataplane, own), "the node's addresses are known from the first");
     assert!(may_ask(&dataplane, of_pod(0)) && may_ask(&dataplane, of_pod(1)), "nobody told of them");
-    assert!([&allowed, &other, &third].into_iter().all(|sandbox| clients.admit(sandbox)));
+    [&allowed, &other, &third].into_iter().for_each(|sandbox| clients.admit(sandbox).unwrap());
     // A container that starts later, and whoever is in the node's network.
-    assert!(clients.admit(&allowed) && clients.admit(&SandboxStatus { netns: None, ..sandbox(3, None) }));
+    clients.admit(&allowed).unwrap();
+    clients.admit(&SandboxStatus { netns: None, ..sandbox(3, None) }).unwrap();
     let found = [own, of_pod(0), of_pod(1), of_pod(2)].map(|netns| may_ask(&dataplane, netns));
     assert_eq!(found, [false, true, false, false]);
+    let gone = SandboxStatus { netns: Some("/run/netns/gone".into()), ..sandbox(4, None) };
+    let refusal = clients.admit(&gone).unwrap_err();
+    assert!(refusal.contains("/run/netns/gone"), "its containers wait: {refusal}");
     clients.ended(&other.id);
     assert!(may_ask(&dataplane, of_pod(1)));
 
@@ -147,7 +151,6 @@ fn source_ranges_know_pods_from_before_their_first_container_until_their_end() {
     drop((clients, dataplane));
     let dataplane = open();
     assert!(!may_ask(&dataplane, of_pod(2)), "before the agent knows its pods");
-    let gone = SandboxStatus { netns: Some("/run/netns/gone".into()), ..sandbox(4, None) };
     let start = |sandboxes: [SandboxStatus; 2]| {
         Clients::start(Some(dataplane.clone()), &[Pod::address(0, true)], &sandboxes)
     };

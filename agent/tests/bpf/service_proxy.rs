@@ -441,6 +441,29 @@ fn attached() -> usize {
     shown(&["cgroup", "tree", cgroup_root().to_str().unwrap()]) + shown(&["net", "show"])
 }
 
+/// An agent that served the node before knew the addresses of its clients.
+fn leave_what_an_agent_told() {
+    let options = dataplane::Options {
+        pin_root: PIN_ROOT.into(),
+        cgroup: cgroup_root(),
+        uplinks: Vec::new(),
+        uplink_hook: dataplane::UplinkHook::default(),
+        uplink_acceleration: dataplane::Acceleration::default(),
+    };
+    let mut dataplane = dataplane::Dataplane::open(&options).unwrap();
+    let own = Netns::current().unwrap().cookie().unwrap();
+    dataplane.set_client(own, &[NODE_ADDRESS.into()]).unwrap();
+    assert_eq!(clients(), 1);
+}
+
+/// How many network namespaces the dataplane knows the addresses of.
+fn clients() -> usize {
+    let layout = fs::read_dir(PIN_ROOT).unwrap().next().unwrap().unwrap().path();
+    let pin = layout.join("ORLOP_CLIENTS");
+    let output = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(pin).output().unwrap();
+    serde_json::from_slice::<Vec<Value>>(&output.stdout).unwrap().len()
+}
+
 #[test]
 fn the_proxy_stands_in_for_kube_proxy_beside_any_kubelet() {
     let site = Site::make();
@@ -452,6 +475,7 @@ fn the_proxy_stands_in_for_kube_proxy_beside_any_kubelet() {
     let told = || proxy.log().contains("there is no such Node").then_some(()).ok_or_else(|| proxy.log());
     wait::until("the missing Node is told", LIMIT, told);
     assert!(!Path::new(PIN_ROOT).exists());
+    leave_what_an_agent_told();
     site.register();
     site.add_service("web", CLUSTER_IP, json!({}), Some(NODE_PORT));
     site.add_service(
@@ -466,6 +490,7 @@ fn the_proxy_stands_in_for_kube_proxy_beside_any_kubelet() {
     let not_led = site.answer(FOREIGN_CLUSTER_IP, PORT).unwrap_err();
     assert!(not_led.contains("Network is unreachable"), "{not_led}");
     assert!(attached() > 0);
+    assert_eq!(clients(), 0, "nobody keeps their addresses up to date");
     let figures = page_is(METRICS, "/metrics", "200");
     for name in ["orlop_dataplane_frontends ", "orlop_dataplane_events_total{kind=\"connect_translated\"} "] {
         let value =

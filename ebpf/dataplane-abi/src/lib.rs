@@ -561,10 +561,14 @@ pub mod nat {
     pub const ANSWERED: u8 = 1;
     pub const FIN_IN: u8 = 2;
     pub const FIN_OUT: u8 = 4;
-    pub const RESET_IN: u8 = 8;
+    /// By either side; which one it was is said beside it.
+    pub const RESET: u8 = 8;
     /// The backend's node was told of the flow.
     pub const TOLD_OF: u8 = 16;
     pub const RESET_OUT: u8 = 32;
+    pub const RESET_IN: u8 = 64;
+    /// It waits among those that may be over.
+    pub const DOUBTED: u8 = 128;
 
     const ENDED_IN: u8 = FIN_IN | RESET_IN;
     const ENDED_OUT: u8 = FIN_OUT | RESET_OUT;
@@ -597,7 +601,7 @@ pub mod nat {
         } else if was_reset(state) {
             DOUBTED_LIMIT
         } else if state & FIN_BOTH != 0 || state & ANSWERED == 0 || protocol == super::protocol::SCTP {
-            240
+            HALF_CLOSED_LIMIT
         } else {
             7440
         }
@@ -606,10 +610,12 @@ pub mod nat {
     /// After how many idle ticks a connection is over that may have ended. The kernel's own connection tracking waits as long for one that a side has
     /// closed.
     pub const DOUBTED_LIMIT: u32 = 112;
+    /// After how many one that is half-open or half-closed.
+    pub const HALF_CLOSED_LIMIT: u32 = 240;
 
     /// Whether a side was heard to reset the connection, and none to go on.
     pub const fn was_reset(state: u8) -> bool {
-        state & (RESET_IN | RESET_OUT) != 0
+        state & RESET != 0
     }
 
     /// Whether a connection is over, but for packets that are sent again: both sides said so.
@@ -660,13 +666,18 @@ pub mod geneve {
     pub const PATH_TICKS: u32 = 558;
 }
 
-/// How long a packet to an endpoint may be on its whole way, where somebody complained.
+/// How long a packet to an endpoint of which another node was told may be on its whole way.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathMtu {
     pub mtu: u32,
     /// In ticks of [`nat::TICK_SHIFT`].
     pub since: u32,
+}
+
+impl PathMtu {
+    /// Nobody complained.
+    pub const WHOLE: u32 = u32::MAX;
 }
 
 /// What takes the place of the address that the direction rewrites. What most entries do not have stands apart: for a longer row of zeros the
@@ -915,7 +926,11 @@ pub mod counter {
     pub const ACCELERATED: u32 = 26;
     /// A packet of a flow that is not known, while the maps' layout changes: dropped, its sender tries again.
     pub const HELD: u32 = 27;
-    pub const COUNT: u32 = 28;
+    /// A router said that what this node tells another one is too long for the path to an endpoint: datagrams of such a length show this node's address.
+    pub const PATH_NARROW: u32 = 28;
+    /// A queue of ended connections was full: its first ones had to leave without waiting for packets that are sent again.
+    pub const ENDED_HURRIED: u32 = 29;
+    pub const COUNT: u32 = 30;
 }
 
 /// Values that may be shown to the kernel as bytes: `repr(C)` integers whose sizes add up to the size of the whole.

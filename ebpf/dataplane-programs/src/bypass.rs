@@ -45,7 +45,7 @@ pub fn orlop_sctp_out(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn from_pod(ctx: &TcContext) -> i32 {
     let apart = Apart {
-        error: uplink::orlop_error_in,
+        error: orlop_vip_error_in,
         part: orlop_vip_part_in,
         returns: None,
         flow: Some(orlop_vip_flow_in),
@@ -67,6 +67,7 @@ fn to_pod(ctx: &TcContext) -> i32 {
 }
 
 apart! {
+    orlop_vip_error_in = uplink::error_in: Ethernet;
     orlop_vip_part_in = fragment_in: Ethernet;
     orlop_vip_part_out = fragment_out: Ethernet;
     orlop_vip_flow_in = flow_in: Ethernet;

@@ -11,7 +11,8 @@
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
-    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+    BPF_EXIST, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+    BPF_NOEXIST,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_check_mtu;
@@ -156,19 +157,23 @@ fn note(packet: &Packet, told: &Told) -> i32 {
     if uplink::written(ORLOP_INBOUND.insert(&key, &entry, 0)) { NEXT } else { DROP }
 }
 
-/// An error that came in. If it is about what this node told another one, its packet was too long for the path: the next ones of such a length go
-/// on under this node's address. The kernel, which has no socket for those, takes no notice.
+/// An error that came in by an uplink. If it is about what this node told of an endpoint, its packet was too long for the path: the next ones of such a length go
+/// on under this node's address. The kernel, which has no socket for those, takes no notice. Whoever knows the addresses may say so, as to any host: of endpoints
+/// that were told something, and nothing that the link itself would not say.
 #[inline(always)]
 pub fn hear(ctx: &TcContext, error: &IcmpError) {
     let IcmpError { destination, quoted, .. } = error;
-    if !is_for_nodes(quoted) || !destination.is(&quoted.source) {
+    if !is_for_nodes(quoted) || !destination.is(&quoted.source) || !uplink::is_shown(destination) {
         return;
     }
-    if let Some(mtu) = packet::path_mtu(ctx, error) {
+    if let Some(mtu) = packet::path_mtu(ctx, error)
+        && mtu < link_mtu(ctx)
+    {
         let least = if destination.is_v4() { geneve::LEAST_MTU_V4 } else { geneve::LEAST_MTU_V6 };
         let path = PathMtu { mtu: mtu.max(least), since: uplink::now() };
-        // Where the kernel has no room for a moment, the next one is lost, too.
-        let _ = ORLOP_PATHS.insert(&quoted.destination, &path, 0);
+        if ORLOP_PATHS.insert(&quoted.destination, &path, BPF_EXIST as u64).is_ok() {
+            count(counter::PATH_NARROW);
+        }
     }
 }
 
@@ -176,8 +181,27 @@ pub fn hear(ctx: &TcContext, error: &IcmpError) {
 #[inline(always)]
 fn narrow_path(endpoint: &Address) -> Option<u32> {
     // SAFETY: the value is copied at once; one of a recycled element misjudges one packet.
-    let PathMtu { mtu, since } = unsafe { ORLOP_PATHS.get(endpoint) }.copied()?;
-    (uplink::now().wrapping_sub(since) < geneve::PATH_TICKS).then_some(mtu)
+    match unsafe { ORLOP_PATHS.get(endpoint) }.copied() {
+        Some(PathMtu { mtu, since }) if mtu != PathMtu::WHOLE => {
+            (uplink::now().wrapping_sub(since) < geneve::PATH_TICKS).then_some(mtu)
+        }
+        Some(_) => None,
+        None => {
+            // From now on errors are heard. Where the kernel has no room for a moment, the next packet notes it.
+            let path = PathMtu { mtu: PathMtu::WHOLE, since: 0 };
+            let _ = ORLOP_PATHS.insert(endpoint, &path, BPF_NOEXIST as u64);
+            None
+        }
+    }
+}
+
+/// What the packet's link takes.
+#[inline(always)]
+fn link_mtu(ctx: &TcContext) -> u32 {
+    let mut mtu = 0_u32;
+    // SAFETY: the kernel gave this context to this run of the program; the helper writes one number.
+    unsafe { bpf_check_mtu(ctx.skb.skb.cast(), 0, &raw mut mtu, 0, 0) };
+    mtu
 }
 
 /// Whether the link and the path take the packet with what is put before it.

@@ -9,9 +9,9 @@
 //! full its first ones make room, if they have been silent for a moment: so what is over never fills the maps.
 
 use aya_ebpf::btf_maps::Queue;
-use dataplane_abi::{Address, Ended, NatKey, NatValue, nat};
+use dataplane_abi::{Address, Ended, NatKey, NatValue, counter, nat};
 
-use crate::maps::{Flows, ORLOP_DOUBTED, ORLOP_ENDED, ORLOP_ENDING, ORLOP_INBOUND, ORLOP_NAT};
+use crate::maps::{Flows, ORLOP_DOUBTED, ORLOP_ENDED, ORLOP_ENDING, ORLOP_INBOUND, ORLOP_NAT, count};
 use crate::uplink;
 
 /// For how many ticks the packets of an end may go on.
@@ -74,6 +74,7 @@ pub extern "C" fn orlop_ended() -> i32 {
         }
     }
     if is_full {
+        count(counter::ENDED_HURRIED);
         // Where there is still no room, the kernel evicts it one day.
         let _ = ORLOP_ENDED.push(ended, 0);
     }
@@ -97,17 +98,29 @@ pub extern "C" fn orlop_doubted() -> i32 {
     for _ in 0..TAKEN_OUT {
         let Some(mut oldest) = first(&ORLOP_DOUBTED, limit) else { break };
         let Some((flows, value)) = find(&oldest) else { continue };
-        if last_word(oldest.key.protocol, &value).is_none() {
-            continue;
+        // Who is half-closed may think for longer.
+        let more = if nat::was_reset(value.state) { 0 } else { nat::HALF_CLOSED_LIMIT - nat::DOUBTED_LIMIT };
+        let may_stay = if is_full { limit } else { limit + more };
+        if last_word(oldest.key.protocol, &value).is_some() {
+            if is_long_ago(value.used, may_stay) {
+                take_out(flows, &oldest.key, &value);
+                continue;
+            }
+            oldest.at = value.used.wrapping_add(more);
+            if !is_full && ORLOP_DOUBTED.push(oldest, 0).is_ok() {
+                continue;
+            }
         }
-        if is_long_ago(value.used, limit) {
-            take_out(flows, &oldest.key, &value);
-        } else if !is_full {
-            oldest.at = value.used;
-            let _ = ORLOP_DOUBTED.push(oldest, 0);
+        if let Some(element) = flows.get_ptr_mut(&oldest.key) {
+            // SAFETY: a plain integer of an element that the kernel gave to this run of the program.
+            unsafe {
+                let state = &raw mut (*element).state;
+                state.write_volatile(state.read_volatile() & !nat::DOUBTED);
+            }
         }
     }
     if is_full {
+        count(counter::ENDED_HURRIED);
         // As above.
         let _ = ORLOP_DOUBTED.push(ended, 0);
     }

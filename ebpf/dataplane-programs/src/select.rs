@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns}
 use dataplane_abi::select::{self, Elements, Reads};
 use dataplane_abi::{
     Address, Affinity, AffinityKey, Backend, FrontendKey, NetworkKey, Origin, Outcome, Scheduler, Selection,
-    Service, nat, service_flag,
+    Service, nat, protocol, service_flag,
 };
 
 use crate::maps::{
@@ -109,12 +109,12 @@ pub fn still_there(
     if let Some(mut maps) = service(pick.slot, key).map(maps)
         && maps.selection() == pick.selection
     {
-        return may_go_on(&mut maps).then_some(pick);
+        return may_go_on(&mut maps, key).then_some(pick);
     }
     let (slot, service) = look_up(key)?;
     let mut maps = maps(service);
     let selection = select::find(&mut maps, pick.id)?;
-    may_go_on(&mut maps).then_some(Pick { slot, selection, ..pick })
+    may_go_on(&mut maps, key).then_some(Pick { slot, selection, ..pick })
 }
 
 /// Whether nothing has changed that the choice depends on: its backend lives, `key`'s service has the very list that it was made from, and the client may
@@ -133,11 +133,15 @@ pub fn count(slot: u32, outcome: Outcome) {
     orlop_count(slot, outcome as u32);
 }
 
-/// Whether a client may ask that did so before. A pod's packets were looked at when their flow began: to look again, the stack has no room.
+/// Whether a client may ask that did so before. For a pod's packets the stack has no room to look here: those of a connection, which begins anew where this is asked,
+/// are looked at by whoever chooses, and a flow of datagrams was when it began.
 #[inline(always)]
-fn may_go_on<C: Fn() -> Client>(maps: &mut Maps<'_, C>) -> bool {
+fn may_go_on<C: Fn() -> Client>(maps: &mut Maps<'_, C>, key: &FrontendKey) -> bool {
     let is_pods_packet = maps.origin == Origin::Inside && (maps.client)().netns.is_none();
-    is_pods_packet || select::may_ask(maps)
+    match is_pods_packet {
+        true => !protocol::has_connections(key.protocol) || maps.sources() == 0,
+        false => select::may_ask(maps),
+    }
 }
 
 /// Whether a service answers there.

@@ -27,7 +27,7 @@ use crate::collision;
 use crate::direct_return;
 use crate::ended::{self, Held};
 use crate::maps::{Flows, ORLOP_CONFIG, ORLOP_HOLD, ORLOP_INBOUND, ORLOP_NAT, count};
-use crate::packet::{self, End, Ends, Layer, Message, Packet, Parsed};
+use crate::packet::{self, End, Ends, IcmpError, Layer, Message, Packet, Parsed};
 use crate::select::{self, Choice, Client, Pick};
 
 /// TCX_NEXT, and TC_ACT_UNSPEC for older hooks: the next program decides.
@@ -83,7 +83,7 @@ macro_rules! apart {
 pub(crate) use apart;
 
 apart! {
-    orlop_error_in = error_in: Ethernet;
+    orlop_error_in = error_from_outside: Ethernet;
     orlop_error_out = error_out: Ethernet;
     orlop_part_in = fragment_in: Ethernet;
     orlop_part_out = fragment_out: Ethernet;
@@ -93,7 +93,7 @@ apart! {
     orlop_flow_out = flow_out: Ethernet;
     orlop_port_in = collision_in: Ethernet;
     orlop_port_out = collision_out: Ethernet;
-    orlop_error_in3 = error_in: Ip;
+    orlop_error_in3 = error_from_outside: Ip;
     orlop_error_out3 = error_out: Ip;
     orlop_part_in3 = fragment_in: Ip;
     orlop_part_out3 = fragment_out: Ip;
@@ -259,10 +259,24 @@ fn collision_out(ctx: &TcContext, layer: Layer) -> i32 {
     collision::is_answered(ctx, layer, Origin::Outside)
 }
 
-/// An error about a packet that left here reaches whoever sent that.
+/// An error that came in by an uplink.
+#[inline(always)]
+fn error_from_outside(ctx: &TcContext, layer: Layer) -> i32 {
+    let Message::Error(error) = packet::parse_message(ctx, layer) else { return NEXT };
+    direct_return::hear(ctx, &error);
+    return_error(ctx, &error)
+}
+
+/// An error that a pod sent.
 #[inline(always)]
 pub fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
     let Message::Error(error) = packet::parse_message(ctx, layer) else { return NEXT };
+    return_error(ctx, &error)
+}
+
+/// An error about a packet that left here reaches whoever sent that.
+#[inline(always)]
+fn return_error(ctx: &TcContext, error: &IcmpError) -> i32 {
     let key = answer_key(&error.quoted, nat::IN);
     // SAFETY: the value is copied at once; one of a recycled element tells another flow's owner, who knows no such packet.
     let entry = unsafe { ORLOP_NAT.get(&key).or_else(|| ORLOP_INBOUND.get(&key)) }.copied();
@@ -272,12 +286,9 @@ pub fn error_in(ctx: &TcContext, layer: Layer) -> i32 {
         {
             count(counter::ICMP_ERROR_TRANSLATED);
             let client_port_be = client_port_or(client_port_be, error.quoted.destination_port_be);
-            finish(packet::rewrite_error(ctx, &error, End::Source, true, &address, port_be, client_port_be))
+            finish(packet::rewrite_error(ctx, error, End::Source, true, &address, port_be, client_port_be))
         }
-        _ => {
-            direct_return::hear(ctx, &error);
-            NEXT
-        }
+        _ => NEXT,
     }
 }
 
@@ -396,10 +407,7 @@ fn is_held() -> bool {
 /// reaches such a pod under its own address. All else is the node's own.
 #[inline(always)]
 fn belongs_to_flow(packet: &Packet) -> bool {
-    let Some(config) = ORLOP_CONFIG.get(0) else { return false };
-    let masquerade = masquerade_of(config, &packet.destination);
-    let is_shown = packet.destination == masquerade.shown || packet.destination == masquerade.overlay;
-    is_shown && u16::from_be(packet.destination_port_be) >= nat::FIRST_PORT
+    is_shown(&packet.destination) && u16::from_be(packet.destination_port_be) >= nat::FIRST_PORT
         || direct_return::may_be_wrapped(packet)
         || leaves_under_another_address(&packet.destination, &packet.source)
 }
@@ -796,7 +804,7 @@ pub unsafe fn touch(
     }
 }
 
-/// As [`touch`]; tells whether the connection ends with the packet, or may.
+/// As [`touch`]; tells whether the connection ends with the packet, or may and was not known to.
 ///
 /// # Safety
 /// As there.
@@ -808,27 +816,30 @@ pub unsafe fn touch_known(entry: *mut NatValue, packet: &Packet, direction: u8) 
     let (before, kind) = unsafe { (state.read_volatile(), (*entry).kind) };
     let begins = protocol::has_connections(packet.protocol) && packet.may_begin_flow;
     let [answered, fin, reset] = match direction {
-        nat::IN => [nat::ANSWERED, nat::FIN_IN, nat::RESET_IN],
-        _ => [0, nat::FIN_OUT, nat::RESET_OUT],
+        nat::IN => [nat::ANSWERED, nat::FIN_IN, nat::RESET | nat::RESET_IN],
+        _ => [0, nat::FIN_OUT, nat::RESET | nat::RESET_OUT],
     };
     // Who speaks after a reset did not believe it.
-    let disbelieved = (nat::RESET_IN | nat::RESET_OUT) & !all_if(packet.reset);
-    let after = (before & !disbelieved & !all_if(begins))
+    let disbelieved = (nat::RESET | nat::RESET_IN | nat::RESET_OUT) & !all_if(packet.reset);
+    let after = (before & !disbelieved & (nat::DOUBTED | !all_if(begins)))
         | answered
         | (fin & all_if(packet.fin))
         | (reset & all_if(packet.reset));
+    let ends = nat::is_over(packet.protocol, after) && !nat::is_over(packet.protocol, before);
+    // Once in the queue, whatever is said meanwhile: one flow does not fill it.
+    let is_doubted = nat::may_be_over(packet.protocol, kind, after) && after & nat::DOUBTED == 0 && !ends;
+    let after = after | (nat::DOUBTED & all_if(is_doubted));
     let time = now();
     // SAFETY: as above. Written only when it changes, so that busy flows do not pass a cache line around.
     unsafe {
         if used.read_volatile() != time {
             used.write_volatile(time);
         }
-        if before == after {
-            return false;
+        if before != after {
+            state.write_volatile(after);
         }
-        state.write_volatile(after);
     }
-    nat::is_over(packet.protocol, after) || nat::may_be_over(packet.protocol, kind, after)
+    ends || is_doubted
 }
 
 /// All bits, or none. The verifier would follow each branch through all that comes later.
@@ -991,6 +1002,15 @@ fn goes_on_told(packet: &Packet, held: &NatValue) -> bool {
 #[inline(always)]
 fn is_pod(address: &Address) -> bool {
     ORLOP_CONFIG.get(0).is_some_and(|config| masquerade_of(config, address).pods.contains(address))
+}
+
+/// Whether it is an address of this node under which its clients and pods are shown.
+#[inline(always)]
+pub fn is_shown(address: &Address) -> bool {
+    ORLOP_CONFIG.get(0).is_some_and(|config| {
+        let masquerade = masquerade_of(config, address);
+        masquerade.shown == *address || masquerade.overlay == *address
+    })
 }
 
 /// Whether a packet with these ends is to be masqueraded.

@@ -311,14 +311,16 @@ impl Dataplane {
             let planned = self.plan(*frontend, target);
             let Self { unapplied, kernel, .. } = self;
             let applied = planned.and_then(|writes| {
+                let own = model::to_key(*frontend);
                 let apply = |write: &model::Write| match write {
-                    model::Write::FrontendInsert { key, slot } => {
+                    // That of another one, which is tried again, tells at once whether it stands now.
+                    model::Write::FrontendInsert { key, slot } if *key == own => {
                         inserts.push((place, *key, *slot));
                         Ok(())
                     }
                     write => kernel.apply(write),
                 };
-                unapplied.apply(model::to_key(*frontend), &writes, apply).map_err(WriteError::Map)
+                unapplied.apply(own, &writes, apply).map_err(WriteError::Map)
             });
             if applied.is_ok() {
                 self.heed(*frontend, target);
@@ -330,7 +332,7 @@ impl Dataplane {
             for (place, key, slot) in inserts {
                 let Self { unapplied, kernel, .. } = self;
                 let write = [model::Write::FrontendInsert { key, slot }];
-                let inserted = unapplied.apply(key, &write, |write| kernel.apply(write));
+                let inserted = unapplied.apply_own(key, &write, |write| kernel.apply(write));
                 if results[place].is_ok() {
                     results[place] = inserted.map_err(WriteError::Map);
                 }

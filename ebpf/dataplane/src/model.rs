@@ -225,8 +225,8 @@ struct List {
     backends: Vec<u32>,
     /// Of the lookup table.
     digest: u32,
-    /// What the lookup table is known to be made of, as [`Fresh::digest`] tells it: an earlier process's is compared once.
-    made_of: Cell<Option<u64>>,
+    /// What the lookup table was compared with last, as [`Fresh::digest`] tells it, and whether it is that: to make one takes milliseconds.
+    compared: Cell<Option<(u64, bool)>>,
 }
 
 /// How many entries a table takes.
@@ -379,12 +379,12 @@ impl Model {
         let list = |word: u64| {
             let selection = Selection::unpack(word);
             if selection.length == 0 {
-                return Some(List { selection, backends: Vec::new(), digest: 0, made_of: Cell::default() });
+                return Some(List { selection, backends: Vec::new(), digest: 0, compared: Cell::default() });
             }
             let (ids, places) = tables.get(&word)?.split_at_checked(usize::from(selection.length))?;
             let sound = ids.is_sorted() && ids.iter().all(|id| backends.contains_key(id));
             let digest = maglev::digest(places);
-            sound.then(|| List { selection, backends: ids.to_vec(), digest, made_of: Cell::default() })
+            sound.then(|| List { selection, backends: ids.to_vec(), digest, compared: Cell::default() })
         };
         let inside = list(service.inside)?;
         let outside = if service.outside == service.inside { None } else { Some(list(service.outside)?) };
@@ -640,15 +640,13 @@ impl Model {
     /// Whether a lookup table over just these endpoints is as wanted: an address may be another pod's now, and an earlier process may have filled
     /// the table by other rules. One that is not stays where there is no room for the other beside it.
     fn looks_up(&self, list: &List, fresh: Fresh<'_>) -> bool {
-        let made_of = Some(fresh.digest());
-        if list.made_of.get() == made_of {
-            return true;
-        }
-        let same = list.digest == maglev::digest(&self.lookup_table(fresh));
-        if same {
-            list.made_of.set(made_of);
-        }
-        same || !self.may_look_up(fresh.shape().lookup_size())
+        let wanted = fresh.digest();
+        let is_that = match list.compared.get() {
+            Some((with, is_that)) if with == wanted => is_that,
+            _ => list.digest == maglev::digest(&self.lookup_table(fresh)),
+        };
+        list.compared.set(Some((wanted, is_that)));
+        is_that || !self.may_look_up(fresh.shape().lookup_size())
     }
 
     /// Tells whether clients on the node that the service of a slot led to a backend of this number and generation may stay.
@@ -759,8 +757,8 @@ impl Model {
             self.lookups += selection.lookup_size();
             writes.push(Write::Table { offset, ids: [backends.as_slice(), &lookup].concat() });
         }
-        let made_of = Cell::new(has_lookup.then(|| fresh.digest()));
-        List { selection, backends, digest: maglev::digest(&lookup), made_of }
+        let compared = Cell::new(has_lookup.then(|| (fresh.digest(), true)));
+        List { selection, backends, digest: maglev::digest(&lookup), compared }
     }
 
     /// The backends' numbers, place by place. All nodes have the same endpoint in the same place, whatever its number.

@@ -194,6 +194,8 @@ impl Policies {
     }
 
     pub fn change(&mut self, kernel: &mut Kernel, changes: &[Change]) -> Result<(), PolicyError> {
+        // Flows that were judged since the first try were so by the earlier rules.
+        self.changed |= !self.unwritten.is_empty();
         let changed = self
             .write_rest(kernel)
             .and_then(|()| changes.iter().try_for_each(|change| self.change_one(kernel, change)));

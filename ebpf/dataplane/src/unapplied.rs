@@ -41,6 +41,18 @@ impl Unapplied {
         writes: &[Write],
         mut apply: impl FnMut(&Write) -> Result<(), E>,
     ) -> Result<(), E> {
+        let result = self.apply_own(key, writes, &mut apply);
+        self.retry_others(key, apply);
+        result
+    }
+
+    /// As [`Self::apply`], without another try for anybody else.
+    pub fn apply_own<E>(
+        &mut self,
+        key: FrontendKey,
+        writes: &[Write],
+        mut apply: impl FnMut(&Write) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut result = Ok(());
         // A newer write of the same takes the older one's place.
         for newer in writes.iter().filter_map(written) {
@@ -60,7 +72,6 @@ impl Unapplied {
                 result = result.and(Err(error));
             }
         }
-        self.retry_others(key, apply);
         result
     }
 

@@ -3,6 +3,7 @@
 //! Health is told from the start. Everything else waits until a kubelet has registered the Node, since its addresses say where node ports
 //! answer; until then the kernel goes on with what an earlier process programmed, as it does after the end of this one.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -144,5 +145,7 @@ fn open_dataplane(
     policies::give_up(&dataplane).context("take back policies that an earlier agent enforced")?;
     let retained = dataplane.with(|dataplane| dataplane.retain_packets());
     retained.context("take back what an earlier agent did for pods' packets")?;
+    let retained = dataplane.with(|dataplane| dataplane.retain_clients(&HashSet::new()));
+    retained.context("forget the addresses that an earlier agent told of")?;
     Ok(dataplane)
 }

@@ -1141,9 +1141,11 @@ fn a_slot_that_is_used_again_has_another_selection() {
 #[test]
 fn a_flow_may_be_silent_for_as_long_as_its_state_allows() {
     use dataplane_abi::nat::{
-        ANSWERED, DIRECT_RETURN, FIN_IN, FIN_OUT, NODE_PORT, RESET_IN, RESET_OUT, idle_limit, is_over,
-        may_be_over, scarce_idle_limit,
+        ANSWERED, DIRECT_RETURN, FIN_IN, FIN_OUT, NODE_PORT, RESET, idle_limit, is_over, may_be_over,
+        scarce_idle_limit,
     };
+    const RESET_IN: u8 = RESET | dataplane_abi::nat::RESET_IN;
+    const RESET_OUT: u8 = RESET | dataplane_abi::nat::RESET_OUT;
     let tcp = |state| idle_limit(protocol::TCP, state);
     assert_eq!([0, ANSWERED, ANSWERED | FIN_IN, ANSWERED | FIN_OUT].map(tcp), [240, 7440, 240, 240]);
     assert_eq!([FIN_IN | FIN_OUT, FIN_IN | RESET_OUT, RESET_IN | RESET_OUT].map(tcp), [10, 2, 2]);

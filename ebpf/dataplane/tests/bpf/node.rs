@@ -14,7 +14,7 @@ use dataplane::{
     Acceleration, Dataplane, Frontend, Masquerade, OpenError, Options, Origin, Protocol, Target, UplinkHook,
 };
 use dataplane_abi::{
-    Affinity, AffinityKey, Backend, Ended, LAYOUT_VERSION, NatKey, NatValue, ShownPeer, map,
+    Affinity, AffinityKey, Backend, Ended, LAYOUT_VERSION, NatKey, NatValue, ShownPeer, map, nat,
 };
 
 pub const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
@@ -266,6 +266,8 @@ impl Node {
             let mut ended = self.ended(map);
             while ended.pop(0).is_ok() {}
         }
+        let unnoted = |entry: NatValue| Some(NatValue { state: entry.state & !nat::DOUBTED, ..entry });
+        [map::NAT, map::INBOUND].into_iter().for_each(|map| self.rewrite_flows(map, unnoted));
     }
 
     /// Everything was silent for a few seconds, and ended before them, if it ended.

@@ -87,6 +87,11 @@ fn of_many_services_each_is_programmed_or_says_why_not() {
     let asks = |port| ask_tcp(vip(port)).map_err(|error| error.kind());
     assert_eq!([asks(80), asks(82)], [Ok("a saw 127.0.0.1".into()), Ok("a saw 127.0.0.1".into())]);
     assert!(asks(83).is_err());
+    // Nobody else hears of that one.
+    let another = Target::all([serve_tcp(LOCAL, "b")]);
+    let said = node.dataplane.as_mut().unwrap().set_all(&[(wanted[0].0, another)]);
+    assert!(matches!(said[..], [Ok(())]), "{said:?}");
+    assert_eq!(asks(80), Ok("b saw 127.0.0.1".into()));
     // Once there is room, the same call does it.
     others.remove(&key(2)).unwrap();
     let said = node.dataplane.as_mut().unwrap().set_all(&wanted[3..]);
