@@ -796,24 +796,33 @@ pub unsafe fn touch(
     packet: &Packet,
     direction: u8,
 ) {
+    let Some(entry) = entry else { return };
     // SAFETY: the caller vouches for the element.
-    if let Some(entry) = entry
-        && unsafe { touch_known(entry, packet, direction) }
-    {
+    let [before, after] = unsafe { touch_known(entry, packet, direction) };
+    // SAFETY: as above; this is a plain integer inside it.
+    let kind = unsafe { (*entry).kind };
+    let ends = nat::is_over(packet.protocol, after) && !nat::is_over(packet.protocol, before);
+    // Once in the queue, whatever is said meanwhile: one flow does not fill it.
+    let is_doubted = !ends && after & nat::DOUBTED == 0 && nat::may_be_over(packet.protocol, kind, after);
+    if is_doubted {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*entry).state).write_volatile(after | nat::DOUBTED) };
+    }
+    if ends || is_doubted {
         ended::note(key, held, now());
     }
 }
 
-/// As [`touch`]; tells whether the connection ends with the packet, or may and was not known to.
+/// As [`touch`], without a look at what it means; what was seen of the flow before, and with this packet.
 ///
 /// # Safety
 /// As there.
 #[inline(always)]
-pub unsafe fn touch_known(entry: *mut NatValue, packet: &Packet, direction: u8) -> bool {
+pub unsafe fn touch_known(entry: *mut NatValue, packet: &Packet, direction: u8) -> [u8; 2] {
     // SAFETY: the caller vouches for the element. Two processors may race for it: the later one of two equal times stays.
     let (used, state) = unsafe { (&raw mut (*entry).used, &raw mut (*entry).state) };
-    // SAFETY: as above; these are plain integers inside the element.
-    let (before, kind) = unsafe { (state.read_volatile(), (*entry).kind) };
+    // SAFETY: as above; this is a plain integer inside the element.
+    let before = unsafe { state.read_volatile() };
     let begins = protocol::has_connections(packet.protocol) && packet.may_begin_flow;
     let [answered, fin, reset] = match direction {
         nat::IN => [nat::ANSWERED, nat::FIN_IN, nat::RESET | nat::RESET_IN],
@@ -825,10 +834,6 @@ pub unsafe fn touch_known(entry: *mut NatValue, packet: &Packet, direction: u8) 
         | answered
         | (fin & all_if(packet.fin))
         | (reset & all_if(packet.reset));
-    let ends = nat::is_over(packet.protocol, after) && !nat::is_over(packet.protocol, before);
-    // Once in the queue, whatever is said meanwhile: one flow does not fill it.
-    let is_doubted = nat::may_be_over(packet.protocol, kind, after) && after & nat::DOUBTED == 0 && !ends;
-    let after = after | (nat::DOUBTED & all_if(is_doubted));
     let time = now();
     // SAFETY: as above. Written only when it changes, so that busy flows do not pass a cache line around.
     unsafe {
@@ -839,7 +844,7 @@ pub unsafe fn touch_known(entry: *mut NatValue, packet: &Packet, direction: u8) 
             state.write_volatile(after);
         }
     }
-    ends || is_doubted
+    [before, after]
 }
 
 /// All bits, or none. The verifier would follow each branch through all that comes later.

@@ -1058,7 +1058,7 @@ fn what_may_be_over_leaves_after_minutes_of_silence() {
         (0..4).for_each(|_| end_another());
         assert_eq!(known(node), [false, false, false, false, true]);
         // Behind those that ended meanwhile.
-        node.let_ticks_pass(62);
+        node.let_ticks_pass(65);
         (0..4).for_each(|_| end_another());
         assert_eq!(known(node), [false; 5]);
 
