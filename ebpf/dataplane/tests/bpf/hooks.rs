@@ -1,18 +1,14 @@
 //! How programs get onto an uplink, stay there, are taken over and go: every case by both ways of attaching.
 
 use std::net::UdpSocket;
-use std::os::fd::AsFd;
 use std::path::Path;
 
-use aya::programs::loaded_programs;
+use crate::earlier;
+use crate::node::{Links, NODE, Node, OUTSIDE, POD, ask_tcp, at, frontend, inside, run, serve_tcp, tc_json};
+use crate::uplink::{ANY, wait_until};
 use dataplane::Protocol::{Tcp, Udp};
 use dataplane::{Dataplane, OpenError, Target, UplinkHook};
 use dataplane_abi::{LAYOUT_VERSION, counter};
-use linux::netlink::{Direction, FilterPlace, Netlink};
-use linux::netns::Netns;
-
-use crate::node::{Links, NODE, Node, OUTSIDE, POD, ask_tcp, at, frontend, inside, run, serve_tcp, tc_json};
-use crate::uplink::{ANY, wait_until};
 
 macro_rules! both_ways {
     ($($case:ident)+) => {
@@ -263,24 +259,7 @@ fn a_newer_layouts_programs_go_after_the_first_sync(hook: UplinkHook) {
 
 /// Gives the filters on all links the name of another layout.
 pub fn rename_filters(folder: &Path) {
-    let here = Netns::current().unwrap();
-    let work = || async {
-        let netlink = Netlink::open().unwrap();
-        for (link, _) in netlink.classifiers().await.unwrap() {
-            for direction in [Direction::Ingress, Direction::Egress] {
-                for filter in netlink.filters(link, direction).await.unwrap() {
-                    let Some(id) = filter.program else { continue };
-                    let mut loaded = loaded_programs().filter_map(Result::ok);
-                    let program = loaded.find(|program| program.id() == id).unwrap().fd().unwrap();
-                    let name = filter.name.as_deref().unwrap().split(':').next().unwrap();
-                    let name = format!("{name}:{}", folder.display());
-                    let place = FilterPlace { link, direction, priority: filter.priority, name };
-                    netlink.replace_bpf_filter(&place, filter.handle, program.as_fd()).await.unwrap();
-                }
-            }
-        }
-    };
-    linux::netns::in_netns_async(here.as_fd(), work).unwrap();
+    earlier::replace_filters(|name, program| (format!("{name}:{}", folder.display()), program));
 }
 
 #[test]
