@@ -254,10 +254,16 @@ fn conclude(asked: &Asked, verdict: &Verdict) -> (&'static str, String) {
             "no service",
             "the kernel tells of no SCTP socket: led are packets, from outside and of pods with orlop.dev/services: packets".to_owned(),
         ),
-        Verdict::Forbidden if inside => (
-            "refused",
-            format!("refused (EPERM; a packet of a pod with orlop.dev/services: packets is dropped): none of the Service's loadBalancerSourceRanges holds an address of {}", asked.from),
-        ),
+        Verdict::Forbidden if inside => {
+            let packets = match asked.from {
+                Client::Node => "",
+                _ => " (with orlop.dev/services: packets, its packets are dropped)",
+            };
+            (
+                "refused",
+                format!("refused (EPERM): none of the Service's loadBalancerSourceRanges holds an address of {}{packets}", asked.from),
+            )
+        }
         Verdict::Forbidden => (
             "dropped",
             format!("dropped: none of the Service's loadBalancerSourceRanges holds {}", asked.from),
