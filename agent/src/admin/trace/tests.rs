@@ -84,7 +84,9 @@ fn a_trace_of_a_pod_in_words() {
         told(Step::SourceRanges { set: 4, hold: false }),
         "sources: no range of set 4 holds an address of the client"
     );
-    assert!(told(Step::UnknownClient { set: 4 }).contains("it may ask whatever they are (orlop-agent proxy"));
+    assert!(told(Step::UnknownClient { set: 4 }).ends_with(
+        "it may ask whatever they are (orlop-agent proxy knows no pods; under an agent, its log says why)"
+    ));
     let refused = conclusion(&asked(pod.clone()), Verdict::Forbidden);
     assert!(refused.ends_with("(with orlop.dev/services: packets, its packets are dropped)"), "{refused}");
     assert_eq!(
